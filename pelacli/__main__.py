@@ -1,0 +1,49 @@
+"""``python -m pelacli``, which is also how torchrun and accelerate start it."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; the one place that turns errors into a line and an exit code."""
+    from pelacli import cli
+    from pelacli.console import talk
+    from pelacli.errors import PelaError
+
+    try:
+        code = cli.app(standalone_mode=False)
+    except PelaError as error:
+        code = _fail(str(error), error.exit_code, error, talk.debug)
+    except KeyboardInterrupt as error:
+        code = _fail("interrupted", 130, error, talk.debug)
+    except BrokenPipeError:
+        # The reader has gone (`pela report | head`): not an error, and nothing more to say.
+        sys.stderr.close()
+        code = 0
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # what the parser raises
+        if usage is not None:
+            code = _fail(usage() + _hint(error), 2, error, talk.debug)
+        else:
+            text = f"{type(error).__name__}: {error}"
+            code = _fail(f"{text} (unexpected; --debug shows where)", 1, error, talk.debug)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int, error: BaseException, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"pela: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _hint(error: Exception) -> str:
+    path = getattr(getattr(error, "ctx", None), "command_path", None)
+    return f" (see `{path} --help`)" if path else ""
+
+
+if __name__ == "__main__":
+    main()

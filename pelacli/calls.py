@@ -1,0 +1,46 @@
+"""Watch a model apply its linear layers: one mechanism for FLOPs, moments and correction.
+
+Forward hooks miss the models that read ``layer.weight`` and call ``F.linear`` themselves. So the
+calls are caught where they all meet: ``F.linear`` (and ``torch.addmm`` for transformers' Conv1D),
+told apart by the very weight tensor that is applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pelacli.lowrank import Layer, linear_arguments
+
+# (layer, input [..., in], weight as out × in, bias [out] or None) → the output to use instead
+Apply = Callable[[Layer, Tensor, Tensor, "Tensor | None"], Tensor]
+
+
+class LinearCalls(TorchFunctionMode):
+    """While active, every application of a known layer's weight goes through ``apply``.
+
+    The layers must be dense: their weights are known by identity.
+    """
+
+    def __init__(self, layers: Iterable[Layer], apply: Apply) -> None:
+        super().__init__()
+        self._layers = {id(layer.module.weight): layer for layer in layers}
+        self._apply = apply
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear:
+            x, weight, bias = linear_arguments(args, kwargs)
+            layer = self._layers.get(id(weight))
+            if layer is not None and layer.kind == "linear":
+                return self._apply(layer, x, weight, bias)
+        elif func is torch.addmm and not kwargs and len(args) == 3:
+            layer = self._layers.get(id(args[2]))
+            if layer is not None and layer.kind == "conv1d":
+                return self._apply(layer, args[1], args[2].T, args[0])
+        return func(*args, **kwargs)

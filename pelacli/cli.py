@@ -1,0 +1,376 @@
+"""The command line: parse, call one step, print. Imports nothing heavy until a command runs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pelacli.console import talk
+
+app = typer.Typer(
+    name="pela",
+    help="Make pretrained Transformers smaller and keep them as good.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(
+    help="List, show, copy and check recipes; print their schema.", no_args_is_help=True
+)
+app.add_typer(recipes_app, name="recipes")
+
+
+def _talk(flag: str) -> Callable[[bool], bool]:
+    def set_flag(value: bool) -> bool:
+        if value:
+            setattr(talk, flag, True)
+        return value
+
+    return set_flag
+
+
+# Options that every command has, in one place.
+_COMMON: dict[str, Any] = {
+    "verbose": Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            callback=_talk("verbose"),
+            is_eager=True,
+            help="Talk on standard error even where it is no terminal.",
+        ),
+    ],
+    "quiet": Annotated[
+        bool,
+        typer.Option(
+            "--quiet",
+            "-q",
+            callback=_talk("quiet"),
+            is_eager=True,
+            help="Say nothing but the result and errors.",
+        ),
+    ],
+    "debug": Annotated[
+        bool,
+        typer.Option(
+            "--debug",
+            callback=_talk("debug"),
+            is_eager=True,
+            help="Show the traceback of an error.",
+        ),
+    ],
+}
+
+
+def _command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command together with the options that every command has."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def body(**given: Any) -> None:
+            function(**{k: v for k, v in given.items() if k not in _COMMON})
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        signature = inspect.signature(function, eval_str=True)
+        common = [
+            inspect.Parameter(key, keyword, default=False, annotation=annotation)
+            for key, annotation in _COMMON.items()
+        ]
+        own = [p.replace(kind=keyword) for p in signature.parameters.values()]
+        body.__signature__ = signature.replace(parameters=[*own, *common])  # type: ignore[attr-defined]
+        body.__annotations__ = {p.name: p.annotation for p in [*own, *common]}
+        group.command(name)(body)
+        return function
+
+    return register
+
+
+def _version(value: bool) -> None:
+    if value:
+        from pelacli import __version__
+
+        typer.echo(f"pela {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Set any key of the recipe: pretrain.epochs=5."
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Directory of the artefact to write.")
+]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe (TOML).")]
+Format = Annotated[str, typer.Option("--format", help="table, json, csv or markdown.")]
+
+
+@_command(app, "decompose")
+def decompose(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="timm name or alias, hub id, local directory, safetensors file (with --arch), "
+            "artefact, or a recipe (.toml)."
+        ),
+    ],
+    ratio: Annotated[
+        str | None,
+        typer.Option(help="Parameters after / before, a decimal or a fraction: 0.5, 2/3."),
+    ] = None,
+    scope: Annotated[
+        str | None, typer.Option(help="What the ratio counts: model, or layers (the paper's 1/c).")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="energy (global), uniform (the paper's), threshold.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Share of energy each layer keeps (policy threshold).")
+    ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(help="Unlabelled samples: image folder, text file, dataset, or 'train'."),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="How many samples to calibrate on.")] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Only layers whose name matches (regular expression).")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Not layers whose name matches (regular expression).")
+    ] = None,
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REGEX=RANK", help="Fix ranks: a number, 'dense' or 'full'."),
+    ] = None,
+    min_rank: Annotated[int | None, typer.Option(help="Smallest rank.")] = None,
+    max_rank: Annotated[int | None, typer.Option(help="Largest rank.")] = None,
+    multiple: Annotated[int | None, typer.Option(help="Ranks are multiples of this.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Use the ranks of this plan (JSON), edited by hand or not.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, write nothing.")
+    ] = False,
+    weights: Annotated[
+        str | None, typer.Option(help="pretrained, random, or the path of a safetensors file.")
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="Architecture of a bare safetensors file.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of sampling and of random weights.")
+    ] = None,
+    output: Output = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Factorise a model into a smaller one that loads where the old one loaded."""
+    from pelacli import requests, results
+
+    top = {"weights": weights, "arch": arch, "seed": seed}
+    section = {
+        "ratio": ratio,
+        "scope": scope,
+        "policy": policy,
+        "threshold": threshold,
+        "calibrate": calibrate,
+        "samples": samples,
+        "include": include,
+        "exclude": exclude,
+        "pin": requests.pins(pin),
+        "min_rank": min_rank,
+        "max_rank": max_rank,
+        "multiple": multiple,
+        "plan": plan,
+    }
+    request = requests.decompose(model, top, section, set_ or [], output)
+    from pelacli.steps import decompose as step
+
+    done = step.run(request.recipe, request.source, request.output, dry_run=dry_run)
+    results.print_decomposed(done, json)
+
+
+@_command(app, "pretrain")
+def pretrain(
+    recipe: RecipeFile,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Heal a low-rank model under the frozen original."""
+    from pelacli import recipe_file, results
+
+    spec = recipe_file.load(recipe, set_ or [])
+    from pelacli.steps import pretrain as step
+
+    results.print_trained(step.run(spec, resume=resume), json)
+
+
+@_command(app, "finetune")
+def finetune(
+    recipe: RecipeFile,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Train the recipe's dense model, its [teacher] section.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Train a model on a task; with --dense, the dense model that a recipe asks for."""
+    from pelacli import recipe_file, results
+
+    spec = recipe_file.load(recipe, set_ or [])
+    from pelacli.steps import finetune as step
+
+    results.print_trained(step.run(spec, "teacher" if dense else "finetune", resume=resume), json)
+
+
+@_command(app, "eval")
+def evaluate(
+    artefacts: Annotated[
+        list[str], typer.Argument(metavar="ARTEFACT…", help="Artefacts, models, or one recipe.")
+    ],
+    against: Annotated[
+        str | None, typer.Option(help="Dense model or artefact to compare with.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Fail (exit 3) if the main metric drops by more points than this."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--data", help="Dataset; by default the artefact's own.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the dataset.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task; by default the artefact's own.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per batch.")] = None,
+    latency: Annotated[
+        bool | None, typer.Option("--latency/--no-latency", help="Time the forward pass.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Weights of plain models: pretrained, random or a path.")
+    ] = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Measure models: metrics, agreement with the dense one, latency; as a gate with --max-drop."""
+    from pelacli import requests, results
+
+    given = {
+        "against": against,
+        "max_drop": max_drop,
+        "split": split,
+        "task": task,
+        "batch_size": batch_size,
+        "latency": latency,
+    }
+    jobs = requests.evaluations(artefacts, given, dataset, weights, set_ or [])
+    from pelacli.steps import eval as step
+
+    evaluated = [step.run(**job) for job in jobs]
+    results.print_evaluated(evaluated, json)
+    step.gate(evaluated)
+
+
+@_command(app, "report")
+def report(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ARTEFACT…", help="Artefacts or models; default: all in runs/."),
+    ] = None,
+    by: Annotated[str, typer.Option(help="Rows: layer, kind or whole.")] = "kind",
+    format_: Format = "table",
+    arch: Annotated[
+        str | None, typer.Option(help="Architecture of a bare safetensors file.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Parameters, FLOPs, ranks and kept energy of artefacts and plain models."""
+    from pelacli.steps import report as step
+
+    step.run(models or [], by=by, style="json" if json else format_, arch=arch)
+
+
+@_command(app, "run")
+def run(
+    recipe: RecipeFile,
+    force: Annotated[bool, typer.Option("--force", help="Do every step again.")] = False,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Run the steps of a recipe in order, skipping those that are done."""
+    from pelacli import pipeline, recipe_file, results
+
+    results.print_run(pipeline.run(recipe_file.load(recipe, set_ or []), force=force), json)
+
+
+@_command(recipes_app, "list")
+def recipes_list(json: Json = False) -> None:
+    """The recipes that come with pela."""
+    from pelacli import gallery
+
+    gallery.print_list(json)
+
+
+@_command(recipes_app, "show")
+def recipes_show(name: Annotated[str, typer.Argument(help="Name of a recipe.")]) -> None:
+    """Print a recipe."""
+    from pelacli import gallery
+
+    typer.echo(gallery.read(name), nl=False)
+
+
+@_command(recipes_app, "copy")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(help="Name of a recipe.")],
+    target: Annotated[Path, typer.Argument(help="File to write; must not exist.")] = Path("."),
+) -> None:
+    """Copy a recipe to edit it."""
+    from pelacli import gallery
+
+    typer.echo(gallery.copy(name, target))
+
+
+@_command(recipes_app, "check")
+def recipes_check(recipe: RecipeFile, set_: Set = None, json: Json = False) -> None:
+    """Validate a recipe and print it as resolved."""
+    from pelacli import console, recipe_file
+    from pelacli import recipe as recipes
+
+    resolved = recipes.resolved(recipe_file.load(recipe, set_ or []))
+    if json:
+        console.emit(resolved)
+    else:
+        typer.echo(f"{recipe}: ok")
+
+
+@_command(recipes_app, "schema")
+def recipes_schema() -> None:
+    """Print the JSON schema of recipes."""
+    from pelacli import console
+    from pelacli import recipe as recipes
+
+    console.emit(recipes.schema())
+
+
+__all__: Sequence[str] = ["app"]

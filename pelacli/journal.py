@@ -1,0 +1,80 @@
+"""The course of a run, written down as it goes: metrics.jsonl, and accelerate's trackers.
+
+A line has ``step`` and ``epoch`` (a fraction), and either ``loss``, ``losses`` (by name), ``lr``,
+``samples_per_s``, or ``metrics`` (an evaluation).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Journal:
+    """metrics.jsonl, and accelerate's trackers. Losses are means over ``every`` steps."""
+
+    def __init__(
+        self, accelerator: Accelerator, output: Path | None, step: int, every: int
+    ) -> None:
+        self.every, self.samples, self.last = every, 0, dict[str, float]()
+        self._accelerator, self._sums, self._steps = accelerator, dict[str, float](), 0
+        self._began = time.perf_counter()
+        self._path = output / "metrics.jsonl" if output and accelerator.is_main_process else None
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            lines = self._path.read_text().splitlines() if step and self._path.exists() else []
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            draft = self._path.with_name(".metrics.jsonl")
+            draft.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(draft, self._path)
+        if accelerator.log_with:
+            accelerator.init_trackers("pela")
+
+    def update(
+        self, step: int, epoch: float, losses: Mapping[str, float], lr: float, last: bool
+    ) -> None:
+        """Take note of one update; write a line when it is time."""
+        self._steps += 1
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        if step % self.every and not last:
+            return
+        means = {name: value / self._steps for name, value in self._sums.items()}
+        self.last = {"loss": sum(means.values()), **means}
+        line = {"loss": self.last["loss"], "losses": means, "lr": lr, "samples_per_s": self._rate()}
+        self._write(step, epoch, line)
+        self._sums, self._steps, self.samples = {}, 0, 0
+        self._began = time.perf_counter()
+
+    def metrics(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
+        """Write an evaluation down; its time does not count as training's."""
+        self._write(step, epoch, {"metrics": dict(metrics)})
+        self._began, self.samples = time.perf_counter(), 0
+
+    def shown(self, losses: Mapping[str, float], lr: float) -> dict[str, float]:
+        """What a progress display wants to know."""
+        parts = dict(losses) if len(losses) > 1 else {}
+        return {"loss": sum(losses.values()), **parts, "lr": lr, "samples/s": self._rate()}
+
+    def close(self) -> None:
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
+
+    def _rate(self) -> float:
+        return self.samples / max(time.perf_counter() - self._began, 1e-9)
+
+    def _write(self, step: int, epoch: float, line: dict[str, Any]) -> None:
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **line}) + "\n")
+        flat = {k: v for k, v in line.items() if not isinstance(v, dict)}
+        for group in ("losses", "metrics"):
+            flat |= {f"{group}/{name}": value for name, value in line.get(group, {}).items()}
+        self._accelerator.log(flat, step=step)

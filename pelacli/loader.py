@@ -1,0 +1,352 @@
+"""Batches whose content depends on (seed, epoch, number) and on nothing else.
+
+What is random about a sample comes from (seed, epoch, index), what is random about a batch (mixup)
+from (seed, epoch, number), and the order from (seed, epoch). So neither the number of workers nor
+of processes changes what is trained on, and a run continues in the middle of an epoch without
+loading, or even drawing, what came before.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from pelacli.errors import PelaError, RequestError
+
+if TYPE_CHECKING:
+    from pelacli.recipe import Augment
+
+Batch = dict[str, Any]
+_SAMPLE, _BATCH, _ORDER = 0, 1, 2  # keep the streams of random numbers apart
+
+
+class Samples(Protocol):
+    """What a loader needs of a dataset (`pelacli.data.Dataset` is one)."""
+
+    spec: str
+    source: Any
+    classes: list[str] | None
+
+    def __len__(self) -> int: ...
+    def item(self, sample: Any, where: str) -> Batch: ...
+    def __getitem__(self, index: int) -> Batch: ...
+    def collate(self, items: list[Batch]) -> Batch: ...
+
+
+def seed_all(*key: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators (GPUs' too) from a tuple of numbers."""
+    python, numpy, high, low = _words(key)
+    random.seed(python)
+    np.random.seed(numpy)
+    torch.manual_seed(high << 31 ^ low)
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """The same for the time of the block and on the CPU only; what was there before comes back."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python, numpy, high, low = _words(key)
+    random.seed(python)
+    np.random.seed(numpy)
+    torch.default_generator.manual_seed(high << 31 ^ low)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def loader(
+    dataset: Samples,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    shuffle: bool = False,
+    drop_last: bool = False,
+    workers: int = 0,
+    num_classes: int | None = None,
+    augment: Augment | None = None,
+    limit: int | None = None,
+) -> Loader:
+    """Batches ``{"inputs": …, "labels": …}`` of a dataset.
+
+    Args:
+        batch_size: samples per batch over all processes together. Each process of a distributed
+            run gets its share of every batch.
+        shuffle: a new order each epoch. Without it the order is the dataset's.
+        drop_last: only full batches, as training wants. A dataset smaller than a batch then makes
+            one batch of all it has.
+        workers: processes that load; 0 loads in this one.
+        num_classes: the model's. Labels outside of it are refused.
+        augment: mixup, cutmix, label smoothing (labels become soft, [B, num_classes]) and
+            repeated augmentation are applied to batches, here. The rest belongs to the dataset.
+        limit: only the first so many samples (of the shuffled order).
+
+    Raises:
+        RequestError: the dataset is empty or does not fit the model's classes or the batch size.
+    """
+    if len(dataset) == 0:
+        raise RequestError(f"{dataset.spec}: no samples")
+    if num_classes and dataset.classes and len(dataset.classes) > num_classes:
+        raise RequestError(
+            f"{dataset.spec}: {len(dataset.classes)} classes, but the model has {num_classes} "
+            f"outputs: set num_classes = {len(dataset.classes)}"
+        )
+    size = min(len(dataset), limit or len(dataset))
+    if drop_last and size < batch_size:
+        batch_size = size
+    mix = _mixing(augment, num_classes)
+    smoothing = getattr(augment, "smoothing", 0.0) or 0.0
+    if mix is not None and batch_size % 2:
+        if batch_size != size:
+            raise RequestError(f"mixup and cutmix pair samples: batch_size {batch_size} is odd")
+        batch_size -= 1
+    repeats = getattr(augment, "repeats", None) or 1
+    order = Order(len(dataset), size, batch_size, seed, shuffle, drop_last, repeats)
+    return Loader(_Batches(dataset, seed, num_classes, mix, smoothing), order, workers)
+
+
+@dataclass
+class Order:
+    """Which samples make which batch: the DataLoader's sampler, in the parent process.
+
+    It yields keys (epoch, number, [(index, copy), …]), for this process's share of each batch.
+    """
+
+    samples: int
+    limit: int
+    batch_size: int
+    seed: int
+    shuffle: bool
+    drop_last: bool
+    repeats: int
+    epoch: int = 0
+    start: int = 0
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.limit, self.batch_size)
+        return full if self.drop_last else full + bool(rest)
+
+    def __iter__(self) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
+        rank, world = _place()
+        if self.drop_last and self.batch_size % world:
+            raise RequestError(f"batch_size {self.batch_size} does not divide by {world} processes")
+        order = np.arange(self.samples)
+        if self.shuffle:
+            words = _words((self.seed, _ORDER, self.epoch))
+            order = np.random.default_rng(words).permutation(order)
+        order = order[: self.limit].repeat(self.repeats)[: self.limit]
+        for number in range(self.start, len(self)):
+            first = number * self.batch_size
+            chunk = order[first : first + self.batch_size].tolist()
+            pairs = [(index, (first + i) % self.repeats) for i, index in enumerate(chunk)]
+            if share := _share(pairs, rank, world, self.drop_last):
+                yield self.epoch, number, share
+
+
+class Loader:
+    """Iterates the batches of one epoch; `loader` makes one.
+
+    Attributes:
+        dataset, num_classes: as given.
+        batch_size: over all processes.
+    """
+
+    def __init__(self, batches: _Batches, order: Order, workers: int) -> None:
+        self.dataset, self.num_classes = batches.dataset, batches.num_classes
+        self.batch_size = order.batch_size
+        self.order, self._batches, self._workers = order, batches, workers
+        self._torch: DataLoader[Any] | None = None
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self.order)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch, and the batch of it that comes first."""
+        self.order.epoch, self.order.start = epoch, start
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loaded():
+            if isinstance(batch, PelaError):
+                self.close()
+                raise batch
+            yield batch
+
+    def close(self) -> None:
+        """Send the workers home. Iterating again calls new ones."""
+        self._torch = None
+
+    def _loaded(self) -> Iterable[Any]:
+        if isinstance(self.dataset.source, IterableDataset):
+            stream = _Stream(self._batches, self.order)
+            end = len(self) if self.order.drop_last else None
+            return islice(self._open(stream), self.order.start, end)
+        if self._torch is None:  # kept, and its workers with it, from epoch to epoch
+            self._torch = self._open(
+                self._batches, sampler=self.order, persistent_workers=self._workers > 0
+            )
+        return self._torch
+
+    def _open(self, batches: Any, **options: Any) -> DataLoader[Any]:
+        seed = self._batches.seed % 2**62 + self.order.epoch
+        return DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=self._workers,
+            worker_init_fn=_outlive_signals,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(seed),
+            **options,
+        )
+
+
+@dataclass
+class _Batches:
+    """A map from keys to batches; this is what workers run.
+
+    An error is returned, not raised, because a DataLoader would bury its one line in a traceback.
+    """
+
+    dataset: Samples
+    seed: int
+    num_classes: int | None
+    mix: Any
+    smoothing: float
+
+    def __getitem__(self, key: tuple[int, int, list[tuple[int, int]]]) -> Batch | PelaError:
+        epoch, number, chosen = key
+        try:
+            items = []
+            for index, repeat in chosen:
+                with seeded(self.seed, _SAMPLE, epoch, index, repeat):
+                    items.append(self.dataset[index])
+            return self.finish(items, epoch, number)
+        except PelaError as error:
+            return error
+
+    def finish(self, items: list[Batch], epoch: int, number: int) -> Batch:
+        """Collate, check the labels, mix."""
+        batch = self.dataset.collate(items)
+        inputs, labels = batch["inputs"], batch.get("labels")
+        if labels is not None and self.num_classes:
+            _check(labels, self.num_classes, self.dataset.spec)
+        if self.mix is not None:
+            if not isinstance(inputs, Tensor):
+                raise RequestError(f"{self.dataset.spec}: mixup and cutmix need images")
+            with seeded(self.seed, _BATCH, epoch, number):
+                targets = torch.zeros(len(inputs), dtype=torch.long) if labels is None else labels
+                mixed, targets = self.mix(inputs, targets)
+            return {"inputs": mixed} if labels is None else {"inputs": mixed, "labels": targets}
+        if labels is not None and self.smoothing and self.num_classes:
+            from timm.data.mixup import mixup_target
+
+            batch["labels"] = mixup_target(labels, self.num_classes, 1.0, self.smoothing)
+        return batch
+
+
+class _Stream(IterableDataset[Any]):
+    """Batches of a dataset that can only be read from front to back (WebDataset shards).
+
+    It shards itself over processes and workers, so its batches do depend on how many there are.
+    """
+
+    def __init__(self, batches: _Batches, order: Order) -> None:
+        self.batches, self.epoch, self.drop_last = batches, order.epoch, order.drop_last
+        self.size = max(1, order.batch_size // _place()[1])
+
+    def __iter__(self) -> Iterator[Batch | PelaError]:
+        worker = info.id if (info := get_worker_info()) else 0
+        source = copy.copy(self.batches.dataset.source)
+        if hasattr(source, "reader"):  # a used reader would go on from its last random state
+            source.reader = copy.copy(source.reader)
+            source.set_epoch(self.epoch)
+        items: list[Batch] = []
+        number = 0
+        try:
+            for position, sample in enumerate(source):
+                with seeded(self.batches.seed, _SAMPLE, self.epoch, position, worker):
+                    where = f"{self.batches.dataset.spec}, sample {position}"
+                    items.append(self.batches.dataset.item(sample, where))
+                if len(items) == self.size:
+                    yield self.batches.finish(items, self.epoch, number * 1_000 + worker)
+                    items, number = [], number + 1
+            if items and not self.drop_last:
+                yield self.batches.finish(items, self.epoch, number * 1_000 + worker)
+        except PelaError as error:
+            yield error
+
+
+def _share(batch: list[Any], rank: int, world: int, training: bool) -> list[Any]:
+    """This process's part of a batch.
+
+    In training, parts are of equal size, and a sample and its mirror image in the batch, with
+    which mixup pairs it, stay together. In evaluation nothing is added to make parts equal: a
+    sample that is counted twice would shift the metrics.
+    """
+    if not training:
+        return batch[rank::world]
+    half = len(batch) // (2 * world)
+    if half * 2 * world != len(batch):
+        return batch[rank * len(batch) // world : (rank + 1) * len(batch) // world]
+    first, last = rank * half, (rank + 1) * half
+    return batch[first:last] + batch[len(batch) - last : len(batch) - first]
+
+
+def _mixing(augment: Augment | None, num_classes: int | None) -> Any:
+    """timm's Mixup, or None where neither mixup nor cutmix is asked for."""
+    mixup, cutmix = getattr(augment, "mixup", 0.0) or 0.0, getattr(augment, "cutmix", 0.0) or 0.0
+    if augment is None or getattr(augment, "none", False) or not (mixup or cutmix):
+        return None
+    from timm.data import Mixup
+
+    return Mixup(
+        mixup_alpha=mixup,
+        cutmix_alpha=cutmix,
+        prob=augment.mixup_prob,
+        label_smoothing=augment.smoothing,
+        num_classes=num_classes or 1,
+    )
+
+
+def _check(labels: Tensor, num_classes: int, spec: str) -> None:
+    if labels.is_floating_point() or labels.numel() == 0:
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise RequestError(
+            f"{spec}: label {low if low < 0 else high} is outside the model's {num_classes} "
+            f"classes (0 to {num_classes - 1})"
+        )
+
+
+def _place() -> tuple[int, int]:
+    """(rank, number of processes)."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _outlive_signals(worker: int) -> None:
+    """Ctrl-C and SIGTERM may reach every process of the group, but the parent, which then ends its
+    step and saves, still wants its batches: a worker goes on for some seconds after SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))
+
+
+def _words(key: Sequence[int]) -> list[int]:
+    """Four well mixed 32-bit numbers from any key."""
+    entropy = [k % 2**63 for k in key]
+    return [int(word) for word in np.random.SeedSequence(entropy).generate_state(4)]

@@ -1,0 +1,89 @@
+"""The losses of the healing stage: pure functions of tensors.
+
+Notation of PELA (Guo et al., CVPR 2024): features f_i of N taps, logits z, and for each of P
+factorised layers the frozen dense weight W (out × in) beside the pair up (out × r), down (r × in).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pelacli.errors import PelaError, RequestError
+
+
+def feature(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Feature distillation: ``(1/N) Σ_i mean((f_i^S − f_i^T)²)``.
+
+    The mean runs over all elements of a tap (batch, tokens, channels), then over the N taps: no
+    normalisation, no projector, no temperature (PELA, equation of the feature loss).
+
+    Args:
+        student, teacher: the taps' outputs in the same order, any shapes, equal pair by pair.
+
+    Returns:
+        A scalar in float32. No gradient reaches the teacher.
+
+    Raises:
+        PelaError: no taps, or the two sides do not match.
+    """
+    if len(student) != len(teacher) or not student:
+        raise PelaError(f"{len(student)} student features for {len(teacher)} of the teacher")
+    return torch.stack([logits(s, t) for s, t in zip(student, teacher, strict=True)]).mean()
+
+
+def logits(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of two tensors of one shape, a scalar in float32.
+
+    Used on the outputs it is PELA's optional logit term ``mean((z^S − z^T)²)``.
+    """
+    if student.shape != teacher.shape:  # mse_loss would broadcast, and train on nonsense
+        raise PelaError(f"student gives {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
+    return F.mse_loss(student.float(), teacher.detach().float())
+
+
+def perturbation(
+    pairs: Iterable[tuple[Tensor, Tensor, Tensor]], eps: float, form: str = "two-sided"
+) -> Tensor:
+    """Weight perturbation: ``(1/P) Σ (max|up·down − W| − eps)²``, in float32 under any autocast.
+
+    max|·| is the largest absolute entry, as the paper's code computes its ‖·‖_∞. The "two-sided"
+    form is the paper's: eps is a target from both sides. "hinge" only punishes what exceeds it:
+    ``max(0, max|·| − eps)²``.
+
+    The gradient of max|·| has one entry, so only one row of ``up`` and one column of ``down`` get
+    any. The dense product is therefore formed without autograd, to find that entry, and the entry
+    alone is computed again with gradients: no residual is kept for the backward pass, which costs
+    nothing. The product needs full float32: bfloat16 noise is as large as the usual eps of 1e-3.
+
+    Args:
+        pairs: (up [out, r], down [r, in], W [out, in]) per layer. W is frozen: it gets no gradient.
+
+    Returns:
+        A scalar in float32.
+
+    Raises:
+        RequestError: there are no pairs, or the form is unknown.
+    """
+    if form not in ("two-sided", "hinge"):
+        raise RequestError(f"perturbation_form {form!r}: must be 'two-sided' or 'hinge'")
+    worst = [_largest_entry(up, down, weight.detach()) for up, down, weight in pairs]
+    if not worst:
+        raise RequestError("no factorised layer to keep near its weight: set loss.perturbation = 0")
+    excess = torch.stack(worst).abs() - eps
+    return (excess.clamp_min(0.0) if form == "hinge" else excess).square().mean()
+
+
+def _largest_entry(up: Tensor, down: Tensor, weight: Tensor) -> Tensor:
+    """The entry of ``up·down − W`` largest in absolute value, with gradients to the pair."""
+    with torch.autocast(up.device.type, enabled=False):
+        with torch.no_grad():
+            residual = (up.float() @ down.float()).sub_(weight.float()).abs_()
+            row = residual.amax(1).argmax().view(1)  # ten times cheaper than one argmax over all
+            column = residual.index_select(0, row).argmax(1)
+        # index_select keeps the position on the device; plain indexing would wait for the GPU.
+        entry = up.index_select(0, row).float() @ down.index_select(1, column).float()
+        return (entry - weight.index_select(0, row).index_select(1, column).float()).view(())

@@ -1,0 +1,311 @@
+"""The low-rank layer, and how it gets into a model: find layers, replace them, fold them back.
+
+Words (``out`` × ``in`` weight W, rank r): ``down`` is r × in, ``up`` is out × r, W′ = up·down.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from pelacli.errors import RequestError
+
+
+class LowRankLinear(nn.Module):
+    """``y = up(down(x))``: a linear map of rank r in the place of an ``nn.Linear``.
+
+    Args:
+        in_features, out_features: as in ``nn.Linear``.
+        rank: inner width r, 0 ≤ r. It costs r·(in + out) parameters instead of in·out.
+        bias: whether ``up`` has a bias.
+
+    Shapes: x is [..., in], the result [..., out]; ``down.weight`` is [r, in], ``up.weight``
+    [out, r], ``up.bias`` [out].
+
+    ``weight`` and ``bias`` answer as the dense layer's would, because some models read them and
+    call ``F.linear`` themselves (BEiT, EVA, Swin-V2); see `FactoredWeight`.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, rank: int, bias: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        if rank:
+            self.down = nn.Linear(in_features, rank, bias=False, **kwargs)
+            self.up = nn.Linear(rank, out_features, bias=bias, **kwargs)
+        else:  # nn.Linear warns about empty weights, which are what rank 0 means
+            self.down, self.up = (nn.Linear(1, 1, bias=False, device="meta") for _ in range(2))
+            self.down.in_features, self.down.out_features = in_features, 0
+            self.up.in_features, self.up.out_features = 0, out_features
+            self.down.weight = nn.Parameter(torch.empty(0, in_features, **kwargs))
+            self.up.weight = nn.Parameter(torch.empty(out_features, 0, **kwargs))
+            if bias:
+                self.up.bias = nn.Parameter(torch.zeros(out_features, **kwargs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.up(self.down(x)))
+
+    @property
+    def weight(self) -> Tensor:
+        """up·down, [out, in]: multiplied out only by those who do more than ``F.linear`` with it."""
+        return FactoredWeight(self.up.weight, self.down.weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return cast("Tensor | None", self.up.bias)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+
+
+class FactoredWeight(torch.Tensor):
+    """The product up·down [out, in] as a tensor that ``F.linear`` applies as two thin products.
+
+    Any other operation gets the dense product, with gradients to both factors. So a model that
+    reads ``layer.weight`` still runs the factors at their price.
+    """
+
+    up: Tensor
+    down: Tensor
+
+    @staticmethod
+    def __new__(cls, up: Tensor, down: Tensor) -> FactoredWeight:
+        shape = (up.shape[0], down.shape[1])
+        weight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=up.dtype, device=up.device)
+        weight.up, weight.down = up, down
+        return cast(FactoredWeight, weight)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear:
+            x, weight, bias = linear_arguments(args, kwargs)
+            if isinstance(weight, FactoredWeight) and not isinstance(x, FactoredWeight):
+                return F.linear(F.linear(x, weight.down), weight.up, bias)
+        with torch._C.DisableTorchFunctionSubclass():
+            if getattr(func, "__name__", "") == "__get__" and func is not torch.Tensor.T.__get__:
+                return func(*args, **kwargs)  # shape, dtype, device: known without the product
+            return func(*tree_map(_dense, args), **tree_map(_dense, kwargs))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*tree_map(_dense, args), **tree_map(_dense, kwargs or {}))
+
+
+def linear_arguments(args: Any, kwargs: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(input, weight, bias) of a call of ``F.linear``, however they were passed."""
+    names = ("input", "weight", "bias")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return given["input"], given["weight"], given.get("bias")
+
+
+def _dense(value: Any) -> Any:
+    return value.up @ value.down if isinstance(value, FactoredWeight) else value
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear map found in a model.
+
+    Attributes:
+        name: the module's name; for a fused projection the parameter's.
+        shape: (out, in).
+        kind: "linear", "conv1d" (transformers' transposed linear), "conv1x1" or "in_proj".
+        reason: why it cannot or shall not be factorised; None where it can.
+    """
+
+    name: str
+    module: nn.Module
+    shape: tuple[int, int]
+    kind: str
+    reason: str | None = None
+
+    @property
+    def params(self) -> int:
+        """Parameters of the weight matrix, without the bias."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as out × in, whatever way the module stores it. A view, detached."""
+        weight = cast(Tensor, self.module.weight).detach()
+        return weight.T if self.kind == "conv1d" else weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        bias = getattr(self.module, "bias", None)
+        return None if bias is None else cast(Tensor, bias).detach()
+
+
+def find_layers(
+    module: nn.Module,
+    *,
+    head: Collection[str] = (),
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+) -> list[Layer]:
+    """Every linear map of ``module`` in module order, each with the reason why not, if any.
+
+    Args:
+        head: names of the output head's modules; they stay dense.
+        include, exclude: regular expressions, searched (``re.search``) in module names. With
+            ``include`` only what matches is factorised, and the head is no exception then;
+            ``exclude`` has the last word.
+    """
+    include, exclude = list(include), list(exclude)
+    embeddings = {
+        id(m.weight): name for name, m in module.named_modules() if isinstance(m, nn.Embedding)
+    }
+    owners: dict[int, str] = {}
+    found = []
+    for name, child in module.named_modules():
+        described = _describe(child)
+        if described is None:
+            continue
+        kind, shape, reason = described
+        name = f"{name}.in_proj_weight" if kind == "in_proj" else name
+        weight = getattr(child, "in_proj_weight" if kind == "in_proj" else "weight", None)
+        if reason is None and id(weight) in embeddings:
+            reason = f"tied to {embeddings[id(weight)]}"
+        if reason is None and owners.setdefault(id(weight), name) != name:
+            reason = f"shares its weight with {owners[id(weight)]}"
+        if reason is None and include and not any(re.search(p, name) for p in include):
+            reason = "not included"
+        if reason is None and not include and _within(name, head):
+            reason = "output head"
+        if reason is None and any(re.search(p, name) for p in exclude):
+            reason = "excluded"
+        found.append(Layer(name, child, shape, kind, reason))
+    # The first owner of a shared weight must stay dense too, or the tie would be cut silently.
+    shared = {f.reason.removeprefix("shares its weight with ") for f in found if f.reason}
+    return [
+        Layer(f.name, f.module, f.shape, f.kind, "its weight is shared")
+        if f.reason is None and f.name in shared
+        else f
+        for f in found
+    ]
+
+
+def replace(module: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]) -> None:
+    """Put `LowRankLinear` in the place of the named layers, in place.
+
+    Args:
+        factors: layer name → (down [r, in], up [out, r], bias [out] or None). A module that is
+            registered under several names is replaced under all of them.
+
+    Raises:
+        RequestError: a name is no layer of the module.
+    """
+    names: dict[int, list[str]] = {}
+    for name, child in module.named_modules(remove_duplicate=False):
+        names.setdefault(id(child), []).append(name)
+    for name, (down, up, bias) in factors.items():
+        old = submodule(module, name)
+        new = LowRankLinear(
+            down.shape[1],
+            up.shape[0],
+            down.shape[0],
+            bias is not None,
+            device="meta",
+            dtype=down.dtype,
+        )
+        new.down.weight, new.up.weight = _parameter(down, old), _parameter(up, old)
+        if bias is not None:
+            new.up.bias = _parameter(bias, old)
+        new.train(old.training)
+        for alias in names[id(old)]:
+            parent, _, child_name = alias.rpartition(".")
+            setattr(module.get_submodule(parent), child_name, new)
+
+
+def replace_empty(module: nn.Module, ranks: Mapping[str, int]) -> None:
+    """Put uninitialised `LowRankLinear` of the given ranks in place, to be filled from a file."""
+    factors = {}
+    for name, rank in ranks.items():
+        described = _describe(submodule(module, name))
+        if described is None or described[2] is not None:
+            raise RequestError(f"{name}: not a layer that can be factorised in this model")
+        out, in_ = described[1]
+        old = submodule(module, name)
+        weight = cast(Tensor, old.weight)
+        bias = getattr(old, "bias", None)
+        factors[name] = (
+            weight.new_empty(rank, in_),
+            weight.new_empty(out, rank),
+            None if bias is None else weight.new_empty(out),
+        )
+    replace(module, factors)
+
+
+def fold(module: nn.Module) -> nn.Module:
+    """Turn every `LowRankLinear` back into a dense ``nn.Linear`` of the same map, in place."""
+    for name, low in [(n, m) for n, m in module.named_modules() if isinstance(m, LowRankLinear)]:
+        bias = low.bias
+        dense = nn.Linear(low.in_features, low.out_features, bias is not None, device="meta")
+        dense.weight = nn.Parameter((low.up.weight @ low.down.weight).detach())
+        if bias is not None:
+            dense.bias = nn.Parameter(bias.detach().clone())
+        parent, _, child_name = name.rpartition(".")
+        setattr(module.get_submodule(parent), child_name, dense.train(low.training))
+    return module
+
+
+def low_rank_layers(module: nn.Module) -> dict[str, LowRankLinear]:
+    """Name → layer for every `LowRankLinear` in the module."""
+    return {n: m for n, m in module.named_modules() if isinstance(m, LowRankLinear)}
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight of a dense layer as out × in, detached."""
+    described = _describe(layer)
+    if described is None:
+        raise RequestError(f"{type(layer).__name__}: not a linear layer")
+    return Layer("", layer, described[1], described[0]).weight
+
+
+def submodule(module: nn.Module, name: str) -> nn.Module:
+    """``module.get_submodule`` with an error that names the layer."""
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        raise RequestError(f"{name}: the model has no such layer") from None
+
+
+def _describe(m: nn.Module) -> tuple[str, tuple[int, int], str | None] | None:
+    """(kind, (out, in), reason why it cannot be factorised) of a linear map, else None."""
+    if isinstance(m, LowRankLinear):
+        return None
+    if isinstance(m, nn.Linear):
+        # A subclass that computes something else with its weight is not the map we know.
+        same = type(m).forward is nn.Linear.forward
+        return (
+            "linear",
+            (m.out_features, m.in_features),
+            None if same else (f"{type(m).__name__} has a forward of its own"),
+        )
+    weight = getattr(m, "weight", None)
+    if type(m).__name__ == "Conv1D" and hasattr(m, "nf") and isinstance(weight, Tensor):
+        return "conv1d", (weight.shape[1], weight.shape[0]), None
+    if isinstance(m, nn.Conv2d | nn.Conv1d) and set(m.kernel_size) == {1} and m.groups == 1:
+        return "conv1x1", (m.out_channels, m.in_channels), "1×1 convolution"
+    in_proj = getattr(m, "in_proj_weight", None)
+    if isinstance(m, nn.MultiheadAttention) and isinstance(in_proj, Tensor):
+        return "in_proj", (in_proj.shape[0], in_proj.shape[1]), "fused in_proj"
+    return None
+
+
+def _within(name: str, roots: Collection[str]) -> bool:
+    return any(name == root or name.startswith(f"{root}.") for root in roots)
+
+
+def _parameter(tensor: Tensor, like: nn.Module) -> nn.Parameter:
+    old = cast(Tensor, like.weight)
+    return nn.Parameter(tensor.to(old.device, old.dtype).contiguous(), old.requires_grad)

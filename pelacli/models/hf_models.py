@@ -1,0 +1,247 @@
+"""Everything pela knows about transformers: build, weights, config, inputs, head."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from pelacli.errors import RequestError
+from pelacli.models.types import ImageInput, TextInput
+
+_CARRIED = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
+_NOT_CARRIED = {"config.json", "pela.json"}
+_TOKENS = 128  # of an example
+_CARRY_LIMIT = 64 * 2**20  # bytes; anything larger is data, not configuration
+
+
+def is_type(name: str) -> bool:
+    """Whether transformers knows ``name`` as a model type ("bert", "gpt2", …)."""
+    return name in transformers.CONFIG_MAPPING
+
+
+def types() -> list[str]:
+    """All model types of transformers."""
+    return list(transformers.CONFIG_MAPPING)
+
+
+def build_random(model_type: str, model_args: dict[str, Any], num_classes: int | None) -> nn.Module:
+    """A model of this type with its default configuration, randomly initialised."""
+    config = transformers.AutoConfig.for_model(model_type, **model_args)
+    return from_config(_with_classes(config, num_classes))
+
+
+def open_directory(
+    directory: Path, *, random: bool, model_args: dict[str, Any], num_classes: int | None
+) -> tuple[nn.Module, list[str]]:
+    """Open a model directory.
+
+    Returns:
+        (the module, names of parameters that the checkpoint lacks and are fresh).
+
+    Raises:
+        RequestError: config or weights can't be used.
+    """
+    config = _with_classes(read_config(directory, model_args), num_classes)
+    if random:
+        return from_config(config), []
+    if not any(directory.glob("*.safetensors")):
+        raise RequestError(
+            f"{directory}: has no safetensors weights, and pela never unpickles; convert them, "
+            "or use --weights random"
+        )
+    cls = _class(config)
+    with _quiet():
+        try:
+            module, info = cls.from_pretrained(
+                directory,
+                config=config,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=num_classes is not None,
+            )
+        except Exception as error:  # transformers raises whatever its file readers raise
+            raise RequestError(
+                f"{directory}: the weights can't be loaded: {_first(error)}"
+            ) from None
+    return module, sorted(info["missing_keys"])
+
+
+def read_config(directory: Path, model_args: dict[str, Any]) -> Any:
+    """config.json as transformers reads it."""
+    try:
+        return transformers.AutoConfig.from_pretrained(directory, **model_args)
+    except Exception as error:
+        raise RequestError(f"{directory}/config.json: {_first(error)}") from None
+
+
+def from_config(config: Any) -> nn.Module:
+    """The class that the config names, built from it, with fresh weights."""
+    cls = _class(config)
+    return cls._from_config(config) if hasattr(cls, "_from_config") else cls.from_config(config)
+
+
+def rebuild(directory: Path) -> nn.Module:
+    """The dense architecture that config.json describes, its weights on "meta".
+
+    Buffers that no checkpoint holds (positions, rotary frequencies) have their values.
+    """
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        module = from_config(read_config(directory, {}))
+    module.tie_weights()  # type: ignore[operator]  # built without memory, shared weights come apart
+    if any(b.is_meta for b in module.buffers()):  # computed from a weight, so only the long way
+        return from_config(read_config(directory, {}))
+    return module
+
+
+def config(module: nn.Module) -> dict[str, Any]:
+    """config.json as transformers writes it, with the class to load it by."""
+    module.config.architectures = [type(module).__name__]  # type: ignore[union-attr]
+    text: str = module.config.to_json_string()  # type: ignore[union-attr,operator]
+    result: dict[str, Any] = json.loads(text)
+    return result
+
+
+def inputs(module: nn.Module, directory: Path | None) -> ImageInput | TextInput:
+    """What a sample of this model looks like, from its own files where there are any."""
+    config: Any = module.config
+    vision = getattr(config, "vision_config", config)
+    if hasattr(vision, "image_size") and not hasattr(config, "vocab_size"):
+        return _image_input(vision, directory)
+    tokenizer = None
+    if directory is not None and any(directory.glob("tokenizer*")):
+        with _quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    longest = int(getattr(config, "max_position_embeddings", 0) or 512)
+    limit = int(getattr(tokenizer, "model_max_length", longest) or longest)
+    if directory is not None and (directory / "sentence_bert_config.json").is_file():
+        # sentence-transformers trained the model on shorter texts than its positions allow.
+        limit = int(
+            json.loads((directory / "sentence_bert_config.json").read_text()).get(
+                "max_seq_length", limit
+            )
+        )
+    return TextInput(tokenizer, min(longest, limit))
+
+
+def head(module: nn.Module) -> frozenset[str]:
+    """Names of the modules that make the output: the output embeddings, and what is no backbone."""
+    names = set()
+    output = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    base = getattr(module, "base_model", module)
+    for name, child in module.named_modules():
+        if output is not None and child is output:
+            names.add(name)
+    if base is not module:
+        names |= {name for name, child in module.named_children() if child is not base}
+    return frozenset(names)
+
+
+def set_classes(module: nn.Module, num_classes: int) -> None:
+    """Give the model a fresh classifier in the place of the one it has."""
+    old = getattr(module, "classifier", None)
+    if not isinstance(old, nn.Linear):
+        raise RequestError(
+            f"{type(module).__name__}: has no classifier to exchange; start from a checkpoint with "
+            "a classification head"
+        )
+    module.classifier = nn.Linear(old.in_features, num_classes, old.bias is not None)
+    module.num_labels = module.config.num_labels = num_classes  # type: ignore[union-attr,assignment]
+
+
+def carried(directory: Path) -> dict[str, bytes]:
+    """Processors, tokenizers and the like: the small files beside the weights."""
+    found = {}
+    for path in sorted([*directory.glob("*"), *directory.glob("*/*")]):
+        name = path.relative_to(directory).as_posix()
+        if (
+            path.suffix in _CARRIED
+            and path.is_file()
+            and name not in _NOT_CARRIED
+            and not name.endswith(".index.json")
+            and not any(part.startswith(".") for part in Path(name).parts)
+            and path.stat().st_size <= _CARRY_LIMIT
+        ):
+            found[name] = path.read_bytes()
+    return found
+
+
+def example(module: nn.Module, inputs: ImageInput | TextInput) -> dict[str, torch.Tensor]:
+    """A sample to count FLOPs at: an image, 128 tokens, or both where the model wants both."""
+    config: Any = module.config
+    device = next(module.parameters()).device
+    batch: dict[str, torch.Tensor] = {}
+    vision = getattr(config, "vision_config", None)
+    if isinstance(inputs, ImageInput) or vision is not None:
+        size = inputs.size if isinstance(inputs, ImageInput) else _image_input(vision, None).size
+        batch["pixel_values"] = torch.zeros(1, *size, device=device)
+    if isinstance(inputs, TextInput) or hasattr(config, "text_config"):
+        text = getattr(config, "text_config", config)
+        longest = int(getattr(text, "max_position_embeddings", 0) or _TOKENS)
+        ids = torch.zeros(1, min(_TOKENS, longest), dtype=torch.long, device=device)
+        # Models that pool at the end-of-text token look for it.
+        ids[:, -1] = getattr(text, "eos_token_id", 0) or 0
+        batch |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if getattr(config, "is_encoder_decoder", False):
+            batch["decoder_input_ids"] = ids
+    return batch
+
+
+def _image_input(vision: Any, directory: Path | None) -> ImageInput:
+    processor: dict[str, Any] = {}
+    if directory is not None and (directory / "preprocessor_config.json").is_file():
+        processor = json.loads((directory / "preprocessor_config.json").read_text())
+    size = vision.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = getattr(vision, "num_channels", 3)
+    crop = processor.get("crop_size") or {}
+    resize = (processor.get("size") or {}).get("shortest_edge", height)
+    resample = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+    return ImageInput(
+        (channels, height, width),
+        tuple(processor.get("image_mean", [0.5] * channels)),
+        tuple(processor.get("image_std", [0.5] * channels)),
+        resample.get(processor.get("resample", 2), "bilinear"),
+        float(crop.get("height", height)) / resize if crop else 1.0,
+    )
+
+
+def _with_classes(config: Any, num_classes: int | None) -> Any:
+    if num_classes is not None:
+        config.num_labels = num_classes
+    return config
+
+
+def _class(config: Any) -> Any:
+    """The class a config names; AutoModel where it names none that exists here."""
+    named = [getattr(transformers, name, None) for name in config.architectures or []]
+    return next((cls for cls in named if cls is not None), transformers.AutoModel)
+
+
+def _first(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[
+        :300
+    ]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars or load reports of transformers: pela says what matters itself."""
+    verbosity = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()

@@ -1,0 +1,70 @@
+"""Fetch a repository from the Hugging Face hub, as a local directory."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from pelacli.errors import PelaError, RequestError
+
+# Configurations, processors, tokenizers: everything small a model directory may hold.
+_SIDE_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "1_Pooling/*"]
+
+
+def fetch(repo: str, *, weights: bool, file: str | None = None) -> Path:
+    """Download a repository (or find it in the cache) and return its directory.
+
+    ``snapshot_download`` and not ``hf_hub_download``: the latter retries for half a minute where
+    there is no network at all.
+
+    Args:
+        repo: "owner/name", optionally "owner/name@revision".
+        weights: also fetch the safetensors files; pickles are never fetched.
+        file: fetch this weights file only.
+
+    Raises:
+        RequestError: there is no such repository, or it has no safetensors.
+        PelaError: the hub can't be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    name, _, revision = repo.partition("@")
+    patterns = [*_SIDE_FILES, *([file or "*.safetensors"] if weights else [])]
+    ignore = [] if file else ["*/*.safetensors", "open_clip*.safetensors"]
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    try:
+        folder = Path(
+            snapshot_download(
+                name, revision=revision or None, allow_patterns=patterns, ignore_patterns=ignore
+            )
+        )
+    except HFValidationError:
+        raise RequestError(f"{repo}: not a model name, a hub id or a path that exists") from None
+    except GatedRepoError:
+        raise RequestError(
+            f"{repo}: the hub asks for permission; accept the model's terms and set HF_TOKEN"
+        ) from None
+    except RepositoryNotFoundError:
+        raise RequestError(
+            f"{repo}: the hub has no such model (or HF_TOKEN may not see it)"
+        ) from None
+    except RevisionNotFoundError:
+        raise RequestError(f"{repo}: the hub has no revision {revision!r} of this model") from None
+    except Exception as error:  # the client's transport errors have no common ancestor of their own
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PelaError(
+            f"{repo}: the hub can't be reached ({cause[:120]}); what works without it: "
+            "--weights random, a local directory, or a safetensors file with --arch"
+        ) from None
+    if weights and not any(folder.glob(file or "*.safetensors")):
+        raise RequestError(
+            f"{repo}: has no safetensors weights, and pela never unpickles; "
+            "convert the checkpoint to safetensors first"
+        )
+    return folder

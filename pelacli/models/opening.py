@@ -1,0 +1,261 @@
+"""Open any model by what the user calls it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pelacli.aliases import ALIASES, SHAPES, closest
+from pelacli.console import warn
+from pelacli.errors import RequestError
+from pelacli.manifest import SourceRecord, digest_file
+from pelacli.models import hub
+from pelacli.models.types import OpenModel
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+def resolve_alias(ref: str) -> str:
+    """The full name behind a short one; any other name as it is."""
+    return ALIASES.get(ref, ref)
+
+
+def open(
+    ref: str,
+    *,
+    weights: str = "pretrained",
+    arch: str | None = None,
+    model_args: dict[str, Any] | None = None,
+    num_classes: int | None = None,
+    seed: int = 0,
+    meta: bool = False,
+) -> OpenModel:
+    """Open a model.
+
+    Args:
+        ref: a timm name or alias, a hub id, a local directory in timm's hub layout or in
+            transformers' layout, or a bare safetensors file (then ``arch`` says of what).
+        weights: "pretrained", "random", or the path of a safetensors file or of a directory.
+        arch: architecture (a timm name) of a bare safetensors file.
+        model_args: handed to the architecture (timm's keyword arguments, transformers' config).
+        num_classes: output classes, where they differ from the checkpoint's.
+        seed: of random weights.
+        meta: build the shapes only, without weights.
+
+    Raises:
+        RequestError: the model is unknown, or its files can't be used.
+        PelaError: the hub can't be reached.
+    """
+    name, model_args = resolve_alias(ref), model_args or {}
+    if weights == "random":
+        name = SHAPES.get(ref, name)
+    torch.manual_seed(seed)
+    if meta:
+        from accelerate import init_empty_weights
+
+        with init_empty_weights(include_buffers=True):
+            return _open(ref, name, "random", arch, model_args, num_classes)
+    opened = _open(ref, name, weights, arch, model_args, num_classes)
+    opened.module.eval()
+    _refuse_non_finite(opened)
+    return opened
+
+
+def library(name: str) -> ModuleType:
+    """The adapter module of a library ("timm" or "transformers")."""
+    if name == "timm":
+        from pelacli.models import timm_models
+
+        return timm_models
+    if name == "transformers":
+        from pelacli.models import hf_models
+
+        return hf_models
+    raise RequestError(f"library {name!r}: this version of pela knows timm and transformers only")
+
+
+def _open(
+    ref: str, name: str, weights: str, arch: str | None, args: dict[str, Any], classes: int | None
+) -> OpenModel:
+    path = Path(name)
+    if weights not in ("pretrained", "random"):
+        if not Path(weights).exists():
+            raise RequestError(f"--weights {weights}: there is no such file or directory")
+        if path.exists():
+            raise RequestError(f"{ref} is a path already; give --weights with an architecture only")
+        if Path(weights).is_file():
+            return _file(ref, Path(weights), arch or name, args, classes)
+        return _directory(ref, Path(weights), "pretrained", args, classes)
+    if path.is_dir():
+        return _directory(ref, path, weights, args, classes)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise RequestError(f"{ref}: pela reads safetensors files and model directories only")
+        if not arch:
+            raise RequestError(f"{ref}: a bare safetensors file needs --arch, a timm name")
+        return _file(ref, path, arch, args, classes)
+    from pelacli.models import timm_models
+
+    if timm_models.is_model(name):
+        return _timm_name(ref, name, weights, args, classes)
+    if "/" in name:
+        repo = name.removeprefix("hf-hub:").removeprefix("hf_hub:")
+        if path.suffix == ".safetensors" or name.startswith((".", "/", "~")):
+            raise RequestError(f"{ref}: there is no such file or directory")
+        folder = hub.fetch(repo, weights=weights == "pretrained")
+        return _directory(ref, folder, weights, args, classes, hub_id=repo)
+    from pelacli.models import hf_models
+
+    if hf_models.is_type(name):
+        if weights == "random":
+            module = hf_models.build_random(name, args, classes)
+            return _describe(ref, module, "transformers", None, name, "random", None)
+        raise RequestError(
+            f"{ref}: is a family of transformers, not a checkpoint; give a hub id (owner/name), "
+            "or --weights random for its default shape"
+        )
+    near = closest(name, [*ALIASES, *timm_models.names(), *hf_models.types()])
+    hint = (
+        f"did you mean {', '.join(near)}?" if near else "see `timm.list_models()`, or give a hub id"
+    )
+    raise RequestError(f"{ref}: unknown model; {hint}")
+
+
+def _timm_name(
+    ref: str, name: str, weights: str, args: dict[str, Any], classes: int | None
+) -> OpenModel:
+    import timm
+
+    from pelacli.models import timm_models
+
+    file, digest = None, None
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=False) if weights != "random" else None
+    if cfg is not None and cfg.hf_hub_id:
+        folder = hub.fetch(cfg.hf_hub_id, weights=True, file=cfg.hf_hub_filename)
+        file = folder / (cfg.hf_hub_filename or "model.safetensors")
+        digest = _digest(file)
+    module = timm_models.build(
+        name, num_classes=classes, model_args=args, weights=weights, file=file
+    )
+    return _describe(ref, module, "timm", None, name, weights, digest)
+
+
+def _file(ref: str, file: Path, arch: str, args: dict[str, Any], classes: int | None) -> OpenModel:
+    from pelacli.models import timm_models
+
+    arch = resolve_alias(arch)
+    if not timm_models.is_model(arch):
+        near = closest(arch, [*ALIASES, *timm_models.names()])
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise RequestError(f"--arch {arch}: timm has no such architecture{hint}")
+    shapes = _shapes(file)
+    if classes is None:
+        classes = _classes_of(shapes, arch)
+    module = timm_models.build(
+        arch, num_classes=classes, model_args=args, weights="pretrained", file=file
+    )
+    return _describe(ref, module, "timm", None, arch, str(file), _digest(file))
+
+
+def _directory(
+    ref: str,
+    folder: Path,
+    weights: str,
+    args: dict[str, Any],
+    classes: int | None,
+    hub_id: str | None = None,
+) -> OpenModel:
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise RequestError(f"{ref}: has no config.json, so it is no timm or transformers model")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise RequestError(f"{config_file}: not valid JSON ({error})") from None
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files if weights == "pretrained" else []:
+        _shapes(file)  # a truncated file is found here, with its name
+    digest = _digest(*files) if files and weights == "pretrained" else None
+    asked = hub_id or str(folder)
+    if isinstance(config, dict) and "architecture" in config:
+        from pelacli.models import timm_models
+
+        if weights == "pretrained" and not files:
+            raise RequestError(f"{ref}: has no safetensors weights; use --weights random")
+        module = timm_models.build(
+            f"local-dir:{folder}", num_classes=classes, model_args=args, weights=weights
+        )
+        return _describe(ref, module, "timm", None, asked, weights, digest)
+    if isinstance(config, dict) and "model_type" in config:
+        from pelacli.models import hf_models
+
+        module, fresh = hf_models.open_directory(
+            folder, random=weights == "random", model_args=args, num_classes=classes
+        )
+        opened = _describe(ref, module, "transformers", folder, asked, weights, digest)
+        opened.carried = hf_models.carried(folder)
+        if fresh:
+            warn(f"{ref}: the checkpoint lacks {', '.join(fresh[:4])}; randomly initialised")
+        return opened
+    raise RequestError(
+        f"{config_file}: names neither a timm architecture nor a transformers model_type"
+    )
+
+
+def _describe(
+    ref: str,
+    module: nn.Module,
+    lib: str,
+    folder: Path | None,
+    asked: str,
+    weights: str,
+    digest: str | None,
+) -> OpenModel:
+    adapter = library(lib)
+    config = adapter.config(module)
+    architecture = config.get("architecture") or type(module).__name__
+    source = SourceRecord(
+        model=asked, library=lib, architecture=architecture, weights=weights, digest=digest
+    )
+    inputs = adapter.inputs(module) if lib == "timm" else adapter.inputs(module, folder)
+    return OpenModel(module, ref, lib, config, {}, source, inputs, adapter.head(module))
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise RequestError(f"{file}: not a whole safetensors file ({error})") from None
+
+
+def _classes_of(shapes: dict[str, tuple[int, ...]], arch: str) -> int | None:
+    """Classes of the checkpoint's own head, so that a bare file needs no --set num_classes."""
+    import timm
+
+    cfg = timm.get_pretrained_cfg(arch)
+    classifier = cfg.classifier if cfg is not None else None
+    first = classifier[0] if isinstance(classifier, tuple | list) else classifier
+    if not first:
+        return None
+    shape = shapes.get(f"{first}.weight")
+    return shape[0] if shape else 0
+
+
+def _digest(*files: Path) -> str:
+    return digest_file(files[0]) if len(files) == 1 else ",".join(digest_file(f) for f in files)
+
+
+def _refuse_non_finite(opened: OpenModel) -> None:
+    for name, parameter in opened.module.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise RequestError(
+                f"{opened.ref}: {name} holds values that are not finite; the checkpoint is damaged"
+            )

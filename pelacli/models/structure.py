@@ -1,0 +1,105 @@
+"""What a model's modules tell: its blocks, the parameters not to decay, a sample to run it on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pelacli.models.opening import library
+from pelacli.models.types import ImageInput, OpenModel
+
+
+def example(opened: OpenModel) -> Tensor | dict[str, Tensor]:
+    """A batch of one sample, where the model is: what its FLOPs are counted at."""
+    if opened.library == "timm":
+        assert isinstance(opened.inputs, ImageInput)  # timm has no other kind
+        return torch.zeros(1, *opened.inputs.size, device=next(opened.module.parameters()).device)
+    found: dict[str, Tensor] = library(opened.library).example(opened.module, opened.inputs)
+    return found
+
+
+def blocks(module: nn.Module) -> list[str]:
+    """Names of the repeated blocks, in order: the default taps.
+
+    A block is a child of an ``nn.ModuleList`` or ``nn.Sequential`` whose children are all of one
+    class and hold at least two linear maps each; the innermost such containers count, so Swin's
+    stages give way to their blocks.
+    """
+
+    def is_stack(container: nn.Module) -> bool:
+        children = list(container.children())
+        return (
+            isinstance(container, nn.ModuleList | nn.Sequential)
+            and len(children) >= 1
+            and len({type(child) for child in children}) == 1
+            and all(_matrices(child) >= 2 for child in children)
+        )
+
+    stacks = [(name, m) for name, m in module.named_modules() if is_stack(m)]
+    innermost = [
+        (name, m)
+        for name, m in stacks
+        if not any(inner is not m and is_stack(inner) for inner in m.modules())
+    ]
+    return [f"{name}.{i}" for name, m in innermost for i, _ in m.named_children()]
+
+
+def _matrices(module: nn.Module) -> int:
+    return sum(p.ndim == 2 for p in module.parameters())
+
+
+def no_decay(module: nn.Module) -> set[str]:
+    """Parameters that weight decay must leave alone, beyond biases and norms (1-D parameters)."""
+    listed = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()  # type: ignore[operator]
+    embeddings = (
+        "pos_embed",
+        "position_embedding",
+        "position_bias_table",
+        "cls_token",
+        "dist_token",
+        "reg_token",
+        "logit_scale",
+        "temperature",
+    )
+    return set(listed) | {
+        name for name, _ in module.named_parameters() if any(part in name for part in embeddings)
+    }
+
+
+def num_classes(opened: OpenModel) -> int | None:
+    """Outputs of the model's classifier; None for a model without one."""
+    if opened.library == "timm":
+        return int(getattr(opened.module, "num_classes", 0) or 0) or None
+    labels = getattr(opened.module.config, "num_labels", None)
+    return int(labels) if opened.head and labels else None
+
+
+def set_classes(opened: OpenModel, classes: int, seed: int) -> None:
+    """Give the model a fresh head of so many classes, in place.
+
+    Raises:
+        RequestError: the model has no head that can be exchanged.
+    """
+    torch.manual_seed(seed)
+    adapter = library(opened.library)
+    adapter.set_classes(opened.module, classes)
+    opened.config, opened.head = adapter.config(opened.module), adapter.head(opened.module)
+
+
+def set_drop_path(module: nn.Module, rate: float) -> None:
+    """Stochastic depth, rising linearly with depth to ``rate``; 0 takes it away.
+
+    timm leaves an Identity called ``drop_path…`` where a model was built without; stochastic depth
+    has no weights, so it can come and go.
+    """
+    from timm.layers import DropPath
+
+    places = [
+        (parent, name)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if name.startswith("drop_path") and isinstance(child, nn.Identity | DropPath)
+    ]
+    for i, (parent, name) in enumerate(places):
+        at = rate * (i // 2) / max(1, (len(places) - 1) // 2)
+        setattr(parent, name, DropPath(at) if at else nn.Identity())

@@ -1,0 +1,152 @@
+"""Everything pela knows about timm: build, weights, config, inputs, head."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+import timm.data.model_config
+import timm.models._hub
+import torch
+from torch import nn
+
+from pelacli.errors import RequestError
+from pelacli.models.types import ImageInput
+
+
+def is_model(name: str) -> bool:
+    """Whether timm knows the architecture (with or without a pretrained tag)."""
+    return bool(timm.is_model(name.split(".")[0]))
+
+
+def names() -> list[str]:
+    """All architectures of timm."""
+    return list(timm.list_models())
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int | None,
+    model_args: dict[str, Any],
+    weights: str,
+    file: Path | None = None,
+) -> nn.Module:
+    """Build a timm model.
+
+    Args:
+        name: architecture, with or without tag, or ``local-dir:PATH`` in hub layout.
+        weights: "pretrained", "random" or "file" (then ``file`` is a safetensors file).
+
+    Raises:
+        RequestError: unknown tag, arguments or weights that don't fit.
+        PelaError: the weights can't be fetched.
+    """
+    overlay = {"file": str(file), "source": ""} if file else None
+    try:
+        with _quiet():
+            return timm.create_model(
+                name,
+                pretrained=weights != "random",
+                pretrained_cfg_overlay=overlay,
+                num_classes=num_classes,
+                **model_args,
+            )
+    except RuntimeError as error:
+        text = str(error)
+        if "No pretrained weights exist" in text:
+            raise RequestError(
+                f"{name}: timm has no pretrained weights of it; use --weights random or a path"
+            ) from None
+        if "Invalid pretrained tag" in text:
+            tags = ", ".join(timm.list_pretrained(name.split(".")[0] + "*")[:6]) or "none"
+            raise RequestError(f"{name}: unknown pretrained tag; known: {tags}") from None
+        raise RequestError(f"{file or name}: the weights don't fit: {_first(text)}") from None
+    except TypeError as error:
+        raise RequestError(f"{name}: model_args don't fit: {_first(str(error))}") from None
+
+
+def rebuild(directory: Path) -> nn.Module:
+    """The dense architecture that config.json describes, its weights without values or memory.
+
+    Buffers that no checkpoint holds (position tables, attention masks) have their values.
+    """
+    name = f"local-dir:{directory}"
+    with _quiet():
+        with torch.device("meta"):
+            module = timm.create_model(name, pretrained=False)
+        missing = [
+            m
+            for m in module.modules()
+            if m._non_persistent_buffers_set and not hasattr(m, "init_non_persistent_buffers")
+        ]
+        if missing:  # only the long way computes them
+            return timm.create_model(name, pretrained=False)
+    module.to_empty(device="cpu")  # untouched pages cost nothing
+    for m in module.modules():
+        if hasattr(m, "init_non_persistent_buffers"):
+            m.init_non_persistent_buffers()
+    return module
+
+
+def config(module: nn.Module) -> dict[str, Any]:
+    """config.json in timm's hub layout."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        timm.models._hub.save_config_for_hf(module, str(path))
+        result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def inputs(module: nn.Module) -> ImageInput:
+    """Size and preprocessing of the model's images."""
+    data = timm.data.model_config.resolve_input_data_config(module)
+    return ImageInput(
+        tuple(data["input_size"]),
+        tuple(data["mean"]),
+        tuple(data["std"]),
+        data["interpolation"],
+        float(data["crop_pct"]),
+    )
+
+
+def head(module: nn.Module) -> frozenset[str]:
+    """Names of the classifier's modules; none for a model without classes."""
+    classifier = module.get_classifier() if hasattr(module, "get_classifier") else None
+    parts = classifier if isinstance(classifier, tuple | list) else [classifier]
+    return frozenset(
+        name
+        for name, child in module.named_modules()
+        if any(child is part for part in parts) and not isinstance(child, nn.Identity)
+    )
+
+
+def set_classes(module: nn.Module, num_classes: int) -> None:
+    """Give the model a fresh classifier."""
+    module.reset_classifier(num_classes)  # type: ignore[operator]
+
+
+def _first(text: str) -> str:
+    """The one informative line of a library's long message."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0])[:300]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """timm and the hub client log their retries; the user gets our one line instead."""
+    loggers = [logging.getLogger(name) for name in ("timm", "huggingface_hub", "httpx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

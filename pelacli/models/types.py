@@ -1,0 +1,113 @@
+"""What an opened model is, whichever library it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pelacli.manifest import SourceRecord
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """What an image model wants: size is (channels, height, width)."""
+
+    size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """What a text model wants. ``tokenizer`` is None where the model came without one."""
+
+    tokenizer: Any
+    max_length: int
+
+
+@dataclass
+class OpenModel:
+    """A model, ready to run, with what is needed to write it down again.
+
+    Attributes:
+        module: the network, on the CPU, in eval mode (on "meta" where only its shape was asked).
+        ref: what the user asked for.
+        library: "timm" or "transformers".
+        config: becomes config.json of an artefact; the library can rebuild the dense network
+            from it.
+        carried: further files of the model's directory (processors, tokenizers), by relative path.
+        source: where the weights came from.
+        inputs: what a sample looks like.
+        head: names of the output head's modules.
+    """
+
+    module: nn.Module
+    ref: str
+    library: str
+    config: dict[str, Any]
+    carried: dict[str, bytes]
+    source: SourceRecord
+    inputs: ImageInput | TextInput
+    head: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def params(self) -> int:
+        """Parameters of the whole model; a shared one counts once."""
+        return sum(p.numel() for p in self.module.parameters())
+
+
+def predict(module: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """The model's main output for a batch.
+
+    Logits where the model has a head; else its embedding of the sample: pooled features, or the
+    mean of the last hidden states over the tokens that are no padding.
+
+    Args:
+        inputs: images [B, C, H, W], or the model's keyword arguments as tensors [B, ...].
+
+    Returns:
+        [B, ..., D], floating point.
+    """
+    result = module(**inputs) if isinstance(inputs, Mapping) else module(inputs)
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    return main_output(result, mask)
+
+
+def main_output(result: Any, mask: Tensor | None = None) -> Tensor:
+    """The main tensor of what a model returned; see `predict`."""
+    if isinstance(result, Tensor):
+        return result
+    if isinstance(result, Mapping):  # transformers' ModelOutput is one
+        for key in ("logits", "logits_per_image", "pooler_output", "image_embeds"):
+            # A text encoder's pooler is trained for next-sentence prediction, not for meaning.
+            if isinstance(result.get(key), Tensor) and not (
+                key == "pooler_output" and mask is not None
+            ):
+                return result[key]
+        hidden = result.get("last_hidden_state")
+        if isinstance(hidden, Tensor):
+            if mask is None or mask.shape != hidden.shape[:2]:
+                return hidden.flatten(1, -2).mean(1) if hidden.ndim == 3 else hidden
+            weight = mask[..., None].to(hidden.dtype)
+            return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
+        result = list(result.values())
+    if isinstance(result, tuple | list):
+        for item in result:
+            if isinstance(item, Tensor) and item.is_floating_point():
+                return item
+    raise TypeError(f"the model returned {type(result).__name__}, in which there is no tensor")
+
+
+def to_device(value: Any, device: torch.device | str) -> Any:
+    """Move a batch (tensors in dicts) to a device."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {key: to_device(item, device) for key, item in value.items()}
+    return value

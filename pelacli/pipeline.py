@@ -1,0 +1,109 @@
+"""All steps of a recipe in order; a step whose result is there already is skipped."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pelacli import console, manifest, rundir
+from pelacli import recipe as recipes
+from pelacli.errors import RequestError
+from pelacli.recipe import Recipe
+
+
+@dataclass
+class Ran:
+    """What `run` did: each step with its outcome, and the evaluation at the end."""
+
+    steps: list[dict[str, Any]]
+    evaluated: Any
+
+
+def run(spec: Recipe, *, force: bool = False) -> Ran:
+    """Run the recipe.
+
+    A step is done if its artefact was made by the same settings from the same input: the
+    fingerprint in its manifest says so. The evaluation is always run, as it leaves no artefact.
+
+    Args:
+        force: do every step again.
+    """
+    sections = [name for name in rundir.FOLDERS if getattr(spec, name) is not None]
+    if not sections and spec.eval is None:
+        raise RequestError("the recipe has no steps; add [decompose], [pretrain] …")
+    done = []
+    for section in sections:
+        start = time.perf_counter()
+        output = rundir.folder(spec, section)
+        if not force and is_done(spec, section):
+            console.say(f"{section}: done already in {output}")
+            done.append({"step": section, "artefact": str(output), "skipped": True, "seconds": 0.0})
+            continue
+        console.say(f"{section} → {output}")
+        _do(spec, section, output, force)
+        seconds = time.perf_counter() - start
+        done.append(
+            {"step": section, "artefact": str(output), "skipped": False, "seconds": seconds}
+        )
+    return Ran(done, _evaluate(spec))
+
+
+def is_done(spec: Recipe, section: str) -> bool:
+    """Whether the step's artefact is there and was made from this input by these settings."""
+    output = rundir.folder(spec, section)
+    if not manifest.is_artefact(output):
+        return False
+    record = manifest.read(output)
+    last = record.history[-1] if record.history else None
+    if last is None or last.step != section:
+        return False
+    source = Path(rundir.source(spec, section))
+    inputs = last.inputs
+    if manifest.is_artefact(source):
+        inputs = manifest.weights_digest(source)
+    return last.fingerprint == recipes.fingerprint(spec, section, inputs)
+
+
+def _do(spec: Recipe, section: str, output: Path, force: bool) -> None:
+    source = rundir.require(rundir.source(spec, section), section)
+    if section == "decompose":
+        from pelacli.steps import decompose
+
+        decompose.run(spec, source, output)
+    elif section == "pretrain":
+        from pelacli.steps import pretrain
+
+        pretrain.run(spec, resume=not force)
+    else:
+        from pelacli.steps import finetune
+
+        finetune.run(spec, section, resume=not force)
+
+
+def _evaluate(spec: Recipe) -> Any:
+    if spec.eval is None:
+        return None
+    from pelacli.steps import eval as step
+
+    return step.run(**evaluation(spec))
+
+
+def evaluation(spec: Recipe) -> dict[str, Any]:
+    """The recipe's [eval] as the keyword arguments of `steps.eval.run`."""
+    section = spec.eval or recipes.Eval()
+    result, against = rundir.result(spec), section.against or rundir.dense(spec)
+    return {
+        "ref": rundir.require(result, "eval"),
+        "data": section.data or (spec.finetune.data if spec.finetune else None) or spec.data,
+        "task": section.task or (spec.finetune.task if spec.finetune else None) or spec.task,
+        "against": rundir.require(against, "eval") if against != result else None,
+        "max_drop": section.max_drop,
+        "split": section.split,
+        "batch_size": section.batch_size,
+        "with_latency": section.latency,
+        "how": rundir.how_to_open(spec, result),
+        "how_against": rundir.how_to_open(spec, against),
+        "device": spec.device,
+    }

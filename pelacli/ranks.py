@@ -1,0 +1,354 @@
+"""The rank engine: the layers' spectra and a budget in, a plan out. No torch.
+
+A plan says which rank each layer gets. It is data: JSON, printable, editable by hand, and usable
+again. The policies themselves are in `pelacli.policies`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import fsum
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pelacli import policies
+from pelacli.errors import RequestError
+from pelacli.plans import LayerPlan, Plan, check, nearest
+from pelacli.policies import Choice
+
+__all__ = ["LayerPlan", "Pin", "Plan", "Spectrum", "check", "measure", "plan"]
+
+Pin = int | Literal["dense", "full"]
+
+POLICIES = ("energy", "uniform", "threshold")
+SCOPES = ("model", "layers")
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """What the engine sees of a layer.
+
+    Attributes:
+        name: of the layer in its model.
+        shape: (out, in).
+        energies: squared singular values, non-increasing, [min(out, in)], float64. To be summed
+            over layers they must be in one unit: for calibrated layers the damage per sample.
+        tokens: positions per sample; the layer takes 2 · tokens · out · in FLOPs.
+
+    Raises:
+        RequestError: energies that are not finite (the weights or samples are not).
+        ValueError: energies of the wrong length, negative, or rising.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    energies: NDArray[np.float64]
+    tokens: float = 1.0
+
+    def __post_init__(self) -> None:
+        energies = np.asarray(self.energies, np.float64)
+        object.__setattr__(self, "energies", energies)
+        if energies.shape != (min(self.shape),):
+            raise ValueError(
+                f"{self.name}: {energies.shape} energies for a layer of shape {self.shape}"
+            )
+        if not np.isfinite(energies).all():
+            raise RequestError(
+                f"{self.name}: its weight or samples hold values that are not finite"
+            )
+        if len(energies) and (energies[-1] < 0 or (np.diff(energies) > 0).any()):
+            raise ValueError(f"{self.name}: energies must be non-increasing and not negative")
+
+
+def plan(
+    spectra: Sequence[Spectrum],
+    *,
+    policy: str,
+    ratio: Fraction | None,
+    scope: str = "model",
+    fixed_params: int = 0,
+    obstacles: Mapping[str, int] | None = None,
+    threshold: float | None = None,
+    min_rank: int = 1,
+    max_rank: int | None = None,
+    multiple: int = 1,
+    pins: Mapping[str, Pin] | None = None,
+    unit: Literal["params", "flops"] = "params",
+    fixed_flops: int | None = None,
+) -> Plan:
+    """Choose the ranks.
+
+    A rank costs in + out parameters, or 2 · tokens · (in + out) FLOPs. The budget is exact:
+    floor(ratio · total), where total is the dense model's (scope "model": the layers of
+    ``spectra`` and all that is fixed) or only those layers' (scope "layers").
+
+    A layer's ranks are multiples of ``multiple`` from ``min_rank`` up to ``max_rank``, and always
+    below break-even, from where on it is dense. A layer so small that none is left goes by single
+    ranks instead, or is dense where even ``min_rank`` is past break-even.
+
+    Args:
+        spectra: the layers that may be factorised. Their order does not matter.
+        policy: "energy", "uniform" or "threshold", see `pelacli.policies`.
+        ratio: 0 < ratio ≤ 1. "threshold" needs none; with one, its outcome must meet it.
+        fixed_params: parameters that no plan changes (biases, norms, embeddings, excluded layers).
+        obstacles: name → the part of what is fixed, in ``unit``, to be named where a budget
+            cannot be met.
+        threshold: share of energy that every layer keeps (policy "threshold").
+        min_rank: 0 means that a layer may vanish but for its bias.
+        max_rank: a layer that it keeps below break-even cannot go dense.
+        pins: layer → its rank (also past break-even), "dense", or "full" (factorised at
+            min(out, in)). A pin is obeyed as it stands; the others share what is left.
+        fixed_flops: as fixed_params, for unit "flops".
+
+    Raises:
+        RequestError: an unusable argument, or a budget that cannot be met; the message names the
+            smallest ratio that can, and what stands in the way.
+    """
+    pins = pins or {}
+    _check_arguments(spectra, policy, ratio, scope, threshold, min_rank, max_rank, multiple)
+    _check_pins(spectra, pins)
+    if unit == "flops" and fixed_flops is None and scope == "model":
+        raise ValueError("a FLOP budget of the whole model needs fixed_flops")
+    fixed = 0 if scope == "layers" else fixed_params if unit == "params" else fixed_flops or 0
+
+    settled: dict[str, tuple[int | None, str | None]] = {}
+    free: dict[str, Choice] = {}
+    total = spent = fixed
+    pinned = 0
+    for s in sorted(spectra, key=lambda s: s.name):  # ties are broken by name
+        cost, dense = _costs(s, unit)
+        total += dense
+        choice = _choice(s, cost, dense, min_rank, max_rank, multiple)
+        if s.name in pins:
+            pin = pins[s.name]
+            rank = None if pin == "dense" else min(s.shape) if pin == "full" else pin
+            settled[s.name] = (rank, "pinned dense" if rank is None else None)
+            pinned += dense if rank is None else rank * cost
+        elif choice is None:
+            settled[s.name] = (None, "break-even" if cost else "never applied")
+            spent += dense
+        else:
+            free[s.name] = choice
+    spent += pinned
+    lowest = sum(c.low * c.cost for c in free.values())
+    limit = None if ratio is None else ratio.numerator * total // ratio.denominator
+    if ratio is not None and limit is not None and spent + lowest > limit:
+        raise _impossible(
+            ratio, scope, unit, total, spent + lowest, pinned, lowest, fixed, obstacles or {}
+        )
+
+    choices = list(free.values())
+    found: list[int | None]
+    if policy == "threshold":
+        assert threshold is not None
+        found = policies.threshold(choices, threshold)
+    elif not choices:
+        found = []
+    elif policy == "uniform":
+        assert limit is not None
+        found = policies.uniform(choices, limit - spent, ratio if scope == "layers" else None)
+    else:
+        assert limit is not None
+        found = policies.energy(choices, limit - spent)
+    used = spent + sum(c.price(rank) for c, rank in zip(choices, found, strict=True))
+    if policy != "threshold":
+        assert limit is None or used <= limit
+    elif ratio is not None and limit is not None and used > limit:
+        raise RequestError(
+            f"threshold {threshold:g} gives ratio {_ceil4(used, total)}, above the requested "
+            f"{_text(ratio)}: lower the threshold or leave out the ratio"
+        )
+    settled |= {
+        name: (rank, "break-even" if rank is None else None)
+        for name, rank in zip(free, found, strict=True)
+    }
+    layers = {s.name: LayerPlan(s.shape, *settled[s.name], None) for s in spectra}
+    chosen = Plan(
+        policy=policy,
+        scope=scope,
+        ratio=None if ratio is None else _text(ratio),
+        layers=layers,
+        unit=unit,
+        limit=limit,
+        threshold=threshold,
+    )
+    return measure(chosen, spectra, fixed_params=fixed_params, fixed_flops=fixed_flops)
+
+
+def measure(
+    plan: Plan,
+    spectra: Sequence[Spectrum],
+    *,
+    fixed_params: int = 0,
+    fixed_flops: int | None = None,
+) -> Plan:
+    """The plan with its energies and costs computed from the spectra, as after an edit by hand.
+
+    Layers of ``spectra`` that the plan does not name stay dense, and it then says so.
+
+    Raises:
+        RequestError: the plan factorises a layer that is not in ``spectra``.
+    """
+    known = {s.name for s in spectra}
+    for name, rank in plan.ranks().items():
+        if name not in known:
+            raise RequestError(
+                f"the plan gives {name} rank {rank}, but this layer is not factorised here "
+                f"(excluded, output head, tied …); give it null{nearest(name, known)}"
+            )
+    layers = dict(plan.layers)
+    used = total = 0
+    kept, energy = [], []
+    for s in spectra:
+        entry = layers.get(s.name, LayerPlan(s.shape, None, "not in the plan", None))
+        share = 1.0 if entry.rank is None else float(policies.shares(s.energies)[entry.rank])
+        layers[s.name] = LayerPlan(s.shape, entry.rank, entry.reason, share)
+        cost, dense = _costs(s, plan.unit)
+        used += dense if entry.rank is None else entry.rank * cost
+        total += dense
+        energy.append(float(s.energies.sum()))
+        kept.append(share * energy[-1])
+    if plan.scope == "model":
+        fixed = fixed_params if plan.unit == "params" else fixed_flops or 0
+        used, total = used + fixed, total + fixed
+    whole = fsum(energy)  # fsum: the order of the layers must not show
+    overall = fsum(kept) / whole if whole > 0 else 1.0
+    return replace(plan, layers=layers, used=used, total=total, energy=overall)
+
+
+def _costs(s: Spectrum, unit: str) -> tuple[int, int]:
+    """(cost of one rank, cost of the dense layer) in parameters or FLOPs."""
+    out, in_ = s.shape
+    per_weight = 1 if unit == "params" else round(2 * s.tokens)
+    return per_weight * (out + in_), per_weight * out * in_
+
+
+def _choice(
+    s: Spectrum, cost: int, dense: int, min_rank: int, max_rank: int | None, multiple: int
+) -> Choice | None:
+    """The ranks that are open to a layer; None where it can only be dense."""
+    if not cost:
+        return None
+    below_break_even = (dense - 1) // cost
+    top = below_break_even if max_rank is None else min(below_break_even, max_rank)
+    low, step = -(-min_rank // multiple) * multiple, multiple
+    if low > top:
+        low, step = min_rank, 1
+    if low > top:
+        return None
+    high = low + (top - low) // step * step
+    open_end = max_rank is None or max_rank > below_break_even
+    return Choice(s.energies, cost, dense, low, high, step, open_end)
+
+
+def _check_arguments(
+    spectra: Sequence[Spectrum],
+    policy: str,
+    ratio: Fraction | None,
+    scope: str,
+    threshold: float | None,
+    min_rank: int,
+    max_rank: int | None,
+    multiple: int,
+) -> None:
+    if not spectra:
+        raise RequestError("no layer is left to factorise: include more or exclude less")
+    names = [s.name for s in spectra]
+    if len(set(names)) < len(names):
+        raise ValueError("two spectra have the same name")
+    if policy not in POLICIES:
+        raise RequestError(f"policy {policy!r} is none of {', '.join(POLICIES)}")
+    if scope not in SCOPES:
+        raise RequestError(f"scope {scope!r} is none of {', '.join(SCOPES)}")
+    if ratio is not None and not 0 < ratio <= 1:
+        raise RequestError(f"ratio {_text(ratio)} is not above 0 and at most 1")
+    if policy == "threshold" and (threshold is None or not 0 < threshold <= 1):
+        raise RequestError("policy threshold needs a threshold above 0 and at most 1")
+    if policy != "threshold" and threshold is not None:
+        raise RequestError(f"a threshold belongs to policy threshold, not to {policy}")
+    if policy != "threshold" and ratio is None:
+        raise RequestError(f"policy {policy} needs a ratio")
+    if min_rank < 0 or multiple < 1:
+        raise RequestError("the minimum rank must be at least 0 and the multiple at least 1")
+    if max_rank is not None and max_rank < -(-min_rank // multiple) * multiple:
+        raise RequestError(
+            f"no multiple of {multiple} lies between minimum rank {min_rank} and maximum rank "
+            f"{max_rank}: raise the maximum or lower the others"
+        )
+
+
+def _check_pins(spectra: Sequence[Spectrum], pins: Mapping[str, Pin]) -> None:
+    shapes = {s.name: s.shape for s in spectra}
+    for name, pin in pins.items():
+        if name not in shapes:
+            raise RequestError(f"pin {name}: no such layer is factorised{nearest(name, shapes)}")
+        if isinstance(pin, str):
+            if pin not in ("dense", "full"):
+                raise RequestError(f'pin {name}: {pin!r} is neither a rank, "dense" nor "full"')
+        elif not 0 <= pin <= min(shapes[name]):
+            out, in_ = shapes[name]
+            raise RequestError(
+                f"pin {name}: rank {pin} is not between 0 and {min(out, in_)}, "
+                f"the most that its shape {out} × {in_} can have"
+            )
+
+
+def _impossible(
+    ratio: Fraction,
+    scope: str,
+    unit: str,
+    total: int,
+    least: int,
+    pinned: int,
+    lowest: int,
+    fixed: int,
+    obstacles: Mapping[str, int],
+) -> RequestError:
+    """The error for a budget below ``least``: names the nearest ratio and what is in the way."""
+    noun = "parameters" if unit == "params" else "FLOPs"
+
+    def share(n: int) -> str:
+        return f"{100 * n / total:.1f} %"
+
+    stuck = {k: n for k, n in obstacles.items() if 100 * n >= total} if fixed else {}
+    names = sorted(stuck, key=lambda k: (-stuck[k], k))[:3]
+    reasons = []
+    if names:
+        shares = [
+            f"{k} ({share(stuck[k])}{f' of the {noun}' if k == names[0] else ''})" for k in names
+        ]
+        are = "is" if len(names) == 1 else "are"
+        reasons.append(f"{_and(shares)} {are} not factorised")
+    elif 100 * fixed >= total:
+        reasons.append(f"{share(fixed)} of the {noun} are not in factorised layers")
+    if 100 * pinned >= total:
+        reasons.append(f"pins hold {share(pinned)}")
+    if 100 * lowest >= total:
+        reasons.append(f"the layers at their lowest ranks hold {share(lowest)}")
+    because = f", because {_and(reasons)}" if reasons else ""
+    if least > total:
+        return RequestError(f"ratio {_text(ratio)} cannot be met, nor any up to 1{because}")
+    return RequestError(
+        f"ratio {_text(ratio)} cannot be met: the smallest possible is "
+        f"{_ceil4(least, total)}{because}"
+        + ("; scope layers counts the factorised layers only" if names else "")
+    )
+
+
+def _and(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+
+
+def _ceil4(part: int, whole: int) -> str:
+    """part / whole, rounded up to 4 digits: as a budget it suffices for the part."""
+    return _text(Fraction(-(-part * 10_000 // whole), 10_000))
+
+
+def _text(ratio: Fraction) -> str:
+    """A decimal where a short one is exact, else the fraction: 0.5, 2/3."""
+    decimal = f"{float(ratio):.6f}".rstrip("0").rstrip(".")
+    return decimal if Fraction(decimal) == ratio else str(ratio)

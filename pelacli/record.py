@@ -1,0 +1,131 @@
+"""The manifest of a model: what each layer is and costs, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pelacli import __version__, flops, lowrank, manifest, models
+from pelacli.console import warn
+from pelacli.flops import Cost, layer_flops
+from pelacli.lowrank import Layer
+from pelacli.manifest import Count, LayerRecord, Manifest
+from pelacli.models import OpenModel
+from pelacli.ranks import Plan
+
+
+def cost(opened: OpenModel, layers: Sequence[Layer]) -> Cost | None:
+    """FLOPs of one sample through the dense model; None where it can't be run on a plain sample."""
+    try:
+        return flops.count(
+            opened.module, layers, lambda m: models.predict(m, models.example(opened))
+        )
+    except Exception as error:  # any model may want inputs that we can't guess
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        warn(f"{opened.ref}: FLOPs unknown: it can't be run on a plain sample ({line[:120]})")
+        return None
+
+
+def describe(
+    opened: OpenModel, layers: Sequence[Layer], spent: Cost | None, plan: Plan | None = None
+) -> Manifest:
+    """The manifest of a dense model, or of what ``plan`` makes of it.
+
+    Args:
+        opened: the model while it is still dense.
+        layers: all its linear maps.
+        spent: what `cost` found.
+    """
+    planned = plan.layers if plan is not None else {}
+    rows = []
+    for layer in layers:
+        entry = planned.get(layer.name)
+        rank = entry.rank if entry is not None else None
+        out, in_ = layer.shape
+        tokens = spent.tokens.get(layer.name) if spent is not None else None
+        rows.append(
+            LayerRecord(
+                name=layer.name,
+                shape=layer.shape,
+                kind=layer.kind,
+                rank=rank,
+                reason=layer.reason if entry is None else entry.reason,
+                energy=None if entry is None else entry.energy,
+                params=Count(
+                    before=layer.params, after=layer.params if rank is None else rank * (out + in_)
+                ),
+                flops=None
+                if tokens is None
+                else Count(
+                    before=layer_flops(layer.shape, tokens, None),
+                    after=layer_flops(layer.shape, tokens, rank),
+                ),
+            )
+        )
+    saved = sum(row.params.before - row.params.after for row in rows)
+    saved_flops = sum(row.flops.before - row.flops.after for row in rows if row.flops is not None)
+    return Manifest(
+        format=manifest.FORMAT,
+        pela=__version__,
+        source=opened.source,
+        library=opened.library,
+        policy=plan.policy if plan is not None else None,
+        scope=plan.scope if plan is not None else None,
+        ratio=plan.ratio if plan is not None else None,
+        energy=plan.energy if plan is not None else None,
+        params=Count(before=opened.params, after=opened.params - saved),
+        flops=None if spent is None else Count(before=spent.total, after=spent.total - saved_flops),
+        layers=rows,
+        history=[],
+    )
+
+
+def recount(opened: OpenModel, record: Manifest) -> Manifest:
+    """The manifest after training: the same layers, and the totals of the module as it is now.
+
+    Only the head can have changed (another number of classes); what the factorisation saved is
+    the same.
+    """
+    layers = {la.name: la for la in lowrank.find_layers(opened.module, head=opened.head)}
+    rows = []
+    for row in record.layers:
+        layer = layers.get(row.name)
+        if row.rank is None and layer is not None and layer.shape != row.shape:
+            per_param = None if row.flops is None else row.flops.before // row.params.before
+            row = row.model_copy(
+                update={
+                    "shape": layer.shape,
+                    "params": Count(before=layer.params, after=layer.params),
+                    "flops": None
+                    if per_param is None
+                    else Count(before=per_param * layer.params, after=per_param * layer.params),
+                }
+            )
+        rows.append(row)
+    saved = sum(row.params.before - row.params.after for row in rows)
+    changed = sum(
+        new.flops.before - old.flops.before
+        for new, old in zip(rows, record.layers, strict=True)
+        if new.flops is not None and old.flops is not None
+    )
+    return record.model_copy(
+        update={
+            "layers": rows,
+            "params": Count(before=opened.params + saved, after=opened.params),
+            "flops": None
+            if record.flops is None
+            else Count(before=record.flops.before + changed, after=record.flops.after + changed),
+        }
+    )
+
+
+def obstacles(opened: OpenModel, layers: Sequence[Layer]) -> dict[str, int]:
+    """Parameters that no plan can touch, by owner: what stands in the way of a small budget."""
+    free = {id(layer.module.weight) for layer in layers if layer.reason is None}
+    found: dict[str, int] = {}
+    for name, parameter in opened.module.named_parameters():
+        if id(parameter) not in free and isinstance(parameter, torch.Tensor):
+            owner = name.rpartition(".")[0] or name
+            found[owner] = found.get(owner, 0) + parameter.numel()
+    return found

@@ -1,0 +1,138 @@
+"""From the words of the command line to what a step is called with. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pelacli import manifest, pipeline, recipe_file, rundir
+from pelacli import recipe as recipes
+from pelacli.aliases import ALIASES
+from pelacli.console import say
+from pelacli.errors import RequestError
+from pelacli.recipe import Data, Recipe
+
+
+@dataclass
+class DecomposeRequest:
+    """A call of the decompose step."""
+
+    recipe: Recipe
+    source: str
+    output: Path
+
+
+def decompose(
+    model: str,
+    top: Mapping[str, Any],
+    section: Mapping[str, Any],
+    overrides: Sequence[str],
+    output: Path | None,
+) -> DecomposeRequest:
+    """MODEL and flags → recipe. Flags win over a recipe's own values.
+
+    Args:
+        top, section: flags for the recipe's top level and for [decompose]; None: not given.
+        output: where to write; by default the recipe's place, or runs/MODEL-rRATIO.
+    """
+    given = {key: value for key, value in section.items() if value is not None}
+    if model.endswith(".toml"):
+        spec = recipe_file.load(Path(model), overrides)
+        spec = recipe_file.with_flags(spec, "", **top)
+        spec = recipe_file.with_flags(spec, "decompose", **given)
+        target = output or rundir.folder(spec, "decompose")
+        return DecomposeRequest(spec, rundir.require(rundir.dense(spec), "decompose"), target)
+    if not {"ratio", "plan", "threshold"} & set(given):
+        raise RequestError("decompose needs --ratio (how much smaller), --plan or --threshold")
+    full = ALIASES.get(model)
+    if full is not None:
+        say(f"{model} is {full}")
+    if "threshold" in given:
+        given.setdefault("policy", "threshold")
+    place = output or Path("runs") / _name(model, given)
+    base = {"model": model, "output": str(place), **top}
+    spec = recipe_file.from_flags(base, {"decompose": given}, overrides)
+    return DecomposeRequest(spec, model, place)
+
+
+def pins(given: Sequence[str] | None) -> dict[str, int | str] | None:
+    """["REGEX=RANK", …] → {regex: rank}."""
+    if not given:
+        return None
+    found: dict[str, int | str] = {}
+    for pin in given:
+        pattern, equals, rank = pin.rpartition("=")
+        if not equals or not (rank.isdigit() or rank in ("dense", "full")):
+            raise RequestError(f"--pin {pin}: give REGEX=RANK, a number, 'dense' or 'full'")
+        found[pattern] = int(rank) if rank.isdigit() else rank
+    return found
+
+
+def evaluations(
+    refs: Sequence[str],
+    given: Mapping[str, Any],
+    dataset: str | None,
+    weights: str | None,
+    overrides: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Models and flags → the keyword arguments of each evaluation.
+
+    An artefact is measured on the data of the recipe that made it, unless a flag says otherwise.
+    """
+    flags = {key: value for key, value in given.items() if value is not None}
+    if "latency" in flags:
+        flags["with_latency"] = flags.pop("latency")
+    how = {"weights": weights} if weights else {}
+    jobs = []
+    for ref in refs:
+        if ref.endswith(".toml"):
+            job = pipeline.evaluation(recipe_file.load(Path(ref), overrides))
+        else:
+            data, task = _own_data(ref)
+            path = rundir.latest(Path(ref))
+            job = {"ref": str(path or ref), "data": data, "task": task}
+            job["how"] = {} if path else how
+        job |= flags
+        if dataset is not None:
+            job["data"] = _data(dataset, job["data"])
+        if flags.get("against") is not None:
+            against = rundir.latest(Path(flags["against"]))
+            job["against"] = str(against or flags["against"])
+            job["how_against"] = {} if against else how
+        jobs.append(job)
+    return jobs
+
+
+def _own_data(ref: str) -> tuple[Data | None, str | None]:
+    path = rundir.latest(Path(ref))
+    if path is None:
+        return None, None
+    history = manifest.read(path).history
+    for step in reversed(history):
+        spec = Recipe.model_validate(step.recipe) if step.recipe else None
+        section = getattr(spec, step.step, None) if spec else None
+        data = getattr(section, "data", None) or (spec.data if spec else None)
+        if spec is not None and data is not None:
+            return data, getattr(section, "task", None) or spec.task
+    return None, None
+
+
+def _data(dataset: str, base: Data | None) -> Data:
+    if base is not None and base.dataset == dataset:
+        return base
+    return Data(dataset=dataset)
+
+
+def _name(model: str, section: Mapping[str, Any]) -> str:
+    """runs/vit_base-r0.50: the model's own name and the ratio."""
+    stem = Path(model).name.removesuffix(".safetensors") or "model"
+    if "ratio" in section:
+        try:
+            return f"{stem}-r{float(recipes.parse_ratio(section['ratio'])):.2f}"
+        except ValueError:
+            return stem  # the recipe's validation has the better words for it
+    if "threshold" in section:
+        return f"{stem}-t{section['threshold']:g}"
+    return f"{stem}-plan"

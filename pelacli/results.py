@@ -1,0 +1,147 @@
+"""Print what the steps made: a table for people, one JSON document for scripts. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pelacli import console, tables
+from pelacli.manifest import Manifest
+
+if TYPE_CHECKING:
+    from pelacli.pipeline import Ran
+    from pelacli.steps.decompose import Decomposed
+    from pelacli.steps.eval import Evaluated
+    from pelacli.trained import Outcome
+
+
+def print_decomposed(done: Decomposed, json: bool) -> None:
+    """The table per kind of layer and the whole; or the document of `decomposed`."""
+    if json:
+        console.emit(decomposed(done))
+        return
+    record = done.manifest
+    console.out().print(tables.to_table({record.source.model: record}, "kind"))
+    ratio = record.params.after / record.params.before
+    line = f"{record.params.before:,} → {record.params.after:,} parameters (ratio {ratio:.4f})"
+    if record.flops is not None:
+        line += f", {tables.human(record.flops.before)} → {tables.human(record.flops.after)} FLOPs"
+    line += f", energy kept {done.plan.energy:.4f}, {done.seconds:.1f} s"
+    console.out().print(line, highlight=False)
+    console.out().print(
+        "nothing written (--dry-run)" if done.path is None else f"written to {done.path}",
+        highlight=False,
+    )
+
+
+def decomposed(done: Decomposed) -> dict[str, Any]:
+    """``decompose --json``; keys may be added, never renamed."""
+    record = done.manifest
+    return {
+        "artefact": None if done.path is None else str(done.path),
+        "model": record.source.model,
+        "policy": record.policy,
+        "scope": record.scope,
+        "requested": record.ratio,
+        "calibrated": done.calibrated,
+        "params": record.params.model_dump(),
+        "flops": None if record.flops is None else record.flops.model_dump(),
+        "ratio": record.params.after / record.params.before,
+        "energy": done.plan.energy,
+        "seconds": done.seconds,
+        "layers": layers(record),
+    }
+
+
+def layers(record: Manifest) -> list[dict[str, Any]]:
+    """The list of layers of every JSON document."""
+    keys = {"name", "kind", "shape", "rank", "reason", "energy", "params", "flops"}
+    return [layer.model_dump(mode="json", include=keys) for layer in record.layers]
+
+
+def print_trained(done: Outcome, json: bool) -> None:
+    """``pretrain`` and ``finetune``."""
+    if json:
+        console.emit(
+            {
+                "artefact": str(done.path),
+                "steps": done.steps,
+                "metrics": done.metrics,
+                "seconds": done.seconds,
+            }
+        )
+        return
+    row = {
+        "artefact": str(done.path),
+        "steps": done.steps,
+        **done.metrics,
+        "seconds": round(done.seconds, 1),
+    }
+    console.out().print(tables.rows_table([row]))
+
+
+def print_evaluated(results: Sequence[Evaluated], json: bool) -> None:
+    """``eval``: a row per model, the dense one first; one model's document, or a list of them."""
+    if json:
+        documents = [evaluated(result) for result in results]
+        console.emit(documents[0] if len(documents) == 1 else documents)
+        return
+    rows: list[dict[str, Any]] = []
+    for result in results:
+        base = result.baseline
+        if base is not None and all(row["model"] != base["artefact"] for row in rows):
+            rows.append(_row(base["artefact"], base))
+        rows.append(_row(result.artefact, vars(result), result))
+    console.out().print(tables.rows_table(rows))
+
+
+def evaluated(result: Evaluated) -> dict[str, Any]:
+    """``eval --json``; keys may be added, never renamed."""
+    document: dict[str, Any] = {
+        "artefact": result.artefact,
+        "params": result.params,
+        "flops": result.flops,
+        "metrics": result.metrics,
+        "latency_ms": result.latency_ms,
+    }
+    if result.baseline is not None:
+        document |= {
+            "baseline": result.baseline,
+            "drop": result.drop,
+            "agreement": result.agreement,
+        }
+    return document
+
+
+def print_run(done: Ran, json: bool) -> None:
+    """``run``: the steps, and the models side by side."""
+    result = done.evaluated
+    if json:
+        console.emit({"steps": done.steps, "eval": None if result is None else evaluated(result)})
+        return
+    if result is None:
+        console.out().print(tables.rows_table(done.steps))
+        return
+    for step in done.steps:
+        state = "done already" if step["skipped"] else f"{step['seconds']:.1f} s"
+        console.out().print(f"{step['step']:<10} {state:<14} {step['artefact']}", highlight=False)
+    print_evaluated([result], json=False)
+
+
+def _row(name: str, figures: dict[str, Any], result: Evaluated | None = None) -> dict[str, Any]:
+    row = {
+        "model": name,
+        "params": tables.human(figures["params"]),
+        "FLOPs": tables.human(figures["flops"]),
+        **{
+            key: f"{value:.2f}" if key != "loss" else f"{value:.4f}"
+            for key, value in figures["metrics"].items()
+        },
+    }
+    if figures["latency_ms"] is not None:
+        row["latency ms"] = f"{figures['latency_ms']:.2f}"
+    if result is not None and result.drop is not None:
+        row["drop"] = f"{result.drop:.2f}"
+    if result is not None and result.agreement:
+        row |= {key: f"{value:.4f}" for key, value in result.agreement.items()}
+    return row

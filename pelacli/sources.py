@@ -1,0 +1,314 @@
+"""Where samples come from: raw (image or sentence, label or None) by index.
+
+Formats are those the community has; what a folder or file may look like is told in
+`pelacli.data.open_dataset`. Every error is one line that names the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pelacli.errors import RequestError
+
+_SPLITS: tuple[tuple[str, ...], ...] = (
+    ("train", "training"),
+    ("validation", "val", "valid", "eval"),
+    ("test", "testing"),
+)
+_TEXT_FILES = (".txt", ".jsonl", ".csv")
+
+# A source, the name of the split (None where there are no splits), the class names where known.
+Opened = tuple[Any, str | None, list[str] | None]
+
+
+def open_source(spec: str, split: str, *, text: bool, training: bool, unlabelled: bool) -> Opened:
+    """Find the samples of a split; arguments as in `pelacli.data.open_dataset`."""
+    prefix, _, rest = spec.partition("/")
+    if prefix in ("hfds", "torch", "wds") and rest:
+        return _remote(prefix, rest, spec, split, training)
+    if spec == "digits":
+        found = choose_split(split, ("train", "validation"), spec)
+        return _digits(found), found, [str(digit) for digit in range(10)]
+    if text:
+        file, name = _text_file(spec, split)
+        sentences, classes = _sentences(file)
+        return sentences, name, classes
+    root, name = _split_folder(spec, split)
+    images, classes = _folder(root, None if unlabelled else _class_folders(spec))
+    return images, name, classes
+
+
+@dataclass
+class _Images:
+    """Image files or PIL images, with labels."""
+
+    images: Sequence[Any]
+    labels: Sequence[int | None]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int | None]:
+        label = self.labels[index]
+        return self.images[index], None if label is None else int(label)
+
+    def name(self, index: int) -> str:
+        image = self.images[index]
+        return image if isinstance(image, str) else f"sample {index}"
+
+
+def _digits(split: str) -> _Images:
+    """scikit-learn's 1,797 8×8 digits; a fifth of each digit is for validation."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    parts = train_test_split(
+        np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0
+    )
+    chosen = np.sort(parts[split != "train"])
+    images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
+    return _Images(list(images), digits.target[chosen].tolist())
+
+
+# Folders -----------------------------------------------------------------------------------------
+
+
+def _folder(root: Path, classes: list[str] | None) -> tuple[_Images, list[str] | None]:
+    """The images under a folder: in its class folders, or, without classes, anywhere."""
+    if classes is None:
+        files = sorted(_walk(root), key=_natural)
+        if not files:
+            raise RequestError(f"{root}: no images in it or below")
+        return _Images(files, [None] * len(files)), None
+    unknown = sorted({d.name for d in _folders(root) if any(_walk(d))} - set(classes))
+    if unknown:
+        raise RequestError(f"{root / unknown[0]}: the training split has no such class")
+    found = [(file, label) for label, name in enumerate(classes)
+             for file in sorted(_walk(root / name), key=_natural)]  # fmt: skip
+    if not found:
+        raise RequestError(f"{root}: no images in its class folders")
+    return _Images([file for file, _ in found], [label for _, label in found]), classes
+
+
+def _class_folders(spec: str) -> list[str]:
+    """Class names, of the training split where there is one, so that all splits agree."""
+    root, _ = _split_folder(spec, None)
+    names = [folder.name for folder in _folders(root) if any(_walk(folder))]
+    if not names:
+        raise RequestError(
+            f"{root}: no class folders with images in it"
+            + (" (its images lie outside of any class folder)" if any(_walk(root)) else "")
+        )
+    return sorted(names, key=_natural)
+
+
+def _split_folder(spec: str, split: str | None) -> tuple[Path, str | None]:
+    """The folder of a split (None: of training, or the first there is); see `open_dataset`."""
+    root = Path(spec).expanduser()
+    if root.is_file():
+        raise RequestError(f"{spec}: is a file; images are read from folders")
+    if not root.is_dir():
+        raise _unknown(spec)
+    there = [name for family in _SPLITS for name in family if (root / name).is_dir()]
+    if split is not None and split not in there and (root / split).is_dir():
+        there.append(split)
+    if not there:
+        return root, None
+    name = there[0] if split is None else choose_split(split, there, spec)
+    return root / name, name
+
+
+def _folders(root: Path) -> list[Path]:
+    return [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _walk(root: Path) -> Iterator[str]:
+    from timm.data.readers.img_extensions import get_img_extensions
+
+    kinds = get_img_extensions(as_set=True) | {".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff"}
+    for directory, _, files in os.walk(root, followlinks=True):
+        for name in files:
+            if os.path.splitext(name)[1].lower() in kinds and not name.startswith("."):
+                yield os.path.join(directory, name)
+
+
+def _natural(name: str) -> list[Any]:
+    """The order in which timm numbers classes: 2 before 10."""
+    from timm.utils.misc import natural_key
+
+    return list(natural_key(name))
+
+
+# Text --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Sentences:
+    texts: list[str]
+    labels: list[int] | None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> tuple[str, int | None]:
+        return self.texts[index], self.labels[index] if self.labels else None
+
+
+def _text_file(spec: str, split: str) -> tuple[Path, str | None]:
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        files = {f.stem: f for f in sorted(path.iterdir()) if f.suffix in _TEXT_FILES}
+        if not files:
+            raise RequestError(f"{spec}: no text files (split names ending in .txt, .jsonl, .csv)")
+        name = choose_split(split, list(files), spec)
+        return files[name], name
+    if not path.is_file():
+        raise _unknown(spec)
+    if path.suffix not in _TEXT_FILES:
+        raise RequestError(f"{spec}: text is read from .txt, .jsonl and .csv files")
+    return path, None
+
+
+def _sentences(path: Path) -> tuple[_Sentences, list[str] | None]:
+    try:
+        rows = list(_rows(path))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RequestError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    texts = [str(row["text"]).strip() for row in rows]
+    kept = [i for i, text in enumerate(texts) if text]
+    if not kept:
+        raise RequestError(f"{path}: no sentences")
+    values = [rows[i].get("label") for i in kept]
+    texts = [texts[i] for i in kept]
+    if any(value in (None, "") for value in values):
+        return _Sentences(texts, None), None
+    if all(str(value).isdecimal() for value in values):
+        return _Sentences(texts, [int(str(value)) for value in values]), None
+    names = sorted({str(value) for value in values})
+    return _Sentences(texts, [names.index(str(value)) for value in values]), names
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8", newline="" if path.suffix == ".csv" else None) as file:
+        if path.suffix == ".txt":
+            yield from ({"text": line} for line in file)
+            return
+        rows: Any = csv.DictReader(file) if path.suffix == ".csv" else _json_rows(path, file)
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict) or row.get("text") is None:
+                raise RequestError(f"{path}, entry {number}: no field 'text'")
+            yield row
+
+
+def _json_rows(path: Path, file: Any) -> Iterator[Any]:
+    for number, line in enumerate(file, 1):
+        try:
+            if line.strip():
+                yield json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RequestError(f"{path}, line {number}: not JSON ({error})") from None
+
+
+# Datasets that libraries fetch -------------------------------------------------------------------
+
+
+@dataclass
+class _Hub:
+    """A split of a Hugging Face dataset: its image or text column, and its label."""
+
+    rows: Any
+    column: str
+    label: str | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, int | None]:
+        row = self.rows[int(index)]
+        raw = row[self.column]
+        if isinstance(raw, dict):  # an undecoded image
+            raw = raw["bytes"] or raw["path"]
+        return raw, row[self.label] if self.label else None
+
+
+def _remote(kind: str, name: str, spec: str, split: str, training: bool) -> Opened:
+    """(source, split, classes) of a dataset that another library reads, errors made one line."""
+    try:
+        if kind == "hfds":
+            return _hub(name, spec, split)
+        if kind == "torch":
+            return _torchvision(name, spec, split)
+        from timm.data import create_dataset
+
+        source = create_dataset("wds/", root=name, split=split, is_training=training)
+        return source, split, None
+    except RequestError:
+        raise
+    except ImportError as error:
+        raise RequestError(f"{spec}: needs another package ({error})") from None
+    except Exception as error:  # every library and every transport has its own
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise RequestError(f"{spec}, split {split!r}: cannot be opened: {told[:300]}") from None
+
+
+def _hub(name: str, spec: str, split: str) -> Opened:
+    import datasets
+
+    splits = datasets.get_dataset_split_names(name)
+    found = (
+        choose_split(split, splits, spec) if "[" not in split else split
+    )  # "train[:80%]" is theirs
+    rows = datasets.load_dataset(name, split=found)
+    columns = rows.features
+    images = [c for c, feature in columns.items() if isinstance(feature, datasets.Image)]
+    column = images[0] if images else next((c for c in ("text", "sentence") if c in columns), None)
+    if column is None:
+        raise RequestError(f"{spec}: neither an image nor a text column in {', '.join(columns)}")
+    if images:  # decoded here, where an unreadable one gets its error
+        rows = rows.cast_column(column, datasets.Image(decode=False))
+    named = [c for c, feature in columns.items() if isinstance(feature, datasets.ClassLabel)]
+    label = named[0] if named else next((c for c in ("label", "labels") if c in columns), None)
+    return _Hub(rows, column, label), found, list(columns[named[0]].names) if named else None
+
+
+def _torchvision(name: str, spec: str, split: str) -> Opened:
+    from timm.data import create_dataset
+
+    # These sets have a training and a test part, and timm gives the latter for any other name.
+    found = "train" if split in _SPLITS[0] else choose_split(split, ("test", "validation"), spec)
+    root = os.environ.get("PELA_DATA") or str(Path("~/.cache/pela/datasets").expanduser())
+    os.makedirs(root, exist_ok=True)
+    source = create_dataset(f"torch/{name}", root=root, split=found, download=True)
+    return source, found, getattr(source, "classes", None)
+
+
+# Names -------------------------------------------------------------------------------------------
+
+
+def choose_split(split: str, there: Sequence[str], spec: str) -> str:
+    """The name under which a dataset has the split: "val" finds "validation"."""
+    family = next((names for names in _SPLITS if split in names), (split,))
+    for name in (split, *family):
+        if name in there:
+            return name
+    raise RequestError(f"{spec}: no split {split!r}; it has {', '.join(there)}")
+
+
+def _unknown(spec: str) -> RequestError:
+    if "/" in spec or spec.startswith((".", "~")) or Path(spec).suffix:
+        return RequestError(f"{spec}: no such folder or file")
+    near = " (did you mean 'digits'?)" if difflib.get_close_matches(spec, ["digits"]) else ""
+    return RequestError(
+        f"unknown dataset {spec!r}{near}: give 'digits', a folder, a text file, or hfds/NAME, "
+        "torch/NAME, wds/DIRECTORY"
+    )

@@ -1,0 +1,179 @@
+"""MODEL → module → moments → spectra → plan → low-rank module → artefact."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pelacli import (
+    artefact,
+    calibrate,
+    console,
+    data,
+    engine,
+    lowrank,
+    manifest,
+    models,
+    ranks,
+    recipe,
+    record,
+    rundir,
+)
+from pelacli.errors import RequestError
+from pelacli.factorize import Moments
+from pelacli.lowrank import Layer
+from pelacli.manifest import Manifest, StepRecord
+from pelacli.models import OpenModel
+from pelacli.ranks import Plan, Spectrum
+from pelacli.recipe import Data, Decompose, Recipe
+
+_CALIBRATION_BATCH = 32
+
+
+@dataclass
+class Decomposed:
+    """What the step made. ``path`` is None after a dry run, which writes nothing."""
+
+    path: Path | None
+    manifest: Manifest
+    plan: Plan
+    calibrated: bool
+    seconds: float
+
+
+def run(spec: Recipe, source: str, output: Path, *, dry_run: bool = False) -> Decomposed:
+    """Factorise a model by the recipe's [decompose] section and write the artefact.
+
+    Args:
+        source: what to open: the recipe's model, or the dense artefact that the recipe trained.
+        output: directory of the artefact.
+        dry_run: stop after the plan.
+    """
+    start = time.perf_counter()
+    section = spec.decompose or Decompose()
+    if not dry_run:
+        artefact.check_output(output)
+    opened, before = artefact.open(source, **rundir.how_to_open(spec, source))
+    layers = find(opened, section)
+    free = [layer for layer in layers if layer.reason is None]
+    spent = record.cost(opened, layers)
+    moments = measure(opened, free, spec, section) if section.calibrate else {}
+    with console.progress("factorising", total=len(free)) as bar:
+        cuts = engine.decompositions(
+            free, moments, full=bool(section.pin or section.plan), advance=bar.advance
+        )
+    plan = choose(opened, layers, engine.spectra(free, cuts, moments), section)
+    described = record.describe(opened, layers, spent, plan)
+    if not dry_run:
+        lowrank.replace(opened.module, engine.factors(free, cuts, moments, plan))
+        described.history = [
+            *(before.history if before is not None else []),
+            StepRecord(
+                step="decompose",
+                recipe=recipe.resolved(spec),
+                seed=spec.seed,
+                versions=manifest.versions(),
+                metrics={"energy": plan.energy, "samples": section.samples if moments else 0},
+                seconds=time.perf_counter() - start,
+                inputs=opened.source.digest or "",
+                fingerprint=recipe.fingerprint(spec, "decompose", opened.source.digest or ""),
+            ),
+        ]
+        artefact.save(opened, described, output)
+    if not moments:
+        console.warn(
+            "no calibration samples: ranks and factors come from the weights alone, so expect to "
+            "heal; --calibrate with a few hundred samples of your own data does far better"
+        )
+    seconds = time.perf_counter() - start
+    return Decomposed(None if dry_run else output, described, plan, bool(moments), seconds)
+
+
+def find(opened: OpenModel, section: Decompose) -> list[Layer]:
+    """All linear maps of the model, each with the reason why it stays dense, if any."""
+    if lowrank.low_rank_layers(opened.module):
+        raise RequestError(f"{opened.ref}: is low-rank already; decompose the dense model")
+    engine.check_patterns(opened.module, section.include, "--include")
+    engine.check_patterns(opened.module, section.exclude, "--exclude")
+    layers = lowrank.find_layers(
+        opened.module, head=opened.head, include=section.include, exclude=section.exclude
+    )
+    if not any(layer.reason is None for layer in layers):
+        raise RequestError(f"{opened.ref}: has no linear layer that may be factorised")
+    return layers
+
+
+def measure(
+    opened: OpenModel, layers: Sequence[Layer], spec: Recipe, section: Decompose
+) -> dict[str, Moments]:
+    """Moments over the first calibration samples, in an order that the seed shuffles."""
+    if section.calibrate == "train":
+        assert spec.data is not None  # the recipe's validation has seen to it
+        dataset, split, size = spec.data.dataset, spec.data.train, spec.data.image_size
+    else:
+        assert section.calibrate is not None
+        dataset, split, size = section.calibrate, Data.model_fields["train"].default, None
+    samples = data.open_dataset(
+        dataset, split, inputs=opened.inputs, training=False, image_size=size, unlabelled=True
+    )
+    loader = data.loader(
+        samples, batch_size=min(_CALIBRATION_BATCH, section.samples), seed=spec.seed, shuffle=True
+    )
+    batches = itertools.islice(loader, -(-section.samples // _CALIBRATION_BATCH))
+    with console.progress("calibrating", total=min(section.samples, len(samples))) as bar:
+        moments = calibrate.collect(
+            opened.module,
+            layers,
+            (batch["inputs"] for batch in batches),
+            models.predict,
+            seed=spec.seed,
+            advance=bar.advance,
+        )
+    unseen = [layer.name for layer in layers if layer.name not in moments]
+    if unseen:
+        console.warn(
+            f"{len(unseen)} layers never ran on the calibration samples and keep plain spectra: "
+            f"{', '.join(unseen[:3])}"
+        )
+    return moments
+
+
+def choose(
+    opened: OpenModel, layers: Sequence[Layer], spectra: Sequence[Spectrum], section: Decompose
+) -> Plan:
+    """The plan: read from a file where the recipe names one, else chosen by the policy."""
+    free = [layer for layer in layers if layer.reason is None]
+    fixed = engine.fixed_params(opened.module, free)
+    if section.plan is not None:
+        plan = read_plan(section.plan)
+        ranks.check(plan, {la.name: la.shape for la in layers}, str(section.plan))
+        return ranks.measure(plan, spectra, fixed_params=fixed)
+    return ranks.plan(
+        spectra,
+        policy=section.policy,
+        ratio=recipe.parse_ratio(section.ratio) if section.policy != "threshold" else None,
+        scope=section.scope,
+        fixed_params=fixed,
+        obstacles=record.obstacles(opened, layers),
+        threshold=section.threshold,
+        min_rank=section.min_rank,
+        max_rank=section.max_rank,
+        multiple=section.multiple,
+        pins=engine.pins_by_name(free, section.pin),
+    )
+
+
+def read_plan(file: Path) -> Plan:
+    """A plan from a JSON file, also from a manifest's or `--dry-run --json`'s list of layers."""
+    try:
+        document: Any = json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"{file}: can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise RequestError(f"{file}: not valid JSON ({error})") from None
+    return ranks.Plan.from_dict(document, where=str(file))

@@ -1,0 +1,186 @@
+"""Measure a model on a dataset, alone or against the dense one; as a gate with a largest drop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from pelacli import artefact, console, latency, lowrank, models, record, tasks
+from pelacli.agreement import agreement
+from pelacli.data import Loader, loader
+from pelacli.errors import GateError, RequestError
+from pelacli.manifest import Manifest
+from pelacli.models import OpenModel, predict
+from pelacli.recipe import Data
+
+_SECONDS = 2.0  # of timing, per model
+
+
+@dataclass
+class Evaluated:
+    """One model's figures.
+
+    Attributes:
+        drop: points of the task's main metric that the baseline is ahead; None without one.
+        max_drop: the gate it has to pass, if any.
+    """
+
+    artefact: str
+    params: int
+    flops: int | None
+    metrics: dict[str, float]
+    latency_ms: float | None = None
+    baseline: dict[str, Any] | None = None
+    agreement: dict[str, float] | None = None
+    drop: float | None = None
+    max_drop: float | None = None
+    main: str | None = None
+
+
+def run(
+    ref: str,
+    *,
+    data: Data | None,
+    task: str | None = None,
+    against: str | None = None,
+    max_drop: float | None = None,
+    split: str | None = None,
+    batch_size: int | None = None,
+    with_latency: bool = True,
+    how: dict[str, Any] | None = None,
+    how_against: dict[str, Any] | None = None,
+    device: str = "auto",
+) -> Evaluated:
+    """Evaluate a model.
+
+    Args:
+        ref: artefact or model; ``how`` are the keyword arguments to open it by.
+        data: where the samples come from; None measures size and latency only.
+        task: name of the task; None takes image classification where there are labels for it.
+        against: the baseline, usually the dense model.
+        max_drop: largest drop that `gate` lets pass; needs ``against``.
+    """
+    if max_drop is not None and against is None:
+        raise RequestError("--max-drop needs --against, the model to compare with")
+    place = torch.device("cpu") if device == "cpu" else Accelerator(cpu=False).device
+    opened, described = _open(ref, how)
+    dense, dense_described = (None, None) if against is None else _open(against, how_against)
+    found = Evaluated(
+        artefact=ref,
+        params=described.params.after,
+        flops=described.flops.after if described.flops else None,
+        metrics={},
+        max_drop=max_drop,
+    )
+    samples = None
+    if data is not None:
+        samples, chosen, labelled = _samples(opened, data, task, split, batch_size)
+        found.main = chosen.MAIN if labelled else None
+        found.metrics = _measure(opened, samples, chosen, labelled, place)
+        if dense is not None and dense_described is not None:
+            same_outputs = models.num_classes(dense) == models.num_classes(opened)
+            found.baseline = {
+                "artefact": against,
+                "params": dense_described.params.after,
+                "flops": dense_described.flops.after if dense_described.flops else None,
+                "metrics": _measure(dense, samples, chosen, labelled and same_outputs, place),
+                "latency_ms": None,
+            }
+            found.agreement = _agreement(opened, dense, samples, place)
+            if found.main and found.main in found.baseline["metrics"]:
+                found.drop = found.baseline["metrics"][found.main] - found.metrics[found.main]
+    elif max_drop is not None:
+        raise RequestError("--max-drop needs --data, the samples to measure the drop on")
+    if with_latency:
+        _time(found, opened, dense, samples, place)
+    return found
+
+
+def gate(results: Sequence[Evaluated]) -> None:
+    """Raise `GateError` for the first result that dropped by more than it may."""
+    for result in results:
+        if result.max_drop is None:
+            continue
+        if result.drop is None:
+            raise RequestError(
+                f"{result.artefact}: --max-drop needs a task with a metric, and labels to measure it"
+            )
+        if result.drop > result.max_drop:
+            raise GateError(
+                f"{result.artefact}: {result.main} drops by {result.drop:.2f} points, "
+                f"more than the {result.max_drop:g} allowed"
+            )
+
+
+def _open(ref: str, how: dict[str, Any] | None) -> tuple[OpenModel, Manifest]:
+    opened, described = artefact.open(ref, **(how or {}))
+    if described is None:
+        layers = lowrank.find_layers(opened.module, head=opened.head)
+        described = record.describe(opened, layers, record.cost(opened, layers))
+    return opened, described
+
+
+def _samples(
+    opened: OpenModel, data: Data, task: str | None, split: str | None, batch_size: int | None
+) -> tuple[Loader, tasks.Task, bool]:
+    """The samples, the task, and whether the samples have labels that fit the model."""
+    classes = models.num_classes(opened)
+    chosen = tasks.get(task or ("image-classification" if classes else "unlabelled"))
+    dataset = chosen.open(data, split or data.val, inputs=opened.inputs)
+    labelled = chosen.LABELLED and bool(dataset.classes)
+    if chosen.LABELLED and not labelled:
+        dataset = chosen.open(data, split or data.val, inputs=opened.inputs, unlabelled=True)
+    size = batch_size or data.batch_size
+    wanted = classes if labelled else None
+    return (
+        loader(dataset, batch_size=size, workers=data.workers, num_classes=wanted),
+        chosen,
+        labelled,
+    )
+
+
+def _measure(
+    opened: OpenModel, samples: Loader, task: tasks.Task, labelled: bool, place: torch.device
+) -> dict[str, float]:
+    if not labelled:
+        return {}
+    opened.module.to(place)
+    with console.progress(f"evaluating {opened.ref}"):
+        return tasks.evaluate(opened.module, samples, task, place, models.num_classes(opened))
+
+
+def _agreement(
+    opened: OpenModel, dense: OpenModel, samples: Loader, place: torch.device
+) -> dict[str, float]:
+    """Agreement of the outputs; empty where they are of different kinds."""
+    if models.num_classes(opened) != models.num_classes(dense):
+        return {}
+    with console.progress("comparing outputs"):
+        return agreement(
+            opened.module.to(place),
+            dense.module.to(place),
+            samples,
+            predict,
+            classes=models.num_classes(opened) is not None,
+            device=place,
+        )
+
+
+def _time(
+    found: Evaluated,
+    opened: OpenModel,
+    dense: OpenModel | None,
+    samples: Loader | None,
+    place: torch.device,
+) -> None:
+    batch = models.example(opened) if samples is None else next(iter(samples))["inputs"]
+    modules = [opened.module] + ([dense.module] if dense is not None else [])
+    with console.progress("timing"):
+        times = latency.side_by_side(modules, batch, predict, seconds=_SECONDS, device=place)
+    found.latency_ms = times[0]
+    if dense is not None and found.baseline is not None:
+        found.baseline["latency_ms"] = times[1]

@@ -1,0 +1,150 @@
+"""Heal: the low-rank student learns under the frozen dense teacher (PELA's intermediate stage)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pelacli import artefact, console, losses, lowrank, models, rundir, taps, tasks, train, trained
+from pelacli.agreement import agreement
+from pelacli.artefact import Artefact
+from pelacli.data import Batch
+from pelacli.errors import RequestError
+from pelacli.models import OpenModel, predict
+from pelacli.recipe import Pretrain, Recipe
+from pelacli.tasks import Task
+from pelacli.trained import Outcome
+
+
+def run(spec: Recipe, *, resume: bool = False) -> Outcome:
+    """Train the student of the recipe's [pretrain] section under its teacher; write the artefact."""
+    section = spec.pretrain
+    if section is None:
+        raise RequestError("the recipe has no [pretrain] section")
+    output = rundir.folder(spec, "pretrain")
+    artefact.check_output(output)
+    source = rundir.require(rundir.source(spec, "pretrain"), "pretrain")
+    student = _student(source)
+    teacher = open_teacher(spec, student)
+    data = trained.Splits.open(spec, section, student.opened, labelled=section.labels)
+    stage = Stage(section, student.opened, teacher, data.task, labelled=data.labelled)
+    models.set_dropPath(student.module, section.drop_path)
+    work = trained.workplace(output)
+    with console.progress("pretrain", train.updates(section, len(data.train))) as bar:
+        result = train.fit(
+            student.module,
+            stage.losses,
+            data.train,
+            section,
+            seed=spec.seed,
+            output=work,
+            evaluate=lambda module: stage.evaluate(module, data),
+            main_metric=data.task.MAIN if data.labelled else "cosine",
+            no_weight_decay=models.no_decay(student.module),
+            resume=resume,
+            device=spec.device,
+            progress=bar,
+        )
+    models.set_dropPath(student.module, None)
+    return trained.finish(spec, "pretrain", student, source, output, work, result)
+
+
+def open_teacher(spec: Recipe, student: Artefact) -> OpenModel:
+    """The frozen dense original: the recipe's dense model, or the student's recorded source."""
+    ref, how = rundir.dense(spec), rundir.how_to_open(spec, rundir.dense(spec))
+    if spec.teacher is None and rundir.latest(Path(ref)) is not None:
+        origin = student.manifest.source
+        ref, how = origin.model, {"weights": origin.weights or "pretrained"}
+    opened, _ = artefact.open(rundir.require(ref, "the teacher"), **how)
+    if lowrank.low_rank_layers(opened.module):
+        raise RequestError(f"{ref}: the teacher must be the dense model, and this one is low-rank")
+    opened.module.eval().requires_grad_(False)
+    return opened
+
+
+@dataclass
+class Stage:
+    """One healing stage: which losses, between whom, on which taps."""
+
+    section: Pretrain
+    student: OpenModel
+    teacher: OpenModel
+    task: Task
+    labelled: bool
+
+    def __post_init__(self) -> None:
+        self.taps = (
+            taps.choose(self.student.module, self.section.taps) if self.section.loss.feature else []
+        )
+        # An explicit pair student layer ↔ frozen weight, not names matched in the loop.
+        self.pairs = [
+            (layer, _dense_weight(self.teacher.module, name, layer))
+            for name, layer in lowrank.low_rank_layers(self.student.module).items()
+        ]
+
+    def losses(self, student: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Named, weighted losses of a batch: one student pass, one teacher pass."""
+        loss, device = self.section.loss, next(student.parameters()).device
+        with taps.caught(student, self.taps) as ours:
+            output = self.task.forward(student, batch)
+        named: dict[str, Tensor] = {}
+        if self.labelled and loss.task:
+            named["task"] = loss.task * self.task.loss(output, batch)
+        if loss.feature or loss.logits:
+            with torch.no_grad(), taps.caught(self.teacher.module.to(device), self.taps) as theirs:
+                target = self.task.forward(self.teacher.module, batch)
+            if loss.feature:
+                named["feature"] = loss.feature * losses.feature(
+                    [ours[name] for name in self.taps], [theirs[name] for name in self.taps]
+                )
+            if loss.logits:
+                named["logits"] = loss.logits * losses.logits(output, target)
+        if loss.perturbation:
+            named["perturbation"] = loss.perturbation * losses.perturbation(
+                (
+                    (layer.up.weight, layer.down.weight, weight.to(device))
+                    for layer, weight in self.pairs
+                ),
+                loss.eps,
+                loss.perturbation_form,
+            )
+        return named
+
+    def evaluate(self, module: nn.Module, data: trained.Splits) -> dict[str, float]:
+        """The task's metrics where there are labels, and the agreement with the teacher."""
+        if data.validation is None:
+            return {}
+        device = next(module.parameters()).device
+        training = module.training
+        module.eval()
+        found = agreement(
+            module, self.teacher.module.to(device), data.validation, predict, device=device
+        )
+        module.train(training)
+        if data.labelled:
+            found |= tasks.evaluate(module, data.validation, self.task, device, data.num_classes)
+        return found
+
+
+def _student(source: str) -> Artefact:
+    path = rundir.latest(Path(source))
+    if path is None:
+        raise RequestError(f"{source}: not an artefact; `pela decompose` makes one to heal")
+    found = artefact.load(path)
+    if not lowrank.low_rank_layers(found.module):
+        raise RequestError(f"{path}: has no low-rank layers; there is nothing to heal")
+    return found
+
+
+def _dense_weight(teacher: nn.Module, name: str, layer: lowrank.LowRankLinear) -> Tensor:
+    weight: Tensor = lowrank.weight_of(lowrank.submodule(teacher, name))
+    if tuple(weight.shape) != (layer.out_features, layer.in_features):
+        raise RequestError(
+            f"{name}: is {tuple(weight.shape)} in the teacher and "
+            f"{(layer.out_features, layer.in_features)} in the student; wrong teacher?"
+        )
+    return weight

@@ -1,0 +1,145 @@
+"""What the two training steps share: data for a model, a place to work in, the artefact."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pelacli import artefact, manifest, recipe, record, tasks
+from pelacli.artefact import Artefact
+from pelacli.data import Loader, loader
+from pelacli.errors import RequestError
+from pelacli.manifest import StepRecord
+from pelacli.models import OpenModel, num_classes
+from pelacli.recipe import Recipe, Train
+from pelacli.tasks import Task
+from pelacli.train import Trained
+
+_METRICS = "metrics.jsonl"
+
+
+@dataclass
+class Outcome:
+    """What a training step made."""
+
+    path: Path
+    steps: int
+    metrics: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass
+class Splits:
+    """The loaders of a training section; ``validation`` is None where the data has no splits."""
+
+    task: Task
+    train: Loader
+    validation: Loader | None
+    num_classes: int | None
+    labelled: bool
+
+    @classmethod
+    def open(
+        cls, spec: Recipe, section: Train, opened: OpenModel, *, labelled: bool | None = True
+    ) -> Splits:
+        """Open train and validation data for a model.
+
+        Args:
+            labelled: whether to use labels; None means where the data has them and the model an
+                output for each.
+
+        Raises:
+            RequestError: the data can't be used, or labels are wanted and there are none.
+        """
+        data = section.data or spec.data
+        if data is None:
+            raise RequestError("the recipe has no [data] section")
+        task = tasks.get(section.task or spec.task)
+        if not task.LABELLED:
+            labelled = False
+        classes = num_classes(opened)
+        train = task.open(
+            data, data.train, inputs=opened.inputs, training=True, unlabelled=labelled is False
+        )
+        if labelled is None:
+            labelled = bool(train.classes) and len(train.classes or []) == classes
+            if not labelled:
+                train = task.open(
+                    data, data.train, inputs=opened.inputs, training=True, unlabelled=True
+                )
+        size = section.batch_size or data.batch_size
+        augment = data.augment
+        validation = None
+        if train.split is not None:
+            held_out = task.open(data, data.val, inputs=opened.inputs, unlabelled=not labelled)
+            validation = loader(
+                held_out,
+                batch_size=size,
+                seed=spec.seed,
+                workers=data.workers,
+                num_classes=classes if labelled else None,
+            )
+        return cls(
+            task,
+            loader(
+                train,
+                batch_size=size,
+                seed=spec.seed,
+                shuffle=True,
+                drop_last=True,
+                workers=data.workers,
+                num_classes=classes if labelled else None,
+                augment=augment if labelled else None,
+            ),
+            validation,
+            classes,
+            labelled,
+        )
+
+
+def workplace(output: Path) -> Path:
+    """Where a run keeps its checkpoints and metrics until its artefact is written."""
+    return output.with_name(f"{output.name}.training")
+
+
+def finish(
+    spec: Recipe,
+    section: str,
+    model: Artefact,
+    source: str,
+    output: Path,
+    work: Path,
+    result: Trained,
+) -> Outcome:
+    """Write the artefact of a finished run and clear its workplace."""
+    described = record.recount(model.opened, model.manifest)
+    inputs = digest_of(source, model.opened)
+    metrics = {**result.metrics, "steps": result.steps, "losses": result.losses}
+    described.history = [
+        *described.history,
+        StepRecord(
+            step=section,
+            recipe=recipe.resolved(spec),
+            seed=spec.seed,
+            versions=manifest.versions(),
+            metrics=metrics,
+            seconds=result.seconds,
+            inputs=inputs,
+            fingerprint=recipe.fingerprint(spec, section, inputs),
+        ),
+    ]
+    model.opened.module.to("cpu")
+    course = work / _METRICS
+    extra = {_METRICS: course.read_bytes()} if course.is_file() else {}
+    artefact.save(model.opened, described, output, extra=extra)
+    shutil.rmtree(work, ignore_errors=True)
+    return Outcome(output, result.steps, result.metrics, result.seconds)
+
+
+def digest_of(source: str, opened: OpenModel) -> str:
+    """What identifies a step's input: the weights' digest; for random weights their description."""
+    if manifest.is_artefact(Path(source)):
+        return manifest.weights_digest(Path(source))
+    return opened.source.digest or f"{opened.source.architecture}:{opened.source.weights}"
