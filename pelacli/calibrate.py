@@ -57,8 +57,10 @@ class _Sums:
 
     def moments(self, samples: int, shape: tuple[int, int]) -> Moments:
         out, in_ = shape
-        assert self.input_sum is not None and self.gram is not None
-        assert self.centred_sum is not None and self.input_square is not None
+        assert self.input_sum is not None
+        assert self.input_square is not None
+        assert self.centred_sum is not None
+        assert self.gram is not None
         mean = self.input_sum / self.tokens
         offset = self.centred_sum / self.tokens
         covariance = self.gram.double() / self.tokens - torch.outer(offset, offset)
@@ -158,7 +160,7 @@ def collect(
                 with LinearCalls(layers, apply):
                     output = predict(module, batch)
                 if gradients:
-                    _project(output, generator).backward()
+                    torch.autograd.backward(_project(output, generator))
             samples += len(output)
             advance(len(output))
     finally:

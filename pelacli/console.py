@@ -53,7 +53,7 @@ def err() -> Console:
 
 
 def emit(document: Any) -> None:
-    """Write one JSON document to standard output. NaN and infinity become null: JSON has neither."""
+    """Write one JSON document to standard output; NaN and infinity, which it lacks, as null."""
     json.dump(_finite(document), sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
 

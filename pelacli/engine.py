@@ -79,7 +79,7 @@ def factors(
     moments: Mapping[str, Moments],
     plan: Plan,
 ) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
-    """(down, up, bias) of every layer that the plan factorises; the bias takes up the mean error."""
+    """(down, up, bias) of every layer that the plan factorises."""
     chosen = plan.ranks()
     found = {}
     for layer in layers:

@@ -138,11 +138,13 @@ def _root(moment: Tensor, damping: float) -> Tensor:
     # A moment of zeros (a layer whose gradient never flows) still needs a root.
     damping = max(damping, torch.finfo(moment.dtype).tiny ** 0.5)
     for _ in range(8):  # rounding can make a singular moment slightly indefinite
-        L, info = torch.linalg.cholesky_ex(moment + damping * eye)
+        root: Tensor
+        root, info = torch.linalg.cholesky_ex(moment + damping * eye)
         if not info.any():
-            return L
+            return root
         damping *= 10
     values, vectors = torch.linalg.eigh(moment)
     half = vectors * values.clamp_min(damping).sqrt()
     # Any root will do; the QR of half's transpose gives the triangular one.
-    return torch.linalg.qr(half.T).R.T
+    upper: Tensor = torch.linalg.qr(half.T).R
+    return upper.T

@@ -1,4 +1,4 @@
-"""The recipes that come with pela: in recipes/ of a checkout, installed as package data. No torch."""
+"""The recipes that come with pela: in recipes/ of a checkout, else package data. No torch."""
 
 from __future__ import annotations
 

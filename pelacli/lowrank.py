@@ -55,7 +55,7 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """up·down, [out, in]: multiplied out only by those who do more than ``F.linear`` with it."""
+        """up·down, [out, in]; multiplied out only for those who do more than ``F.linear``."""
         return FactoredWeight(self.up.weight, self.down.weight)
 
     @property
@@ -64,6 +64,9 @@ class LowRankLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+
+
+_GET_T: Any = torch.Tensor.T.__get__  # type: ignore[attr-defined]
 
 
 class FactoredWeight(torch.Tensor):
@@ -81,7 +84,7 @@ class FactoredWeight(torch.Tensor):
         shape = (up.shape[0], down.shape[1])
         weight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=up.dtype, device=up.device)
         weight.up, weight.down = up, down
-        return cast(FactoredWeight, weight)
+        return weight
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -91,12 +94,14 @@ class FactoredWeight(torch.Tensor):
             if isinstance(weight, FactoredWeight) and not isinstance(x, FactoredWeight):
                 return F.linear(F.linear(x, weight.down), weight.up, bias)
         with torch._C.DisableTorchFunctionSubclass():
-            if getattr(func, "__name__", "") == "__get__" and func is not torch.Tensor.T.__get__:
+            if getattr(func, "__name__", "") == "__get__" and func is not _GET_T:
                 return func(*args, **kwargs)  # shape, dtype, device: known without the product
             return func(*tree_map(_dense, args), **tree_map(_dense, kwargs))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return func(*tree_map(_dense, args), **tree_map(_dense, kwargs or {}))
 
 

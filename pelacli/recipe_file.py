@@ -18,7 +18,8 @@ Key = tuple[str | int, ...]
 _MISSING = "missing"
 # pydantic's kinds of error → what is expected, in plain words
 _EXPECTED = {
-    "int_type": "a whole number", "int_parsing": "a whole number", "int_from_float": "a whole number",
+    "int_type": "a whole number", "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
     "float_type": "a number", "float_parsing": "a number",
     "string_type": "text in quotes", "bool_type": "true or false", "bool_parsing": "true or false",
     "list_type": "a list", "dict_type": "a table", "model_type": "a section", "path_type": "a path",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
+from torch import nn
 
 from pelacli import __version__, flops, lowrank, manifest, models
 from pelacli.console import warn
@@ -120,12 +120,12 @@ def recount(opened: OpenModel, record: Manifest) -> Manifest:
     )
 
 
-def obstacles(opened: OpenModel, layers: Sequence[Layer]) -> dict[str, int]:
+def obstacles(module: nn.Module, layers: Sequence[Layer]) -> dict[str, int]:
     """Parameters that no plan can touch, by owner: what stands in the way of a small budget."""
     free = {id(layer.module.weight) for layer in layers if layer.reason is None}
     found: dict[str, int] = {}
-    for name, parameter in opened.module.named_parameters():
-        if id(parameter) not in free and isinstance(parameter, torch.Tensor):
+    for name, parameter in module.named_parameters():
+        if id(parameter) not in free:
             owner = name.rpartition(".")[0] or name
             found[owner] = found.get(owner, 0) + parameter.numel()
     return found

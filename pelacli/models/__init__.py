@@ -5,7 +5,7 @@ file beside `timm_models` and `hf_models`, and one more branch in `opening.open`
 `opening.library`.
 """
 
-from pelacli.models.opening import library, open, resolve_alias
+from pelacli.models.opening import library, open, resolve_alias, wrap
 from pelacli.models.structure import (
     blocks,
     example,
@@ -39,4 +39,5 @@ __all__ = [
     "set_classes",
     "set_drop_path",
     "to_device",
+    "wrap",
 ]

@@ -84,7 +84,9 @@ def read_config(directory: Path, model_args: dict[str, Any]) -> Any:
 def from_config(config: Any) -> nn.Module:
     """The class that the config names, built from it, with fresh weights."""
     cls = _class(config)
-    return cls._from_config(config) if hasattr(cls, "_from_config") else cls.from_config(config)
+    build = cls._from_config if hasattr(cls, "_from_config") else cls.from_config
+    module: nn.Module = build(config)
+    return module
 
 
 def rebuild(directory: Path) -> nn.Module:
@@ -135,7 +137,8 @@ def inputs(module: nn.Module, directory: Path | None) -> ImageInput | TextInput:
 def head(module: nn.Module) -> frozenset[str]:
     """Names of the modules that make the output: the output embeddings, and what is no backbone."""
     names = set()
-    output = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    get: Any = getattr(module, "get_output_embeddings", lambda: None)
+    output = get()
     base = getattr(module, "base_model", module)
     for name, child in module.named_modules():
         if output is not None and child is output:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import nn
@@ -77,6 +77,29 @@ def library(name: str) -> ModuleType:
 
         return hf_models
     raise RequestError(f"library {name!r}: this version of pela knows timm and transformers only")
+
+
+@overload
+def wrap(module: nn.Module) -> OpenModel: ...
+@overload
+def wrap(module: nn.Module, *, must: bool) -> OpenModel | None: ...
+def wrap(module: nn.Module, *, must: bool = True) -> OpenModel | None:
+    """What `open` would have given for a module that the caller built.
+
+    Args:
+        must: raise where the module's library is unknown; else give None.
+
+    Raises:
+        RequestError: the module is neither timm's nor transformers'.
+    """
+    name = type(module).__name__
+    if hasattr(module, "pretrained_cfg"):
+        return _describe(name, module, "timm", None, name, "in memory", None)
+    if hasattr(getattr(module, "config", None), "to_json_string"):
+        return _describe(name, module, "transformers", None, name, "in memory", None)
+    if must:
+        raise RequestError(f"{name}: neither timm's nor transformers', so it can't be rebuilt")
+    return None
 
 
 def _open(

@@ -51,13 +51,14 @@ def build(
     overlay = {"file": str(file), "source": ""} if file else None
     try:
         with _quiet():
-            return timm.create_model(
+            module: nn.Module = timm.create_model(
                 name,
                 pretrained=weights != "random",
                 pretrained_cfg_overlay=overlay,
                 num_classes=num_classes,
                 **model_args,
             )
+        return module
     except RuntimeError as error:
         text = str(error)
         if "No pretrained weights exist" in text:
@@ -80,18 +81,21 @@ def rebuild(directory: Path) -> nn.Module:
     name = f"local-dir:{directory}"
     with _quiet():
         with torch.device("meta"):
-            module = timm.create_model(name, pretrained=False)
+            module: nn.Module = timm.create_model(name, pretrained=False)
         missing = [
             m
             for m in module.modules()
             if m._non_persistent_buffers_set and not hasattr(m, "init_non_persistent_buffers")
         ]
         if missing:  # only the long way computes them
-            return timm.create_model(name, pretrained=False)
+            module = timm.create_model(name, pretrained=False)
+    if missing:
+        return module
     module.to_empty(device="cpu")  # untouched pages cost nothing
     for m in module.modules():
-        if hasattr(m, "init_non_persistent_buffers"):
-            m.init_non_persistent_buffers()
+        fill: Any = getattr(m, "init_non_persistent_buffers", None)
+        if fill is not None:
+            fill()
     return module
 
 
@@ -118,7 +122,8 @@ def inputs(module: nn.Module) -> ImageInput:
 
 def head(module: nn.Module) -> frozenset[str]:
     """Names of the classifier's modules; none for a model without classes."""
-    classifier = module.get_classifier() if hasattr(module, "get_classifier") else None
+    get: Any = getattr(module, "get_classifier", lambda: None)
+    classifier = get()
     parts = classifier if isinstance(classifier, tuple | list) else [classifier]
     return frozenset(
         name

@@ -86,10 +86,9 @@ def main_output(result: Any, mask: Tensor | None = None) -> Tensor:
     if isinstance(result, Mapping):  # transformers' ModelOutput is one
         for key in ("logits", "logits_per_image", "pooler_output", "image_embeds"):
             # A text encoder's pooler is trained for next-sentence prediction, not for meaning.
-            if isinstance(result.get(key), Tensor) and not (
-                key == "pooler_output" and mask is not None
-            ):
-                return result[key]
+            found = result.get(key)
+            if isinstance(found, Tensor) and not (key == "pooler_output" and mask is not None):
+                return found
         hidden = result.get("last_hidden_state")
         if isinstance(hidden, Tensor):
             if mask is None or mask.shape != hidden.shape[:2]:

@@ -159,7 +159,7 @@ def choose(
         ratio=recipe.parse_ratio(section.ratio) if section.policy != "threshold" else None,
         scope=section.scope,
         fixed_params=fixed,
-        obstacles=record.obstacles(opened, layers),
+        obstacles=record.obstacles(opened.module, layers),
         threshold=section.threshold,
         min_rank=section.min_rank,
         max_rank=section.max_rank,

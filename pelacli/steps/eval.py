@@ -107,7 +107,7 @@ def gate(results: Sequence[Evaluated]) -> None:
             continue
         if result.drop is None:
             raise RequestError(
-                f"{result.artefact}: --max-drop needs a task with a metric, and labels to measure it"
+                f"{result.artefact}: --max-drop needs a task with a metric, and labels"
             )
         if result.drop > result.max_drop:
             raise GateError(

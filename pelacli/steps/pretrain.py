@@ -21,7 +21,7 @@ from pelacli.trained import Outcome
 
 
 def run(spec: Recipe, *, resume: bool = False) -> Outcome:
-    """Train the student of the recipe's [pretrain] section under its teacher; write the artefact."""
+    """Train the student under its teacher by the recipe's [pretrain]; write the artefact."""
     section = spec.pretrain
     if section is None:
         raise RequestError("the recipe has no [pretrain] section")
@@ -32,7 +32,8 @@ def run(spec: Recipe, *, resume: bool = False) -> Outcome:
     teacher = open_teacher(spec, student)
     data = trained.Splits.open(spec, section, student.opened, labelled=section.labels)
     stage = Stage(section, student.opened, teacher, data.task, labelled=data.labelled)
-    models.set_dropPath(student.module, section.drop_path)
+    if section.drop_path is not None:
+        models.set_drop_path(student.module, section.drop_path)
     work = trained.workplace(output)
     with console.progress("pretrain", train.updates(section, len(data.train))) as bar:
         result = train.fit(
@@ -49,7 +50,6 @@ def run(spec: Recipe, *, resume: bool = False) -> Outcome:
             device=spec.device,
             progress=bar,
         )
-    models.set_dropPath(student.module, None)
     return trained.finish(spec, "pretrain", student, source, output, work, result)
 
 

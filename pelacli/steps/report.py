@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from pelacli import console, manifest, rundir, tables
 from pelacli.errors import RequestError
@@ -22,6 +23,7 @@ def run(refs: Sequence[str], *, by: str, style: str, arch: str | None = None) ->
     """
     if by not in ("layer", "kind", "whole"):
         raise RequestError(f"--by {by}: there is layer, kind and whole")
+    level = cast(tables.Level, by)
     if style not in ("table", "json", "csv", "markdown"):
         raise RequestError(f"--format {style}: there is table, json, csv and markdown")
     found: dict[str, Manifest] = {}
@@ -30,11 +32,11 @@ def run(refs: Sequence[str], *, by: str, style: str, arch: str | None = None) ->
     if style == "json":
         console.emit(tables.to_json(found))
     elif style == "csv":
-        console.out().print(tables.to_csv(found, by), markup=False, highlight=False, end="")
+        console.out().print(tables.to_csv(found, level), markup=False, highlight=False, end="")
     elif style == "markdown":
-        console.out().print(tables.to_markdown(found, by), markup=False, highlight=False)
+        console.out().print(tables.to_markdown(found, level), markup=False, highlight=False)
     else:
-        console.out().print(tables.to_table(found, by))
+        console.out().print(tables.to_table(found, level))
 
 
 def _all() -> list[str]:

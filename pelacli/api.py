@@ -1,0 +1,164 @@
+"""The Python interface: load, save, plan and decompose any module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pelacli import artefact, calibrate, engine, lowrank, models, ranks, record
+from pelacli.errors import RequestError
+from pelacli.factorize import Decomposition, Moments
+from pelacli.lowrank import Layer
+from pelacli.manifest import Manifest
+from pelacli.models import OpenModel, predict
+from pelacli.plans import Plan
+from pelacli.recipe import parse_ratio
+
+# Where a module that `load` gave, or `decompose` changed, keeps what `save` needs.
+_KEPT = "_pela"
+
+
+def load(path: str | Path) -> nn.Module:
+    """The model of an artefact, in eval mode on the CPU.
+
+    Args:
+        path: an artefact, or a run directory, which stands for its last step.
+
+    Raises:
+        RequestError: it is no artefact, or a file of it is damaged.
+    """
+    opened, described = artefact.open(str(path))
+    setattr(opened.module, _KEPT, (opened, described))
+    return opened.module
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write a model of timm or transformers as an artefact.
+
+    Raises:
+        RequestError: the path holds something else, or the model's library is unknown.
+    """
+    opened, described = getattr(model, _KEPT, (None, None))
+    opened = opened or models.wrap(model)
+    if described is None:
+        layers = lowrank.find_layers(model, head=opened.head)
+        described = record.describe(opened, layers, record.cost(opened, layers))
+    artefact.save(opened, record.recount(opened, described), Path(path))
+
+
+def plan(
+    model: nn.Module,
+    *,
+    ratio: float | str | Fraction | None = None,
+    policy: str = "energy",
+    scope: str = "model",
+    batches: Iterable[Any] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    head: Sequence[str] | None = None,
+    pins: Mapping[str, Any] | None = None,
+    **limits: Any,
+) -> Plan:
+    """The ranks that `decompose` would choose; the model stays as it is. Arguments as there."""
+    return _prepare(model, ratio, policy, scope, batches, include, exclude, head, pins, limits).plan
+
+
+def decompose(
+    model: nn.Module,
+    ratio: float | str | Fraction | None = None,
+    policy: str = "energy",
+    *,
+    scope: str = "model",
+    batches: Iterable[Any] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    head: Sequence[str] | None = None,
+    pins: Mapping[str, Any] | None = None,
+    **limits: Any,
+) -> Plan:
+    """Factorise a module in place.
+
+    Args:
+        model: any ``nn.Module``.
+        ratio: parameters after / before, 0 < ratio ≤ 1; "2/3" and Fraction are exact.
+        policy: "energy", "uniform", or "threshold" (then ``threshold=`` is the share to keep).
+        scope: "model", or "layers": what the ratio counts.
+        batches: calibration samples, unlabelled: each a tensor [B, …] that the model takes, or a
+            dict of its keyword arguments. A few hundred samples make all the difference.
+        include, exclude: regular expressions on module names.
+        head: names of modules that stay dense; by default the output head, where it can be told.
+        pins: regular expression → rank, "dense" or "full".
+        limits: ``threshold``, ``min_rank``, ``max_rank``, ``multiple`` of `pelacli.ranks.plan`.
+
+    Returns:
+        The plan: every layer's rank and kept energy.
+
+    Raises:
+        RequestError: the budget can't be met, or the model has nothing to factorise.
+    """
+    found = _prepare(model, ratio, policy, scope, batches, include, exclude, head, pins, limits)
+    lowrank.replace(model, engine.factors(found.layers, found.cuts, found.moments, found.plan))
+    if found.opened is not None:
+        setattr(model, _KEPT, (found.opened, found.described))
+    return found.plan
+
+
+@dataclass
+class _Prepared:
+    """A model's layers, cut and planned, and still dense."""
+
+    layers: list[Layer]
+    cuts: dict[str, Decomposition]
+    moments: dict[str, Moments]
+    plan: Plan
+    opened: OpenModel | None
+    described: Manifest | None
+
+
+def _prepare(
+    model: nn.Module,
+    ratio: float | str | Fraction | None,
+    policy: str,
+    scope: str,
+    batches: Iterable[Any] | None,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    head: Sequence[str] | None,
+    pins: Mapping[str, Any] | None,
+    limits: dict[str, Any],
+) -> _Prepared:
+    kept, _ = getattr(model, _KEPT, (None, None))
+    opened = kept or models.wrap(model, must=False)
+    if head is None:
+        head = sorted(opened.head) if opened is not None else []
+    engine.check_patterns(model, include, "include")
+    engine.check_patterns(model, exclude, "exclude")
+    layers = lowrank.find_layers(model, head=head, include=include, exclude=exclude)
+    free = [layer for layer in layers if layer.reason is None]
+    if not free:
+        raise RequestError(f"{type(model).__name__}: has no linear layer that may be factorised")
+    moments = {} if batches is None else calibrate.collect(model, free, batches, predict)
+    cuts = engine.decompositions(free, moments, full=bool(pins))
+    try:
+        exact = None if ratio is None else parse_ratio(str(ratio))
+    except ValueError as error:
+        raise RequestError(f"ratio: {error}") from None
+    chosen = ranks.plan(
+        engine.spectra(free, cuts, moments),
+        policy=policy,
+        ratio=exact,
+        scope=scope,
+        fixed_params=engine.fixed_params(model, free),
+        obstacles=record.obstacles(model, layers),
+        pins=engine.pins_by_name(free, pins or {}),
+        **limits,
+    )
+    described = None
+    if opened is not None:
+        described = record.describe(opened, layers, record.cost(opened, layers), chosen)
+    return _Prepared(free, cuts, moments, chosen, opened, described)
