@@ -23,7 +23,7 @@ def print_decomposed(done: Decomposed, json: bool) -> None:
     record = done.manifest
     console.out().print(tables.to_table({record.source.model: record}, "kind"))
     ratio = record.params.after / record.params.before
-    line = f"{record.params.before:,} → {record.params.after:,} parameters (ratio {ratio:.4f})"
+    line = f"{record.source.model}: {record.params.before:,} → {record.params.after:,} parameters (ratio {ratio:.4f})"
     if record.flops is not None:
         line += f", {tables.human(record.flops.before)} → {tables.human(record.flops.after)} FLOPs"
     line += f", energy kept {done.plan.energy:.4f}, {done.seconds:.1f} s"

@@ -204,7 +204,7 @@ def _human_rows(models: Mapping[str, Manifest], by: Level) -> list[Row]:
             rest, rest_flops = _rest(m)
             shown.append(blank | {by: "other", **_changes(rest, rest_flops)})
             shown.append(
-                blank | {by: "total", "energy": _percent(m.energy)} | _changes(m.params, m.flops)
+                blank | {by: "total", "energy": _energy(m.energy)} | _changes(m.params, m.flops)
             )
         rows += [{**name, **row} for row in shown]
     return rows
@@ -218,7 +218,7 @@ def _human(row: Row, by: Level) -> Row:
         else Count(before=row["flops_before"], after=row["flops_after"]),
     }
     changes = _changes(counts["params"], counts["flops"])
-    energy = {"energy": _percent(row["energy"])}
+    energy = {"energy": _energy(row["energy"])}
     if by == "whole":
         return {
             "layers": f"{row['factorised']} of {row['layers']} factorised",
@@ -244,6 +244,11 @@ def _human(row: Row, by: Level) -> Row:
         **energy,
         **changes,
     }
+
+
+def _energy(share: float | None) -> str:
+    """Kept energy in percent, to two digits: what is lost is what matters, and it is little."""
+    return UNKNOWN if share is None else f"{100 * share:.2f}%"
 
 
 def _dense(reason: str | None) -> str:

@@ -117,14 +117,14 @@ def test_markdown_is_for_people_and_adds_up(vit):
     lines = cells(tables.to_markdown({"a": vit}))
     assert lines[0] == ["kind", "layers", "shape", "rank", "energy", "params", "FLOPs"]
     assert lines[1] == [
-        "blocks.*.mlp.fc1", "3", "3072×768", "200–300, 1 dense", "90.0%", "7.08 M → 4.28 M",
+        "blocks.*.mlp.fc1", "3", "3072×768", "200–300, 1 dense", "90.00%", "7.08 M → 4.28 M",
         "2.79 G → 1.69 G",
     ]  # fmt: skip
     assert lines[2][3:] == ["dense (output head)", "–", "768 k", "303 M"]
     assert lines[3][0] == "other"
     assert lines[3][5:] == ["78.7 M", "32.0 G"]
     assert lines[4][0] == "total"
-    assert lines[4][4:] == ["85.0%", "86.6 M → 83.8 M", "35.1 G → 34.0 G"]
+    assert lines[4][4:] == ["85.00%", "86.6 M → 83.8 M", "35.1 G → 34.0 G"]
     by_layer = cells(tables.to_markdown({"a": vit}, "layer"))
     assert by_layer[3][:3] == ["blocks.11.mlp.fc1", "3072×768", "dense (break-even)"]
     several = cells(tables.to_markdown({"a": vit, "b": vit}, "whole"))
