@@ -33,7 +33,7 @@ def agreement(
         Σ‖y − ȳ‖², the share of the dense outputs' variance that is lost; with ``classes``,
         ``same_class``: percent of samples with the same first choice.
     """
-    samples, cosine, same, error = 0, 0.0, 0, 0.0
+    samples = cosine = same = error = 0.0
     total = square = None
     for batch in batches:
         inputs = to_device(batch["inputs"], device)
@@ -47,6 +47,9 @@ def agreement(
         square = theirs.square().sum() if square is None else square + theirs.square().sum()
     if total is None or square is None:
         return {}
+    sums = torch.stack([total.new_tensor(v) for v in (samples, cosine, same, error)])
+    sums, total, square = (_over_processes(t) for t in (sums, total, square))
+    samples, cosine, same, error = sums.tolist()
     variance = float(square - total.square().sum() / samples)
     found = {"cosine": cosine / samples}
     if samples > 1 and variance > 0:
@@ -54,3 +57,11 @@ def agreement(
     if classes:
         found["same_class"] = 100 * same / samples
     return found
+
+
+def _over_processes(value: Tensor) -> Tensor:
+    """The sum over all processes of a distributed run: each has seen its share of the samples."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    torch.distributed.all_reduce(value)
+    return value

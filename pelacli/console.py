@@ -7,6 +7,7 @@ Talk falls silent when standard error is no terminal (``--verbose`` brings it ba
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 _PIPE_WIDTH = 1_000
 
 
+def main_process() -> bool:
+    """Whether this is the process that talks: the only one, or the launcher's first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @dataclass
 class Talk:
     """How much is said; one value for the process, set by the command line's flags."""
@@ -32,7 +38,7 @@ class Talk:
 
     @property
     def on(self) -> bool:
-        return not self.quiet and (self.verbose or sys.stderr.isatty())
+        return main_process() and not self.quiet and (self.verbose or sys.stderr.isatty())
 
 
 talk = Talk()

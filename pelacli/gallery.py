@@ -58,7 +58,8 @@ def copy(name: str, target: Path) -> Path:
 def describe(file: Path) -> str:
     """The first line of a recipe's header."""
     with file.open(encoding="utf-8") as lines:
-        return next(lines, "").lstrip("# ").strip()
+        first = next(lines, "")
+    return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 
 def print_list(json: bool) -> None:

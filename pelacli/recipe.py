@@ -5,62 +5,136 @@ Reading a file, overriding keys and reporting mistakes is `pelacli.recipe_file`'
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    WithJsonSchema,
+    model_validator,
+)
+
+# A decimal or a fraction. Exponents end at three digits: Fraction("1e-999999999") never returns.
+_RATIO = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?|[+-]?\d+/\d+", re.IGNORECASE)
 
 
-def parse_ratio(value: str | float | int) -> Fraction:
+class Mistake(ValueError):  # noqa: N818
+    """Keys that don't go together.
+
+    Args:
+        keys: dotted, seen from the section that is checked; the first is the one to mend.
+    """
+
+    def __init__(self, message: str, *keys: str) -> None:
+        super().__init__(message)
+        self.keys = [tuple(key.split(".")) for key in keys]
+
+
+def parse_ratio(value: str | float | Fraction) -> Fraction:
     """A ratio, exactly: "0.5", "2/3", 0.1 (which is 1/10).
 
     Raises:
         ValueError: it is no number, or not above 0 and at most 1.
     """
+    text = re.sub(r"\s*/\s*", "/", str(value).strip())
     try:
-        ratio = Fraction(str(value).replace(" ", ""))
+        ratio = Fraction(text) if _RATIO.fullmatch(text) else None
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{value!r} is no ratio; give a decimal or a fraction: 0.5, 2/3") from None
+        ratio = None
+    if ratio is None:
+        raise ValueError(f"{value!r} is no ratio; give a decimal or a fraction: 0.5, 2/3")
     if not 0 < ratio <= 1:
-        raise ValueError(f"{value} is no ratio; it must be above 0 and at most 1")
+        raise ValueError(f"{text} is out of range; a ratio is above 0 and at most 1")
     return ratio
 
 
-def _ratio(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return value
-    parse_ratio(value)
+def _ratio(value: Any) -> str:
+    parse_ratio(str(value).lower() if isinstance(value, bool) else value)
     return str(value)
 
 
 def _pattern(value: str) -> str:
     try:
         re.compile(value)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"{value!r} is no regular expression ({error})") from None
     return value
 
 
-Ratio = Annotated[str, BeforeValidator(_ratio)]
+def _pin(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not whole and value not in ("dense", "full"):
+        raise ValueError(f"{value!r} is no rank; give a whole number, 'dense' or 'full'")
+    return value
+
+
+def _argument(value: Any) -> Any:
+    for item in value if isinstance(value, list) else [value]:
+        if not isinstance(item, bool | int | float | str):
+            raise ValueError("expected a number, text, true or false, or a list of these")
+    return value
+
+
+def _named(value: Any) -> Any:
+    if value == "":
+        raise ValueError("is empty")
+    return value
+
+
+def _pair(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError("expected two numbers, as [0.5, 1.0]")
+    return value
+
+
+def _range(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"{list(value)} is no range; the smaller number comes first")
+    return value
+
+
+Text = Annotated[str, Field(min_length=1)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
-Pin = Annotated[int, Field(ge=0)] | Literal["dense", "full"]
 Scalar = bool | int | float | str
+Argument = Annotated[Scalar | list[Scalar], BeforeValidator(_argument)]
+Pin = Annotated[Annotated[int, Field(ge=0)] | Literal["dense", "full"], BeforeValidator(_pin)]
+Ratio = Annotated[
+    str,
+    BeforeValidator(_ratio),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}]}),
+]
+# Files have lists for tuples and text for paths, hence not strict.
+FilePath = Annotated[Path, Strict(False), BeforeValidator(_named)]
+Positive = Annotated[float, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+_pairs = (Strict(False), BeforeValidator(_pair))
+Range = Annotated[tuple[Positive, Positive], *_pairs, AfterValidator(_range)]
+Betas = Annotated[tuple[Beta, Beta], *_pairs]
 
 
 class Section(BaseModel):
-    """Unknown keys are mistakes, values never change after validation."""
+    """Unknown keys are mistakes, nothing is converted ("5" is no number), values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
 
 
 class Augment(Section):
     """Training transforms, in timm's words."""
 
     none: bool = Field(False, description="no random transforms at all")
-    scale: tuple[float, float] = Field((0.08, 1.0), description="area range of random crops")
-    ratio: tuple[float, float] = Field((0.75, 4 / 3), description="aspect range of random crops")
+    scale: Range = Field((0.08, 1.0), description="area of random crops, least and most")
+    ratio: Range = Field((0.75, 4 / 3), description="aspect of random crops, least and most")
     hflip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     vflip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip")
     color_jitter: float | None = Field(0.4, ge=0, description="strength of colour jitter")
@@ -80,7 +154,7 @@ class Augment(Section):
 class Data(Section):
     """Where samples come from."""
 
-    dataset: str = Field(
+    dataset: Text = Field(
         description="digits, a folder, hfds/NAME, torch/NAME, wds/DIRECTORY, or a text file"
     )
     train: str = Field("train", description="name of the split to train on")
@@ -108,7 +182,7 @@ class Train(Section):
     warmup_epochs: float = Field(0, ge=0, description="length of the warm-up")
     sched: str = Field("cosine", description="timm's name of the schedule, or none")
     weight_decay: float = Field(0.05, ge=0, description="not for norms, biases, position tables")
-    betas: tuple[float, float] | None = Field(None, description="of Adam's averages")
+    betas: Betas | None = Field(None, description="of Adam's averages")
     momentum: float = Field(0.9, ge=0, le=1, description="of SGD and its kin")
     layer_decay: float | None = Field(None, gt=0, le=1, description="lr factor per layer down")
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
@@ -123,6 +197,14 @@ class Train(Section):
     log_every: int = Field(10, ge=1, description="updates between lines of metrics.jsonl")
     eval_every: int = Field(1, ge=1, description="epochs between evaluations")
     trackers: list[str] = Field([], description="accelerate's trackers: tensorboard, wandb")
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if self.sched != "none" and self.min_lr > self.lr:
+            raise Mistake(
+                f"min_lr {self.min_lr:g} is above lr {self.lr:g}; lower it", "min_lr", "lr"
+            )
+        return self
 
 
 class Loss(Section):
@@ -145,6 +227,14 @@ class Pretrain(Train):
     taps: list[Pattern] | None = Field(None, description="modules to distil; the blocks if unset")
     labels: bool | None = Field(None, description="use labels; unset: where the data has them")
 
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
+        loss = self.loss
+        label_free = (loss.feature, loss.logits, loss.perturbation)
+        if not any(label_free) and (self.labels is False or not loss.task):
+            raise Mistake("no loss is left to train on; give one a weight above 0", "loss")
+        return self
+
 
 class Decompose(Section):
     """How small, and by which ranks."""
@@ -155,7 +245,7 @@ class Decompose(Section):
         "energy", description="how ranks are chosen"
     )
     threshold: float | None = Field(None, gt=0, le=1, description="share of energy a layer keeps")
-    calibrate: str | None = Field(None, description="unlabelled samples: a dataset, or train")
+    calibrate: Text | None = Field(None, description="unlabelled samples: a dataset, or train")
     samples: int = Field(256, ge=1, description="how many samples to calibrate on")
     include: list[Pattern] = Field([], description="only layers whose name matches")
     exclude: list[Pattern] = Field([], description="not layers whose name matches")
@@ -163,14 +253,19 @@ class Decompose(Section):
     min_rank: int = Field(1, ge=0, description="smallest rank")
     max_rank: int | None = Field(None, ge=1, description="largest rank")
     multiple: int = Field(1, ge=1, description="ranks are multiples of this")
-    plan: Path | None = Field(None, description="JSON plan to use, in place of a policy")
+    plan: FilePath | None = Field(None, description="JSON plan to use, in place of a policy")
 
     @model_validator(mode="after")
-    def _complete(self) -> Decompose:
+    def _complete(self) -> Self:
         if self.policy == "threshold" and self.threshold is None:
-            raise ValueError("policy threshold needs a threshold, the share of energy to keep")
-        if self.max_rank is not None and self.max_rank < self.min_rank:
-            raise ValueError(f"max_rank {self.max_rank} is below min_rank {self.min_rank}")
+            raise Mistake("'threshold' needs threshold too, the share of energy to keep", "policy")
+        if self.threshold is not None and "policy" not in self.model_fields_set:
+            raise Mistake("needs policy = 'threshold' too", "threshold")
+        low, high = self.min_rank, self.max_rank
+        if high is not None and high < low:
+            raise Mistake(
+                f"max_rank {high} is below min_rank {low}; change one", "max_rank", "min_rank"
+            )
         return self
 
 
@@ -189,12 +284,12 @@ class Eval(Section):
 class Recipe(Section):
     """The whole pipeline; each step reads its section."""
 
-    model: str = Field(description="timm name or alias, hub id, directory, file, artefact")
-    weights: str = Field("pretrained", description="pretrained, random, or a path")
+    model: Text = Field(description="timm name or alias, hub id, directory, file, artefact")
+    weights: Text = Field("pretrained", description="pretrained, random, or a path")
     arch: str | None = Field(None, description="architecture of a bare safetensors file")
-    model_args: dict[str, Scalar | list[Scalar]] = Field({}, description="for the architecture")
+    model_args: dict[str, Argument] = Field({}, description="for the architecture")
     num_classes: int | None = Field(None, ge=1, description="outputs, if not the checkpoint's")
-    output: Path = Field(description="directory of the run; each step writes into it")
+    output: FilePath = Field(description="directory of the run; each step writes into it")
     seed: int = Field(0, ge=0, description="of everything random")
     task: str = Field("image-classification", description="what the model is trained and judged on")
     device: str = Field("auto", description="auto, cpu, cuda, mps")
@@ -206,21 +301,37 @@ class Recipe(Section):
     eval: Eval | None = Field(None, description="measure at the end")
 
     @model_validator(mode="after")
-    def _has_data(self) -> Recipe:
-        if self.data is None:
-            for name in ("teacher", "pretrain", "finetune"):
-                section = getattr(self, name)
-                if section is not None and section.data is None:
-                    raise ValueError(f"[{name}] needs data; add a [data] section")
-            if self.decompose is not None and self.decompose.calibrate == "train":
-                raise ValueError('decompose.calibrate = "train" needs a [data] section')
+    def _finite(self) -> Self:
+        for key in _not_finite(self.model_dump()):  # the manifest's JSON could not hold it
+            raise Mistake("expected a finite number", key)
+        return self
+
+    @model_validator(mode="after")
+    def _has_data(self) -> Self:
+        if self.data is not None:
+            return self
+        for name in ("teacher", "pretrain", "finetune"):
+            section = getattr(self, name)
+            if section is not None and section.data is None:
+                raise Mistake(f"needs data; add [data] or [{name}.data]", name)
+        if self.decompose is not None and self.decompose.calibrate == "train":
+            raise Mistake("'train' is the recipe's own data; add [data]", "decompose.calibrate")
+        last = self.eval
+        if last and last.max_drop is not None and not (last.data or self.finetune):
+            raise Mistake("needs data to measure on; add [data] or [eval.data]", "eval.max_drop")
         return self
 
 
-# What changes how a result is come by, and not the result.
-_NO_EFFECT = {
-    "workers", "save_every", "keep", "log_every", "trackers", "compile", "checkpointing", "latency",
-}  # fmt: skip
+def _not_finite(value: Any, key: str = "") -> Iterator[str]:
+    """The keys, dotted, of numbers that are infinite or none."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _not_finite(item, f"{key}.{name}" if key else name)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _not_finite(item, key)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield key
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
@@ -233,20 +344,41 @@ def schema() -> dict[str, Any]:
     return Recipe.model_json_schema()
 
 
+# What changes how a result is come by, and not the result.
+_NO_EFFECT = {
+    "workers", "compile", "checkpointing", "save_every", "keep", "log_every", "eval_every",
+    "trackers",
+}  # fmt: skip
+
+
 def fingerprint(recipe: Recipe, section: str, inputs: str) -> str:
-    """What decides the result of a step, as a SHA-256: its settings and the digest of its input."""
-    import hashlib
-    import json
+    """What decides the result of a step, as a SHA-256.
 
+    Args:
+        section: the step's, as "decompose".
+        inputs: digest of the weights that the step starts from.
+    """
     whole = resolved(recipe)
-    own = whole[section] or {}
-    top = ("model", "weights", "arch", "model_args", "num_classes", "seed", "task")
+    top = ("model", "weights", "arch", "model_args", "num_classes", "seed")
+    own = {key: value for key, value in (whole[section] or {}).items() if key not in _NO_EFFECT}
+    task = own.pop("task", None) or whole["task"]
+    data = own.pop("data", None) or whole["data"] or {}
+    data = {key: value for key, value in data.items() if key not in _NO_EFFECT}
+    if size := own.pop("batch_size", None):
+        data["batch_size"] = size
+    if section == "decompose" and recipe.decompose is not None:
+        # It sees no more of the data than what it calibrates on.
+        used = {"dataset", "train", "image_size"} if own["calibrate"] == "train" else set()
+        data = {key: value for key, value in data.items() if key in used}
+        own["ratio"] = str(parse_ratio(own["ratio"]))  # 0.5 and 1/2 are one ratio
+        own["plan"] = _digest(recipe.decompose.plan)  # people edit it under its old name
     parts = {key: whole[key] for key in top}
-    parts |= {"section": own, "data": own.get("data") or whole["data"], "inputs": inputs}
-    return hashlib.sha256(json.dumps(_effective(parts), sort_keys=True).encode()).hexdigest()
+    parts |= {"task": task, "section": own, "data": data, "inputs": inputs}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _effective(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _effective(v) for k, v in value.items() if k not in _NO_EFFECT}
-    return value
+def _digest(file: Path | None) -> str | None:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None else None
+    except OSError:
+        return None  # the step itself will say so

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from pelacli.errors import RequestError
-from pelacli.recipe import Recipe
+from pelacli.recipe import Mistake, Recipe
 
 Key = tuple[str | int, ...]
 
-_MISSING = "missing"
+# KEY=VALUE; quoted parts of the key may hold anything
+_OVERRIDE = re.compile(r"""((?:"(?:\\.|[^"\\])*"|'[^']*'|[^="'])+)=(.*)""", re.DOTALL)
 # pydantic's kinds of error → what is expected, in plain words
 _EXPECTED = {
-    "int_type": "a whole number", "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number", "float_parsing": "a number",
-    "string_type": "text in quotes", "bool_type": "true or false", "bool_parsing": "true or false",
-    "list_type": "a list", "dict_type": "a table", "model_type": "a section", "path_type": "a path",
-    "tuple_type": "a list", "model_attributes_type": "a section",
+    "int_type": "a whole number", "float_type": "a number", "string_type": "text",
+    "bool_type": "true or false", "list_type": "a list", "dict_type": "a table",
+    "model_type": "a section", "path_type": "a path",
+}  # fmt: skip
+_LIMITS = {
+    "greater_than_equal": ("ge", "at least"), "greater_than": ("gt", "above"),
+    "less_than_equal": ("le", "at most"), "less_than": ("lt", "below"),
 }  # fmt: skip
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and validate a recipe.
 
     Args:
@@ -36,9 +41,20 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RequestError: one line with file, line, key, what is wrong and the remedy.
     """
-    text, document = _read(path)
-    places = _override(document, overrides)
-    return _validate(document, lambda key: places.get(_dotted(key)) or _place(path, text, key))
+    text, document = _read(Path(path))
+    given = _override(document, overrides)
+
+    def where(key: Key) -> str:
+        for n in range(len(key), 0, -1):  # a missing key is placed by the section it is missing in
+            place = _overridden(key[:n], key, given)
+            if place is None and _has(tomllib.loads(text), key[:n]):
+                place = f"{path}:{_line(text, key[:n])}: {_dotted(key)}"
+            place = place or _overridden(key[:n], key, given, inside=True)
+            if place is not None:
+                return place
+        return f"{path}: {_dotted(key)}" if key else str(path)
+
+    return _validate(document, where, lambda key: bool(_overridden(key, key, given)))
 
 
 def from_flags(
@@ -50,167 +66,300 @@ def from_flags(
     document: dict[str, Any] = _given(top)
     for name, flags in sections.items():
         document[name] = _given(flags)
-    places = _override(document, overrides)
-    return _validate(document, lambda key: places.get(_dotted(key)) or _flag(key))
+    given = _override(document, overrides)
+
+    def where(key: Key) -> str:
+        place = _overridden(key, key, given) or _overridden(key, key, given, inside=True)
+        return place or _flag(key, sections)
+
+    return _validate(document, where, lambda key: bool(_overridden(key, key, given)))
 
 
 def with_flags(recipe: Recipe, section: str, **flags: Any) -> Recipe:
     """The recipe with the flags that were given in the place of its own values.
 
     Args:
-        section: the section that the flags belong to; "" is the top level.
+        section: the section that the flags belong to, made if there is none; "" is the top level.
+        flags: by the name of their key; None was not given.
+
+    Raises:
+        RequestError: one line that names the flag.
     """
     given = _given(flags)
     if not given:
         return recipe
     document = recipe.model_dump(mode="json", exclude_unset=True)
-    target = document.setdefault(section, {}) if section else document
+    if section and document.get(section) is None:
+        document[section] = {}
+    target = document[section] if section else document
     target.update(given)
-    return _validate(document, _flag)
+    depth = 1 if section else 0
+
+    def is_flag(key: Key) -> bool:
+        return len(key) > depth and key[depth] in given
+
+    def where(key: Key) -> str:
+        if not is_flag(key):
+            return f"with {', '.join(_flag((k,)) for k in given)}: {_dotted(key)}"
+        return _flag(key, (section,))
+
+    return _validate(document, where, is_flag)
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
         return text, tomllib.loads(text)
     except FileNotFoundError:
         raise RequestError(
             f"{path}: there is no such recipe; `pela recipes list` shows some"
         ) from None
+    except IsADirectoryError:
+        raise RequestError(f"{path}: is a directory; name the recipe file in it") from None
+    except OSError as error:
+        raise RequestError(f"{path}: can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise RequestError(f"{path}: not a text file; a recipe is TOML in UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        raise RequestError(f"{path}: not valid TOML: {error}") from None
-    except OSError as error:
-        raise RequestError(f"{path}: can't be read: {error.strerror}") from None
+        raise RequestError(_not_toml(path, text, str(error))) from None
+    except (ValueError, RecursionError):
+        raise RequestError(
+            f"{path}: not valid TOML: a number is too long or a list too deep"
+        ) from None
 
 
-def _override(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
-    """Apply the overrides in place; gives dotted key → the override, to be named in errors."""
-    places = {}
+def _not_toml(path: Path, text: str, error: str) -> str:
+    said, _, place = error.partition(" (at ")
+    found = re.match(r"line (\d+)", place)
+    line = int(found[1]) if found else len(text.rstrip().split("\n"))
+    # the commonest slip: model = vit_base, ratio = 2/3
+    bare = found and said.startswith(("Invalid value", "Expected newline"))
+    remedy = "; text and fractions need quotes" if bare else ""
+    said = said.replace("Cannot overwrite a value", "this key is there already")
+    return f"{path}:{line}: not valid TOML: {said[:1].lower()}{said[1:]}{remedy}"
+
+
+def _override(document: dict[str, Any], overrides: Sequence[str]) -> dict[Key, str]:
+    """Apply the overrides in place; gives key → the override that set it."""
+    given: dict[Key, str] = {}
     for override in overrides:
-        key_text, equals, value_text = override.partition("=")
-        if not equals or not key_text.strip():
+        parts = _OVERRIDE.fullmatch(override)
+        if parts is None or not parts[1].strip():
             raise RequestError(f"--set {override}: give KEY=VALUE, as pretrain.epochs=5")
-        keys = _keys(key_text.strip(), override)
-        try:
-            value = tomllib.loads(f"value = {value_text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = value_text.strip()  # bare text needs no quotes on a command line
+        keys, value = _keys(parts[1].strip()), parts[2].strip()
+        if keys is None:
+            raise RequestError(
+                f"--set {override}: {parts[1].strip()!r} is no key; quote parts that hold "
+                'more than letters, digits, _ and -: decompose.pin."blocks[.]0"=8'
+            )
         target: Any = document
         for key in keys[:-1]:
             target = target.setdefault(key, {})
             if not isinstance(target, dict):
                 raise RequestError(f"--set {override}: {key} is no section")
-        target[keys[-1]] = value
-        places[_dotted(tuple(keys))] = f"--set {override}"
-    return places
+        target[keys[-1]] = _value(value)
+        given.pop(keys, None)  # the last one counts, also in the order of looking
+        given[keys] = f"--set {override}"
+    return given
 
 
-def _keys(text: str, override: str) -> list[str]:
-    """The parts of a dotted key; quoted parts may hold dots."""
-    try:
-        document: Any = tomllib.loads(f"{text} = 0")
-    except tomllib.TOMLDecodeError:
-        raise RequestError(f"--set {override}: {text!r} is no key; quote parts with dots") from None
-    keys = []
-    while isinstance(document, dict):
-        (key, document) = next(iter(document.items()))
+def _keys(text: str) -> tuple[str, ...] | None:
+    """The parts of a dotted key; None if it is none."""
+    document: Any = _parsed([f"{text} = 0"]) if "\n" not in text else None
+    keys: list[str] = []
+    while isinstance(document, dict) and len(document) == 1:
+        ((key, document),) = document.items()
         keys.append(key)
-    return keys
+    return tuple(keys) if keys and document == 0 else None
 
 
-def _validate(document: dict[str, Any], place: Any) -> Recipe:
+def _value(text: str) -> Any:
+    """A TOML value; anything else is text, which needs no quotes on a command line."""
+    document = _parsed([f"value = {text}"])
+    return document["value"] if document and len(document) == 1 else text
+
+
+def _validate(
+    document: dict[str, Any], where: Callable[[Key], str], is_set: Callable[[Key], bool]
+) -> Recipe:
+    """The recipe, or the first mistake: where it is, what it is, and how many more there are.
+
+    Args:
+        where: key → place and name.
+        is_set: whether a key comes from the command line. Of keys that don't go together, such a
+            one is named.
+    """
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
+        # Unknown keys come first: a key that is missing is often one that was misspelt.
+        problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
         first = problems[0]
-        key = _real_key(first["loc"], document)
+        key = _real_key(first["loc"], document, first["type"])
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, Mistake):
+            keys = [key + one for one in cause.keys]
+            there = [one for one in keys if _has(document, one)]
+            key = next(filter(is_set, keys), [*there, *keys][0])
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        where, name = place(key), _dotted(key)
-        said = f"{where}: {name}: " if name and name not in where else f"{where}: "
-        raise RequestError(said + _problem(first, key) + more) from None
+        raise RequestError(f"{where(key)}: {_problem(first, key)}{more}") from None
 
 
-def _real_key(location: Key, document: Any) -> Key:
-    """The part of pydantic's location that is a key of the document: it adds names of types."""
-    key: list[str | int] = []
-    for part in location:
-        if isinstance(document, dict) and (part in document or part is location[-1]):
-            if part not in document and part in ("int", "float", "str", "bool"):
-                break
-            key.append(part)
-            document = document.get(part)
-        elif isinstance(document, list) and isinstance(part, int):
-            key.append(part)
-            document = document[part] if part < len(document) else None
-    return tuple(key)
+def _real_key(location: Key, document: Any, kind: str) -> Key:
+    """The part of pydantic's location that is in the document, and the key that is missing there.
+
+    It also holds things like "[key]", for a table's key that is no regular expression.
+    """
+    for n in range(len(location) + 1):
+        if not _has(document, location[:n]):
+            return location[:n] if kind == "missing" else location[: n - 1]
+    return location
 
 
 def _problem(error: Any, key: Key) -> str:
-    kind, given = error["type"], error["input"]
+    kind, given, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        known = _known(key[:-1])
-        near = difflib.get_close_matches(str(key[-1]), known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key; {hint}"
-    if kind == _MISSING:
-        return "this key is missing"
+        return "unknown key; " + _nearest(key)
+    if kind == "missing":
+        field = _sections()[key[:-1]][str(key[-1])]
+        return f'is missing; add {key[-1]} = "…": {field.description}'
     if kind == "value_error":
-        return str(error["ctx"]["error"])
+        return str(context["error"])
+    if kind == "string_too_short":
+        return "is empty"
     if kind == "literal_error":
-        return f"{given!r} is none of {error['ctx']['expected']}"
+        choices = re.findall(r"'([^']*)'", context["expected"])
+        near = difflib.get_close_matches(str(given), choices, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{given!r} is none of {', '.join(choices)}{hint}"
+    if kind in _LIMITS:
+        name, words = _LIMITS[kind]
+        return f"{given} is out of range; {words} {context[name]:g}"
     if kind in _EXPECTED:
-        return f"{_shown(given)} is not {_EXPECTED[kind]}"
-    message = error["msg"].removeprefix("Input should be ")
-    return f"{_shown(given)} must be {message}" if message != error["msg"] else error["msg"]
+        return f"expected {_EXPECTED[kind]}, not {_shown(given)}{_remedy(kind, given)}"
+    return str(error["msg"])
+
+
+def _remedy(kind: str, given: Any) -> str:
+    if kind == "model_type":
+        return "; write its name in brackets, and its keys below"
+    if kind == "string_type" and isinstance(given, int | float):
+        return f"""; write it in quotes, in a shell '"{_shown(given).split()[-1]}"'"""
+    if kind == "list_type" and isinstance(given, str):
+        return f'; write ["{given.strip("[]")}"]'
+    meant = type(_value(given)).__name__ if isinstance(given, str) else ""
+    if (meant, kind) in {("int", "float_type"), (meant, f"{meant}_type")} - {("str", "str_type")}:
+        return "; write it without quotes"
+    return ""
 
 
 def _shown(value: Any) -> str:
-    text = {True: "true", False: "false"}.get(value) if isinstance(value, bool) else repr(value)
-    return (text or "")[:60]
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f"the text {value if len(value) <= 40 else value[:40] + '…'!r}"
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    if isinstance(value, dict):
+        return "a table"
+    return "a list" if isinstance(value, list | tuple) else f"the {type(value).__name__} {value}"
 
 
-def _known(key: Key) -> list[str]:
-    """The keys that the section at ``key`` may have."""
-    model: type[BaseModel] = Recipe
-    for part in key:
-        field = model.model_fields.get(str(part))
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return list(model.model_fields)
+def _nearest(key: Key) -> str:
+    """A known key for an unknown one: of the same name in another section, or alike."""
+    sections, name = _sections(), str(key[-1])
+    homes = {k: (-_shared(k, key), len(k)) for k, fields in sections.items() if name in fields}
+    nearest = [k for k, distance in homes.items() if distance == min(homes.values())]
+    if nearest:
+        names = [f"[{_dotted(k)}]" if k else "the top, above all sections" for k in nearest]
+        return f"it belongs to {' or '.join(names)}"
+    known = sections[key[:-1]]
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
 
 
-def _place(path: Path, text: str, key: Key) -> str:
-    """file:line of a key: the last line that it takes to make the key appear."""
-    lines = text.splitlines()
-    for n in range(1, len(lines) + 1):
-        try:
-            document: Any = tomllib.loads("\n".join(lines[:n]))
-        except tomllib.TOMLDecodeError:
-            continue  # in the middle of a list
-        for part in key:
-            try:
-                document = document[part]
-            except (KeyError, IndexError, TypeError):
+def _shared(one: Key, other: Key) -> int:
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
+
+
+def _sections(model: type[BaseModel] = Recipe, at: Key = ()) -> dict[Key, dict[str, FieldInfo]]:
+    """Every section of a recipe with the keys that it may have."""
+    found = {at: dict(model.model_fields)}
+    for name, field in model.model_fields.items():
+        for option in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                found |= _sections(option, (*at, name))
+    return found
+
+
+def _line(text: str, key: Key) -> int:
+    """The line, from 1, on which a key begins that the text has.
+
+    A line is the key's if with it the document has the key and before it not. Lines in the midst of
+    a list or a long text end no document, and are passed over.
+    """
+    lines = text.split("\n")
+    low, high = 0, len(lines)  # so many lines have the key not, have it
+    while high - low > 1:
+        middle = (low + high) // 2
+        for n in sorted(range(low + 1, high), key=lambda n: abs(n - middle)):
+            document = _parsed(lines[:n])
+            if document is not None:
+                low, high = (low, n) if _has(document, key) else (n, high)
                 break
         else:
-            if key:
-                return f"{path}:{n}"
-    return _place(path, text, key[:-1]) if len(key) > 1 else str(path)
+            break
+    for n in range(low + 1, high):  # an item of a list over several lines
+        if _has(_parsed([*lines[:n], "]"]), key):
+            return n
+    return low + 1
+
+
+def _parsed(lines: Sequence[str]) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads("\n".join(lines))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _has(document: Any, key: Key) -> bool:
+    for part in key:
+        try:
+            document = document[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return document is not None
+
+
+def _overridden(
+    part: Key, key: Key, given: Mapping[Key, str], *, inside: bool = False
+) -> str | None:
+    """The override that set ``part``, or (inside) something in it, and the key if it is another."""
+    for keys, said in reversed(list(given.items())):
+        if (keys[: len(part)] == part) if inside else (part[: len(keys)] == keys):
+            return said if keys == key else f"{said}: {_dotted(key)}"
+    return None
 
 
 def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if value is not None}
 
 
-def _flag(key: Key) -> str:
-    """How a key is called on the command line."""
-    return f"--{str(key[-1]).replace('_', '-')}" if key else "command line"
+def _flag(key: Key, sections: Collection[str] = ()) -> str:
+    """What a key is called on the command line: --min-rank for decompose.min_rank."""
+    own = key[1:] if len(key) > 1 and key[0] in sections else key
+    if own and own[0] == "model":
+        return "MODEL"
+    return f"--{str(own[0]).replace('_', '-')}" if own else "command line"
 
 
 def _dotted(key: Key) -> str:
-    return ".".join(
-        f'"{part}"' if isinstance(part, str) and "." in part else str(part) for part in key
-    )
+    """As TOML writes it; places in lists are added in brackets."""
+    text = ""
+    for part in key:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            bare = re.fullmatch(r"[\w-]+", part)
+            text += ("." if text else "") + (part if bare else f"'{part}'")
+    return text

@@ -38,6 +38,8 @@ def decompose(
         output: where to write; by default the recipe's place, or runs/MODEL-rRATIO.
     """
     given = {key: value for key, value in section.items() if value is not None}
+    if "threshold" in given:
+        given.setdefault("policy", "threshold")
     if model.endswith(".toml"):
         spec = recipe_file.load(Path(model), overrides)
         spec = recipe_file.with_flags(spec, "", **top)
@@ -49,8 +51,6 @@ def decompose(
     full = ALIASES.get(model)
     if full is not None:
         say(f"{model} is {full}")
-    if "threshold" in given:
-        given.setdefault("policy", "threshold")
     place = output or Path("runs") / _name(model, given)
     base = {"model": model, "output": str(place), **top}
     spec = recipe_file.from_flags(base, {"decompose": given}, overrides)

@@ -22,8 +22,8 @@ def print_decomposed(done: Decomposed, json: bool) -> None:
         return
     record = done.manifest
     console.out().print(tables.to_table({record.source.model: record}, "kind"))
-    ratio = record.params.after / record.params.before
-    line = f"{record.source.model}: {record.params.before:,} → {record.params.after:,} parameters (ratio {ratio:.4f})"
+    before, after = record.params.before, record.params.after
+    line = f"{record.source.model}: {before:,} → {after:,} parameters (ratio {after / before:.4f})"
     if record.flops is not None:
         line += f", {tables.human(record.flops.before)} → {tables.human(record.flops.after)} FLOPs"
     line += f", energy kept {done.plan.energy:.4f}, {done.seconds:.1f} s"
@@ -60,7 +60,9 @@ def layers(record: Manifest) -> list[dict[str, Any]]:
 
 
 def print_trained(done: Outcome, json: bool) -> None:
-    """``pretrain`` and ``finetune``."""
+    """``pretrain`` and ``finetune``; under a launcher the first process speaks for all."""
+    if not console.main_process():
+        return
     if json:
         console.emit(
             {

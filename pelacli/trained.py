@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from pelacli import artefact, manifest, recipe, record, tasks
 from pelacli.artefact import Artefact
 from pelacli.data import Loader, loader
 from pelacli.errors import RequestError
-from pelacli.manifest import StepRecord
+from pelacli.manifest import Manifest, StepRecord
 from pelacli.models import OpenModel, num_classes
 from pelacli.recipe import Recipe, Train
 from pelacli.tasks import Task
@@ -131,11 +133,18 @@ def finish(
         ),
     ]
     model.opened.module.to("cpu")
+    state = PartialState()
+    if state.is_main_process:  # one writer; the others wait until the artefact is there
+        _write(model, described, output, work)
+    state.wait_for_everyone()
+    return Outcome(output, result.steps, result.metrics, result.seconds)
+
+
+def _write(model: Artefact, described: Manifest, output: Path, work: Path) -> None:
     course = work / _METRICS
     extra = {_METRICS: course.read_bytes()} if course.is_file() else {}
     artefact.save(model.opened, described, output, extra=extra)
     shutil.rmtree(work, ignore_errors=True)
-    return Outcome(output, result.steps, result.metrics, result.seconds)
 
 
 def digest_of(source: str, opened: OpenModel) -> str:
