@@ -138,6 +138,18 @@ def open(ref: str, **how: Any) -> tuple[OpenModel, Manifest | None]:
     return found.opened, found.manifest
 
 
+def input_digest(source: str, opened: OpenModel) -> str:
+    """What identifies a step's input: its weights' digest; for random weights, their description.
+
+    Args:
+        source: what was opened; an artefact is identified by its own weights, not its origin's.
+    """
+    path = rundir.latest(Path(source))
+    if path is not None:
+        return manifest.weights_digest(path)
+    return opened.source.digest or f"{opened.source.architecture}:{opened.source.weights}"
+
+
 def _write_weights(module: nn.Module, folder: Path) -> None:
     from huggingface_hub import save_torch_state_dict
 

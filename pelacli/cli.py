@@ -149,6 +149,10 @@ def decompose(
         typer.Option(help="Unlabelled samples: image folder, text file, dataset, or 'train'."),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="How many samples to calibrate on.")] = None,
+    correct: Annotated[
+        bool | None,
+        typer.Option("--correct/--no-correct", help="Sequential correction on the samples."),
+    ] = None,
     include: Annotated[
         list[str] | None, typer.Option(help="Only layers whose name matches (regular expression).")
     ] = None,
@@ -192,6 +196,7 @@ def decompose(
         "threshold": threshold,
         "calibrate": calibrate,
         "samples": samples,
+        "correct": correct,
         "include": include,
         "exclude": exclude,
         "pin": requests.pins(pin),

@@ -247,6 +247,8 @@ class Decompose(Section):
     threshold: float | None = Field(None, gt=0, le=1, description="share of energy a layer keeps")
     calibrate: Text | None = Field(None, description="unlabelled samples: a dataset, or train")
     samples: int = Field(256, ge=1, description="how many samples to calibrate on")
+    correct: bool = Field(False, description="refit each layer to the inputs it really gets")
+    blend: float = Field(0.5, ge=0, le=1, description="share of the refitted weight")
     include: list[Pattern] = Field([], description="only layers whose name matches")
     exclude: list[Pattern] = Field([], description="not layers whose name matches")
     pin: dict[Pattern, Pin] = Field({}, description="layers → rank, dense or full")
@@ -257,6 +259,8 @@ class Decompose(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        if self.correct and self.calibrate is None:
+            raise Mistake("needs samples to refit to; give calibrate", "correct")
         if self.policy == "threshold" and self.threshold is None:
             raise Mistake("'threshold' needs threshold too, the share of energy to keep", "policy")
         if self.threshold is not None and "policy" not in self.model_fields_set:

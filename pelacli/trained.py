@@ -117,7 +117,7 @@ def finish(
 ) -> Outcome:
     """Write the artefact of a finished run and clear its workplace."""
     described = record.recount(model.opened, model.manifest)
-    inputs = digest_of(source, model.opened)
+    inputs = artefact.input_digest(source, model.opened)
     metrics = {**result.metrics, "steps": result.steps, "losses": result.losses}
     described.history = [
         *described.history,
@@ -145,10 +145,3 @@ def _write(model: Artefact, described: Manifest, output: Path, work: Path) -> No
     extra = {_METRICS: course.read_bytes()} if course.is_file() else {}
     artefact.save(model.opened, described, output, extra=extra)
     shutil.rmtree(work, ignore_errors=True)
-
-
-def digest_of(source: str, opened: OpenModel) -> str:
-    """What identifies a step's input: the weights' digest; for random weights their description."""
-    if manifest.is_artefact(Path(source)):
-        return manifest.weights_digest(Path(source))
-    return opened.source.digest or f"{opened.source.architecture}:{opened.source.weights}"

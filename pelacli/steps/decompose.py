@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from pelacli import (
     artefact,
     calibrate,
     console,
+    correct,
     data,
     engine,
     lowrank,
@@ -62,7 +64,8 @@ def run(spec: Recipe, source: str, output: Path, *, dry_run: bool = False) -> De
     layers = find(opened, section)
     free = [layer for layer in layers if layer.reason is None]
     spent = record.cost(opened, layers)
-    moments = measure(opened, free, spec, section) if section.calibrate else {}
+    samples = calibration_samples(opened, spec, section) if section.calibrate else []
+    moments = measure(opened, free, samples, spec.seed) if samples else {}
     with console.progress("factorising", total=len(free)) as bar:
         cuts = engine.decompositions(
             free, moments, full=bool(section.pin or section.plan), advance=bar.advance
@@ -70,7 +73,11 @@ def run(spec: Recipe, source: str, output: Path, *, dry_run: bool = False) -> De
     plan = choose(opened, layers, engine.spectra(free, cuts, moments), section)
     described = record.describe(opened, layers, spent, plan)
     if not dry_run:
-        lowrank.replace(opened.module, engine.factors(free, cuts, moments, plan))
+        factors = engine.factors(free, cuts, moments, plan)
+        if section.correct:
+            factors |= corrected(opened, free, plan, moments, samples, section.blend)
+        lowrank.replace(opened.module, factors)
+        inputs = artefact.input_digest(source, opened)
         described.history = [
             *(before.history if before is not None else []),
             StepRecord(
@@ -78,10 +85,10 @@ def run(spec: Recipe, source: str, output: Path, *, dry_run: bool = False) -> De
                 recipe=recipe.resolved(spec),
                 seed=spec.seed,
                 versions=manifest.versions(),
-                metrics={"energy": plan.energy, "samples": section.samples if moments else 0},
+                metrics={"energy": plan.energy, "samples": sum(map(_count, samples))},
                 seconds=time.perf_counter() - start,
-                inputs=opened.source.digest or "",
-                fingerprint=recipe.fingerprint(spec, "decompose", opened.source.digest or ""),
+                inputs=inputs,
+                fingerprint=recipe.fingerprint(spec, "decompose", inputs),
             ),
         ]
         artefact.save(opened, described, output)
@@ -108,10 +115,8 @@ def find(opened: OpenModel, section: Decompose) -> list[Layer]:
     return layers
 
 
-def measure(
-    opened: OpenModel, layers: Sequence[Layer], spec: Recipe, section: Decompose
-) -> dict[str, Moments]:
-    """Moments over the first calibration samples, in an order that the seed shuffles."""
+def calibration_samples(opened: OpenModel, spec: Recipe, section: Decompose) -> list[Any]:
+    """Batches of unlabelled samples: what the model takes, in an order that the seed shuffles."""
     if section.calibrate == "train":
         assert spec.data is not None  # the recipe's validation has seen to it
         dataset, split, size = spec.data.dataset, spec.data.train, spec.data.image_size
@@ -121,18 +126,23 @@ def measure(
     samples = data.open_dataset(
         dataset, split, inputs=opened.inputs, training=False, image_size=size, unlabelled=True
     )
-    loader = data.loader(
-        samples, batch_size=min(_CALIBRATION_BATCH, section.samples), seed=spec.seed, shuffle=True
+    batches = data.loader(
+        samples,
+        batch_size=min(_CALIBRATION_BATCH, section.samples),
+        seed=spec.seed,
+        shuffle=True,
+        limit=section.samples,
     )
-    batches = itertools.islice(loader, -(-section.samples // _CALIBRATION_BATCH))
-    with console.progress("calibrating", total=min(section.samples, len(samples))) as bar:
+    return [batch["inputs"] for batch in batches]
+
+
+def measure(
+    opened: OpenModel, layers: Sequence[Layer], samples: Sequence[Any], seed: int
+) -> dict[str, Moments]:
+    """The layers' moments over the samples."""
+    with console.progress("calibrating", total=sum(map(_count, samples))) as bar:
         moments = calibrate.collect(
-            opened.module,
-            layers,
-            (batch["inputs"] for batch in batches),
-            models.predict,
-            seed=spec.seed,
-            advance=bar.advance,
+            opened.module, layers, samples, models.predict, seed=seed, advance=bar.advance
         )
     unseen = [layer.name for layer in layers if layer.name not in moments]
     if unseen:
@@ -141,6 +151,32 @@ def measure(
             f"{', '.join(unseen[:3])}"
         )
     return moments
+
+
+def corrected(
+    opened: OpenModel,
+    layers: Sequence[Layer],
+    plan: Plan,
+    moments: Mapping[str, Moments],
+    samples: Sequence[Any],
+    blend: float,
+) -> dict[str, correct.Factors]:
+    """Factors refitted front to back to the inputs that the compressed model really gives."""
+    with console.progress("correcting", total=len(plan.ranks())) as bar:
+        return correct.correct(
+            opened.module,
+            layers,
+            plan.ranks(),
+            moments,
+            samples,
+            models.predict,
+            blend=blend,
+            advance=bar.advance,
+        )
+
+
+def _count(inputs: Any) -> int:
+    return len(inputs if isinstance(inputs, Tensor) else next(iter(inputs.values())))
 
 
 def choose(

@@ -1,0 +1,148 @@
+"""Sequential correction and the lockstep walk that it rides on."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pelacli import calibrate, correct, engine, lowrank
+from pelacli.factorize import absorb_mean
+from pelacli.lockstep import lockstep
+
+
+class Net(nn.Module):
+    """Residual blocks, one layer that is read by ``F.linear``, and two branches."""
+
+    def __init__(self, width=24, depth=3):
+        super().__init__()
+        self.inner = nn.ModuleList([nn.Linear(width, 2 * width) for _ in range(depth)])
+        self.outer = nn.ModuleList([nn.Linear(2 * width, width) for _ in range(depth)])
+        self.mix = nn.Linear(width, width)
+
+    def forward(self, x):
+        for a, b in zip(self.inner, self.outer, strict=True):
+            x = x + b(F.gelu(a(F.layer_norm(x, x.shape[-1:]))))
+        return F.linear(x, self.mix.weight, self.mix.bias).mean(1)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+@pytest.fixture
+def batches():
+    torch.manual_seed(1)
+    basis = torch.randn(24, 24) * torch.logspace(0, -2, 24)
+    return [torch.randn(16, 5, 24) @ basis + 0.3 for _ in range(6)]
+
+
+def predict(module, x):
+    return module(x)
+
+
+def error(dense, model, batches):
+    with torch.no_grad():
+        return sum(float((dense(x) - model(x)).square().sum()) for x in batches)
+
+
+def test_lockstep_stops_all_walkers_at_each_layer_in_order(net, batches):
+    layers = lowrank.find_layers(net)
+    seen = []
+    with lockstep(net, layers, batches, predict) as stops:
+        for calls in stops:
+            assert [call.walker for call in calls] == list(range(len(batches)))
+            assert len({call.layer.name for call in calls}) == 1
+            seen.append(calls[0].layer.name)
+            for call in calls:
+                call.output = F.linear(call.x, call.weight, call.bias)
+    order = [f"{part}.{i}" for i in range(3) for part in ("inner", "outer")]
+    assert seen == [*order, "mix"]
+
+
+def test_lockstep_passes_errors_on_and_leaves_no_threads(net, batches):
+    import threading
+
+    before = threading.active_count()
+
+    def fails(module, x):
+        module(x)
+        raise RuntimeError("boom")
+
+    def walk():
+        with lockstep(net, lowrank.find_layers(net), batches, fails) as stops:
+            for calls in stops:
+                for call in calls:
+                    call.output = F.linear(call.x, call.weight, call.bias)
+
+    with pytest.raises(RuntimeError, match="boom"):
+        walk()
+    with lockstep(net, lowrank.find_layers(net), batches, predict) as stops:
+        next(stops)  # and then the caller loses interest
+    assert threading.active_count() == before
+
+
+def test_full_rank_stays_dense(net, batches):
+    layers = lowrank.find_layers(net)
+    moments = calibrate.collect(net, layers, batches, predict)
+    ranks = {layer.name: min(layer.shape) for layer in layers}
+    model = copy.deepcopy(net)
+    lowrank.replace(model, correct.correct(net, layers, ranks, moments, batches, predict))
+    with torch.no_grad():
+        assert torch.allclose(net(batches[0]), model(batches[0]), atol=1e-3)
+
+
+def test_least_squares_of_the_compressed_stream(net, batches, monkeypatch):
+    """With blend 1 and no cut at the second layer, its weight is the regression of the dense
+    output on the compressed input, written out here with lstsq."""
+    monkeypatch.setattr(correct, "DAMP", 1e-9)
+    layers = [la for la in lowrank.find_layers(net) if la.name in ("inner.0", "outer.0")]
+    ranks = {"inner.0": 6, "outer.0": 24}
+    found = correct.correct(net, layers, ranks, {}, batches, predict, blend=1.0)
+    x = torch.cat(batches).reshape(-1, 24)
+    normed = F.layer_norm(x, (24,))
+    down, up, bias = found["inner.0"]
+    with torch.no_grad():
+        dense = F.gelu(net.inner[0](normed))
+        ours = F.gelu(F.linear(F.linear(normed, down), up, bias))
+        target = net.outer[0](dense)
+    centred = (ours - ours.mean(0)).double()
+    # the inputs span 48 directions but only 6 ranks feed them: the solution is damped, so
+    # compare what it predicts and not its entries
+    wanted = centred @ torch.linalg.lstsq(centred, (target - target.mean(0)).double()).solution
+    down, up, bias = found["outer.0"]
+    got = F.linear(F.linear(ours, down), up, bias)
+    assert torch.allclose(got.double() - got.double().mean(0), wanted, atol=2e-2)
+    assert torch.allclose(got.mean(0), target.mean(0), atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [4, 8])
+def test_correction_lowers_the_error_of_the_output(net, batches, rank):
+    layers = lowrank.find_layers(net)
+    moments = calibrate.collect(net, layers, batches, predict)
+    cuts = engine.decompositions(layers, moments, full=True)
+    # the last layer is whole, or its own cut would be most of the error
+    ranks = {layer.name: 24 if layer.name == "mix" else rank for layer in layers}
+    weight = {name: layer.weight.clone() for name, layer in zip(ranks, layers, strict=True)}
+
+    one_shot = copy.deepcopy(net)
+    factors = {}
+    for layer in layers:
+        down, up = cuts[layer.name].factors(ranks[layer.name])
+        mean = moments[layer.name].mean
+        factors[layer.name] = (
+            down.float(),
+            up.float(),
+            absorb_mean(layer.weight, layer.bias, down, up, mean),
+        )
+    lowrank.replace(one_shot, factors)
+    corrected = copy.deepcopy(net)
+    lowrank.replace(corrected, correct.correct(net, layers, ranks, moments, batches, predict))
+    assert error(net, corrected, batches) < 0.9 * error(net, one_shot, batches)
+    for layer in layers:  # the dense model is left as it was
+        assert torch.equal(layer.weight, weight[layer.name])
