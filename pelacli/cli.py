@@ -275,6 +275,9 @@ def evaluate(
     weights: Annotated[
         str | None, typer.Option(help="Weights of plain models: pretrained, random or a path.")
     ] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="Architecture of a bare safetensors file.")
+    ] = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
@@ -289,7 +292,9 @@ def evaluate(
         "batch_size": batch_size,
         "latency": latency,
     }
-    jobs = requests.evaluations(artefacts, given, dataset, weights, set_ or [])
+    jobs = requests.evaluations(
+        artefacts, given, dataset, {"weights": weights, "arch": arch}, set_ or []
+    )
     from pelacli.steps import eval as step
 
     evaluated = [step.run(**job) for job in jobs]

@@ -74,17 +74,20 @@ def evaluations(
     refs: Sequence[str],
     given: Mapping[str, Any],
     dataset: str | None,
-    weights: str | None,
+    how_given: Mapping[str, Any],
     overrides: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Models and flags → the keyword arguments of each evaluation.
 
     An artefact is measured on the data of the recipe that made it, unless a flag says otherwise.
+
+    Args:
+        how_given: how to open plain models: weights, arch.
     """
     flags = {key: value for key, value in given.items() if value is not None}
     if "latency" in flags:
         flags["with_latency"] = flags.pop("latency")
-    how = {"weights": weights} if weights else {}
+    how = {key: value for key, value in how_given.items() if value is not None}
     jobs = []
     for ref in refs:
         if ref.endswith(".toml"):

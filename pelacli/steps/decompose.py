@@ -189,10 +189,12 @@ def choose(
         plan = read_plan(section.plan)
         ranks.check(plan, {la.name: la.shape for la in layers}, str(section.plan))
         return ranks.measure(plan, spectra, fixed_params=fixed)
+    # A threshold needs no budget; one that was asked for all the same has to be met.
+    budgeted = section.policy != "threshold" or "ratio" in section.model_fields_set
     return ranks.plan(
         spectra,
         policy=section.policy,
-        ratio=recipe.parse_ratio(section.ratio) if section.policy != "threshold" else None,
+        ratio=recipe.parse_ratio(section.ratio) if budgeted else None,
         scope=section.scope,
         fixed_params=fixed,
         obstacles=record.obstacles(opened.module, layers),
