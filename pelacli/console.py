@@ -101,10 +101,14 @@ class Progress:
 
 @contextmanager
 def progress(description: str, total: float | None = None) -> Iterator[Progress]:
-    """A progress bar on standard error for the time of the block."""
+    """A progress bar on standard error for the time of the block; without a total, a spinner."""
     if not talk.on or not sys.stderr.isatty():
         say(f"{description} …")
         yield Progress()
+        return
+    if total is None:
+        with err().status(description):
+            yield Progress()
         return
     from rich.progress import (
         BarColumn,
@@ -114,17 +118,21 @@ def progress(description: str, total: float | None = None) -> Iterator[Progress]
         TimeRemainingColumn,
     )
     from rich.progress import Progress as RichProgress
+    from rich.table import Column
 
+    # On a narrow terminal the figures behind the bar give way, not the bar.
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     with RichProgress(
-        TextColumn("{task.description}"),
-        BarColumn(),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[fields]}"),
+        TextColumn("{task.fields[fields]}", table_column=rest),
         console=err(),
         transient=True,
+        expand=True,
     ) as bar:
         yield Progress(bar, bar.add_task(description, total=total, fields=""))
 

@@ -83,17 +83,22 @@ def print_trained(done: Outcome, json: bool) -> None:
 
 
 def print_evaluated(results: Sequence[Evaluated], json: bool) -> None:
-    """``eval``: a row per model, the dense one first; one model's document, or a list of them."""
+    """``eval``: models side by side, the dense one first; one model's document, or a list."""
     if json:
         documents = [evaluated(result) for result in results]
         console.emit(documents[0] if len(documents) == 1 else documents)
         return
-    rows: list[dict[str, Any]] = []
+    columns: dict[str, dict[str, str]] = {}
     for result in results:
         base = result.baseline
-        if base is not None and all(row["model"] != base["artefact"] for row in rows):
-            rows.append(_row(base["artefact"], base))
-        rows.append(_row(result.artefact, vars(result), result))
+        if base is not None:
+            columns.setdefault(base["artefact"], _figures(base))
+        columns[result.artefact] = _figures(vars(result), result)
+    figures = dict.fromkeys(name for column in columns.values() for name in column)
+    rows = [
+        {"": name, **{model: column.get(name) for model, column in columns.items()}}
+        for name in figures
+    ]
     console.out().print(tables.rows_table(rows))
 
 
@@ -130,20 +135,18 @@ def print_run(done: Ran, json: bool) -> None:
     print_evaluated([result], json=False)
 
 
-def _row(name: str, figures: dict[str, Any], result: Evaluated | None = None) -> dict[str, Any]:
-    row = {
-        "model": name,
-        "params": tables.human(figures["params"]),
+def _figures(figures: dict[str, Any], result: Evaluated | None = None) -> dict[str, str]:
+    """A model's figures for people, by name."""
+    found = {
+        "parameters": tables.human(figures["params"]),
         "FLOPs": tables.human(figures["flops"]),
-        **{
-            key: f"{value:.2f}" if key != "loss" else f"{value:.4f}"
-            for key, value in figures["metrics"].items()
-        },
+        **{name: f"{value:.4g}" for name, value in figures["metrics"].items()},
     }
     if figures["latency_ms"] is not None:
-        row["latency ms"] = f"{figures['latency_ms']:.2f}"
+        found["latency, ms per batch"] = f"{figures['latency_ms']:.2f}"
     if result is not None and result.drop is not None:
-        row["drop"] = f"{result.drop:.2f}"
-    if result is not None and result.agreement:
-        row |= {key: f"{value:.4f}" for key, value in result.agreement.items()}
-    return row
+        found[f"drop of {result.main}"] = f"{result.drop:.2f}"
+    if result is not None:
+        for name, value in (result.agreement or {}).items():
+            found[f"{name.replace('_', ' ')} to dense"] = f"{value:.4g}"
+    return found

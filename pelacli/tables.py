@@ -97,6 +97,9 @@ def rows_markdown(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(_escape(cell) for cell in line)} |" for line in lines)
 
 
+_NAME_WIDTH = 20  # characters
+
+
 def rows_table(rows: Sequence[Row], title: str | None = None) -> Table:
     """Any rows as a table for the terminal; columns of numbers are aligned to the right."""
     from rich.box import SIMPLE_HEAD
@@ -106,10 +109,14 @@ def rows_table(rows: Sequence[Row], title: str | None = None) -> Table:
     table = Table(title=None if title is None else Text(title), box=SIMPLE_HEAD, pad_edge=False)
     columns = {c: [show(row.get(c)) for row in rows] for c in _columns(rows)}
     for column, cells in columns.items():
+        # On a narrow terminal a cell goes on in the next line; nothing is ever cut off. Numbers and
+        # short names keep their width as long as there is any to share out.
+        longest = max((len(word) for cell in cells for word in cell.split()), default=1)
         table.add_column(
             Text(column),
             justify="right" if _numeric(cells) else "left",
-            no_wrap=not any(" " in cell for cell in cells),
+            overflow="fold",
+            min_width=min(longest, _NAME_WIDTH),
         )
     for line in zip(*columns.values(), strict=True):
         table.add_row(*(Text(cell) for cell in line))

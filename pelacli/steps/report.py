@@ -35,8 +35,12 @@ def run(refs: Sequence[str], *, by: str, style: str, arch: str | None = None) ->
         console.out().print(tables.to_csv(found, level), markup=False, highlight=False, end="")
     elif style == "markdown":
         console.out().print(tables.to_markdown(found, level), markup=False, highlight=False)
-    else:
+    elif level == "whole":
         console.out().print(tables.to_table(found, level))
+    else:
+        for label, record in found.items():  # a table each: a column of equal names is no help
+            console.out().print(label, markup=False, highlight=False, style="bold")
+            console.out().print(tables.to_table({label: record}, level))
 
 
 def _all() -> list[str]:
