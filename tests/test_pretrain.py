@@ -1,0 +1,165 @@
+"""The healing stage: what it computes in a step, and that it heals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pelacli import artefact, data, losses, lowrank, models, recipe, recipe_file, rundir
+from pelacli.errors import RequestError
+from pelacli.steps import decompose, finetune, pretrain
+
+TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+def spec(tmp_path, **sections):
+    top = {
+        "model": "vit_tiny_patch16_224",
+        "weights": "random",
+        "model_args": TINY,
+        "num_classes": 10,
+        "output": str(tmp_path / "run"),
+        "data": {"dataset": "digits", "batch_size": 32, "augment": {"none": True}},
+        "decompose": {"ratio": "0.6", "calibrate": "train", "samples": 64},
+    }
+    return recipe.Recipe.model_validate(top | sections)
+
+
+@pytest.fixture
+def decomposed(tmp_path):
+    made = spec(
+        tmp_path,
+        pretrain={
+            "steps": 12,
+            "lr": 2e-3,
+            "min_lr": 0.0,
+            "loss": {"task": 1.0, "feature": 2.0, "logits": 0.5, "perturbation": 0.25},
+        },
+    )
+    decompose.run(made, rundir.dense(made), rundir.folder(made, "decompose"))
+    return made
+
+
+def stage_of(made):
+    student = artefact.load(rundir.folder(made, "decompose"))
+    teacher = pretrain.open_teacher(made, student)
+    task = pretrain.tasks.get("image-classification")
+    return (
+        student,
+        teacher,
+        pretrain.Stage(made.pretrain, student.opened, teacher, task, labelled=True),
+    )
+
+
+def test_losses_of_a_step_are_the_formulas(decomposed):
+    student, teacher, stage = stage_of(decomposed)
+    torch.manual_seed(0)
+    batch = {"inputs": torch.randn(4, 3, 16, 16), "labels": torch.tensor([1, 2, 3, 4])}
+    named = stage.losses(student.module, batch)
+
+    def blocks(vit, x):
+        """The residual stream after every block, walked by hand."""
+        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(x))))
+        found = []
+        for block in vit.blocks:
+            x = block(x)
+            found.append(x)
+        return found
+
+    ours, theirs = (blocks(m, batch["inputs"]) for m in (student.module, teacher.module))
+    feature = sum(((a - b) ** 2).mean() for a, b in zip(ours, theirs, strict=True)) / 2
+    assert torch.allclose(named["feature"], 2.0 * feature, rtol=1e-5)
+    z, t = student.module(batch["inputs"]), teacher.module(batch["inputs"])
+    assert torch.allclose(named["logits"], 0.5 * ((z - t) ** 2).mean(), rtol=1e-5)
+    task = torch.nn.functional.cross_entropy(z, batch["labels"])
+    assert torch.allclose(named["task"], task, rtol=1e-5)
+    gaps = [
+        (m.up.weight @ m.down.weight - teacher.module.get_submodule(name).weight).abs().max()
+        for name, m in lowrank.low_rank_layers(student.module).items()
+    ]
+    wanted = 0.25 * sum((gap - 1e-3) ** 2 for gap in gaps) / len(gaps)
+    assert len(gaps) > 1
+    assert torch.allclose(named["perturbation"], wanted, rtol=1e-4)
+
+
+def test_one_student_pass_and_a_teacher_out_of_the_graph(decomposed):
+    student, teacher, stage = stage_of(decomposed)
+    passes = {"student": 0, "teacher": 0}
+    for name, module in (("student", student.module), ("teacher", teacher.module)):
+        module.register_forward_hook(lambda *_, name=name: passes.update({name: passes[name] + 1}))
+    student.module.train()
+    batch = {"inputs": torch.randn(4, 3, 16, 16), "labels": torch.tensor([1, 2, 3, 4])}
+    torch.stack(list(stage.losses(student.module, batch).values())).sum().backward()
+    assert passes == {"student": 1, "teacher": 1}
+    assert not teacher.module.training
+    assert all(p.grad is None and not p.requires_grad for p in teacher.module.parameters())
+    assert all(p.grad is not None for p in student.module.parameters())
+
+
+def test_healing_brings_the_student_nearer_and_labels_are_not_needed(tmp_path):
+    made = spec(
+        tmp_path,
+        decompose={"ratio": "0.3"},  # plain SVD at a third: far from the teacher
+        pretrain={
+            "epochs": 3,
+            "lr": 1e-3,
+            "labels": False,
+            "loss": {"task": 0.0, "feature": 1.0},
+        },
+    )
+    decompose.run(made, rundir.dense(made), rundir.folder(made, "decompose"))
+    _, _, before = stage_of(made)
+    done = pretrain.run(made)
+    after = artefact.load(done.path)
+    digits = data.open_dataset("digits", "validation", inputs=after.opened.inputs)
+    x = torch.stack([digits[i]["inputs"] for i in range(64)])
+    with torch.no_grad():
+        target = before.teacher.module.forward_features(x)
+        gap = losses.logits(before.student.module.forward_features(x), target)
+        healed = losses.logits(after.module.forward_features(x), target)
+    assert healed < 0.7 * gap
+    lines = (done.path / "metrics.jsonl").read_text().splitlines()
+    assert any('"feature"' in line for line in lines)
+    assert not any('"task"' in line for line in lines)
+    last = after.manifest.history[-1]
+    assert (last.step, last.metrics["steps"]) == ("pretrain", done.steps)
+    assert not done.path.with_name("pretrain.training").exists()
+
+
+def test_drop_path_comes_and_goes():
+    vit = models.open("vit_tiny", weights="random", model_args=TINY).module
+    models.set_drop_path(vit, 0.2)
+    rates = [getattr(m, "drop_prob", None) for n, m in vit.named_modules() if "drop_path" in n]
+    assert rates == [None, None, 0.2, 0.2]  # rising with depth from none at all
+    models.set_drop_path(vit, 0.0)
+    assert not any(type(m).__name__ == "DropPath" for m in vit.modules())
+
+
+def test_same_seed_same_weights(decomposed):
+    first = pretrain.run(decomposed)
+    weights = (first.path / "model.safetensors").read_bytes()
+    again = pretrain.run(decomposed)
+    assert (again.path / "model.safetensors").read_bytes() == weights
+
+
+def test_what_can_not_be_healed_is_said(tmp_path, decomposed):
+    dense = spec(tmp_path, decompose=None, pretrain={"steps": 1})
+    with pytest.raises(RequestError, match="not an artefact"):
+        pretrain.run(dense)
+    missing = spec(tmp_path / "other", pretrain={"steps": 1})
+    with pytest.raises(RequestError, match="run the earlier steps first"):
+        pretrain.run(missing)
+    wrong = recipe_file.with_flags(decomposed, "pretrain", taps=["nothing"])
+    with pytest.raises(RequestError, match="matches no module"):
+        pretrain.run(wrong)
+
+
+def test_a_fresh_head_fits_the_data(tmp_path):
+    made = spec(tmp_path, decompose=None, num_classes=None, finetune={"steps": 2})
+    done = finetune.run(made)
+    trained = artefact.load(done.path)
+    assert models.num_classes(trained.opened) == 10
+    real = sum(p.numel() for p in trained.module.parameters())
+    assert trained.manifest.params.after == real
+    head = next(row for row in trained.manifest.layers if row.name == "head")
+    assert head.shape == (10, 32)
