@@ -59,6 +59,11 @@ def check_output(path: Path) -> None:
         raise RequestError(f"{path}: exists and is not an artefact; choose another output")
     if path.exists():
         raise RequestError(f"{path}: exists and is not an artefact; choose another output")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise RequestError(
+            f"{path}: {above.name} is a file, not a directory; choose another output"
+        )
 
 
 def save(
@@ -95,12 +100,18 @@ def load(path: Path) -> Artefact:
     """
     record = manifest.read(path)
     adapter = models.library(record.source.library)
-    module = adapter.rebuild(path)
+    config = _config(path)
+    try:
+        module: nn.Module = adapter.rebuild(path)
+    except RequestError:
+        raise
+    except Exception as error:  # the libraries raise whatever their builders raise
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RequestError(f"{path / 'config.json'}: can't be rebuilt from it: {line}") from None
     ranks = {layer.name: layer.rank for layer in record.layers if layer.rank is not None}
     lowrank.replace_empty(module, ranks)
     _load_strictly(module, path)
     module.eval()
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     inputs = (
         adapter.inputs(module)
         if record.source.library == "timm"
@@ -148,6 +159,17 @@ def input_digest(source: str, opened: OpenModel) -> str:
     if path is not None:
         return manifest.weights_digest(path)
     return opened.source.digest or f"{opened.source.architecture}:{opened.source.weights}"
+
+
+def _config(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{file}: not JSON ({error}); make the artefact anew") from None
+    if not isinstance(config, dict):
+        raise RequestError(f"{file}: not a configuration; make the artefact anew")
+    return config
 
 
 def _write_weights(module: nn.Module, folder: Path) -> None:

@@ -176,11 +176,14 @@ def _file(ref: str, file: Path, arch: str, args: dict[str, Any], classes: int | 
         near = closest(arch, [*ALIASES, *timm_models.names()])
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise RequestError(f"--arch {arch}: timm has no such architecture{hint}")
-    shapes = _shapes(file)
-    if classes is None:
-        classes = _classes_of(shapes, arch)
+    own_classes = _classes_of(_shapes(file), arch)
     module = timm_models.build(
-        arch, num_classes=classes, model_args=args, weights="pretrained", file=file
+        arch,
+        num_classes=own_classes if classes is None else classes,
+        model_args=args,
+        weights="pretrained",
+        file=file,
+        file_classes=own_classes,
     )
     return _describe(ref, module, "timm", None, arch, str(file), _digest(file))
 

@@ -37,18 +37,25 @@ def build(
     model_args: dict[str, Any],
     weights: str,
     file: Path | None = None,
+    file_classes: int | None = None,
 ) -> nn.Module:
     """Build a timm model.
 
     Args:
         name: architecture, with or without tag, or ``local-dir:PATH`` in hub layout.
-        weights: "pretrained", "random" or "file" (then ``file`` is a safetensors file).
+        weights: "random", or anything else for the checkpoint: the file where one is given.
+        file_classes: classes of the file's own head. timm must know them, or it takes the head
+            for one of the architecture's usual size, drops it, and stops being strict.
 
     Raises:
         RequestError: unknown tag, arguments or weights that don't fit.
         PelaError: the weights can't be fetched.
     """
-    overlay = {"file": str(file), "source": ""} if file else None
+    overlay: dict[str, Any] | None = None
+    if file is not None:
+        overlay = {"file": str(file), "source": ""}
+        if file_classes is not None:
+            overlay |= {"num_classes": file_classes, "label_offset": 0}
     try:
         with _quiet():
             module: nn.Module = timm.create_model(

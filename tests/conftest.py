@@ -1,0 +1,51 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+from safetensors.torch import save_file
+
+from pelacli import console
+from pelacli.__main__ import main
+
+# Nothing may reach for a hub; the tests of the hub start their own on loopback.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def pela(capsys, monkeypatch):
+    """Call the command line in this process: pela("report", …) → (exit code, stdout, stderr)."""
+
+    def call(*args: object) -> tuple[int, str, str]:
+        for flag in ("verbose", "quiet", "debug"):
+            monkeypatch.setattr(console.talk, flag, False)
+        monkeypatch.setattr(sys, "argv", ["pela", *map(str, args)])
+        capsys.readouterr()
+        try:
+            main()
+        except SystemExit as exit_:
+            code = exit_.code
+        out, err = capsys.readouterr()
+        return int(code or 0), out, err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A bare safetensors file of timm's test_vit with seven classes."""
+    path = tmp_path_factory.mktemp("checkpoint") / "vit.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=7).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,201 @@
+"""Bad input: one line that names the thing and the remedy, the right exit code, no traceback, and
+every existing file as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+HALF = ("--ratio", "0.5")
+RANDOM = ("decompose", "test_vit", "--weights", "random")
+QKV = "blocks.0.attn.qkv.weight"
+
+
+def tree(root: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else "directory"
+        for path in sorted(root.rglob("*"))
+    }
+
+
+@pytest.fixture
+def refused(pela, here):
+    """Call, and check all that holds for every refusal; gives the error line."""
+
+    def check(*args: object, code: int = 2) -> str:
+        before = tree(here)
+        got, out, err = pela(*args)
+        assert got == code, err
+        assert out == ""
+        assert err.startswith("pela: error: ")
+        assert err.count("\n") == 1
+        assert "Traceback" not in err
+        assert "unexpected" not in err
+        assert tree(here) == before
+        return err
+
+    return check
+
+
+@pytest.fixture
+def artefact(pela, here, checkpoint) -> Path:
+    code, _, err = pela("decompose", checkpoint, "--arch", "test_vit", *HALF, "-o", "a")
+    assert code == 0, err
+    return here / "a"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "says"),
+    [
+        ("0", "above 0 and at most 1"),
+        ("2", "above 0 and at most 1"),
+        ("-1", "above 0 and at most 1"),
+        ("abc", "give a decimal or a fraction"),
+        ("1/0", "give a decimal or a fraction"),
+        ("0.01", "the smallest possible is 0.3525, because head (17.5 % of the parameters)"),
+    ],
+)
+def test_ratios(refused, ratio, says):
+    assert says in refused(*RANDOM, "--ratio", ratio)
+
+
+def test_the_nearest_ratio_that_is_named_works(pela, here):
+    assert pela(*RANDOM, "--ratio", "0.3525", "--dry-run")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["decompose", "vit_bse", *HALF], "did you mean vit_base"),
+        (["decompose", "qqqqqqqq", *HALF], "unknown model"),
+        (["decompose", "./nodir", *HALF], "no such file or directory"),
+        (["decompose", "no.safetensors/x.safetensors", *HALF], "no such file or directory"),
+        (["decompose", "test_vit"], "needs --ratio"),
+        (["decompose", "test_vit", "--weights", "nope", *HALF], "--weights nope"),
+        (["decompose", "test_vit", "--ratoi", "1"], "No such option: --ratoi"),
+        (["decompse", "test_vit"], "No such command"),
+        ([*RANDOM, *HALF, "--exclude", "zzz"], "--exclude 'zzz': matches no module"),
+        ([*RANDOM, *HALF, "--include", "("], "is no regular expression"),
+        ([*RANDOM, *HALF, "--pin", "qkv=x"], "--pin qkv=x: give REGEX=RANK"),
+        ([*RANDOM, *HALF, "--pin", "zzz=3"], "'zzz': matches no layer"),
+        ([*RANDOM, *HALF, "--pin", "qkv=999"], "rank 999 is not between 0 and 64"),
+        ([*RANDOM, *HALF, "--policy", "best"], "none of energy, uniform, threshold"),
+        ([*RANDOM, *HALF, "--calibrate", "nope"], "unknown dataset 'nope'"),
+        ([*RANDOM, *HALF, "--calibrate", "train"], "add [data]"),
+        ([*RANDOM, *HALF, "--correct"], "needs samples"),
+        ([*RANDOM, *HALF, "--set", "decompose.polcy=1"], "did you mean 'policy'"),
+        ([*RANDOM, *HALF, "--plan", "none.json"], "none.json"),
+        (["run", "none.toml"], "there is no such recipe"),
+        (["recipes", "show", "quickstar"], "did you mean 'quickstart'"),
+        (["report"], "there are no artefacts"),
+        (["report", "test_vit", "--by", "x"], "there is layer, kind and whole"),
+        (["report", "test_vit", "--format", "x"], "there is table, json, csv and markdown"),
+        (["eval", "test_vit", "--weights", "random", "--max-drop", "1"], "needs --against"),
+    ],
+)
+def test_requests(refused, args, says):
+    assert says in refused(*args)
+
+
+def test_checkpoint_files(refused, here, checkpoint):
+    tensors = load_file(checkpoint)
+    changed = {
+        "missing": {k: v for k, v in tensors.items() if k != QKV},
+        "extra": tensors | {"more": torch.ones(2)},
+        "shape": tensors | {QKV: tensors[QKV][:, :9].clone()},
+        "nan": tensors | {QKV: torch.full_like(tensors[QKV], float("nan"))},
+    }
+    for name, content in changed.items():
+        save_file(content, here / f"{name}.safetensors")
+    (here / "cut.safetensors").write_bytes(checkpoint.read_bytes()[:5000])
+    (here / "empty.safetensors").write_bytes(b"")
+    (here / "pickle.bin").write_bytes(b"x")
+    for name, says in [
+        ("missing", QKV),
+        ("extra", '"more"'),
+        ("shape", "[192, 9]"),
+        ("nan", f"{QKV} holds values that are not finite"),
+        ("cut", "not a whole safetensors file"),
+        ("empty", "not a whole safetensors file"),
+    ]:
+        line = refused("decompose", f"{name}.safetensors", "--arch", "test_vit", *HALF)
+        assert says in line
+        assert f"{name}.safetensors" in line
+    assert "needs --arch" in refused("decompose", checkpoint, *HALF)
+    line = refused("decompose", checkpoint, "--arch", "test_vitt", *HALF)
+    assert "did you mean test_vit" in line
+    assert "safetensors files" in refused("decompose", "pickle.bin", *HALF)
+
+
+def test_output_that_is_something_else(refused, here):
+    (here / "folder").mkdir()
+    (here / "folder" / "thesis.txt").write_text("years of work")
+    (here / "file").write_text("x")
+    for output in ("folder", "file"):
+        line = refused(*RANDOM, *HALF, "-o", output)
+        assert f"{output}: exists and is not an artefact" in line
+    assert "file is a file" in refused(*RANDOM, *HALF, "-o", "file/below")
+
+
+def test_calibration_data(refused, here):
+    (here / "none").mkdir()
+    (here / "bad").mkdir()
+    (here / "bad" / "a.png").write_bytes(b"no image")
+    assert "none: no images" in refused(*RANDOM, *HALF, "--calibrate", "none")
+    line = refused(*RANDOM, *HALF, "--calibrate", "bad")
+    assert "bad/a.png: not a readable image" in line
+
+
+def test_artefacts(refused, here, artefact):
+    def damaged(name: str) -> Path:
+        return Path(shutil.copytree(artefact, here / name))
+
+    weights = load_file(artefact / "model.safetensors")
+    (one := damaged("cut") / "model.safetensors").write_bytes(one.read_bytes()[:-100])
+    lacking = {k: v for k, v in weights.items() if k != "norm.weight"}
+    save_file(lacking, damaged("lacking") / "model.safetensors")
+    save_file(weights | {"foo": torch.ones(2)}, damaged("more") / "model.safetensors")
+    bent = weights | {"norm.weight": torch.ones(3)}
+    save_file(bent, damaged("bent") / "model.safetensors")
+    (damaged("config") / "config.json").write_text("nope")
+    (damaged("arch") / "config.json").write_text('{"architecture": "nope"}')
+    (damaged("manifest") / "pela.json").write_text("{")
+    record = json.loads((artefact / "pela.json").read_text())
+    (damaged("newer") / "pela.json").write_text(json.dumps(record | {"format": 99}))
+    for name, says in [
+        ("cut", "cut/model.safetensors: not a whole safetensors file"),
+        ("lacking", "lack norm.weight"),
+        ("more", "more/model.safetensors: foo: the model has no such tensor"),
+        ("bent", "norm.weight: has shape (3,), the model wants (64,)"),
+        ("config", "config/config.json: not JSON"),
+        ("arch", "arch/config.json"),
+        ("manifest", "manifest/pela.json: not valid JSON"),
+        ("newer", "format 99"),
+    ]:
+        assert says in refused("eval", name, "--no-latency")
+    assert "low-rank already" in refused("decompose", "a", *HALF)
+
+
+def test_recipes(refused, here):
+    recipe = here / "r.toml"
+
+    def with_line(line: str) -> str:
+        recipe.write_text(
+            'model = "test_vit"\nweights = "random"\noutput = "r"\n'
+            f'[data]\ndataset = "digits"\n[finetune]\nsteps = 1\n{line}\n'
+        )
+        return refused("finetune", recipe.name)
+
+    assert "r.toml:8: finetune.epoch: unknown key; did you mean 'epochs'?" in with_line("epoch = 2")
+    assert "r.toml:8: finetune.lr" in with_line('lr = "fast"')
+    assert "r.toml: not valid TOML" in with_line("= 3") or "r.toml:8" in with_line("= 3")
+    assert "opt 'nope'" in with_line('opt = "nope"')
+    assert "unknown task 'nope'" in with_line('task = "nope"')
