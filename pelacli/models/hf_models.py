@@ -191,7 +191,8 @@ def example(module: nn.Module, inputs: ImageInput | TextInput) -> dict[str, torc
         longest = int(getattr(text, "max_position_embeddings", 0) or _TOKENS)
         ids = torch.zeros(1, min(_TOKENS, longest), dtype=torch.long, device=device)
         # Models that pool at the end-of-text token look for it.
-        ids[:, -1] = getattr(text, "eos_token_id", 0) or 0
+        end = getattr(text, "eos_token_id", 0) or 0
+        ids[:, -1] = min(end, int(getattr(text, "vocab_size", end + 1)) - 1)
         batch |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if getattr(config, "is_encoder_decoder", False):
             batch["decoder_input_ids"] = ids
