@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from pelacli.console import talk
 from pelacli.errors import PelaError, RequestError
 
 # Configurations, processors, tokenizers: everything small a model directory may hold.
@@ -33,11 +34,14 @@ def fetch(repo: str, *, weights: bool, file: str | None = None) -> Path:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.utils import disable_progress_bars
 
     name, _, revision = repo.partition("@")
     patterns = [*_SIDE_FILES, *([file or "*.safetensors"] if weights else [])]
     ignore = [] if file else ["*/*.safetensors", "open_clip*.safetensors"]
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    if not talk.on:
+        disable_progress_bars()
     try:
         folder = Path(
             snapshot_download(
