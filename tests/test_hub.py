@@ -95,7 +95,7 @@ def hub(tmp_path_factory):
             num_attention_heads=2,
             intermediate_size=64,
             vocab_size=50,
-        )  # fmt: skip
+        )
     )
     bert.save_pretrained(root / "someone" / "tiny-bert")
     pickled = root / "someone" / "pickled"
@@ -119,8 +119,12 @@ def online(hub, tmp_path):
         environment |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
         return subprocess.run(
             [sys.executable, "-m", "pelacli", *args],
-            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
 
     return call
 

@@ -1,0 +1,239 @@
+"""The contract of the command line: what scripts may rely on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from safetensors.torch import load_file
+
+import pelacli
+from pelacli import cli
+
+OPTIONS = Path(__file__).parent / "snapshots" / "options.json"
+RECIPE = """
+model = "vit_tiny_patch16_224"
+weights = "random"
+model_args = { img_size = 16, patch_size = 8, embed_dim = 32, depth = 2, num_heads = 2 }
+num_classes = 10
+output = "runs/tiny"
+[data]
+dataset = "digits"
+batch_size = 128
+[teacher]
+steps = 2
+[decompose]
+ratio = "0.7"
+calibrate = "train"
+samples = 64
+[pretrain]
+steps = 2
+[finetune]
+steps = 2
+[eval]
+"""
+LAYER = {"name", "shape", "rank", "reason", "energy", "params", "flops"}
+COUNT = {"before", "after"}
+
+
+@pytest.fixture
+def recipe(here):
+    path = here / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def artefact(pela, here, checkpoint):
+    code, _, err = pela("decompose", checkpoint, "--arch", "test_vit", "--ratio", "0.5", "-o", "a")
+    assert code == 0, err
+    return here / "a"
+
+
+def document(answer):
+    code, out, err = answer
+    assert code == 0, err
+    assert err == ""
+    return json.loads(out)
+
+
+def test_options_are_frozen():
+    """Options may be added; set PELA_SNAPSHOT=1 to write the file anew."""
+
+    def options(command):
+        if hasattr(command, "commands"):
+            return {name: options(child) for name, child in sorted(command.commands.items())}
+        return sorted(name for p in command.params for name in [*p.opts, *p.secondary_opts])
+
+    now = options(typer.main.get_command(cli.app))
+    if os.environ.get("PELA_SNAPSHOT"):
+        OPTIONS.write_text(json.dumps(now, indent=1) + "\n")
+    frozen = json.loads(OPTIONS.read_text())
+
+    def missing(old, new, where=""):
+        if isinstance(old, list):
+            return [f"{where} {name}" for name in old if name not in new]
+        return [x for k in old for x in missing(old[k], new.get(k, {}), f"{where} {k}")]
+
+    assert not missing(frozen, now)
+    assert frozen == now, "an option was added: PELA_SNAPSHOT=1 pytest tests/test_cli.py"
+
+
+def test_decompose_json(pela, here):
+    done = document(
+        pela("decompose", "test_vit", "--weights", "random", "--ratio", "2/3", "-o", "a", "--json")
+    )
+    keys = {
+        "artefact", "model", "policy", "params", "flops", "ratio", "energy", "seconds", "layers",
+    }  # fmt: skip
+    assert keys <= set(done)
+    assert set(done["params"]) == set(done["flops"]) == COUNT
+    assert done["ratio"] == done["params"]["after"] / done["params"]["before"] <= 2 / 3
+    for layer in done["layers"]:
+        assert set(layer) >= LAYER
+        assert (layer["rank"] is None) == (layer["reason"] is not None)
+    real = sum(p.numel() for p in pelacli.load(here / "a").parameters())
+    assert done["params"]["after"] == real
+
+
+def test_report_formats(pela, artefact):
+    listed = document(pela("report", "a", "--json"))
+    assert set(listed[0]) >= {"model", "params", "flops", "layers"}
+    assert set(listed[0]["layers"][0]) >= LAYER
+    rows = list(csv.DictReader(io.StringIO(pela("report", "a", "--format", "csv")[1])))
+    assert len(rows) >= 4
+    assert "| kind |" in pela("report", "a", "--format", "markdown")[1]
+    by_layer = pela("report", "a", "--by", "layer")[1]
+    assert all(layer["name"] in by_layer for layer in listed[0]["layers"])
+    plain = document(pela("report", "test_vit", "--json"))[0]
+    assert plain["params"]["before"] == plain["params"]["after"]
+    assert plain["flops"]["before"] > 0
+
+
+def test_report_alone_is_about_runs(pela, here):
+    pela("decompose", "test_vit", "--weights", "random", "--ratio", "0.5")
+    assert [m["model"] for m in document(pela("report", "--json"))] == ["runs/test_vit-r0.50"]
+
+
+def test_pipeline_runs_skips_and_reruns(pela, recipe, here):
+    done = document(pela("run", recipe, "--json"))
+    steps = {step["step"]: step["skipped"] for step in done["steps"]}
+    assert steps == dict.fromkeys(("teacher", "decompose", "pretrain", "finetune"), False)
+    assert {"artefact", "metrics", "baseline", "drop", "agreement"} <= set(done["eval"])
+    assert set(done["eval"]["metrics"]) >= {"accuracy"}
+    again = document(pela("run", recipe, "--json"))
+    assert all(step["skipped"] for step in again["steps"])
+    code, out, err = pela("run", recipe, "--verbose")
+    assert (code, out.count("done already")) == (0, 4)
+    assert "teacher: done already" in err
+    changed = document(pela("run", recipe, "--json", "--set", "pretrain.lr=0.01"))
+    assert [step["skipped"] for step in changed["steps"]] == [True, True, False, False]
+
+    for command in (["pretrain"], ["finetune"], ["finetune", "--dense"]):
+        found = document(pela(*command, recipe, "--json"))
+        assert set(found) >= {"artefact", "steps", "metrics"}
+        assert found["steps"] == 2
+        assert (Path(found["artefact"]) / "metrics.jsonl").is_file()
+    gate = ("eval", "runs/tiny", "--against", "runs/tiny/dense", "--no-latency", "--json")
+    code, out, err = pela(*gate, "--max-drop", "-1000")
+    assert code == 3
+    assert set(json.loads(out)) >= {"metrics", "baseline", "drop", "agreement"}
+    assert "accuracy drops by" in err
+    assert pela(*gate, "--max-drop", "1000")[0] == 0
+
+
+def test_flags_win_over_the_recipe(pela, recipe, here):
+    pela("finetune", recipe, "--dense")
+    done = document(pela("decompose", recipe, "--ratio", "0.9", "--policy", "uniform", "--json"))
+    assert (done["requested"], done["policy"]) == ("0.9", "uniform")
+    assert done["artefact"] == "runs/tiny/decompose"
+    stored = json.loads((here / "runs/tiny/decompose/pela.json").read_text())
+    assert stored["history"][-1]["recipe"]["decompose"]["ratio"] == "0.9"
+
+
+def test_a_plan_edited_by_hand(pela, artefact, checkpoint, here):
+    ask = ("decompose", checkpoint, "--arch", "test_vit", "--json")
+    dry = document(pela(*ask, "--ratio", "0.6", "--dry-run"))
+    assert dry["artefact"] is None
+    assert not (here / "runs").exists()
+    edited = next(layer for layer in dry["layers"] if layer["rank"])
+    edited["rank"] = 5
+    (here / "plan.json").write_text(json.dumps(dry))
+    done = document(pela(*ask, "--plan", "plan.json", "-o", "b"))
+    assert next(la for la in done["layers"] if la["name"] == edited["name"])["rank"] == 5
+    assert load_file(here / "b/model.safetensors")[f"{edited['name']}.down.weight"].shape[0] == 5
+    others = {la["name"]: la["rank"] for la in dry["layers"]}
+    assert {la["name"]: la["rank"] for la in done["layers"]} == others
+
+
+def test_pins_limits_and_patterns(pela, here):
+    ask = ("decompose", "test_vit", "--weights", "random", "--ratio", "0.8", "--dry-run", "--json")
+    done = document(
+        pela(*ask, "--pin", "attn.proj=7", "--pin", r"blocks\.0\.=dense", "--exclude", "fc2",
+             "--multiple", "4")
+    )  # fmt: skip
+    for layer in done["layers"]:
+        if "fc2" in layer["name"]:
+            assert layer["reason"] == "excluded"
+        elif layer["name"].startswith("blocks.0."):
+            assert layer["reason"] == "pinned dense"
+        elif "attn.proj" in layer["name"]:
+            assert layer["rank"] == 7
+        elif layer["rank"] is not None:
+            assert layer["rank"] % 4 == 0
+
+
+def test_an_artefact_is_replaced_and_reloads_to_the_same_logits(pela, artefact, checkpoint):
+    first = (artefact / "model.safetensors").read_bytes()
+    x = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        logits = pelacli.load(artefact)(x)
+        assert torch.equal(pelacli.load(artefact)(x), logits)
+    ask = ("decompose", checkpoint, "--arch", "test_vit", "-o", "a")
+    assert pela(*ask, "--ratio", "0.6")[0] == 0
+    assert (artefact / "model.safetensors").read_bytes() != first
+    assert pela(*ask, "--ratio", "0.5")[0] == 0
+    assert (artefact / "model.safetensors").read_bytes() == first
+    assert [p.name for p in artefact.parent.iterdir()] == ["a"]
+
+
+def test_debug_shows_the_traceback_and_nothing_else_does(pela, here):
+    ask = ("decompose", "no_such_model", "--ratio", "0.5")
+    assert "Traceback" not in pela(*ask)[2]
+    assert "Traceback" in pela(*ask, "--debug")[2]
+
+
+def test_output_has_no_colour_off_a_terminal(pela, artefact):
+    assert "\x1b" not in pela("report", "a")[1]
+
+
+def test_api(here):
+    import timm
+
+    model = timm.create_model("test_vit").eval()
+    dense = sum(p.numel() for p in model.parameters())
+    batches = [torch.randn(8, 3, 160, 160)]
+    plan = pelacli.plan(model, ratio="0.6", batches=batches)
+    assert sum(p.numel() for p in model.parameters()) == dense
+    assert pelacli.decompose(model, ratio=0.6, batches=batches).ranks() == plan.ranks()
+    pelacli.save(model, "saved")
+    again = pelacli.load("saved")
+    with torch.no_grad():
+        assert torch.equal(again(batches[0]), model(batches[0]))
+    assert sum(p.numel() for p in again.parameters()) <= 0.6 * dense
+
+
+def test_api_takes_any_module():
+    net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Linear(64, 32))
+    before = sum(p.numel() for p in net.parameters())
+    plan = pelacli.decompose(net, ratio="1/2", policy="uniform")
+    assert set(plan.ranks()) == {"0", "2"}
+    assert sum(p.numel() for p in net.parameters()) <= before / 2
+    with pytest.raises(pelacli.api.RequestError, match="can't be rebuilt"):
+        pelacli.save(net, "nowhere")

@@ -1,0 +1,139 @@
+"""Imports go down only, steps do not know each other, and what is torch-free stays so."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pelacli
+
+ROOT = Path(pelacli.__file__).parent
+
+# From the bottom up. A module imports from lower tiers only; a package is one room.
+TIERS = [
+    {"errors"},
+    {"aliases", "console", "manifest", "plans", "policies", "recipe"},
+    {"ranks", "recipe_file", "rundir", "tables"},
+    {"card", "gallery"},
+    {"factorize", "journal", "loader", "losses", "lowrank", "sources"},
+    {"calls", "models"},
+    {
+        "agreement", "calibrate", "checkpoint", "data", "flops", "latency", "lockstep", "optim",
+        "taps",
+    },
+    {"artefact", "correct", "engine", "record", "tasks", "train"},
+    {"api", "trained"},
+    {"steps"},
+    {"pipeline"},
+    {"requests", "results"},
+    {"cli"},
+    {"__main__"},
+]  # fmt: skip
+LEVEL = {name: level for level, names in enumerate(TIERS) for name in names}
+TORCH_FREE = [
+    "__main__", "aliases", "card", "cli", "console", "errors", "gallery", "manifest", "pipeline",
+    "plans", "policies", "ranks", "recipe", "recipe_file", "requests", "results", "rundir",
+    "tables",
+]  # fmt: skip
+HEAVY = {"torch", "timm", "transformers", "accelerate", "datasets", "torchmetrics"}
+
+
+def files() -> list[Path]:
+    return sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
+
+
+def room(path: Path) -> str:
+    part = path.relative_to(ROOT).parts[0]
+    return part.removesuffix(".py")
+
+
+@functools.cache
+def imported(path: Path, top_level: bool) -> frozenset[str]:
+    """Dotted names that a file imports, those for type checkers left out."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if top_level and isinstance(node, ast.FunctionDef):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module in ("pelacli", "pelacli.steps", "pelacli.models"):
+                found.update(f"{node.module}.{alias.name}" for alias in node.names)
+            else:
+                found.add(node.module)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return frozenset(found)
+
+
+def test_every_module_has_its_place():
+    assert {room(path) for path in files()} == set(LEVEL)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path):
+    for name in imported(path, top_level=False):
+        parts = name.split(".")
+        if parts[0] != "pelacli" or len(parts) < 2 or parts[1] not in LEVEL:
+            continue
+        if room(path) == "steps" and parts[1] == "steps":
+            raise AssertionError(f"{path.name} imports another step: {name}")
+        if parts[1] != room(path):
+            assert LEVEL[parts[1]] < LEVEL[room(path)], f"{path.name} imports {name}"
+
+
+def test_torch_free_modules_import_nothing_heavy():
+    def reach(path: Path, seen: set[Path]) -> set[str]:
+        if path in seen:
+            return set()
+        seen.add(path)
+        found: set[str] = set()
+        for name in imported(path, top_level=True):
+            parts = name.split(".")
+            if parts[0] == "pelacli" and len(parts) > 1:
+                target = ROOT / f"{parts[1]}.py"
+                found |= reach(target, seen) if target.exists() else {f"pelacli.{parts[1]}"}
+            else:
+                found.add(parts[0])
+        return found
+
+    for name in TORCH_FREE:
+        heavy = reach(ROOT / f"{name}.py", set()) & (HEAVY | {"pelacli.models", "pelacli.steps"})
+        assert not heavy, f"{name} reaches {heavy}"
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["--help"], 0),
+        (["decompose", "--help"], 0),
+        (["--version"], 0),
+        (["recipes", "list"], 0),
+        (["recipes", "check", "nothing.toml"], 2),
+        (["decompose", "vit_base", "--ratio", "7"], 2),
+        (["report"], 2),
+    ],
+)
+def test_quick_answers_load_no_torch(args, code, tmp_path):
+    script = (
+        "import sys\n"
+        "from pelacli.__main__ import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    code = end.code or 0\n"
+        f"heavy = {HEAVY!r} & set(sys.modules)\n"
+        "print(code, sorted(heavy), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *args], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stderr.splitlines()[-1] == f"{code} []"
