@@ -66,7 +66,8 @@ class LowRankLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
 
-_GET_T: Any = torch.Tensor.T.__get__  # type: ignore[attr-defined]
+# Properties that are views of the product; all others (shape, dtype, …) are known without it.
+_VIEWS = {"T", "mT", "H", "mH", "data", "real", "imag"}
 
 
 class FactoredWeight(torch.Tensor):
@@ -94,8 +95,9 @@ class FactoredWeight(torch.Tensor):
             if isinstance(weight, FactoredWeight) and not isinstance(x, FactoredWeight):
                 return F.linear(F.linear(x, weight.down), weight.up, bias)
         with torch._C.DisableTorchFunctionSubclass():
-            if getattr(func, "__name__", "") == "__get__" and func is not _GET_T:
-                return func(*args, **kwargs)  # shape, dtype, device: known without the product
+            reads = func.__self__.__name__ if getattr(func, "__name__", "") == "__get__" else None
+            if reads is not None and reads not in _VIEWS:
+                return func(*args, **kwargs)
             return func(*tree_map(_dense, args), **tree_map(_dense, kwargs))
 
     @classmethod

@@ -1,0 +1,150 @@
+"""Moments against an independent computation with hooks."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pelacli import calibrate, lowrank
+from pelacli.errors import RequestError
+
+
+class Net(nn.Module):
+    """Wide, narrow, square; the last weight is read and applied by ``F.linear``."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 10), nn.Linear(10, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.b(torch.tanh(self.a(x)))
+        return F.linear(input=torch.relu(x), weight=self.c.weight, bias=self.c.bias).mean(1)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+@pytest.fixture
+def samples():
+    torch.manual_seed(1)
+    return torch.randn(48, 5, 6) @ torch.randn(6, 6) + 2.0
+
+
+def predict(module, x):
+    return module(x)
+
+
+def by_hand(net, samples, seed=0, batch=16):
+    """Inputs x and output-gradients g of every layer, [tokens, …], walked explicitly."""
+    found = {name: ([], []) for name in "abc"}
+    generator = torch.Generator().manual_seed(seed)
+    net = copy.deepcopy(net)
+    for x in samples.split(batch):
+        outputs, h = {}, x
+        for name in "abc":
+            layer = getattr(net, name)
+            found[name][0].append(h.detach().reshape(-1, h.shape[-1]).double())
+            h = outputs[name] = layer(h)
+            h.retain_grad()
+            h = torch.tanh(h) if name == "a" else torch.relu(h) if name == "b" else h
+        y = h.mean(1)
+        signs = torch.randint(0, 2, y.shape, generator=generator) * 2.0 - 1
+        (y / y.detach().std(0, correction=0) * signs).sum().backward()
+        for name, out in outputs.items():
+            found[name][1].append(out.grad.reshape(-1, out.shape[-1]).double())
+    return {name: (torch.cat(x), torch.cat(g)) for name, (x, g) in found.items()}
+
+
+def test_moments_are_those_of_the_definition(net, samples):
+    layers = lowrank.find_layers(net)
+    got = calibrate.collect(net, layers, samples.split(16), predict)
+    for layer in layers:
+        x, g = by_hand(net, samples)[layer.name]
+        W = layer.weight.double()
+        C, G = torch.cov(x.T, correction=0), g.T @ g / len(samples)
+        near, far = (C, W.T @ G @ W) if W.shape[1] <= W.shape[0] else (G, W @ C @ W.T)
+        m = got[layer.name]
+        assert torch.allclose(m.mean, x.mean(0), atol=1e-5)
+        assert torch.allclose(m.near, near, rtol=1e-3, atol=1e-5 * float(near.norm()))
+        assert torch.allclose(m.far, far, rtol=1e-3, atol=1e-5 * float(far.norm()))
+        levels = (float(C.diagonal().mean()), float(G.diagonal().mean()))
+        wide = W.shape[1] <= W.shape[0]
+        assert (m.near_level, m.far_level) == pytest.approx(
+            levels if wide else levels[::-1], rel=1e-3
+        )
+        assert m.tokens == 5
+
+
+def test_inputs_alone_do_not_depend_on_how_they_are_batched(net, samples):
+    layers = lowrank.find_layers(net)
+    one, many = (
+        calibrate.collect(net, layers, samples.split(n), predict, gradients=False) for n in (48, 7)
+    )
+    for name in one:
+        for field in ("mean", "near", "far"):
+            a, b = getattr(one[name], field), getattr(many[name], field)
+            assert (a is None) == (b is None)
+            assert a is None or torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+    assert one["a"].far is None  # the identity: no gradients were asked for
+    assert one["b"].near is None
+
+
+def test_padding_is_no_token(net, samples):
+    class Masked(Net):
+        def forward(self, x, attention_mask):
+            h = self.c(torch.relu(self.b(torch.tanh(self.a(x)))))
+            weight = attention_mask[..., None].float()
+            return (h * weight).sum(1) / weight.sum(1)
+
+    masked = Masked()
+    masked.load_state_dict(net.state_dict())
+    layers = lowrank.find_layers(masked)
+
+    def run(module, batch):
+        return module(**batch)
+
+    mask = torch.ones(48, 5, dtype=torch.long)
+    plain = calibrate.collect(masked, layers, [{"x": samples, "attention_mask": mask}], run)
+    padded = torch.cat([samples, torch.full((48, 3, 6), 1e3)], 1)
+    longer = torch.cat([mask, torch.zeros(48, 3, dtype=torch.long)], 1)
+    with_padding = calibrate.collect(masked, layers, [{"x": padded, "attention_mask": longer}], run)
+    for name, m in plain.items():
+        assert torch.allclose(m.near, with_padding[name].near, rtol=1e-3, atol=1e-5)
+        assert torch.allclose(m.far, with_padding[name].far, rtol=1e-3, atol=1e-5)
+        assert m.tokens == with_padding[name].tokens
+
+
+def test_the_model_is_left_as_it_was(net, samples):
+    net.train()
+    net.b.weight.requires_grad_(False)
+    calibrate.collect(net, lowrank.find_layers(net), [samples], predict)
+    assert net.training
+    assert [p.requires_grad for p in net.parameters()] == [True, True, False, True, True, True]
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_transformers_conv1d_is_seen():
+    from transformers.pytorch_utils import Conv1D
+
+    net = nn.Sequential(Conv1D(8, 5), nn.GELU(), Conv1D(5, 8))
+    layers = lowrank.find_layers(net)
+    assert [(la.kind, la.shape) for la in layers] == [("conv1d", (8, 5)), ("conv1d", (5, 8))]
+    x = torch.randn(32, 5)
+    got = calibrate.collect(net, layers, [x], predict)
+    assert torch.allclose(got["0"].near, torch.cov(x.T, correction=0).double(), atol=1e-4)
+
+
+def test_what_can_not_be_calibrated_on(net, samples):
+    layers = lowrank.find_layers(net)
+    with pytest.raises(RequestError, match="no samples"):
+        calibrate.collect(net, layers, [], predict)
+    samples[0, 0, 0] = float("inf")
+    with pytest.raises(RequestError, match="not finite"):
+        calibrate.collect(net, layers, [samples], predict)

@@ -1,0 +1,134 @@
+"""The low-rank layer, its weight, and how layers are found and replaced."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pelacli import lowrank
+from pelacli.errors import RequestError
+from pelacli.lowrank import FactoredWeight, LowRankLinear
+
+
+@pytest.fixture
+def layer():
+    torch.manual_seed(0)
+    return LowRankLinear(8, 12, 3)
+
+
+def test_forward_is_up_of_down(layer):
+    x = torch.randn(2, 5, 8)
+    dense = layer.up.weight @ layer.down.weight
+    assert torch.allclose(layer(x), x @ dense.T + layer.up.bias, atol=1e-6)
+    assert sum(p.numel() for p in layer.parameters()) == 3 * (8 + 12) + 12
+
+
+def test_the_weight_runs_as_factors_and_counts_as_dense(layer):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x, weight = torch.randn(5, 8), layer.weight
+    assert isinstance(weight, FactoredWeight)
+    assert (weight.shape, weight.dtype, weight.device) == ((12, 8), x.dtype, x.device)
+    with FlopCounterMode(display=False) as counter:
+        y = F.linear(input=x, weight=weight, bias=layer.bias)
+    assert counter.get_total_flops() == 2 * 5 * 3 * (8 + 12)
+    assert torch.allclose(y, layer(x))
+    dense = layer.up.weight @ layer.down.weight
+    for ours, theirs in (
+        (x @ weight.T, x @ dense.T), (weight * 2, dense * 2), (weight[2:4], dense[2:4]),
+        (weight.t(), dense.t()), (torch.cat([weight, weight]), torch.cat([dense, dense])),
+        (weight.float().sum(), dense.sum()),
+    ):  # fmt: skip
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_gradients_reach_both_factors_either_way(layer):
+    x = torch.randn(5, 8)
+    grads = []
+    for apply in (lambda w: F.linear(x, w), lambda w: x @ w.T):
+        layer.zero_grad()
+        apply(layer.weight).square().sum().backward()
+        grads.append((layer.down.weight.grad.clone(), layer.up.weight.grad.clone()))
+    for a, b in zip(*grads, strict=True):
+        assert a.abs().sum() > 0
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_rank_zero_is_the_bias_alone():
+    layer = LowRankLinear(8, 12, 0)
+    x = torch.randn(3, 8)
+    assert torch.equal(layer(x), layer.bias.expand(3, 12))
+    assert layer.down.weight.shape == (0, 8)
+
+
+class Odd(nn.Module):
+    """Everything that is no plain layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(20, 8)
+        self.tied = nn.Linear(8, 20, bias=False)
+        self.tied.weight = self.words.weight
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.two.weight = self.one.weight
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.pixel = nn.Conv2d(8, 16, 1)
+        self.patch = nn.Conv2d(8, 16, 4)
+        self.free = nn.Linear(8, 16)
+        self.again = self.free
+        self.head = nn.Linear(16, 4)
+
+
+def test_layers_are_found_each_with_its_reason():
+    found = {la.name: la for la in lowrank.find_layers(Odd(), head=["head"])}
+    assert {name: la.reason for name, la in found.items()} == {
+        "tied": "tied to words",
+        "one": "its weight is shared",
+        "two": "shares its weight with one",
+        "attention.in_proj_weight": "fused in_proj",
+        "attention.out_proj": None,
+        "pixel": "1×1 convolution",
+        "free": None,
+        "head": "output head",
+    }
+    assert found["attention.in_proj_weight"].shape == (24, 8)
+    only = lowrank.find_layers(Odd(), include=["head", "free"], exclude=["free"])
+    assert [la.name for la in only if la.reason is None] == ["head"]
+
+
+def test_a_subclass_with_its_own_forward_is_left_alone():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    (layer,) = lowrank.find_layers(nn.Sequential(Scaled(4, 4)))
+    assert layer.reason == "Scaled has a forward of its own"
+
+
+def test_a_module_under_two_names_is_replaced_under_both():
+    model = Odd()
+    weight, bias = model.free.weight.detach(), model.free.bias.detach()
+    factors = (torch.eye(8), weight.clone(), bias)
+    lowrank.replace(model, {"free": factors})
+    assert model.again is model.free
+    assert isinstance(model.free, LowRankLinear)
+    x = torch.randn(3, 8)
+    assert torch.allclose(model.free(x), F.linear(x, weight, bias))
+
+
+def test_fold_gives_the_dense_map_back(layer):
+    model = nn.Sequential(layer)
+    x = torch.randn(3, 8)
+    before = model(x)
+    lowrank.fold(model)
+    assert type(model[0]) is nn.Linear
+    assert torch.allclose(model(x), before, atol=1e-6)
+
+
+def test_names_that_are_not_there():
+    with pytest.raises(RequestError, match="nope: the model has no such layer"):
+        lowrank.replace(nn.Sequential(), {"nope": (torch.ones(1, 2), torch.ones(2, 1), None)})
+    with pytest.raises(RequestError, match="not a layer that can be factorised"):
+        lowrank.replace_empty(Odd(), {"words": 3})
