@@ -135,6 +135,13 @@ def print_run(done: Ran, json: bool) -> None:
     print_evaluated([result], json=False)
 
 
+_AGREEMENT = {
+    "cosine": "cosine to dense",
+    "relative_error": "relative error to dense",
+    "same_class": "same class as dense, %",
+}
+
+
 def _figures(figures: dict[str, Any], result: Evaluated | None = None) -> dict[str, str]:
     """A model's figures for people, by name."""
     found = {
@@ -148,5 +155,5 @@ def _figures(figures: dict[str, Any], result: Evaluated | None = None) -> dict[s
         found[f"drop of {result.main}"] = f"{result.drop:.2f}"
     if result is not None:
         for name, value in (result.agreement or {}).items():
-            found[f"{name.replace('_', ' ')} to dense"] = f"{value:.4g}"
+            found[_AGREEMENT.get(name, name)] = f"{value:.4g}"
     return found

@@ -259,7 +259,8 @@ UNKNOWN = {
     "quoted": (
         TOP + '[decompose]\n"a.b" = 3\n',
         "x.toml:4: decompose.'a.b': unknown key; known keys: ratio, scope, policy, threshold, "
-        "calibrate, samples, include, exclude, pin, min_rank, max_rank, multiple, plan",
+        "calibrate, samples, correct, blend, include, exclude, pin, min_rank, max_rank, multiple, "
+        "plan",
     ),
     "of another section": (
         DATA + "hflip = 0.0\n",
