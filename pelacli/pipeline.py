@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,8 @@ def is_done(spec: Recipe, section: str) -> bool:
 
 def _do(spec: Recipe, section: str, output: Path, force: bool) -> None:
     source = rundir.require(rundir.source(spec, section), section)
+    if force:  # an unfinished run is started again too
+        shutil.rmtree(rundir.workplace(output), ignore_errors=True)
     if section == "decompose":
         from pelacli.steps import decompose
 

@@ -32,6 +32,11 @@ def folder(recipe: Recipe, section: str) -> Path:
     return Path(recipe.output) / FOLDERS[section]
 
 
+def workplace(output: Path) -> Path:
+    """Where the training of an artefact keeps its checkpoints until the artefact is written."""
+    return output.with_name(f"{output.name}.training")
+
+
 def dense(recipe: Recipe) -> str:
     """The dense model of a recipe: the one it trains, else the one it names."""
     return str(folder(recipe, "teacher")) if recipe.teacher is not None else recipe.model

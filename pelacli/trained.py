@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from pelacli import artefact, manifest, recipe, record, tasks
+from pelacli import artefact, checkpoint, manifest, recipe, record, rundir, tasks
 from pelacli.artefact import Artefact
 from pelacli.data import Loader, loader
 from pelacli.errors import RequestError
@@ -101,9 +101,25 @@ class Splits:
         )
 
 
-def workplace(output: Path) -> Path:
-    """Where a run keeps its checkpoints and metrics until its artefact is written."""
-    return output.with_name(f"{output.name}.training")
+def workplace(spec: Recipe, section: str, source: str, opened: OpenModel, output: Path) -> Path:
+    """Where a run keeps its checkpoints and metrics until its artefact is written.
+
+    Raises:
+        RequestError: an unfinished run of other settings is there. To continue it with these would
+            give weights that neither recipe describes.
+    """
+    work = rundir.workplace(output)
+    mark = recipe.fingerprint(spec, section, artefact.input_digest(source, opened))
+    note = work / "fingerprint"
+    old = note.read_text(encoding="utf-8") if note.is_file() else mark
+    if old != mark and checkpoint.steps(work):
+        raise RequestError(
+            f"{work}: holds an unfinished run of other settings; finish it with those, or remove it"
+        )
+    if PartialState().is_main_process:
+        work.mkdir(parents=True, exist_ok=True)
+        note.write_text(mark, encoding="utf-8")
+    return work
 
 
 def finish(

@@ -148,6 +148,32 @@ def test_pipeline_runs_skips_and_reruns(pela, recipe, here):
     assert pela(*gate, "--max-drop", "1000")[0] == 0
 
 
+def test_an_unfinished_run_of_other_settings_is_not_mixed_in(pela, recipe, here):
+    """Stopped after a checkpoint, as a kill would: then continued, refused, or forced."""
+    from pelacli import checkpoint
+
+    real, calls = checkpoint.prune, []
+
+    def dies(*args):
+        real(*args)
+        calls.append(args)
+        raise KeyboardInterrupt
+
+    long = ("--set", "teacher.steps=4", "--set", "teacher.save_every=2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "prune", dies)
+        assert pela("finetune", recipe, "--dense", *long)[0] == 130
+    assert calls
+    other = pela("finetune", recipe, "--dense", "--resume", *long, "--set", "teacher.lr=0.5")
+    assert other[0] == 2
+    assert "unfinished run of other settings" in other[2]
+    resumed = pela("finetune", recipe, "--dense", "--resume", *long)
+    assert resumed[0] == 0
+    weights = (here / "runs/tiny/dense/model.safetensors").read_bytes()
+    assert pela("finetune", recipe, "--dense", *long)[0] == 0
+    assert (here / "runs/tiny/dense/model.safetensors").read_bytes() == weights
+
+
 def test_flags_win_over_the_recipe(pela, recipe, here):
     pela("finetune", recipe, "--dense")
     done = document(pela("decompose", recipe, "--ratio", "0.9", "--policy", "uniform", "--json"))

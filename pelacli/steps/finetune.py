@@ -29,7 +29,7 @@ def run(spec: Recipe, section_name: str = "finetune", *, resume: bool = False) -
     data = trained.Splits.open(spec, section, opened)
     if section.drop_path is not None:
         models.set_drop_path(opened.module, section.drop_path)
-    work = trained.workplace(output)
+    work = trained.workplace(spec, section_name, source, opened, output)
     task = data.task
 
     def losses(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
