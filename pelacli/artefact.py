@@ -14,25 +14,18 @@ loading strictly. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from pelacli import card, lowrank, manifest, models, rundir
+from pelacli import atomic, card, lowrank, manifest, models, rundir
 from pelacli.errors import PelaError, RequestError
 from pelacli.manifest import Manifest
 from pelacli.models import OpenModel
-
-_WEIGHTS = "model.safetensors"
 
 
 @dataclass
@@ -77,7 +70,7 @@ def save(
     """
     check_output(path)
     try:
-        with _replacing(path) as folder:
+        with atomic.replacing(path) as folder:
             _write_weights(opened.module, folder)
             for name, content in {**opened.carried, **(extra or {})}.items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -232,50 +225,3 @@ def _fill(places: list[tuple[nn.Module, str]], tensor: Tensor, where: str) -> No
     else:
         for place, name in places:
             place._buffers[name] = tensor
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of ``path`` that takes its place when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
-        folder.chmod(0o777 & ~_umask())
-        yield folder
-        for file in folder.rglob("*"):
-            _sync(file)
-        _sync(folder)
-        if not path.exists():
-            folder.rename(path)
-        else:
-            _exchange(folder, path)  # now the old one bears the temporary name
-        _sync(path.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _exchange(new: Path, old: Path) -> None:
-    """Swap two directories in one step where the system can, else in two."""
-    at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    if rename and rename(at_cwd, os.fsencode(new), at_cwd, os.fsencode(old), exchange) == 0:
-        return
-    aside = new.with_suffix(".old")
-    old.rename(aside)
-    new.rename(old)
-    aside.rename(new)
-
-
-def _sync(path: Path) -> None:
-    """Make a file or a directory entry survive a crash of the machine."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -17,7 +17,7 @@ ROOT = Path(pelacli.__file__).parent
 # From the bottom up. A module imports from lower tiers only; a package is one room.
 TIERS = [
     {"errors"},
-    {"aliases", "console", "manifest", "plans", "policies", "recipe"},
+    {"aliases", "atomic", "console", "manifest", "plans", "policies", "recipe"},
     {"ranks", "recipe_file", "rundir", "tables"},
     {"card", "gallery"},
     {"factorize", "journal", "loader", "losses", "lowrank", "sources"},
@@ -36,7 +36,8 @@ TIERS = [
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(TIERS) for name in names}
 TORCH_FREE = [
-    "__main__", "aliases", "card", "cli", "console", "errors", "gallery", "manifest", "pipeline",
+    "__main__", "aliases", "atomic", "card", "cli", "console", "errors", "gallery", "manifest",
+    "pipeline",
     "plans", "policies", "ranks", "recipe", "recipe_file", "requests", "results", "rundir",
     "tables",
 ]  # fmt: skip
