@@ -44,8 +44,13 @@ def check_output(path: Path) -> None:
     """Refuse a path that holds something that is not ours, before any work is done.
 
     Raises:
-        RequestError: the path exists and is neither an artefact nor an empty directory.
+        RequestError: the path exists and is neither an artefact nor an empty directory, or is one
+            that can't be put in another's place.
     """
+    at = path.resolve()
+    if at == Path.cwd() or at.is_mount():
+        what = "the current directory" if at == Path.cwd() else "a mount point"
+        raise RequestError(f"{path}: is {what}, which can't be replaced; name a directory in it")
     if path.is_dir():
         if manifest.is_artefact(path) or not any(path.iterdir()):
             return

@@ -14,12 +14,15 @@ from pathlib import Path
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary neighbour of ``path`` that takes its place when the block ends well."""
+    path = path.resolve()  # a link stays, and what it points to is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         folder.chmod(0o777 & ~_umask())
         yield folder
         for file in folder.rglob("*"):
+            if file.is_file():  # safetensors writes files that only their owner may read
+                file.chmod(0o666 & ~_umask())
             _sync(file)
         _sync(folder)
         if not path.exists():

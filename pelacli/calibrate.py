@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pelacli.calls import LinearCalls
+from pelacli.calls import LinearCalls, evaluating
 from pelacli.errors import RequestError
 from pelacli.factorize import Moments
 from pelacli.lowrank import Layer
@@ -150,21 +150,20 @@ def collect(
         y: Tensor = _Observed.apply(x, weight, bias, seen)
         return y
 
-    training, wanted = module.training, [p.requires_grad for p in module.parameters()]
-    module.eval().requires_grad_(False)
+    wanted = [p.requires_grad for p in module.parameters()]
+    module.requires_grad_(False)
     try:
         for batch in batches:
             mask = batch.get("attention_mask") if isinstance(batch, dict) else None
             mask = None if mask is None else mask.bool()
-            with torch.set_grad_enabled(gradients):
+            with evaluating(module), torch.set_grad_enabled(gradients):
                 with LinearCalls(layers, apply):
                     output = predict(module, batch)
-                if gradients:
+                if output.requires_grad:  # it does where any layer was on the way to it
                     torch.autograd.backward(_project(output, generator))
             samples += len(output)
             advance(len(output))
     finally:
-        module.train(training)
         for parameter, flag in zip(module.parameters(), wanted, strict=True):
             parameter.requires_grad_(flag)
     if not samples:

@@ -7,12 +7,13 @@ told apart by the very weight tensor that is applied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pelacli.lowrank import Layer, linear_arguments
@@ -24,12 +25,15 @@ Apply = Callable[[Layer, Tensor, Tensor, "Tensor | None"], Tensor]
 class LinearCalls(TorchFunctionMode):
     """While active, every application of a known layer's weight goes through ``apply``.
 
-    The layers must be dense: their weights are known by identity.
+    The layers must be dense: their weights are known by identity. Kinds that are not applied by
+    ``F.linear`` or ``torch.addmm`` are passed over.
     """
 
     def __init__(self, layers: Iterable[Layer], apply: Apply) -> None:
         super().__init__()
-        self._layers = {id(layer.module.weight): layer for layer in layers}
+        self._layers = {
+            id(layer.module.weight): layer for layer in layers if layer.kind in ("linear", "conv1d")
+        }
         self._apply = apply
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -44,3 +48,18 @@ class LinearCalls(TorchFunctionMode):
             if layer is not None and layer.kind == "conv1d":
                 return self._apply(layer, args[1], args[2].T, args[0])
         return func(*args, **kwargs)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """While active, the module is in eval mode; afterwards each part is as it was.
+
+    A part may have a mode of its own: a frozen batch norm stays in eval mode in training.
+    """
+    training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True

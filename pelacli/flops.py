@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pelacli.calls import LinearCalls
+from pelacli.calls import LinearCalls, evaluating
 from pelacli.lowrank import Layer
 
 
@@ -49,18 +49,16 @@ def count(
         tokens[layer.name] = tokens.get(layer.name, 0) + x.numel() // x.shape[-1]
         return F.linear(x, weight, bias)
 
-    training = module.training
-    module.eval()
     # The fused attention kernels of the CPU have no formula in torch's counter; the plain
     # composition does the same products where the counter sees them.
     with (
+        evaluating(module),
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
         LinearCalls(layers, apply),
     ):
         run(module)
-    module.train(training)
     return Cost(
         counter.get_total_flops() // samples, {name: n // samples for name, n in tokens.items()}
     )

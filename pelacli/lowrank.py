@@ -143,8 +143,9 @@ class Layer:
     @property
     def weight(self) -> Tensor:
         """The weight as out × in, whatever way the module stores it. A view, detached."""
-        weight = cast(Tensor, self.module.weight).detach()
-        return weight.T if self.kind == "conv1d" else weight
+        name = "in_proj_weight" if self.kind == "in_proj" else "weight"
+        weight = cast(Tensor, getattr(self.module, name)).detach()
+        return weight.T if self.kind == "conv1d" else weight.flatten(1)
 
     @property
     def bias(self) -> Tensor | None:
@@ -171,6 +172,8 @@ def find_layers(
     embeddings = {
         id(m.weight): name for name, m in module.named_modules() if isinstance(m, nn.Embedding)
     }
+    # It hands its weights to one fused function, where low-rank factors would be multiplied out.
+    fused = {id(m.out_proj) for m in module.modules() if isinstance(m, nn.MultiheadAttention)}
     owners: dict[int, str] = {}
     found = []
     for name, child in module.named_modules():
@@ -180,6 +183,8 @@ def find_layers(
         kind, shape, reason = described
         name = f"{name}.in_proj_weight" if kind == "in_proj" else name
         weight = getattr(child, "in_proj_weight" if kind == "in_proj" else "weight", None)
+        if reason is None and id(child) in fused:
+            reason = "inside nn.MultiheadAttention"
         if reason is None and id(weight) in embeddings:
             reason = f"tied to {embeddings[id(weight)]}"
         if reason is None and owners.setdefault(id(weight), name) != name:
@@ -254,14 +259,20 @@ def replace_empty(module: nn.Module, ranks: Mapping[str, int]) -> None:
 
 def fold(module: nn.Module) -> nn.Module:
     """Turn every `LowRankLinear` back into a dense ``nn.Linear`` of the same map, in place."""
-    for name, low in [(n, m) for n, m in module.named_modules() if isinstance(m, LowRankLinear)]:
+    names: dict[LowRankLinear, list[str]] = {}
+    for name, child in module.named_modules(remove_duplicate=False):
+        if isinstance(child, LowRankLinear):
+            names.setdefault(child, []).append(name)
+    for low, aliases in names.items():
         bias = low.bias
         dense = nn.Linear(low.in_features, low.out_features, bias is not None, device="meta")
         dense.weight = nn.Parameter((low.up.weight @ low.down.weight).detach())
         if bias is not None:
             dense.bias = nn.Parameter(bias.detach().clone())
-        parent, _, child_name = name.rpartition(".")
-        setattr(module.get_submodule(parent), child_name, dense.train(low.training))
+        dense.train(low.training)
+        for name in aliases:
+            parent, _, child_name = name.rpartition(".")
+            setattr(module.get_submodule(parent), child_name, dense)
     return module
 
 

@@ -72,7 +72,6 @@ class Splits:
                     data, data.train, inputs=opened.inputs, training=True, unlabelled=True
                 )
         size = section.batch_size or data.batch_size
-        augment = data.augment
         validation = None
         if train.split is not None:
             held_out = task.open(data, data.val, inputs=opened.inputs, unlabelled=not labelled)
@@ -93,7 +92,7 @@ class Splits:
                 drop_last=True,
                 workers=data.workers,
                 num_classes=classes if labelled else None,
-                augment=augment if labelled else None,
+                augment=data.augment,
             ),
             validation,
             classes,

@@ -148,3 +148,57 @@ def test_what_can_not_be_calibrated_on(net, samples):
     samples[0, 0, 0] = float("inf")
     with pytest.raises(RequestError, match="not finite"):
         calibrate.collect(net, layers, [samples], predict)
+
+
+def test_inputs_alone_are_the_covariance_times_the_tokens(net, samples):
+    layers = lowrank.find_layers(net)
+    got = calibrate.collect(net, layers, [samples], predict, gradients=False)
+    hands = by_hand(net, samples)
+    x, b = hands["a"][0], hands["b"][0]
+    assert torch.allclose(got["a"].near, 5 * torch.cov(x.T, correction=0), rtol=1e-3, atol=1e-4)
+    W = net.b.weight.detach().double()
+    assert torch.allclose(
+        got["b"].far, 5 * W @ torch.cov(b.T, correction=0) @ W.T, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_each_part_keeps_its_own_mode(net, samples):
+    """A part that is frozen in eval mode stays there in a model that is training."""
+    net.train()
+    net.b.eval()
+
+    def fails(module, x):
+        assert not any(m.training for m in module.modules())
+        raise RuntimeError("boom")
+
+    calibrate.collect(net, lowrank.find_layers(net), [samples], predict)
+    with pytest.raises(RuntimeError, match="boom"):
+        calibrate.collect(net, lowrank.find_layers(net), [samples], fails)
+    assert [m.training for m in (net, net.a, net.b, net.c)] == [True, True, False, True]
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_a_layer_that_never_runs_is_missing(samples):
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.idle, self.busy = nn.Linear(6, 6), nn.Linear(6, 6)
+            self.skip = False
+
+        def forward(self, x):
+            return (x if self.skip else self.busy(x)).mean(1)
+
+    net = Idle()
+    layers = lowrank.find_layers(net)
+    assert set(calibrate.collect(net, layers, [samples], predict)) == {"busy"}
+    net.skip = True
+    assert calibrate.collect(net, layers, [samples], predict) == {}
+
+
+def test_the_signs_come_from_the_seed(net, samples):
+    layers = lowrank.find_layers(net)
+    one, same, other = (
+        calibrate.collect(net, layers, [samples], predict, seed=s)["b"].near for s in (3, 3, 4)
+    )
+    assert torch.equal(one, same)
+    assert not torch.allclose(one, other)

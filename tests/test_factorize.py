@@ -114,3 +114,41 @@ def test_the_bias_takes_up_the_mean():
 def test_only_matrices():
     with pytest.raises(ValueError, match="matrix"):
         decompose(torch.ones(2, 3, 4))
+
+
+@pytest.mark.parametrize("shape", [(96, 384), (384, 96), (128, 128)], ids=str)
+def test_plain_error_is_the_optimums_below_break_even(shape):
+    """Relative to the optimal error itself, at every rank that a plan may choose."""
+    weight = matrix(shape)
+    exact = torch.linalg.svdvals(weight.double()).square()
+    cut = decompose(weight)
+    for rank in range(0, shape[0] * shape[1] // sum(shape) + 1, 8):
+        down, up = cut.factors(rank)
+        error = (weight.double() - up.double() @ down.double()).square().sum()
+        assert error <= (1 + 1e-6) * exact[rank:].sum()
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30)], ids=str)
+def test_one_sided_metrics(shape):
+    """Without one of the moments that side counts as it is."""
+    weight = matrix(shape).double()
+    out, in_ = shape
+    C = torch.cov(torch.randn(in_, 200, dtype=torch.float64))
+    one = torch.eye(out, dtype=torch.float64)
+    level = float(C.diagonal().mean())
+    if in_ <= out:
+        moments = Moments(None, C, None, level, 1.0)
+    else:
+        moments = Moments(None, None, weight @ C @ weight.T, 1.0, level)
+    cut = decompose(weight.float(), moments)
+    damped = C + factorize.DAMP_INPUT * level * torch.eye(in_, dtype=torch.float64)
+    values = torch.linalg.svdvals(root(one) @ weight @ root(damped))
+    assert torch.allclose(cut.energies, values.square(), rtol=1e-5)
+
+
+def test_only_what_is_kept_can_be_cut():
+    cut = decompose(matrix((40, 24)), keep=6)
+    assert (cut.narrow.shape, cut.wide.shape, len(cut.energies)) == ((6, 24), (40, 6), 24)
+    down, up = cut.factors(6)
+    whole = decompose(matrix((40, 24))).factors(6)
+    assert torch.allclose(up @ down, whole[1] @ whole[0], atol=1e-5)

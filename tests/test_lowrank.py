@@ -88,7 +88,7 @@ def test_layers_are_found_each_with_its_reason():
         "one": "its weight is shared",
         "two": "shares its weight with one",
         "attention.in_proj_weight": "fused in_proj",
-        "attention.out_proj": None,
+        "attention.out_proj": "inside nn.MultiheadAttention",
         "pixel": "1×1 convolution",
         "free": None,
         "head": "output head",
@@ -132,3 +132,80 @@ def test_names_that_are_not_there():
         lowrank.replace(nn.Sequential(), {"nope": (torch.ones(1, 2), torch.ones(2, 1), None)})
     with pytest.raises(RequestError, match="not a layer that can be factorised"):
         lowrank.replace_empty(Odd(), {"words": 3})
+
+
+def test_weights_are_out_by_in_whatever_the_module():
+    for layer in lowrank.find_layers(Odd()):
+        assert layer.weight.shape == layer.shape, layer.name
+        assert not layer.weight.requires_grad
+
+
+def test_attention_of_torch_can_be_calibrated_around():
+    """Its fused weights are no ``weight``, and no call of them is seen."""
+    from pelacli import calibrate, flops
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.last = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.last(self.attention(x, x, x)[0]).mean(1)
+
+    net, x = Net(), torch.randn(4, 5, 8)
+    layers = lowrank.find_layers(net)
+    spent = flops.count(net, layers, lambda m: m(x[:1]))
+    assert spent.tokens == {"last": 5}
+    assert spent.total == 2 * 5 * 8 * 8 * 5 + 2 * 2 * (5 * 5 * 8)  # in_proj, out_proj, last; bmm
+    assert set(calibrate.collect(net, layers, [x], lambda m, b: m(b))) == {"last"}
+
+
+def test_conv1d_becomes_a_low_rank_layer_of_the_same_map():
+    from transformers.pytorch_utils import Conv1D
+
+    model, x = nn.Sequential(Conv1D(12, 8)), torch.randn(3, 5, 8)
+    (layer,) = lowrank.find_layers(model)
+    before = model(x)
+    U, S, V = torch.linalg.svd(layer.weight, full_matrices=False)
+    lowrank.replace(model, {"0": (S[:, None] * V, U, layer.bias)})
+    assert isinstance(model[0], LowRankLinear)
+    assert torch.allclose(model(x), before, atol=1e-5)
+    lowrank.fold(model)
+    assert torch.allclose(model(x), before, atol=1e-5)
+
+
+def test_fold_reaches_every_name_and_rank_zero():
+    model = nn.Module()
+    model.a = LowRankLinear(8, 8, 2)
+    model.b = model.a
+    model.c = LowRankLinear(8, 4, 0)
+    lowrank.fold(model)
+    assert type(model.a) is nn.Linear
+    assert model.b is model.a
+    assert not model.c.weight.any()
+    assert not lowrank.low_rank_layers(model)
+
+
+def test_what_is_replaced_keeps_type_mode_and_freedom():
+    model = nn.Sequential(nn.Linear(8, 4).to(torch.bfloat16)).eval()
+    model[0].weight.requires_grad_(False)
+    factors = (torch.ones(2, 8), torch.ones(4, 2), None)
+    lowrank.replace(model, {"0": factors})
+    low = model[0]
+    assert (low.training, low.bias, low.up.weight.dtype) == (False, None, torch.bfloat16)
+    assert not low.down.weight.requires_grad
+    assert low.down.in_features == 8
+    assert "rank=2" in repr(low)
+
+
+def test_a_model_of_factors_can_be_copied_and_its_weight_read(layer):
+    import copy
+
+    twin = copy.deepcopy(layer)
+    assert torch.equal(twin.weight.clone(), layer.weight.clone())
+    assert twin.up.weight is not layer.up.weight
+    assert type(layer.weight.detach()) is torch.Tensor
+    assert layer.weight.numel() == 96
+    with torch.autocast("cpu", torch.bfloat16):
+        assert F.linear(torch.randn(2, 8), layer.weight).dtype is torch.bfloat16

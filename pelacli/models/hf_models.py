@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import nn
 
+from pelacli.aliases import closest
 from pelacli.errors import RequestError
 from pelacli.models.types import ImageInput, TextInput
 
@@ -32,9 +33,17 @@ def types() -> list[str]:
 
 
 def build_random(model_type: str, model_args: dict[str, Any], num_classes: int | None) -> nn.Module:
-    """A model of this type with its default configuration, randomly initialised."""
-    config = transformers.AutoConfig.for_model(model_type, **model_args)
-    return from_config(_with_classes(config, num_classes))
+    """A model of this type with its default configuration, randomly initialised.
+
+    Raises:
+        RequestError: model_args that the type doesn't have, or that don't fit.
+    """
+    _refuse_unknown(transformers.AutoConfig.for_model(model_type), model_args, model_type)
+    try:
+        config = transformers.AutoConfig.for_model(model_type, **model_args)
+        return from_config(_with_classes(config, num_classes))
+    except Exception as error:  # each architecture checks in its own way
+        raise RequestError(f"{model_type}: model_args don't fit: {_first(error)}") from None
 
 
 def open_directory(
@@ -76,7 +85,13 @@ def open_directory(
 def read_config(directory: Path, model_args: dict[str, Any]) -> Any:
     """config.json as transformers reads it."""
     try:
+        plain = transformers.AutoConfig.from_pretrained(directory)
+        _refuse_unknown(plain, model_args, str(directory))
+        if not model_args:
+            return plain
         return transformers.AutoConfig.from_pretrained(directory, **model_args)
+    except RequestError:
+        raise
     except Exception as error:
         raise RequestError(f"{directory}/config.json: {_first(error)}") from None
 
@@ -218,6 +233,15 @@ def _image_input(vision: Any, directory: Path | None) -> ImageInput:
     )
 
 
+def _refuse_unknown(config: Any, model_args: dict[str, Any], where: str) -> None:
+    """transformers would keep a misspelt setting and do nothing with it."""
+    for name in model_args:
+        if not hasattr(config, name):
+            near = closest(name, list(config.to_dict()), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise RequestError(f"{where}: model_args: its configuration has no {name!r}{hint}")
+
+
 def _with_classes(config: Any, num_classes: int | None) -> Any:
     if num_classes is not None:
         config.num_labels = num_classes
@@ -231,9 +255,11 @@ def _class(config: Any) -> Any:
 
 
 def _first(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[
-        :300
-    ]
+    """The one informative line of a library's long message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return (lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0])[:300]
 
 
 @contextlib.contextmanager

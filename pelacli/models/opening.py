@@ -152,15 +152,13 @@ def _open(
 def _timm_name(
     ref: str, name: str, weights: str, args: dict[str, Any], classes: int | None
 ) -> OpenModel:
-    import timm
-
     from pelacli.models import timm_models
 
     file, digest = None, None
-    cfg = timm.get_pretrained_cfg(name, allow_unregistered=False) if weights != "random" else None
-    if cfg is not None and cfg.hf_hub_id:
-        folder = hub.fetch(cfg.hf_hub_id, weights=True, file=cfg.hf_hub_filename)
-        file = folder / (cfg.hf_hub_filename or "model.safetensors")
+    place = timm_models.on_the_hub(name)
+    if place is not None and weights != "random":
+        repo, file_name = place
+        file = hub.fetch(repo, weights=True, file=file_name) / (file_name or "model.safetensors")
         digest = _digest(file)
     module = timm_models.build(
         name, num_classes=classes, model_args=args, weights=weights, file=file

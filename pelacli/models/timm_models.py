@@ -30,6 +30,20 @@ def names() -> list[str]:
     return list(timm.list_models())
 
 
+def on_the_hub(name: str) -> tuple[str, str | None] | None:
+    """(repository, weights file) of an architecture's checkpoint; None where there is none.
+
+    Raises:
+        RequestError: unknown tag.
+    """
+    try:
+        cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError:
+        tags = ", ".join(timm.list_pretrained(name.split(".")[0] + ".*")[:6]) or "none"
+        raise RequestError(f"{name}: unknown pretrained tag; known: {tags}") from None
+    return (cfg.hf_hub_id, cfg.hf_hub_filename) if cfg is not None and cfg.hf_hub_id else None
+
+
 def build(
     name: str,
     *,
@@ -72,9 +86,6 @@ def build(
             raise RequestError(
                 f"{name}: timm has no pretrained weights of it; use --weights random or a path"
             ) from None
-        if "Invalid pretrained tag" in text:
-            tags = ", ".join(timm.list_pretrained(name.split(".")[0] + "*")[:6]) or "none"
-            raise RequestError(f"{name}: unknown pretrained tag; known: {tags}") from None
         raise RequestError(f"{file or name}: the weights don't fit: {_first(text)}") from None
     except TypeError as error:
         raise RequestError(f"{name}: model_args don't fit: {_first(str(error))}") from None
