@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+_INTERRUPTED = 130  # what shells expect after Ctrl-C
+
 
 def main() -> None:
     """Run the command line; the one place that turns errors into a line and an exit code."""
@@ -13,10 +15,12 @@ def main() -> None:
 
     try:
         code = cli.app(standalone_mode=False)
+        if code == _INTERRUPTED:  # the parser turns Ctrl-C into this, without a word
+            raise KeyboardInterrupt
     except PelaError as error:
         code = _fail(str(error), error.exit_code, error, talk.debug)
     except KeyboardInterrupt as error:
-        code = _fail("interrupted", 130, error, talk.debug)
+        code = _fail("interrupted", _INTERRUPTED, error, talk.debug)
     except BrokenPipeError:
         # The reader has gone (`pela report | head`): not an error, and nothing more to say.
         sys.stderr.close()
@@ -24,7 +28,9 @@ def main() -> None:
     except Exception as error:
         usage = getattr(error, "format_message", None)  # what the parser raises
         if usage is not None:
-            code = _fail(usage() + _hint(error), 2, error, talk.debug)
+            # Without a command the parser prints the help and has nothing more to say.
+            text = usage()
+            code = _fail(text + _hint(error), 2, error, talk.debug) if text else 2
         else:
             text = f"{type(error).__name__}: {error}"
             code = _fail(f"{text} (unexpected; --debug shows where)", 1, error, talk.debug)

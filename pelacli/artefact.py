@@ -224,6 +224,8 @@ def _fill(places: list[tuple[nn.Module, str]], tensor: Tensor, where: str) -> No
             f"{where}: has shape {tuple(tensor.shape)}, the model wants {tuple(old.shape)}"
         )
     if isinstance(old, nn.Parameter):
+        if not tensor.isfinite().all():
+            raise RequestError(f"{where}: holds values that are not finite; make the artefact anew")
         new = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
         for place, name in places:
             place._parameters[name] = new

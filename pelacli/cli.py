@@ -268,7 +268,7 @@ def evaluate(
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of the dataset.")] = None,
     task: Annotated[str | None, typer.Option(help="Task; by default the artefact's own.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples per batch.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples per batch.")] = None,
     latency: Annotated[
         bool | None, typer.Option("--latency/--no-latency", help="Time the forward pass.")
     ] = None,
@@ -331,7 +331,9 @@ def run(
     """Run the steps of a recipe in order, skipping those that are done."""
     from pelacli import pipeline, recipe_file, results
 
-    results.print_run(pipeline.run(recipe_file.load(recipe, set_ or []), force=force), json)
+    done = pipeline.run(recipe_file.load(recipe, set_ or []), force=force)
+    results.print_run(done, json)
+    pipeline.gate(done)
 
 
 @_command(recipes_app, "list")

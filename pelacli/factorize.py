@@ -90,8 +90,8 @@ def decompose(
         moments: of the layer; None means the plain SVD of the weight.
         keep: how many components of the basis to keep; all by default.
         dtype: what to compute in. By default float32 for plain spectra, where the excess over
-            the optimal error stays below 1e-6 of the weight's energy, and float64 with moments, whose products
-            square the condition number twice.
+            the optimal error stays below 1e-6 of the weight's energy, and float64 with moments,
+            whose products square the condition number twice.
 
     Raises:
         ValueError: weight is not a matrix.

@@ -49,7 +49,7 @@ class LayerRecord(_Record):
     name: str
     shape: tuple[int, int]
     kind: str = "linear"
-    rank: int | None = None
+    rank: int | None = Field(None, ge=0)
     reason: str | None = None
     energy: float | None = None
     params: Count

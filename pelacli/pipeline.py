@@ -93,6 +93,14 @@ def _evaluate(spec: Recipe) -> Any:
     return step.run(**evaluation(spec))
 
 
+def gate(done: Ran) -> None:
+    """Raise `GateError` if the result dropped by more than the recipe's eval.max_drop."""
+    if done.evaluated is not None:
+        from pelacli.steps import eval as step
+
+        step.gate([done.evaluated])
+
+
 def evaluation(spec: Recipe) -> dict[str, Any]:
     """The recipe's [eval] as the keyword arguments of `steps.eval.run`."""
     section = spec.eval or recipes.Eval()

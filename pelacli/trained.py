@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,8 +102,13 @@ class Splits:
         )
 
 
-def workplace(spec: Recipe, section: str, source: str, opened: OpenModel, output: Path) -> Path:
+@contextmanager
+def workplace(
+    spec: Recipe, section: str, source: str, opened: OpenModel, output: Path
+) -> Iterator[Path]:
     """Where a run keeps its checkpoints and metrics until its artefact is written.
+
+    A request that is refused within the block leaves no trace.
 
     Raises:
         RequestError: an unfinished run of other settings is there. To continue it with these would
@@ -115,10 +122,20 @@ def workplace(spec: Recipe, section: str, source: str, opened: OpenModel, output
         raise RequestError(
             f"{work}: holds an unfinished run of other settings; finish it with those, or remove it"
         )
+    made: list[Path] = []
     if PartialState().is_main_process:
+        made = [path for path in (work, *work.parents) if not path.exists()]
         work.mkdir(parents=True, exist_ok=True)
         note.write_text(mark, encoding="utf-8")
-    return work
+    try:
+        yield work
+    except RequestError:
+        if work in made:
+            shutil.rmtree(work, ignore_errors=True)
+            for path in made[1:]:
+                with suppress(OSError):  # someone else has put something there
+                    path.rmdir()
+        raise
 
 
 def finish(

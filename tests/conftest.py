@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -42,6 +43,24 @@ def checkpoint(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "vit.safetensors"
     save_file(timm.create_model("test_vit", num_classes=7).state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def decomposed(tmp_path_factory, checkpoint) -> Path:
+    """The checkpoint at half its parameters. Shared: copy it before you change it."""
+    from pelacli import requests
+    from pelacli.steps import decompose
+
+    path = tmp_path_factory.mktemp("decomposed") / "a"
+    request = requests.decompose(str(checkpoint), {"arch": "test_vit"}, {"ratio": "0.5"}, [], path)
+    decompose.run(request.recipe, request.source, request.output)
+    return path
+
+
+@pytest.fixture
+def artefact(here, decomposed) -> Path:
+    """The decomposed checkpoint as ``a`` in the working directory."""
+    return Path(shutil.copytree(decomposed, here / "a"))
 
 
 @pytest.fixture

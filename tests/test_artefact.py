@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from fractions import Fraction
+from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from pelacli import artefact, card, lowrank, manifest, models, record
+from pelacli import artefact, atomic, card, engine, lowrank, manifest, models, ranks, record
 from pelacli.errors import PelaError, RequestError
 
 BERT = {
@@ -113,3 +117,120 @@ def test_a_run_directory_stands_for_its_last_step(vit, tmp_path):
     assert isinstance(found, manifest.Manifest)
     with pytest.raises(RequestError, match="leave --weights out"):
         artefact.open(str(tmp_path / "run"), weights="random")
+
+
+def test_a_language_model_of_conv1d_and_a_tied_head(tmp_path):
+    import transformers
+
+    config = transformers.GPT2Config(
+        n_embd=32, n_layer=2, n_head=2, vocab_size=50, bos_token_id=0, eos_token_id=0
+    )
+    opened = models.wrap(transformers.GPT2LMHeadModel(config).eval())
+    layers = lowrank.find_layers(opened.module, head=opened.head)
+    free = [la for la in layers if la.reason is None]
+    assert {la.kind for la in free} == {"conv1d"}
+    cuts = engine.decompositions(free, {})
+    plan = ranks.plan(
+        engine.spectra(free, cuts, {}), policy="uniform", ratio=Fraction(1, 2), scope="layers"
+    )
+    described_before = record.describe(opened, layers, None, plan)
+    lowrank.replace(opened.module, engine.factors(free, cuts, {}, plan))
+    artefact.save(opened, described_before, tmp_path / "a")
+    back = artefact.load(tmp_path / "a").module
+    assert back.lm_head.weight is back.transformer.wte.weight
+    assert described_before.params.after == sum(p.numel() for p in back.parameters())
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        assert torch.equal(back(ids).logits, opened.module(ids).logits)
+
+
+def damaged(path, change):
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda t: t.pop("blocks.0.attn.qkv.weight"),
+            r"a: its safetensors lack blocks\.0\.attn\.qkv",
+        ),
+        (
+            lambda t: t.update(extra=torch.ones(2)),
+            r"model\.safetensors: extra: the model has no such tensor",
+        ),
+        (
+            lambda t: t.update({"norm.weight": torch.ones(2)}),
+            r"model\.safetensors: norm\.weight: has shape \(2,\), the model wants \(64,\)",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(vit, tmp_path, change, says):
+    artefact.save(vit, described(vit), tmp_path / "a")
+    damaged(tmp_path / "a", change)
+    with pytest.raises(RequestError, match=says):
+        artefact.load(tmp_path / "a")
+
+
+def test_a_stop_half_way_leaves_no_litter(vit, tmp_path, monkeypatch):
+    def stopped(_record):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(card, "model_card", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        artefact.save(vit, described(vit), tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_an_exchange_in_one_step_two_do(vit, tmp_path, monkeypatch):
+    class Old:
+        """A C library that has no ``renameat2``."""
+
+        def __init__(self, _name):
+            pass
+
+    monkeypatch.setattr(atomic.ctypes, "CDLL", Old)
+    for _ in range(2):
+        artefact.save(vit, described(vit), tmp_path / "a")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    artefact.load(tmp_path / "a")
+
+
+def test_a_link_stays_and_its_target_is_replaced(vit, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "a").symlink_to("disk")
+    for _ in range(2):
+        artefact.save(vit, described(vit), tmp_path / "a")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "disk"]
+    assert (tmp_path / "a").is_symlink()
+    assert (tmp_path / "disk" / "pela.json").is_file()
+
+
+def test_everyone_may_read_what_the_umask_allows(vit, tmp_path):
+    artefact.save(vit, described(vit), tmp_path / "a")
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in (tmp_path / "a").iterdir():
+        assert file.stat().st_mode & 0o777 == 0o666 & ~mask, file.name
+
+
+def test_places_that_can_not_be_replaced(here):
+    with pytest.raises(RequestError, match="is the current directory"):
+        artefact.check_output(Path())
+    with pytest.raises(RequestError, match="is a mount point"):
+        artefact.check_output(Path("/proc"))
+    (here / "file").write_text("")
+    for path in (here / "file", here / "file" / "below"):
+        with pytest.raises(RequestError, match="choose another output"):
+            artefact.check_output(path)
+    artefact.check_output(here / "new" / "deep")
+
+
+def test_carried_files_come_back(vit, tmp_path):
+    vit.carried = {"vocab.txt": b"a\nb\n", "1_Pooling/config.json": b"{}"}
+    artefact.save(vit, described(vit), tmp_path / "a", extra={"metrics.jsonl": b"{}\n"})
+    assert (tmp_path / "a" / "1_Pooling" / "config.json").read_bytes() == b"{}"
+    assert (tmp_path / "a" / "metrics.jsonl").is_file()
+    assert artefact.load(tmp_path / "a").opened.carried == vit.carried

@@ -6,32 +6,36 @@ import csv
 import io
 import json
 import os
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 import typer
+from PIL import Image
 from safetensors.torch import load_file
 
 import pelacli
-from pelacli import cli
+from pelacli import cli, console
 
 OPTIONS = Path(__file__).parent / "snapshots" / "options.json"
 RECIPE = """
 model = "vit_tiny_patch16_224"
 weights = "random"
 model_args = { img_size = 16, patch_size = 8, embed_dim = 32, depth = 2, num_heads = 2 }
-num_classes = 10
+num_classes = 2
 output = "runs/tiny"
 [data]
-dataset = "digits"
-batch_size = 128
+dataset = "images"
+batch_size = 8
 [teacher]
 steps = 2
 [decompose]
 ratio = "0.7"
 calibrate = "train"
-samples = 64
+samples = 16
 [pretrain]
 steps = 2
 [finetune]
@@ -43,17 +47,19 @@ COUNT = {"before", "after"}
 
 
 @pytest.fixture
-def recipe(here):
+def recipe(here, monkeypatch):
+    monkeypatch.setattr("pelacli.steps.eval._SECONDS", 0.02)  # of timing
+    generator = torch.Generator().manual_seed(0)
+    for split, count in {"train": 12, "validation": 4}.items():
+        for shade, name in enumerate(("dark", "light")):
+            folder = here / "images" / split / name
+            folder.mkdir(parents=True)
+            for n in range(count):
+                pixels = torch.randint(0, 128, (16, 16, 3), generator=generator) + 127 * shade
+                Image.fromarray(pixels.byte().numpy()).save(folder / f"{n}.png")
     path = here / "tiny.toml"
     path.write_text(RECIPE)
     return path
-
-
-@pytest.fixture
-def artefact(pela, here, checkpoint):
-    code, _, err = pela("decompose", checkpoint, "--arch", "test_vit", "--ratio", "0.5", "-o", "a")
-    assert code == 0, err
-    return here / "a"
 
 
 def document(answer):
@@ -124,6 +130,8 @@ def test_report_alone_is_about_runs(pela, here):
 def test_pipeline_runs_skips_and_reruns(pela, recipe, here):
     done = document(pela("run", recipe, "--json"))
     steps = {step["step"]: step["skipped"] for step in done["steps"]}
+    assert all(set(s) >= {"step", "artefact", "skipped", "seconds"} for s in done["steps"])
+    assert done["eval"]["latency_ms"] > 0
     assert steps == dict.fromkeys(("teacher", "decompose", "pretrain", "finetune"), False)
     assert {"artefact", "metrics", "baseline", "drop", "agreement"} <= set(done["eval"])
     assert set(done["eval"]["metrics"]) >= {"accuracy"}
@@ -134,6 +142,9 @@ def test_pipeline_runs_skips_and_reruns(pela, recipe, here):
     assert "teacher: done already" in err
     changed = document(pela("run", recipe, "--json", "--set", "pretrain.lr=0.01"))
     assert [step["skipped"] for step in changed["steps"]] == [True, True, False, False]
+
+    code, _, err = pela("run", recipe, "--set", "eval.max_drop=-1000")
+    assert (code, "accuracy drops by" in err) == (3, True)
 
     for command in (["pretrain"], ["finetune"], ["finetune", "--dense"]):
         found = document(pela(*command, recipe, "--json"))
@@ -237,6 +248,135 @@ def test_debug_shows_the_traceback_and_nothing_else_does(pela, here):
 
 def test_output_has_no_colour_off_a_terminal(pela, artefact):
     assert "\x1b" not in pela("report", "a")[1]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("no_color", [None, "1"])
+def test_talk_on_a_terminal_and_no_color(monkeypatch, no_color):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setattr(console, "talk", console.Talk())
+    console.warn("look")
+    assert "note: look" in terminal.getvalue()
+    assert ("\x1b[33m" in terminal.getvalue()) == (no_color is None)
+
+
+@pytest.mark.parametrize(
+    ("tty", "flags", "speaks"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (False, {"verbose": True}, True),
+        (True, {"quiet": True}, False),
+        (True, {"quiet": True, "verbose": True}, False),
+    ],
+)
+def test_who_hears_the_talk(monkeypatch, tty, flags, speaks):
+    stream = Terminal() if tty else io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr(console, "talk", console.Talk(**flags))
+    console.say("so far so good")
+    with console.progress("working") as bar:
+        bar.advance(1, loss=0.5)
+    assert bool(stream.getvalue()) == speaks
+
+
+def test_verbose_talks_and_leaves_the_data_alone(pela, here):
+    ask = ("decompose", "test_vit", "--weights", "random", "--ratio", "0.5", "--dry-run", "--json")
+    code, out, err = pela(*ask, "-v")
+    assert code == 0
+    assert json.loads(out)["artefact"] is None
+    assert "no calibration samples" in err
+
+
+def test_no_command_is_answered_with_help_and_no_error(pela):
+    for args in ((), ("recipes",)):
+        code, out, err = pela(*args)
+        assert code == 2
+        assert "Usage: " in out + err
+        assert "error" not in err.lower()
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_old_artefact(pela, artefact, checkpoint, monkeypatch, failure):
+    """The model card is the last file of an artefact, so all others are written by then."""
+    before = {path.name: path.read_bytes() for path in artefact.iterdir()}
+
+    def fails(record):
+        raise failure
+
+    monkeypatch.setattr("pelacli.card.model_card", fails)
+    code, out, err = pela(
+        "decompose", checkpoint, "--arch", "test_vit", "--ratio", "0.7", "-o", "a"
+    )
+    assert out == ""
+    if isinstance(failure, OSError):
+        assert (code, err) == (1, "pela: error: a: can't be written: No space left on device\n")
+    else:
+        assert (code, err) == (130, "pela: error: interrupted\n")
+    assert {path.name: path.read_bytes() for path in artefact.iterdir()} == before
+    assert [path.name for path in artefact.parent.iterdir()] == ["a"]
+
+
+def test_eval_json(pela, artefact, monkeypatch):
+    monkeypatch.setattr("pelacli.steps.eval._SECONDS", 0.02)
+    keys = {"artefact", "params", "flops", "metrics", "latency_ms"}
+    alone = document(pela("eval", "a", "--json"))
+    assert set(alone) == keys
+    assert alone["latency_ms"] > 0
+    both = document(pela("eval", "a", "test_vit", "--weights", "random", "--no-latency", "--json"))
+    assert [one["artefact"] for one in both] == ["a", "test_vit"]
+    assert both[0]["params"] < both[1]["params"]
+    assert pela("eval", "a", "--no-latency")[1].count("parameters") == 1
+
+
+def test_report_by_whole_has_a_line_per_model(pela, artefact):
+    rows = list(
+        csv.DictReader(
+            io.StringIO(pela("report", "a", "test_vit", "--by", "whole", "--format", "csv")[1])
+        )
+    )
+    assert len(rows) == 2
+    assert "a" in pela("report", "a", "--by", "whole")[1]
+    assert json.loads(pela("report", ".", "--json")[1])[0]["model"] == "a"  # what is below
+
+
+def test_recipes_list_show_copy_check(pela, here):
+    listed = document(pela("recipes", "list", "--json"))
+    names = {row["name"] for row in listed}
+    assert {"quickstart", "vit_base", "imagenet/deit_base"} <= names
+    assert all(row["about"] for row in listed)
+    code, out, err = pela("recipes", "list")
+    assert (code, err) == (0, "")
+    assert all(name in out for name in names)
+
+    text = pela("recipes", "show", "quickstart")[1]
+    assert tomllib.loads(text)["data"]["dataset"] == "digits"
+    assert pela("recipes", "copy", "quickstart")[:2] == (0, "quickstart.toml\n")
+    assert pela("recipes", "copy", "quickstart.toml", "mine.toml")[:2] == (0, "mine.toml\n")
+    assert (here / "quickstart.toml").read_text() == (here / "mine.toml").read_text() == text
+
+    assert pela("recipes", "check", "mine.toml") == (0, "mine.toml: ok\n", "")
+    asked = document(pela("recipes", "check", "mine.toml", "--json", "--set", "pretrain.epochs=5"))
+    assert asked["pretrain"]["epochs"] == 5
+    assert asked["decompose"]["ratio"] == "1/2"
+    assert "properties" in document(pela("recipes", "schema"))
+
+
+def test_the_version_and_python_dash_m(pela):
+    assert pela("--version")[1] == f"pela {pelacli.__version__}\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "pelacli", "--version"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, f"pela {pelacli.__version__}\n")
 
 
 def test_api(here):

@@ -61,7 +61,8 @@ def test_energies_are_damage_per_sample(net):
         engine.spectra(layers, cuts, moments), policy="uniform", ratio=Fraction("0.6"),
         scope="layers",
     )  # fmt: skip
-    before = model(x).detach()
+    model.requires_grad_(False)
+    before = model(x)
     rank = plan.ranks()["0"]
     lowrank.replace(model, engine.factors(layers, cuts, moments, plan))
     damage = ((model(x) - before) / before.std(0, correction=0)).square().sum(1).mean()
@@ -104,7 +105,11 @@ def test_dense_layers_have_no_factors(net):
 
 def test_the_last_pin_wins_and_each_must_match(net):
     layers = find(net)
-    assert engine.pins_by_name(layers, {".": "dense", "^2$": 5}) == {"0": "dense", "2": 5, "4": "dense"}
+    assert engine.pins_by_name(layers, {".": "dense", "^2$": 5}) == {
+        "0": "dense",
+        "2": 5,
+        "4": "dense",
+    }
     with pytest.raises(RequestError, match=r"pin 'zzz': matches no layer"):
         engine.pins_by_name(layers, {"zzz": 3})
 

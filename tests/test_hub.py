@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 TIMM_REPO = "timm/test_vit.r160_in1k"
+NOBODY = "http://127.0.0.1:9"  # nothing listens there
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -44,6 +46,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def _info(self, repo: Path, name: str, parts: list[str], body: bool) -> None:
         if not repo.is_dir():
             return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
+        if "nope" in parts:
+            return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
         files = sorted(p for p in repo.iterdir() if p.is_file())
         document: object = {
             "id": name,
@@ -98,6 +102,7 @@ def hub(tmp_path_factory):
         )
     )
     bert.save_pretrained(root / "someone" / "tiny-bert")
+    bert.save_pretrained(root / "sentence-transformers" / "all-MiniLM-L6-v2")
     pickled = root / "someone" / "pickled"
     pickled.mkdir()
     (pickled / "config.json").write_text((root / "someone/tiny-bert/config.json").read_text())
@@ -114,11 +119,13 @@ def hub(tmp_path_factory):
 def online(hub, tmp_path):
     """pela in a process of its own, as the hub's address is read once at import."""
 
-    def call(*args: str, address: str = hub[0]) -> subprocess.CompletedProcess[str]:
+    def call(
+        *args: str, address: str = hub[0], script: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
         environment |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
         return subprocess.run(
-            [sys.executable, "-m", "pelacli", *args],
+            [sys.executable, *(["-c", script] if script else ["-m", "pelacli", *args])],
             env=environment,
             cwd=tmp_path,
             capture_output=True,
@@ -141,32 +148,53 @@ def test_a_timm_name_has_the_hubs_weights(hub, online, tmp_path):
     assert source["digest"] == _digest(hub[1] / TIMM_REPO / "model.safetensors")
 
 
-def test_a_transformers_id(hub, online, tmp_path):
-    done = online("decompose", "someone/tiny-bert", "--ratio", "0.9", "-o", "a")
+def test_a_transformers_id_by_its_short_name(hub, online, tmp_path):
+    full = "sentence-transformers/all-MiniLM-L6-v2"
+    done = online("decompose", "minilm", "--ratio", "0.9", "-o", "a", "--json")
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"] == full
     ours = load_file(tmp_path / "a" / "model.safetensors")
-    theirs = load_file(hub[1] / "someone" / "tiny-bert" / "model.safetensors")
+    theirs = load_file(hub[1] / full / "model.safetensors")
     name = "embeddings.word_embeddings.weight"
     assert ours[name].equal(theirs[name])
+    # what was fetched once needs no hub
+    args = ("decompose", full, "--ratio", "0.9", "--dry-run", "--json")
+    again = online(*args, address=NOBODY)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["layers"] == json.loads(done.stdout)["layers"]
 
 
-@pytest.mark.parametrize(
-    ("model", "code", "says"),
-    [
-        ("someone/nothing", 2, "the hub has no such model"),
-        ("someone/pickled", 2, "pela never unpickles"),
-        ("not a name/at all", 2, "not a model name"),
-    ],
-)
-def test_what_the_hub_can_not_give(online, model, code, says):
-    done = online("decompose", model, "--ratio", "0.5")
-    assert (done.returncode, done.stdout) == (code, "")
-    assert says in done.stderr
-    assert done.stderr.count("\n") == 1
+REFUSED = {
+    "someone/nothing": "the hub has no such model",
+    "someone/pickled": "pela never unpickles",
+    "someone/tiny-bert@nope": "the hub has no revision 'nope'",
+    "not a name/at all": "not a model name",
+}
+
+
+def test_what_the_hub_can_not_give(online):
+    """All in one process, which takes seconds to import."""
+    script = f"""
+import sys
+from pelacli.__main__ import main
+for model in {list(REFUSED)}:
+    sys.argv = ["pela", "decompose", model, "--ratio", "0.5"]
+    try:
+        main()
+    except SystemExit as exit_:
+        print(exit_.code)
+"""
+    done = online(script=script)
+    assert done.stdout.split() == ["2"] * len(REFUSED), done.stderr
+    for line, (model, says) in zip(done.stderr.splitlines(), REFUSED.items(), strict=True):
+        assert line.startswith(f"pela: error: {model}: ")
+        assert says in line
 
 
 def test_no_hub_at_all_is_one_line_that_says_what_works(online):
-    done = online("decompose", "vit_base", "--ratio", "0.5", address="http://127.0.0.1:9")
+    start = time.perf_counter()
+    done = online("decompose", "vit_base", "--ratio", "0.5", address=NOBODY)
+    assert time.perf_counter() - start < 60  # most of it is imports; no minutes of retries
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     for way in ("--weights random", "a local directory", "--arch"):

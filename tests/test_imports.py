@@ -122,10 +122,16 @@ def test_torch_free_modules_import_nothing_heavy():
         (["recipes", "list"], 0),
         (["recipes", "check", "nothing.toml"], 2),
         (["decompose", "vit_base", "--ratio", "7"], 2),
+        (["recipes", "check", "bad.toml"], 2),
+        (["recipes", "schema"], 0),
+        (["run", "bad.toml"], 2),
         (["report"], 2),
+        (["report", "a"], 0),
+        (["report", "a", "--by", "layer", "--format", "markdown"], 0),
     ],
 )
-def test_quick_answers_load_no_torch(args, code, tmp_path):
+def test_quick_answers_load_no_torch(args, code, artefact, tmp_path):
+    (tmp_path / "bad.toml").write_text('model = "vit_base"\noutput = "r"\nmodle = 3\n')
     script = (
         "import sys\n"
         "from pelacli.__main__ import main\n"

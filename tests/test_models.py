@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pelacli import lowrank, models
+from pelacli import console, lowrank, models
 from pelacli.aliases import ALIASES, SHAPES
 from pelacli.errors import RequestError
 from pelacli.models import ImageInput, TextInput, main_output
@@ -94,7 +94,8 @@ def test_directories_of_both_libraries(tmp_path):
     assert models.open(str(tmp_path / "vit"), weights="random").source.digest is None
 
 
-def test_fresh_parameters_are_told(tmp_path, capsys):
+def test_fresh_parameters_are_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console.talk, "verbose", True)
     bert().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(
@@ -114,7 +115,11 @@ def test_fresh_parameters_are_told(tmp_path, capsys):
         ("no/such/file.safetensors", {}, "there is no such file"),
         ("vit_tiny", {"weights": "nowhere"}, "--weights nowhere: there is no such file"),
         ("vit_tiny", {"weights": "random", "model_args": {"nope": 3}}, "model_args don't fit"),
-        ("bert", {"weights": "random", "model_args": {"hiden_size": 3}}, "did you mean hidden_size"),
+        (
+            "bert",
+            {"weights": "random", "model_args": {"hiden_size": 3}},
+            "did you mean hidden_size",
+        ),
         ("bert", {"weights": "random", "model_args": {"hidden_size": "x"}}, "expected int"),
         ("bert", {"weights": "random", "model_args": {"hidden_size": 13}}, "model_args don't fit"),
     ],
@@ -136,7 +141,9 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     module = bert()
     module.encoder.layer[1].output.dense.weight.data[3, 4] = float("nan")
     module.save_pretrained(tmp_path)
-    with pytest.raises(RequestError, match=r"encoder\.layer\.1\.output\.dense\.weight holds values"):
+    with pytest.raises(
+        RequestError, match=r"encoder\.layer\.1\.output\.dense\.weight holds values"
+    ):
         models.open(str(tmp_path))
 
 

@@ -236,7 +236,7 @@ def _image_input(vision: Any, directory: Path | None) -> ImageInput:
 def _refuse_unknown(config: Any, model_args: dict[str, Any], where: str) -> None:
     """transformers would keep a misspelt setting and do nothing with it."""
     for name in model_args:
-        if not hasattr(config, name):
+        if not hasattr(config, name) and not hasattr(config, f"_{name}"):
             near = closest(name, list(config.to_dict()), n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise RequestError(f"{where}: model_args: its configuration has no {name!r}{hint}")

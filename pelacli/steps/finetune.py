@@ -29,7 +29,6 @@ def run(spec: Recipe, section_name: str = "finetune", *, resume: bool = False) -
     data = trained.Splits.open(spec, section, opened)
     if section.drop_path is not None:
         models.set_drop_path(opened.module, section.drop_path)
-    work = trained.workplace(spec, section_name, source, opened, output)
     task = data.task
 
     def losses(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -41,7 +40,10 @@ def run(spec: Recipe, section_name: str = "finetune", *, resume: bool = False) -
         device = next(module.parameters()).device
         return tasks.evaluate(module, data.validation, task, device, data.num_classes)
 
-    with console.progress(section_name, train.updates(section, len(data.train))) as bar:
+    with (
+        trained.workplace(spec, section_name, source, opened, output) as work,
+        console.progress(section_name, train.updates(section, len(data.train))) as bar,
+    ):
         result = train.fit(
             opened.module,
             losses,

@@ -34,8 +34,10 @@ def run(spec: Recipe, *, resume: bool = False) -> Outcome:
     stage = Stage(section, student.opened, teacher, data.task, labelled=data.labelled)
     if section.drop_path is not None:
         models.set_drop_path(student.module, section.drop_path)
-    work = trained.workplace(spec, "pretrain", source, student.opened, output)
-    with console.progress("pretrain", train.updates(section, len(data.train))) as bar:
+    with (
+        trained.workplace(spec, "pretrain", source, student.opened, output) as work,
+        console.progress("pretrain", train.updates(section, len(data.train))) as bar,
+    ):
         result = train.fit(
             student.module,
             stage.losses,
