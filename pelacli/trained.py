@@ -108,7 +108,7 @@ def workplace(
 ) -> Iterator[Path]:
     """Where a run keeps its checkpoints and metrics until its artefact is written.
 
-    A request that is refused within the block leaves no trace.
+    A request that is refused within the block, before there is a checkpoint, leaves no trace.
 
     Raises:
         RequestError: an unfinished run of other settings is there. To continue it with these would
@@ -130,7 +130,7 @@ def workplace(
     try:
         yield work
     except RequestError:
-        if work in made:
+        if work in made and not checkpoint.steps(work):
             shutil.rmtree(work, ignore_errors=True)
             for path in made[1:]:
                 with suppress(OSError):  # someone else has put something there

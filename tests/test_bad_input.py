@@ -13,6 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from pelacli import recipe_file
+from pelacli.errors import RequestError
+
 HALF = ("--ratio", "0.5")
 RANDOM = ("decompose", "test_vit", "--weights", "random")
 QKV = "blocks.0.attn.qkv.weight"
@@ -230,6 +233,75 @@ def test_artefacts(refused, here, artefact):
     assert "low-rank already" in refused("decompose", "a", *HALF)
     gate = ("eval", "a", "--against", "test_vit", "--weights", "random", "--max-drop", "1")
     assert "--max-drop needs --data" in refused(*gate)
+
+
+def images(root: Path) -> Path:
+    for split in ("train", "validation"):
+        for shade, name in enumerate(("dark", "light")):
+            (root / split / name).mkdir(parents=True)
+            for n in range(4):
+                image = Image.new("RGB", (16, 16), (100 * shade + n,) * 3)
+                image.save(root / split / name / f"{n}.png")
+    return root
+
+
+def test_training_data(refused, here):
+    (here / "r.toml").write_text(
+        'model = "vit_tiny_patch16_224"\nweights = "random"\nnum_classes = 2\noutput = "r"\n'
+        "model_args = { img_size = 16, patch_size = 8, embed_dim = 32, depth = 1, num_heads = 2 }\n"
+        '[data]\ndataset = "digits"\nbatch_size = 4\n[teacher]\n[decompose]\n'
+    )
+    (here / "empty" / "train" / "cat").mkdir(parents=True)
+    (here / "empty" / "validation").mkdir()
+    (here / "bare").mkdir()
+    (images(here / "torn") / "train" / "dark" / "1.png").write_bytes(b"no image")
+    (images(here / "held") / "validation" / "dark" / "1.png").write_bytes(b"no image")
+    validation = images(here / "other") / "validation"
+    (validation / "light").rename(validation / "bright")
+    for name, says in [
+        ("empty", "empty/train: no class folders with images"),
+        ("bare", "bare: no class folders with images"),
+        ("missing", "unknown dataset 'missing'"),
+        ("torn", "torn/train/dark/1.png: not a readable image"),
+        ("held", "held/validation/dark/1.png: not a readable image"),
+        ("other", "other/validation/bright: the training split has no such class"),
+        ("digits", "10 classes, but the model has 2 outputs"),
+    ]:
+        # one evaluation and no checkpoint before it, so that nothing is left to go on from
+        once = ("--set", "teacher.steps=4", "--set", "teacher.save_every=9")
+        assert says in refused("run", "r.toml", "--set", f"data.dataset={name}", *once)
+    images(here / "good")
+    (here / "taken" / "dense").mkdir(parents=True)
+    (here / "taken" / "dense" / "thesis.txt").write_text("years of work")
+    for output, says in [
+        ("taken", "taken/dense: exists and is not an artefact"),
+        ("r.toml", "r.toml is a file, not a directory"),
+    ]:
+        ask = ("--set", "data.dataset=good", "--set", f"output={output}")
+        assert says in refused("run", "r.toml", *ask)
+
+
+def test_a_refusal_keeps_the_checkpoints_there_are(here, monkeypatch):
+    """An image that can't be read at step 500 must not cost the 499 steps before it."""
+    from pelacli import trained
+
+    monkeypatch.setattr(trained.artefact, "input_digest", lambda source, opened: "x")
+    spec = recipe_file.from_flags({"model": "m", "output": "r"}, {})
+    work = here / "r" / "dense.training"
+
+    def refused_within(finished: bool) -> None:
+        with trained.workplace(spec, "decompose", "m", None, here / "r" / "dense") as place:
+            assert place == work
+            if finished:
+                (work / "checkpoints" / "step-00000001").mkdir(parents=True)
+                (work / "checkpoints" / "step-00000001" / "state.json").write_text("{}")
+            raise RequestError("torn")
+
+    for finished in (False, True):
+        with pytest.raises(RequestError, match="torn"):
+            refused_within(finished)
+        assert work.exists() == finished
+        assert (here / "r").exists() == finished
 
 
 def test_plans(refused, here):
