@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pelacli.calls import evaluating
 from pelacli.factorize import Moments, decompose
 from pelacli.lockstep import Call, lockstep
 from pelacli.lowrank import Layer
@@ -53,24 +54,22 @@ def correct(
     """
     planned = [layer for layer in layers if layer.name in ranks]
     found: dict[str, Factors] = {}
-    training = module.training
-    module.eval()
     half = len(batches)
-    try:
-        # Walkers 0 … half − 1 are the dense stream, the others the compressed one.
-        with lockstep(module, planned, [*batches, *batches], predict) as stops:
-            for calls in stops:
-                layer = calls[0].layer
-                if layer.name not in found:
-                    pairs = _pairs(calls, batches, half)
-                    found[layer.name] = _cut(
-                        layer, ranks[layer.name], moments.get(layer.name), pairs, blend
-                    )
-                    advance()
-                for call in calls:
-                    call.output = _output(call, found[layer.name] if call.walker >= half else None)
-    finally:
-        module.train(training)
+    # Walkers 0 … half − 1 are the dense stream, the others the compressed one.
+    with (
+        evaluating(module),
+        lockstep(module, planned, [*batches, *batches], predict) as stops,
+    ):
+        for calls in stops:
+            layer = calls[0].layer
+            if layer.name not in found:
+                pairs = _pairs(calls, batches, half)
+                found[layer.name] = _cut(
+                    layer, ranks[layer.name], moments.get(layer.name), pairs, blend
+                )
+                advance()
+            for call in calls:
+                call.output = _output(call, found[layer.name] if call.walker >= half else None)
     return found
 
 

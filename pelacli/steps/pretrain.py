@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pelacli import artefact, console, losses, lowrank, models, rundir, taps, tasks, train, trained
 from pelacli.agreement import agreement
 from pelacli.artefact import Artefact
+from pelacli.calls import evaluating
 from pelacli.data import Batch
 from pelacli.errors import RequestError
 from pelacli.models import OpenModel, predict
@@ -121,12 +122,10 @@ class Stage:
         if data.validation is None:
             return {}
         device = next(module.parameters()).device
-        training = module.training
-        module.eval()
-        found = agreement(
-            module, self.teacher.module.to(device), data.validation, predict, device=device
-        )
-        module.train(training)
+        with evaluating(module):
+            found = agreement(
+                module, self.teacher.module.to(device), data.validation, predict, device=device
+            )
         if data.labelled:
             found |= tasks.evaluate(module, data.validation, self.task, device, data.num_classes)
         return found

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from pelacli.calls import evaluating
 from pelacli.data import Batch, Dataset
 from pelacli.errors import RequestError
 from pelacli.models import to_device
@@ -104,12 +105,8 @@ def evaluate(
     """
     metrics = task.metrics(num_classes or getattr(loader, "num_classes", None))
     metrics.to(torch.device(device))
-    training = module.training
-    module.eval()
-    try:
+    with evaluating(module):
         for batch in loader:
             batch = to_device(batch, device)
             metrics.update(task.forward(module, batch), batch)
-    finally:
-        module.train(training)
     return metrics.compute()
