@@ -1,15 +1,19 @@
 """Sequential correction: cut the layers front to back, each for the inputs it will really get.
 
-Two streams of the same samples walk through the network together: the dense one, and one in which
-the layers so far are cut already. At a layer with dense input x and compressed input x̂, the weight
-that best gives the dense output from x̂ is W* = W·E[x x̂ᵀ]·E[x̂ x̂ᵀ]⁻¹ (least squares, means taken
-out). The layer is cut from a blend of W* and W, in the metric of x̂, and its bias brings the mean
-output back to the dense one. So errors are met where they arise and stop adding up.
+Two streams of the same samples walk through the network: the dense one, and one in which the
+layers so far are cut already. At a layer with dense input x and compressed input x̂ the weight
+that best gives the dense output y from x̂ is the regression of y on x̂, held to the old weight by
+a ridge. It is cut in the metric of x̂, and the bias brings the mean output back to the dense one.
+So errors are met where they arise and stop adding up.
+
+A layer whose output is added to a residual stream (`pelacli.residual`) is asked for more: what
+the stream has lost so far, h − ĥ, is added to its target, as far as x̂ can tell it. So a loss that
+an earlier layer could not help is paid back by a later one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,14 +22,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelacli.calls import evaluating
-from pelacli.factorize import Moments, decompose
+from pelacli.factorize import Moments, decompose, narrow_in
 from pelacli.lockstep import Call, lockstep
 from pelacli.lowrank import Layer
+from pelacli.residual import Sum, owed
 
 Factors = tuple[Tensor, Tensor, "Tensor | None"]
 
-# Share of the mean diagonal added to the compressed inputs' covariance (docs/log.md).
-DAMP = 1e-3
+# Share of the compressed inputs' mean variance that holds the regression to the old weight, and
+# share of the residual stream's loss that is asked back. Measured in docs/log.md.
+RIDGE = 0.1
+PAYBACK = 0.7
 
 
 def correct(
@@ -36,7 +43,8 @@ def correct(
     batches: Sequence[Any],
     predict: Callable[[nn.Module, Any], Any],
     *,
-    blend: float = 0.5,
+    ridge: float = RIDGE,
+    payback: float = PAYBACK,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Factors]:
     """Factors of the planned layers, cut one after the other.
@@ -46,7 +54,8 @@ def correct(
         ranks: layer → rank, of the layers to cut.
         moments: of the dense model; their output-gradient sides are used again.
         batches: calibration samples, all in memory: what ``predict`` takes.
-        blend: share of the refitted weight W*, 0 to 1.
+        ridge: share of the inputs' mean variance that holds the regression to the old weight.
+        payback: share of the residual stream's loss that a layer is asked for, 0 to 1.
         advance: called after each layer.
 
     Returns:
@@ -54,43 +63,84 @@ def correct(
     """
     planned = [layer for layer in layers if layer.name in ranks]
     found: dict[str, Factors] = {}
-    half = len(batches)
-    # Walkers 0 … half − 1 are the dense stream, the others the compressed one.
     with (
         evaluating(module),
-        lockstep(module, planned, [*batches, *batches], predict) as stops,
+        lockstep(module, planned, batches, predict) as ahead,
+        lockstep(module, planned, batches, predict) as stops,
     ):
+        dense = _Ahead(ahead)
         for calls in stops:
             layer = calls[0].layer
             if layer.name not in found:
-                pairs = _pairs(calls, batches, half)
-                found[layer.name] = _cut(
-                    layer, ranks[layer.name], moments.get(layer.name), pairs, blend
-                )
+                pairs = _pairs(calls, dense.at(layer.name, found), batches, payback)
+                moment = moments.get(layer.name)
+                found[layer.name] = _cut(layer, ranks[layer.name], moment, pairs, ridge)
                 advance()
+            down, up, bias = found[layer.name]
             for call in calls:
-                call.output = _output(call, found[layer.name] if call.walker >= half else None)
+                call.output = F.linear(F.linear(call.x, down), up, bias)
     return found
 
 
-def _output(call: Call, factors: Factors | None) -> Tensor:
-    if factors is None:
-        return F.linear(call.x, call.weight, call.bias)
-    down, up, bias = factors
-    return F.linear(F.linear(call.x, down), up, bias)
+class _Ahead:
+    """The dense stream. It is always one layer ahead: only then it knows where an output went."""
+
+    def __init__(self, stops: Iterator[list[Call]]) -> None:
+        self._stops = stops
+        self._next = next(stops, None)
+        self._passed: dict[str, dict[int, tuple[Call, Sum | None]]] = {}
+
+    def at(self, name: str, done: Mapping[str, object]) -> dict[int, tuple[Call, Sum | None]]:
+        """Walker → its call of the layer, with the dense output, and the sum that it went into.
+
+        Empty where the dense stream does not come by this layer at all.
+        """
+        while name not in self._passed and self._next is not None:
+            calls = self._next
+            for call in calls:
+                call.output = F.linear(call.x, call.weight, call.bias)
+            self._next = next(self._stops, None)
+            if calls[0].layer.name not in done:
+                seen = self._passed.setdefault(calls[0].layer.name, {})
+                seen |= {call.walker: (call, call.watch.found) for call in calls}
+        return self._passed.pop(name, {})
 
 
-def _pairs(calls: Sequence[Call], batches: Sequence[Any], half: int) -> list[tuple[Tensor, Tensor]]:
-    """(dense, compressed) inputs of the layer, [tokens, in] each, without padding."""
-    dense = {call.walker: call.x for call in calls if call.walker < half}
+@dataclass
+class _Pair:
+    """What a batch shows of a layer, without padding.
+
+    Attributes:
+        dense, ours: inputs of the two streams, [tokens, in].
+        target: the output that is wanted, without bias, [tokens, out].
+    """
+
+    dense: Tensor
+    ours: Tensor
+    target: Tensor
+
+
+def _pairs(
+    calls: Sequence[Call],
+    twins: Mapping[int, tuple[Call, Sum | None]],
+    batches: Sequence[Any],
+    payback: float,
+) -> list[_Pair]:
     pairs = []
     for call in calls:
-        if call.walker >= half and call.walker - half in dense:
-            mask = None
-            batch = batches[call.walker - half]
-            if isinstance(batch, Mapping) and "attention_mask" in batch:
-                mask = batch["attention_mask"].bool()
-            pairs.append((_rows(dense[call.walker - half], mask), _rows(call.x, mask)))
+        twin, total = twins.get(call.walker, (None, None))
+        if twin is None or twin.x.shape != call.x.shape:
+            twin, total = call, None  # the streams went different ways here
+        batch = batches[call.walker]
+        mask = None
+        if isinstance(batch, Mapping) and "attention_mask" in batch:
+            mask = batch["attention_mask"].bool()
+        target = F.linear(twin.x, call.weight.detach())
+        if payback and total is not None:
+            stream = call.watch.output_of(total.place)
+            if stream is not None and stream.shape == total.stream.shape:
+                target = target + payback * owed(total, stream, target)
+        pairs.append(_Pair(*(_rows(t, mask) for t in (twin.x, call.x, target))))
     return pairs
 
 
@@ -100,66 +150,55 @@ def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
     return x.reshape(-1, x.shape[-1]).float()
 
 
-@dataclass
-class _Joint:
-    """Means and covariances of the two streams at one layer."""
-
-    dense_mean: Tensor  # [in]
-    mean: Tensor  # [in], of the compressed stream
-    covariance: Tensor  # [in, in], of the compressed stream
-    cross: Tensor  # [in, in], E[(x − μ)(x̂ − μ̂)ᵀ]
-    level: float
+def _mean(parts: Sequence[Tensor]) -> Tensor:
+    total = torch.stack([part.sum(0, dtype=torch.float64) for part in parts]).sum(0)
+    return total / sum(map(len, parts))
 
 
-def _joint(pairs: Sequence[tuple[Tensor, Tensor]]) -> _Joint:
-    tokens = sum(len(dense) for dense, _ in pairs)
-    dense_mean = sum((dense.sum(0, dtype=torch.float64) for dense, _ in pairs)) / tokens
-    mean = sum((ours.sum(0, dtype=torch.float64) for _, ours in pairs)) / tokens
-    assert isinstance(dense_mean, Tensor)
-    assert isinstance(mean, Tensor)
-    width = len(mean)
-    covariance, cross = (torch.zeros(width, width) for _ in range(2))
-    for dense, ours in pairs:
-        centred = ours - mean.float()
-        covariance.addmm_(centred.T, centred)
-        cross.addmm_((dense - dense_mean.float()).T, centred)
-    covariance, cross = covariance.double() / tokens, cross.double() / tokens
-    return _Joint(dense_mean, mean, covariance, cross, float(covariance.diagonal().mean()))
+def _product(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Mean of a bᵀ about the means, [width of a, width of b], in float64."""
+    mean_a, mean_b = _mean(a).float(), _mean(b).float()
+    total = torch.zeros(len(mean_a), len(mean_b), device=mean_a.device)
+    for left, right in zip(a, b, strict=True):
+        total.addmm_((left - mean_a).T, right - mean_b)
+    return total.double() / sum(map(len, a))
 
 
 def _cut(
     layer: Layer,
     rank: int,
     moments: Moments | None,
-    pairs: Sequence[tuple[Tensor, Tensor]],
-    blend: float,
+    pairs: Sequence[_Pair],
+    ridge: float,
 ) -> Factors:
-    joint = _joint(pairs)
-    weight = layer.weight.double()
-    eye = torch.eye(len(joint.mean), dtype=torch.float64)
-    damping = max(DAMP * joint.level, torch.finfo(torch.float32).tiny)
-    root = torch.linalg.cholesky(joint.covariance + damping * eye)
-    out, in_ = layer.shape
-    if in_ <= out:
-        # W* = W T with T = E[x x̂ᵀ] E[x̂ x̂ᵀ]⁻¹, so the gradients' moment seen through the weight
-        # turns with it: Tᵀ (Wᵀ G W) T.
-        T = torch.cholesky_solve((joint.cross + damping * eye).T, root).T
-        T = blend * T + (1 - blend) * eye
-        target = weight @ T
-        far = None if moments is None or moments.far is None else T.T @ moments.far @ T
-        base = moments or Moments()
-        seen = replace(base, near=joint.covariance, far=far, near_level=joint.level)
+    ours, target = [pair.ours for pair in pairs], [pair.target for pair in pairs]
+    covariance = _product(ours, ours)
+    level = float(covariance.diagonal().mean())
+    # The ridge holds to the old weight, so it stands on both sides of the normal equations.
+    damped = covariance.clone()
+    damped.diagonal().add_(max(ridge * level, torch.finfo(torch.float32).tiny))
+    hold = damped.diagonal() - covariance.diagonal()
+    root = torch.linalg.cholesky(damped)
+    weight = layer.weight.detach().double()
+    known = moments or Moments()
+    if narrow_in(layer.shape):
+        # The weight that gives y from x̂ is W T, where T gives x from x̂: then the gradients'
+        # moment as seen through it is Tᵀ (Wᵀ G W) T, with no need of G itself.
+        cross = _product([pair.dense for pair in pairs], ours)
+        cross.diagonal().add_(hold)
+        T = torch.cholesky_solve(cross.T, root).T
+        refit = weight @ T
+        far = None if known.far is None else T.T @ known.far @ T
+        seen = replace(known, near=covariance, far=far, near_level=level)
     else:
-        refit = torch.cholesky_solve((weight @ (joint.cross + damping * eye)).T, root).T
-        target = blend * refit + (1 - blend) * weight
-        far = target @ joint.covariance @ target.T
-        base = moments or Moments()
-        seen = replace(base, far=far, far_level=joint.level)
-    down, up = decompose(target, seen, keep=rank).factors(rank)
-    # The bias makes the mean output that of the dense layer.
+        refit = torch.cholesky_solve((_product(target, ours) + weight * hold).T, root).T
+        far = refit @ covariance @ refit.T
+        seen = replace(known, far=far, far_level=level)
+    down, up = decompose(refit, seen, keep=rank).factors(rank)
+    # The bias makes the mean output what is wanted.
     bias = layer.bias
     if bias is not None:
-        shift = weight @ joint.dense_mean - up @ (down @ joint.mean)
+        shift = _mean(target) - up @ (down @ _mean(ours))
         bias = (bias.double() + shift).to(bias.dtype)
     dtype = layer.weight.dtype
     return down.to(dtype), up.to(dtype), bias

@@ -21,17 +21,22 @@ from torch import Tensor, nn
 
 from pelacli.calls import LinearCalls
 from pelacli.lowrank import Layer
+from pelacli.residual import Watch
 
 
 @dataclass
 class Call:
-    """A layer is about to be applied: [..., in] comes in, and ``output`` [..., out] is awaited."""
+    """A layer is about to be applied: [..., in] comes in, and ``output`` [..., out] is awaited.
+
+    ``watch`` is the walker's: when the walker stops again, it knows where the output went.
+    """
 
     walker: int
     layer: Layer
     x: Tensor
     weight: Tensor
     bias: Tensor | None
+    watch: Watch
     output: Tensor | None = None
 
 
@@ -44,6 +49,7 @@ class _Walker:
 
     def __init__(self, number: int, layers: Sequence[Layer], run: Callable[[], object]) -> None:
         self.call: Call | None = None
+        self.watch = Watch()
         self.error: BaseException | None = None
         self.stopping = False
         self._number, self._layers, self._run = number, layers, run
@@ -71,7 +77,7 @@ class _Walker:
         try:
             if not self.stopping:
                 # Grad mode and function modes belong to the thread.
-                with torch.no_grad(), LinearCalls(self._layers, self._hand_over):
+                with torch.no_grad(), LinearCalls(self._layers, self._hand_over), self.watch:
                     self._run()
         except _Stop:
             return
@@ -80,12 +86,13 @@ class _Walker:
         self._turn_over.release()
 
     def _hand_over(self, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        call = self.call = Call(self._number, layer, x, weight, bias)
+        call = self.call = Call(self._number, layer, x, weight, bias, self.watch)
         self._turn_over.release()
         self._go.acquire()
         if self.stopping:
             raise _Stop
         assert call.output is not None
+        self.watch.follow(call.output)
         return call.output
 
 

@@ -97,28 +97,52 @@ def test_full_rank_stays_dense(net, batches):
         assert torch.allclose(net(batches[0]), model(batches[0]), atol=1e-3)
 
 
-def test_least_squares_of_the_compressed_stream(net, batches, monkeypatch):
-    """With blend 1 and no cut at the second layer, its weight is the regression of the dense
-    output on the compressed input, written out here with lstsq."""
-    monkeypatch.setattr(correct, "DAMP", 1e-9)
+def regression(inputs, targets):
+    """What the best affine map of the inputs makes of the targets, by lstsq, in float64."""
+    inputs, targets = inputs.double(), targets.double()
+    centred = inputs - inputs.mean(0)
+    solution = torch.linalg.lstsq(centred, targets - targets.mean(0)).solution
+    return centred @ solution + targets.mean(0)
+
+
+@pytest.mark.parametrize("payback", [0.0, 0.7])
+def test_least_squares_of_the_compressed_stream(net, batches, payback):
+    """Without a ridge an uncut layer is the regression of what is wanted on the compressed input:
+    the dense output, and with payback what the residual stream has lost too."""
+    cut = ("inner.0", "outer.0", "inner.1", "outer.1")
+    layers = [la for la in lowrank.find_layers(net) if la.name in cut]
+    ranks = dict(zip(cut, (6, 6, 24, 24), strict=True))
+    found = correct.correct(net, layers, ranks, {}, batches, predict, ridge=1e-7, payback=payback)
+
+    def low_rank(name, x):
+        down, up, bias = found[name]
+        return F.linear(F.linear(x, down), up, bias)
+
+    with torch.no_grad():
+        dense = torch.cat(batches).reshape(-1, 24)
+        ours = dense.clone()
+        dense = dense + net.outer[0](F.gelu(net.inner[0](F.layer_norm(dense, (24,)))))
+        ours = ours + low_rank("outer.0", F.gelu(low_rank("inner.0", F.layer_norm(ours, (24,)))))
+        hidden = F.gelu(net.inner[1](F.layer_norm(dense, (24,))))
+        inputs = F.gelu(low_rank("inner.1", F.layer_norm(ours, (24,))))
+        target = net.outer[1](hidden) + payback * (dense - ours)
+        got = low_rank("outer.1", inputs).double()
+    wanted = regression(inputs, target)
+    assert (got - wanted).square().mean() < 1e-4 * (target - wanted).square().mean()
+    assert torch.allclose(got.mean(0), target.double().mean(0), atol=1e-4)
+
+
+def test_the_ridge_holds_to_the_old_weight(net, batches):
     layers = [la for la in lowrank.find_layers(net) if la.name in ("inner.0", "outer.0")]
     ranks = {"inner.0": 6, "outer.0": 24}
-    found = correct.correct(net, layers, ranks, {}, batches, predict, blend=1.0)
-    x = torch.cat(batches).reshape(-1, 24)
-    normed = F.layer_norm(x, (24,))
-    down, up, bias = found["inner.0"]
-    with torch.no_grad():
-        dense = F.gelu(net.inner[0](normed))
-        ours = F.gelu(F.linear(F.linear(normed, down), up, bias))
-        target = net.outer[0](dense)
-    centred = (ours - ours.mean(0)).double()
-    # the inputs span 48 directions but only 6 ranks feed them: the solution is damped, so
-    # compare what it predicts and not its entries
-    wanted = centred @ torch.linalg.lstsq(centred, (target - target.mean(0)).double()).solution
-    down, up, bias = found["outer.0"]
-    got = F.linear(F.linear(ours, down), up, bias)
-    assert torch.allclose(got.double() - got.double().mean(0), wanted, atol=2e-2)
-    assert torch.allclose(got.mean(0), target.mean(0), atol=1e-4)
+
+    def distance(ridge):
+        found = correct.correct(net, layers, ranks, {}, batches, predict, ridge=ridge)
+        down, up, _ = found["outer.0"]
+        weight = net.outer[0].weight.detach()
+        return float((up @ down - weight).norm() / weight.norm())
+
+    assert distance(1e4) < 1e-3 < distance(1e-2)
 
 
 @pytest.mark.parametrize("rank", [4, 8])

@@ -1,0 +1,153 @@
+"""Where a layer's output goes: into which sum, past which reshapings and scales.
+
+A layer that writes into a residual stream can pay back what the compressed stream has lost so
+far: if the dense model adds P y to the stream h and the compressed one to ĥ, the layer's output
+should be y + P⁻¹(h − ĥ). P is a reshaping (Swin's windows), a scale per channel (LayerScale), or
+nothing at all. No architecture is known by name here: a running model is watched, and P is what
+happened to y on its way to the sum.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+Path = Callable[[Tensor], Tensor]
+
+# What moves entries about or leaves them as they are. The first argument is the tensor.
+_MOVES = {
+    "view", "reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim",
+    "squeeze", "unsqueeze", "contiguous", "roll", "__getitem__", "to", "float", "clone", "detach",
+}  # fmt: skip
+_SCALES = {"mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply"}
+_SUMS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
+
+
+@dataclass
+class Sum:
+    """A layer's output y was added to a stream.
+
+    Attributes:
+        stream: h, what it was added to, as it was before.
+        place: which of the model's torch calls gave h; the same in every run of the same shapes.
+        path: P, which makes of y what is added to h.
+    """
+
+    stream: Tensor
+    place: int
+    path: Path
+
+
+class Watch(TorchFunctionMode):
+    """While active, numbers the torch calls, and follows one layer's output to its sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Sum | None = None
+        self._calls: list[weakref.ref[Tensor]] = []
+        self._places: dict[int, int] = {}  # id of a tensor → the last call that gave it
+        self._followed: dict[int, tuple[Tensor, Path]] = {}
+
+    def follow(self, output: Tensor) -> None:
+        """Follow this output from now on, and no other."""
+        self.found = None
+        self._followed = {id(output): (output, _same)}
+
+    def output_of(self, place: int) -> Tensor | None:
+        """What a call gave, if it is still in use."""
+        return self._calls[place]() if place < len(self._calls) else None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if self._followed and self.found is None and name in _SUMS and len(args) == 2:
+            self.found = self._sum(*args)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            if self._followed and self.found is None and args:
+                self._step(func, name, args, kwargs, result)
+            self._places[id(result)] = len(self._calls)
+            self._calls.append(weakref.ref(result))
+        return result
+
+    def _sum(self, a: Any, b: Any) -> Sum | None:
+        for ours, stream in ((a, b), (b, a)):
+            known = self._followed.get(id(ours))
+            if known is None or known[0] is not ours or not isinstance(stream, Tensor):
+                continue
+            place = self._place(stream)
+            if (
+                place is not None
+                and id(stream) not in self._followed
+                and stream.shape == ours.shape
+            ):
+                # A sum in place would change it.
+                return Sum(stream.detach().clone(), place, known[1])
+        return None
+
+    def _place(self, tensor: Tensor) -> int | None:
+        place = self._places.get(id(tensor))
+        return place if place is not None and self._calls[place]() is tensor else None
+
+    def _step(self, func: Any, name: str, args: Any, kwargs: Any, result: Tensor) -> None:
+        """Follow the output through one call, if that is linear in it and nothing else."""
+        if name in _SCALES and len(args) == 2:
+            for ours, scale in (args, args[::-1]):
+                known = self._followed.get(id(ours))
+                if known and known[0] is ours and _constant(scale):
+                    self._followed[id(result)] = (result, _scaled(known[1], scale))
+                    return
+            return
+        known = self._followed.get(id(args[0]))
+        if known is None or known[0] is not args[0]:
+            return
+        if name in _MOVES and not any(isinstance(a, Tensor) for a in args[1:]):
+            self._followed[id(result)] = (result, _moved(known[1], func, args[1:], kwargs))
+        elif func in (F.dropout, torch.dropout) and result.shape == args[0].shape:
+            self._followed[id(result)] = (result, known[1])  # nothing is dropped in eval mode
+
+
+def owed(total: Sum, ours: Tensor, output: Tensor) -> Tensor:
+    """P⁻¹(h − ĥ): what must be added to the layer's output to make up for the stream's loss.
+
+    Args:
+        ours: ĥ, of h's shape.
+        output: y, for its shape.
+
+    Returns:
+        [..., out]; zero where y does not reach the sum (padding of windows).
+    """
+    with torch.enable_grad():
+        probe = torch.zeros_like(output, requires_grad=True)
+        reached = total.path(probe)
+        (back,) = torch.autograd.grad(reached, probe, total.stream - ours, retain_graph=True)
+        # P is a permutation times a scale: Pᵀ P is the scale's square, entry by entry.
+        (square,) = torch.autograd.grad(reached, probe, total.path(torch.ones_like(output)))
+    tiny = 1e-12 * square.abs().amax().clamp_min(1e-30)
+    return torch.where(square.abs() > tiny, back / square.where(square.abs() > tiny, 1.0), 0.0)
+
+
+def _same(y: Tensor) -> Tensor:
+    return y
+
+
+def _scaled(path: Path, scale: Any) -> Path:
+    return lambda y: path(y) * scale
+
+
+def _moved(path: Path, func: Any, args: Any, kwargs: Any) -> Path:
+    return lambda y: func(path(y), *args, **kwargs)
+
+
+def _constant(value: Any) -> bool:
+    """A number, a parameter, or a view of one."""
+    return isinstance(value, nn.Parameter | int | float) or (
+        isinstance(value, Tensor) and isinstance(value._base, nn.Parameter)
+    )
