@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
-from pelacli import artefact, calibrate, engine, lowrank, models, ranks, record
+from pelacli import artefact, calibrate, engine, flops, lowrank, models, ranks, record
 from pelacli.errors import RequestError
-from pelacli.factorize import Decomposition, Moments
+from pelacli.factorize import Moments
+from pelacli.fields import parse_ratio
+from pelacli.flops import Cost, layer_flops
 from pelacli.lowrank import Layer
 from pelacli.manifest import Manifest
 from pelacli.models import OpenModel, predict
 from pelacli.plans import Plan
-from pelacli.recipe import parse_ratio
 
 # Where a module that `load` gave, or `decompose` changed, keeps what `save` needs.
 _KEPT = "_pela"
@@ -56,7 +58,9 @@ def plan(
     *,
     ratio: float | str | Fraction | None = None,
     policy: str = "energy",
+    unit: Literal["params", "flops"] = "params",
     scope: str = "model",
+    energy: float | None = None,
     batches: Iterable[Any] | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -65,7 +69,10 @@ def plan(
     **limits: Any,
 ) -> Plan:
     """The ranks that `decompose` would choose; the model stays as it is. Arguments as there."""
-    return _prepare(model, ratio, policy, scope, batches, include, exclude, head, pins, limits).plan
+    limits |= {"unit": unit, "energy": energy}
+    return _prepare(
+        model, ratio, policy, scope, batches, include, exclude, head, pins, limits, engine.energies
+    ).plan
 
 
 def decompose(
@@ -73,7 +80,9 @@ def decompose(
     ratio: float | str | Fraction | None = None,
     policy: str = "energy",
     *,
+    unit: Literal["params", "flops"] = "params",
     scope: str = "model",
+    energy: float | None = None,
     batches: Iterable[Any] | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -85,9 +94,12 @@ def decompose(
 
     Args:
         model: any ``nn.Module``.
-        ratio: parameters after / before, 0 < ratio ≤ 1; "2/3" and Fraction are exact.
+        ratio: what is left of ``unit``, 0 < ratio ≤ 1; "2/3" and Fraction are exact.
         policy: "energy", "uniform", or "threshold" (then ``threshold=`` is the share to keep).
-        scope: "model", or "layers": what the ratio counts.
+        unit: "params" or "flops": what the ratio counts. FLOPs are those of one sample: a plain
+            one of timm's or transformers' models, else one of ``batches``.
+        scope: "model", or "layers": whose it counts.
+        energy: in place of a ratio: as small as keeps this share of all layers' energy together.
         batches: calibration samples, unlabelled: each a tensor [B, …] that the model takes, or a
             dict of its keyword arguments. A few hundred samples make all the difference.
         include, exclude: regular expressions on module names.
@@ -101,8 +113,11 @@ def decompose(
     Raises:
         RequestError: the budget can't be met, or the model has nothing to factorise.
     """
-    found = _prepare(model, ratio, policy, scope, batches, include, exclude, head, pins, limits)
-    lowrank.replace(model, engine.factors(found.layers, found.cuts, found.moments, found.plan))
+    limits |= {"unit": unit, "energy": energy}
+    found = _prepare(
+        model, ratio, policy, scope, batches, include, exclude, head, pins, limits, engine.solve
+    )
+    engine.apply(model, found.layers, found.moments, found.plan, cuts=found.cuts)
     if found.opened is not None:
         setattr(model, _KEPT, (found.opened, found.described))
     return found.plan
@@ -110,10 +125,10 @@ def decompose(
 
 @dataclass
 class _Prepared:
-    """A model's layers, cut and planned, and still dense."""
+    """A model's layers, planned and still dense."""
 
     layers: list[Layer]
-    cuts: dict[str, Decomposition]
+    cuts: Mapping[str, engine.Cut]
     moments: dict[str, Moments]
     plan: Plan
     opened: OpenModel | None
@@ -131,6 +146,7 @@ def _prepare(
     head: Sequence[str] | None,
     pins: Mapping[str, Any] | None,
     limits: dict[str, Any],
+    solve: Callable[[Sequence[Layer], Mapping[str, Moments]], Mapping[str, engine.Cut]],
 ) -> _Prepared:
     kept, _ = getattr(model, _KEPT, (None, None))
     opened = kept or models.wrap(model, must=False)
@@ -142,23 +158,44 @@ def _prepare(
     free = [layer for layer in layers if layer.reason is None]
     if not free:
         raise RequestError(f"{type(model).__name__}: has no linear layer that may be factorised")
+    spent = None if opened is None else record.cost(opened, layers)
+    if spent is None and limits["unit"] == "flops":
+        batches = iter(batches or ())
+        first = next(batches, None)
+        if first is None:
+            raise RequestError(
+                f"{type(model).__name__}: its FLOPs are unknown; give batches to count them on, "
+                "or budget in parameters"
+            )
+        spent = _count(model, layers, first)
+        batches = chain([first], batches)
     moments = {} if batches is None else calibrate.collect(model, free, batches, predict)
-    cuts = engine.decompositions(free, moments, full=bool(pins))
+    cuts = solve(free, moments)
     try:
         exact = None if ratio is None else parse_ratio(str(ratio))
     except ValueError as error:
         raise RequestError(f"ratio: {error}") from None
     chosen = ranks.plan(
-        engine.spectra(free, cuts, moments),
+        record.measured(engine.spectra(free, cuts, moments), spent),
         policy=policy,
         ratio=exact,
         scope=scope,
         fixed_params=engine.fixed_params(model, free),
-        obstacles=record.obstacles(model, layers),
+        fixed_flops=None
+        if spent is None
+        else spent.total
+        - sum(layer_flops(la.shape, spent.tokens.get(la.name, 0), None) for la in free),
+        obstacles=record.obstacles(model, layers) if limits["unit"] == "params" else {},
         pins=engine.pins_by_name(free, pins or {}),
         **limits,
     )
     described = None
     if opened is not None:
-        described = record.describe(opened, layers, record.cost(opened, layers), chosen)
+        described = record.describe(opened, layers, spent, chosen)
     return _Prepared(free, cuts, moments, chosen, opened, described)
+
+
+def _count(model: nn.Module, layers: Sequence[Layer], batch: Any) -> Cost:
+    """FLOPs of one sample of the batch."""
+    inputs = next(iter(batch.values())) if isinstance(batch, Mapping) else batch
+    return flops.count(model, layers, lambda m: predict(m, batch), len(inputs))

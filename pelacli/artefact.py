@@ -7,6 +7,7 @@
     …                   processors and tokenizers, carried over
     pela.json           the manifest
     README.md           a model card
+    spectra.safetensors what the plan was made from, where `pela decompose` made it
 
 Read back by building the architecture without memory for its weights, applying the plan, and
 loading strictly. Nothing is ever unpickled.
@@ -196,7 +197,7 @@ def _load_strictly(module: nn.Module, path: Path) -> None:
                 group.append((child, key))
                 places[name] = group
     filled: set[int] = set()
-    for file in sorted(path.glob("*.safetensors")):
+    for file in manifest.weight_files(path):
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)

@@ -1,4 +1,4 @@
-"""Put a directory in place whole: the old one is there, or the new one, never half. No torch."""
+"""Put a directory or file in place whole: the old one is there, or the new one. No torch."""
 
 from __future__ import annotations
 
@@ -32,6 +32,27 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Put a file in place whole; its directory is made where there is none.
+
+    Raises:
+        OSError: the disk refuses; what was there is as it was.
+    """
+    path = path.resolve()  # a link stays, and what it points to is replaced
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    draft = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        draft.chmod(0o666 & ~_umask())
+        _sync(draft)
+        draft.replace(path)
+        _sync(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _exchange(new: Path, old: Path) -> None:

@@ -5,7 +5,7 @@ random ±1 projection of the model's standardised output gives the second moment
 at every layer's output, with no labels: E[(Jᵀε)(Jᵀε)ᵀ] = JᵀJ for ε of independent signs.
 
 Only products of the layer's narrower side are summed up (see `pelacli.factorize`), so the passes
-stay cheap: for in ≤ out the inputs x and the back-propagated g·W, else the outputs W x and g.
+stay cheap: for in < out the inputs x and the back-propagated g·W, else the outputs W x and g.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pelacli.calls import LinearCalls, evaluating
 from pelacli.errors import RequestError
-from pelacli.factorize import Moments
+from pelacli.factorize import Moments, narrow_in
 from pelacli.lowrank import Layer
 
 
@@ -28,14 +28,14 @@ from pelacli.lowrank import Layer
 class _Sums:
     """Running sums of one layer, in float32, around a shift so that they do not cancel."""
 
-    narrow_in: bool  # in ≤ out
+    narrow_in: bool  # in < out
     tokens: int = 0
     input_sum: Tensor | None = None  # Σ x, [in]
     shift: Tensor | None = None  # of the vectors in `gram`, [n]
     centred_sum: Tensor | None = None  # Σ (v − shift), [n]
-    gram: Tensor | None = None  # Σ (v − shift)(v − shift)ᵀ, [n, n]; v = x, or W x where in > out
+    gram: Tensor | None = None  # Σ (v − shift)(v − shift)ᵀ, [n, n]; v = x, or W x where in ≥ out
     input_square: Tensor | None = None  # Σ‖x‖²
-    gradient: Tensor | None = None  # Σ u uᵀ, [n, n]; u = g W, or g where in > out
+    gradient: Tensor | None = None  # Σ u uᵀ, [n, n]; u = g W, or g where in ≥ out
     gradient_square: Tensor | None = None  # Σ‖g‖²
 
     def add_forward(self, x: Tensor, y: Tensor) -> None:
@@ -138,7 +138,7 @@ def collect(
         RequestError: no batches, or values that are not finite.
     """
     layers = [layer for layer in layers if layer.reason is None]
-    sums = {la.name: _Sums(narrow_in=la.shape[1] <= la.shape[0]) for la in layers}
+    sums = {la.name: _Sums(narrow_in=narrow_in(la.shape)) for la in layers}
     generator = torch.Generator().manual_seed(seed)
     samples, mask = 0, None
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pelacli.console import talk
+from pelacli.options import Format, Json, Output, RecipeFile, Set, command
 
 app = typer.Typer(
     name="pela",
@@ -23,72 +21,6 @@ recipes_app = typer.Typer(
     help="List, show, copy and check recipes; print their schema.", no_args_is_help=True
 )
 app.add_typer(recipes_app, name="recipes")
-
-
-def _talk(flag: str) -> Callable[[bool], bool]:
-    def set_flag(value: bool) -> bool:
-        if value:
-            setattr(talk, flag, True)
-        return value
-
-    return set_flag
-
-
-# Options that every command has, in one place.
-_COMMON: dict[str, Any] = {
-    "verbose": Annotated[
-        bool,
-        typer.Option(
-            "--verbose",
-            "-v",
-            callback=_talk("verbose"),
-            is_eager=True,
-            help="Talk on standard error even where it is no terminal.",
-        ),
-    ],
-    "quiet": Annotated[
-        bool,
-        typer.Option(
-            "--quiet",
-            "-q",
-            callback=_talk("quiet"),
-            is_eager=True,
-            help="Say nothing but the result and errors.",
-        ),
-    ],
-    "debug": Annotated[
-        bool,
-        typer.Option(
-            "--debug",
-            callback=_talk("debug"),
-            is_eager=True,
-            help="Show the traceback of an error.",
-        ),
-    ],
-}
-
-
-def _command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command together with the options that every command has."""
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def body(**given: Any) -> None:
-            function(**{k: v for k, v in given.items() if k not in _COMMON})
-
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        signature = inspect.signature(function, eval_str=True)
-        common = [
-            inspect.Parameter(key, keyword, default=False, annotation=annotation)
-            for key, annotation in _COMMON.items()
-        ]
-        own = [p.replace(kind=keyword) for p in signature.parameters.values()]
-        body.__signature__ = signature.replace(parameters=[*own, *common])  # type: ignore[attr-defined]
-        body.__annotations__ = {p.name: p.annotation for p in [*own, *common]}
-        group.command(name)(body)
-        return function
-
-    return register
 
 
 def _version(value: bool) -> None:
@@ -108,35 +40,42 @@ def _root(
     pass
 
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Set any key of the recipe: pretrain.epochs=5."
-    ),
-]
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Directory of the artefact to write.")
-]
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe (TOML).")]
-Format = Annotated[str, typer.Option("--format", help="table, json, csv or markdown.")]
-
-
-@_command(app, "decompose")
+@command(app, "decompose")
 def decompose(
     model: Annotated[
         str,
         typer.Argument(
             help="timm name or alias, hub id, local directory, safetensors file (with --arch), "
-            "artefact, or a recipe (.toml)."
+            "artefact, or a recipe (.toml). With --dry-run also stored spectra."
         ),
     ],
     ratio: Annotated[
         str | None,
         typer.Option(help="Parameters after / before, a decimal or a fraction: 0.5, 2/3."),
     ] = None,
+    unit: Annotated[
+        str | None, typer.Option(help="What the ratio counts: params or flops (of one sample).")
+    ] = None,
     scope: Annotated[
-        str | None, typer.Option(help="What the ratio counts: model, or layers (the paper's 1/c).")
+        str | None, typer.Option(help="Whose it counts: model, or layers (the paper's 1/c).")
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(help="Instead: as small as keeps this share of all layers' energy together."),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead: as small as loses at most so many points of the main metric, untrained, "
+            "on --data. Without labels: of the agreement with the dense model, in percent of "
+            "samples of the same class, or 100 × cosine where there are no classes. Exit 3 if "
+            "no factorised model is good enough."
+        ),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Dataset that --max-drop measures on.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of --data.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Task of --max-drop: unlabelled for data without labels.")
     ] = None,
     policy: Annotated[
         str | None, typer.Option(help="energy (global), uniform (the paper's), threshold.")
@@ -170,8 +109,12 @@ def decompose(
         Path | None, typer.Option(help="Use the ranks of this plan (JSON), edited by hand or not.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan, write nothing.")
+        bool, typer.Option("--dry-run", help="Show the plan, make no artefact.")
     ] = False,
+    spectra: Annotated[
+        Path | None,
+        typer.Option(help="Also write the spectra to this file, to plan from without the model."),
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="pretrained, random, or the path of a safetensors file.")
     ] = None,
@@ -186,12 +129,19 @@ def decompose(
     json: Json = False,
 ) -> None:
     """Factorise a model into a smaller one that loads where the old one loaded."""
-    from pelacli import requests, results
+    from pelacli import replan, requests, results
+    from pelacli.errors import DropError
 
-    top = {"weights": weights, "arch": arch, "seed": seed}
+    top: dict[str, Any] = {"weights": weights, "arch": arch, "seed": seed}
     section = {
         "ratio": ratio,
+        "unit": unit,
         "scope": scope,
+        "energy": energy,
+        "max_drop": max_drop,
+        "data": data and {"dataset": data},
+        "split": split,
+        "task": task,
         "policy": policy,
         "threshold": threshold,
         "calibrate": calibrate,
@@ -205,14 +155,24 @@ def decompose(
         "multiple": multiple,
         "plan": plan,
     }
+    if stored := replan.source(model, dry_run):
+        top["spectra"] = spectra
+        results.print_decomposed(replan.run(stored, top, section, set_ or []), json)
+        return
     request = requests.decompose(model, top, section, set_ or [], output)
     from pelacli.steps import decompose as step
 
-    done = step.run(request.recipe, request.source, request.output, dry_run=dry_run)
+    try:
+        done = step.run(
+            request.recipe, request.source, request.output, dry_run=dry_run, side=spectra
+        )
+    except DropError as error:
+        results.print_tried(error, json)
+        raise
     results.print_decomposed(done, json)
 
 
-@_command(app, "pretrain")
+@command(app, "pretrain")
 def pretrain(
     recipe: RecipeFile,
     resume: Annotated[
@@ -230,7 +190,7 @@ def pretrain(
     results.print_trained(step.run(spec, resume=resume), json)
 
 
-@_command(app, "finetune")
+@command(app, "finetune")
 def finetune(
     recipe: RecipeFile,
     dense: Annotated[
@@ -251,7 +211,7 @@ def finetune(
     results.print_trained(step.run(spec, "teacher" if dense else "finetune", resume=resume), json)
 
 
-@_command(app, "eval")
+@command(app, "eval")
 def evaluate(
     artefacts: Annotated[
         list[str], typer.Argument(metavar="ARTEFACT…", help="Artefacts, models, or one recipe.")
@@ -302,13 +262,28 @@ def evaluate(
     step.gate(evaluated)
 
 
-@_command(app, "report")
+@command(app, "report")
 def report(
     models: Annotated[
         list[str] | None,
         typer.Argument(metavar="ARTEFACT…", help="Artefacts or models; default: all in runs/."),
     ] = None,
     by: Annotated[str, typer.Option(help="Rows: layer, kind or whole.")] = "kind",
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            help="What other ratios would give, from stored spectra: 0.9..0.3, 0.9..0.3:7, or a "
+            "list. Damage is the energy lost: after calibration the change of the standardised "
+            "output, squared, per sample; else the squared error of the weights."
+        ),
+    ] = None,
+    scope: Annotated[
+        str | None, typer.Option(help="Of the sweep's ratios: model or layers.")
+    ] = None,
+    policy: Annotated[str | None, typer.Option(help="Of the sweep: energy or uniform.")] = None,
+    unit: Annotated[
+        str | None, typer.Option(help="Of the sweep's ratios: params or flops.")
+    ] = None,
     format_: Format = "table",
     arch: Annotated[
         str | None, typer.Option(help="Architecture of a bare safetensors file.")
@@ -318,10 +293,16 @@ def report(
     """Parameters, FLOPs, ranks and kept energy of artefacts and plain models."""
     from pelacli.steps import report as step
 
-    step.run(models or [], by=by, style="json" if json else format_, arch=arch)
+    style = "json" if json else format_
+    shared = {"scope": scope, "policy": policy, "unit": unit}
+    if sweep is None:
+        step.needs_sweep(shared)
+        step.run(models or [], by=by, style=style, arch=arch)
+    else:
+        step.run_sweep(models or [], sweep, shared, style=style)
 
 
-@_command(app, "run")
+@command(app, "run")
 def run(
     recipe: RecipeFile,
     force: Annotated[bool, typer.Option("--force", help="Do every step again.")] = False,
@@ -336,7 +317,7 @@ def run(
     pipeline.gate(done)
 
 
-@_command(recipes_app, "list")
+@command(recipes_app, "list")
 def recipes_list(json: Json = False) -> None:
     """The recipes that come with pela."""
     from pelacli import gallery
@@ -344,7 +325,7 @@ def recipes_list(json: Json = False) -> None:
     gallery.print_list(json)
 
 
-@_command(recipes_app, "show")
+@command(recipes_app, "show")
 def recipes_show(name: Annotated[str, typer.Argument(help="Name of a recipe.")]) -> None:
     """Print a recipe."""
     from pelacli import gallery
@@ -352,7 +333,7 @@ def recipes_show(name: Annotated[str, typer.Argument(help="Name of a recipe.")])
     typer.echo(gallery.read(name), nl=False)
 
 
-@_command(recipes_app, "copy")
+@command(recipes_app, "copy")
 def recipes_copy(
     name: Annotated[str, typer.Argument(help="Name of a recipe.")],
     target: Annotated[Path, typer.Argument(help="File to write; must not exist.")] = Path("."),
@@ -363,7 +344,7 @@ def recipes_copy(
     typer.echo(gallery.copy(name, target))
 
 
-@_command(recipes_app, "check")
+@command(recipes_app, "check")
 def recipes_check(recipe: RecipeFile, set_: Set = None, json: Json = False) -> None:
     """Validate a recipe and print it as resolved."""
     from pelacli import console, recipe_file
@@ -376,7 +357,7 @@ def recipes_check(recipe: RecipeFile, set_: Set = None, json: Json = False) -> N
         typer.echo(f"{recipe}: ok")
 
 
-@_command(recipes_app, "schema")
+@command(recipes_app, "schema")
 def recipes_schema() -> None:
     """Print the JSON schema of recipes."""
     from pelacli import console

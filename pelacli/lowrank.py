@@ -6,7 +6,8 @@ Words (``out`` × ``in`` weight W, rank r): ``down`` is r × in, ``up`` is out �
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -135,6 +136,10 @@ class Layer:
     kind: str
     reason: str | None = None
 
+    def release(self) -> None:
+        """Let go of the module once it is replaced, so that its weight's memory comes free."""
+        object.__setattr__(self, "module", nn.Module())
+
     @property
     def params(self) -> int:
         """Parameters of the weight matrix, without the bias."""
@@ -236,6 +241,23 @@ def replace(module: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor, Tenso
         for alias in names[id(old)]:
             parent, _, child_name = alias.rpartition(".")
             setattr(module.get_submodule(parent), child_name, new)
+
+
+@contextmanager
+def replaced(
+    module: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]
+) -> Iterator[None]:
+    """`replace` for a while: afterwards the very modules from before are back in their places."""
+    before = list(module.named_modules(remove_duplicate=False))
+    out = {id(submodule(module, name)) for name in factors}
+    replace(module, factors)
+    try:
+        yield
+    finally:
+        for name, old in before:
+            if id(old) in out:
+                parent, _, child_name = name.rpartition(".")
+                setattr(module.get_submodule(parent), child_name, old)
 
 
 def replace_empty(module: nn.Module, ranks: Mapping[str, int]) -> None:

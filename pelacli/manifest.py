@@ -94,7 +94,7 @@ class Manifest(_Record):
 
     Attributes:
         format: version of the format; pela: version of the program that wrote it.
-        policy, scope, ratio, energy: of the plan; None for a dense model.
+        policy, scope, unit, ratio, energy: of the plan; None for a dense model.
         params, flops: of the whole model; flops of one sample, None where unknown.
     """
 
@@ -104,6 +104,7 @@ class Manifest(_Record):
     library: str
     policy: str | None = None
     scope: str | None = None
+    unit: str | None = None
     ratio: str | None = None
     energy: float | None = None
     params: Count
@@ -165,9 +166,14 @@ def digest_file(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of an artefact that hold its model: one, or all shards in order."""
+    return sorted(directory.glob("model*.safetensors"))
+
+
 def weights_digest(directory: Path) -> str:
     """SHA-256 of an artefact's weights; of all shards in order, where there are several."""
-    return ",".join(digest_file(file) for file in sorted(directory.glob("*.safetensors")))
+    return ",".join(digest_file(file) for file in weight_files(directory))
 
 
 def versions() -> dict[str, str]:

@@ -38,6 +38,7 @@ class Plan:
         limit: the budget, floor(ratio · total); used: what the plan costs; total: the dense cost.
             Of the whole model, or with scope "layers" of the planned layers alone.
         threshold: of policy "threshold".
+        share: of all layers' energy together, where that was asked for in place of a ratio.
         energy: share of the planned layers' energy that is kept, 0 to 1; None where unknown.
     """
 
@@ -51,6 +52,7 @@ class Plan:
     total: int | None = None
     threshold: float | None = None
     energy: float | None = None
+    share: float | None = None
 
     def ranks(self) -> dict[str, int]:
         """Layer → rank of the layers that are factorised."""
@@ -67,6 +69,7 @@ class Plan:
             "used": self.used,
             "total": self.total,
             "threshold": self.threshold,
+            "share": self.share,
             "energy": self.energy,
             "layers": {
                 name: {
@@ -78,8 +81,9 @@ class Plan:
                 for name, la in self.layers.items()
             },
         }
-        if self.threshold is None:
-            del document["threshold"]
+        for key in ("threshold", "share"):
+            if document[key] is None:
+                del document[key]
         return document
 
     @classmethod
@@ -129,12 +133,15 @@ class Plan:
             total=_number(data, "total", int, where),
             threshold=_number(data, "threshold", float, where),
             energy=_number(data, "energy", float, where),
+            share=_number(data, "share", float, where),
         )
 
     def __str__(self) -> str:
         budget = "" if self.ratio is None else f", ratio {self.ratio} of the {self.scope}"
         if self.threshold is not None:
             budget += f", threshold {self.threshold:g}"
+        if self.share is not None:
+            budget += f", energy {self.share:g}"
         if self.used is not None and self.total:
             budget += f": {self.used:,} of {self.total:,} {self.unit}"
             budget += f" ({self.used / self.total:.4f})"

@@ -7,7 +7,7 @@ and every comparison with a budget is exact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -117,13 +117,59 @@ def energy(choices: Sequence[Choice], limit: int) -> list[int | None]:
 
     Ties go to the layer that comes first, so callers sort the layers by name.
     """
-    left = limit - sum(c.price(c.low) for c in choices)
+    return _buy(choices, _hull(choices), limit)
+
+
+def least(
+    choices: Sequence[Choice], enough: Callable[[list[int | None]], bool]
+) -> list[int | None] | None:
+    """The ranks of `energy` at the smallest limit at which they are enough.
+
+    With one more unit to spend `energy` never keeps less: the first item that it buys and did not
+    before takes all that was left for what comes behind it, at a better density. So bisection
+    finds the smallest limit, and `energy` at the cost of the answer gives the answer again.
+
+    Args:
+        enough: whether ranks will do; true of all that keep more energy than some that do.
+
+    Returns:
+        None where even the ranks that keep the most are not enough.
+    """
+    if not choices:
+        return [] if enough([]) else None
+    hull = _hull(choices)
+    low = sum(c.price(c.low) for c in choices) - 1  # too little for any ranks
+    high = sum(c.dense for c in choices)
+    found = _buy(choices, hull, high)
+    if not enough(found):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        ranks = _buy(choices, hull, middle)
+        if enough(ranks):
+            found, high = ranks, sum(c.price(r) for c, r in zip(choices, ranks, strict=True))
+        else:
+            low = middle
+    return found
+
+
+# Items in the order of buying: cost, owner, whether a jump, whether waiting; see `_items`.
+_Hull = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]
+
+
+def _hull(choices: Sequence[Choice]) -> _Hull:
     density, cost, owner, jump, waiting = _items(choices)
     # Each layer's items lie in order and stay so: the sort is stable and their density falls.
     order = np.argsort(-density, kind="stable")
     order = order[density[order] > 0]
-    cost, owner, jump, waiting = cost[order], owner[order], jump[order], waiting[order]
-    bought = np.zeros(len(order), bool)
+    return cost[order], owner[order], jump[order], waiting[order]
+
+
+def _buy(choices: Sequence[Choice], hull: _Hull, limit: int) -> list[int | None]:
+    left = limit - sum(c.price(c.low) for c in choices)
+    cost, owner, jump, waiting = hull
+    waiting = waiting.copy()
+    bought = np.zeros(len(cost), bool)
     live = np.flatnonzero(~waiting)
     while len(live):
         spent = np.cumsum(cost[live])

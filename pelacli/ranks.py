@@ -19,13 +19,11 @@ from pelacli import policies
 from pelacli.errors import RequestError
 from pelacli.plans import LayerPlan, Plan, check, nearest
 from pelacli.policies import Choice
+from pelacli.refusals import ceil4, check_arguments, check_pins, floor4, impossible, text
 
 __all__ = ["LayerPlan", "Pin", "Plan", "Spectrum", "check", "measure", "plan"]
 
 Pin = int | Literal["dense", "full"]
-
-POLICIES = ("energy", "uniform", "threshold")
-SCOPES = ("model", "layers")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +77,7 @@ def plan(
     pins: Mapping[str, Pin] | None = None,
     unit: Literal["params", "flops"] = "params",
     fixed_flops: int | None = None,
+    energy: float | None = None,
 ) -> Plan:
     """Choose the ranks.
 
@@ -103,14 +102,17 @@ def plan(
         pins: layer → its rank (also past break-even), "dense", or "full" (factorised at
             min(out, in)). A pin is obeyed as it stands; the others share what is left.
         fixed_flops: as fixed_params, for unit "flops".
+        energy: in place of a ratio (policy "energy"): the smallest plan that keeps at least this
+            share of the energy of all layers together.
 
     Raises:
         RequestError: an unusable argument, or a budget that cannot be met; the message names the
             smallest ratio that can, and what stands in the way.
     """
     pins = pins or {}
-    _check_arguments(spectra, policy, ratio, scope, threshold, min_rank, max_rank, multiple)
-    _check_pins(spectra, pins)
+    names = [s.name for s in spectra]
+    check_arguments(names, policy, ratio, scope, threshold, min_rank, max_rank, multiple, energy)
+    check_pins({s.name: s.shape for s in spectra}, pins)
     if unit == "flops" and fixed_flops is None and scope == "model":
         raise ValueError("a FLOP budget of the whole model needs fixed_flops")
     fixed = 0 if scope == "layers" else fixed_params if unit == "params" else fixed_flops or 0
@@ -137,7 +139,7 @@ def plan(
     lowest = sum(c.low * c.cost for c in free.values())
     limit = None if ratio is None else ratio.numerator * total // ratio.denominator
     if ratio is not None and limit is not None and spent + lowest > limit:
-        raise _impossible(
+        raise impossible(
             ratio, scope, unit, total, spent + lowest, pinned, lowest, fixed, obstacles or {}
         )
 
@@ -146,6 +148,8 @@ def plan(
     if policy == "threshold":
         assert threshold is not None
         found = policies.threshold(choices, threshold)
+    elif energy is not None:
+        found = _least(spectra, settled, free, energy)
     elif not choices:
         found = []
     elif policy == "uniform":
@@ -159,8 +163,8 @@ def plan(
         assert limit is None or used <= limit
     elif ratio is not None and limit is not None and used > limit:
         raise RequestError(
-            f"threshold {threshold:g} gives ratio {_ceil4(used, total)}, above the requested "
-            f"{_text(ratio)}: lower the threshold or leave out the ratio"
+            f"threshold {threshold:g} gives ratio {ceil4(used, total)}, above the requested "
+            f"{text(ratio)}: lower the threshold or leave out the ratio"
         )
     settled |= {
         name: (rank, "break-even" if rank is None else None)
@@ -170,11 +174,12 @@ def plan(
     chosen = Plan(
         policy=policy,
         scope=scope,
-        ratio=None if ratio is None else _text(ratio),
+        ratio=None if ratio is None else text(ratio),
         layers=layers,
         unit=unit,
         limit=limit,
         threshold=threshold,
+        share=energy,
     )
     return measure(chosen, spectra, fixed_params=fixed_params, fixed_flops=fixed_flops)
 
@@ -220,6 +225,38 @@ def measure(
     return replace(plan, layers=layers, used=used, total=total, energy=overall)
 
 
+def _least(
+    spectra: Sequence[Spectrum],
+    settled: Mapping[str, tuple[int | None, str | None]],
+    free: Mapping[str, Choice],
+    share: float,
+) -> list[int | None]:
+    """The cheapest ranks of the free layers with which all layers keep this share, as `measure`
+    counts it."""
+    energies = {s.name: float(s.energies.sum()) for s in spectra}
+    shares = {s.name: policies.shares(s.energies) for s in spectra}
+    whole = fsum(energies.values())
+
+    def kept(found: Sequence[int | None]) -> float:
+        ranks = {name: rank for name, (rank, _) in settled.items()}
+        ranks |= dict(zip(free, found, strict=True))
+        parts = (
+            energies[name] if rank is None else float(shares[name][rank]) * energies[name]
+            for name, rank in ranks.items()
+        )
+        return fsum(parts) / whole if whole > 0 else 1.0
+
+    choices = list(free.values())
+    found = policies.least(choices, lambda ranks: kept(ranks) >= share)
+    if found is None:
+        most = kept([None if c.open_end else c.high for c in choices])
+        raise RequestError(
+            f"energy {share:g} cannot be kept: with these pins and largest ranks it is "
+            f"{floor4(most)} at most; ask for less, or free some layers"
+        )
+    return found
+
+
 def _costs(s: Spectrum, unit: str) -> tuple[int, int]:
     """(cost of one rank, cost of the dense layer) in parameters or FLOPs."""
     out, in_ = s.shape
@@ -243,112 +280,3 @@ def _choice(
     high = low + (top - low) // step * step
     open_end = max_rank is None or max_rank > below_break_even
     return Choice(s.energies, cost, dense, low, high, step, open_end)
-
-
-def _check_arguments(
-    spectra: Sequence[Spectrum],
-    policy: str,
-    ratio: Fraction | None,
-    scope: str,
-    threshold: float | None,
-    min_rank: int,
-    max_rank: int | None,
-    multiple: int,
-) -> None:
-    if not spectra:
-        raise RequestError("no layer is left to factorise: include more or exclude less")
-    names = [s.name for s in spectra]
-    if len(set(names)) < len(names):
-        raise ValueError("two spectra have the same name")
-    if policy not in POLICIES:
-        raise RequestError(f"policy {policy!r} is none of {', '.join(POLICIES)}")
-    if scope not in SCOPES:
-        raise RequestError(f"scope {scope!r} is none of {', '.join(SCOPES)}")
-    if ratio is not None and not 0 < ratio <= 1:
-        raise RequestError(f"ratio {_text(ratio)} is not above 0 and at most 1")
-    if policy == "threshold" and (threshold is None or not 0 < threshold <= 1):
-        raise RequestError("policy threshold needs a threshold above 0 and at most 1")
-    if policy != "threshold" and threshold is not None:
-        raise RequestError(f"a threshold belongs to policy threshold, not to {policy}")
-    if policy != "threshold" and ratio is None:
-        raise RequestError(f"policy {policy} needs a ratio")
-    if min_rank < 0 or multiple < 1:
-        raise RequestError("the minimum rank must be at least 0 and the multiple at least 1")
-    if max_rank is not None and max_rank < -(-min_rank // multiple) * multiple:
-        raise RequestError(
-            f"no multiple of {multiple} lies between minimum rank {min_rank} and maximum rank "
-            f"{max_rank}: raise the maximum or lower the others"
-        )
-
-
-def _check_pins(spectra: Sequence[Spectrum], pins: Mapping[str, Pin]) -> None:
-    shapes = {s.name: s.shape for s in spectra}
-    for name, pin in pins.items():
-        if name not in shapes:
-            raise RequestError(f"pin {name}: no such layer is factorised{nearest(name, shapes)}")
-        if isinstance(pin, str):
-            if pin not in ("dense", "full"):
-                raise RequestError(f'pin {name}: {pin!r} is neither a rank, "dense" nor "full"')
-        elif not 0 <= pin <= min(shapes[name]):
-            out, in_ = shapes[name]
-            raise RequestError(
-                f"pin {name}: rank {pin} is not between 0 and {min(out, in_)}, "
-                f"the most that its shape {out} × {in_} can have"
-            )
-
-
-def _impossible(
-    ratio: Fraction,
-    scope: str,
-    unit: str,
-    total: int,
-    least: int,
-    pinned: int,
-    lowest: int,
-    fixed: int,
-    obstacles: Mapping[str, int],
-) -> RequestError:
-    """The error for a budget below ``least``: names the nearest ratio and what is in the way."""
-    noun = "parameters" if unit == "params" else "FLOPs"
-
-    def share(n: int) -> str:
-        return f"{100 * n / total:.1f} %"
-
-    stuck = {k: n for k, n in obstacles.items() if 100 * n >= total} if fixed else {}
-    names = sorted(stuck, key=lambda k: (-stuck[k], k))[:3]
-    reasons = []
-    if names:
-        shares = [
-            f"{k} ({share(stuck[k])}{f' of the {noun}' if k == names[0] else ''})" for k in names
-        ]
-        are = "is" if len(names) == 1 else "are"
-        reasons.append(f"{_and(shares)} {are} not factorised")
-    elif 100 * fixed >= total:
-        reasons.append(f"{share(fixed)} of the {noun} are not in factorised layers")
-    if 100 * pinned >= total:
-        reasons.append(f"pins hold {share(pinned)}")
-    if 100 * lowest >= total:
-        reasons.append(f"the layers at their lowest ranks hold {share(lowest)}")
-    because = f", because {_and(reasons)}" if reasons else ""
-    if least > total:
-        return RequestError(f"ratio {_text(ratio)} cannot be met, nor any up to 1{because}")
-    return RequestError(
-        f"ratio {_text(ratio)} cannot be met: the smallest possible is "
-        f"{_ceil4(least, total)}{because}"
-        + ("; scope layers counts the factorised layers only" if names else "")
-    )
-
-
-def _and(parts: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
-
-
-def _ceil4(part: int, whole: int) -> str:
-    """part / whole, rounded up to 4 digits: as a budget it suffices for the part."""
-    return _text(Fraction(-(-part * 10_000 // whole), 10_000))
-
-
-def _text(ratio: Fraction) -> str:
-    """A decimal where a short one is exact, else the fraction: 0.5, 2/3."""
-    decimal = f"{float(ratio):.6f}".rstrip("0").rstrip(".")
-    return decimal if Fraction(decimal) == ratio else str(ratio)

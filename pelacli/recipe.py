@@ -8,125 +8,26 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    Strict,
-    WithJsonSchema,
-    model_validator,
+from pydantic import Field, model_validator
+
+from pelacli.fields import (
+    Argument,
+    Betas,
+    FilePath,
+    Mistake,
+    Pattern,
+    Pin,
+    Range,
+    Ratio,
+    Section,
+    Text,
 )
-
-# A decimal or a fraction. Exponents end at three digits: Fraction("1e-999999999") never returns.
-_RATIO = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?|[+-]?\d+/\d+", re.IGNORECASE)
-
-
-class Mistake(ValueError):  # noqa: N818
-    """Keys that don't go together.
-
-    Args:
-        keys: dotted, seen from the section that is checked; the first is the one to mend.
-    """
-
-    def __init__(self, message: str, *keys: str) -> None:
-        super().__init__(message)
-        self.keys = [tuple(key.split(".")) for key in keys]
-
-
-def parse_ratio(value: str | float | Fraction) -> Fraction:
-    """A ratio, exactly: "0.5", "2/3", 0.1 (which is 1/10).
-
-    Raises:
-        ValueError: it is no number, or not above 0 and at most 1.
-    """
-    text = re.sub(r"\s*/\s*", "/", str(value).strip())
-    try:
-        ratio = Fraction(text) if _RATIO.fullmatch(text) else None
-    except (ValueError, ZeroDivisionError):
-        ratio = None
-    if ratio is None:
-        raise ValueError(f"{value!r} is no ratio; give a decimal or a fraction: 0.5, 2/3")
-    if not 0 < ratio <= 1:
-        raise ValueError(f"{text} is out of range; a ratio is above 0 and at most 1")
-    return ratio
-
-
-def _ratio(value: Any) -> str:
-    parse_ratio(str(value).lower() if isinstance(value, bool) else value)
-    return str(value)
-
-
-def _pattern(value: str) -> str:
-    try:
-        re.compile(value)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{value!r} is no regular expression ({error})") from None
-    return value
-
-
-def _pin(value: Any) -> Any:
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if not whole and value not in ("dense", "full"):
-        raise ValueError(f"{value!r} is no rank; give a whole number, 'dense' or 'full'")
-    return value
-
-
-def _argument(value: Any) -> Any:
-    for item in value if isinstance(value, list) else [value]:
-        if not isinstance(item, bool | int | float | str):
-            raise ValueError("expected a number, text, true or false, or a list of these")
-    return value
-
-
-def _named(value: Any) -> Any:
-    if value == "":
-        raise ValueError("is empty")
-    return value
-
-
-def _pair(value: Any) -> Any:
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ValueError("expected two numbers, as [0.5, 1.0]")
-    return value
-
-
-def _range(value: tuple[float, float]) -> tuple[float, float]:
-    if value[0] > value[1]:
-        raise ValueError(f"{list(value)} is no range; the smaller number comes first")
-    return value
-
-
-Text = Annotated[str, Field(min_length=1)]
-Pattern = Annotated[str, AfterValidator(_pattern)]
-Scalar = bool | int | float | str
-Argument = Annotated[Scalar | list[Scalar], BeforeValidator(_argument)]
-Pin = Annotated[Annotated[int, Field(ge=0)] | Literal["dense", "full"], BeforeValidator(_pin)]
-Ratio = Annotated[
-    str,
-    BeforeValidator(_ratio),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}]}),
-]
-# Files have lists for tuples and text for paths, hence not strict.
-FilePath = Annotated[Path, Strict(False), BeforeValidator(_named)]
-Positive = Annotated[float, Field(gt=0)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-_pairs = (Strict(False), BeforeValidator(_pair))
-Range = Annotated[tuple[Positive, Positive], *_pairs, AfterValidator(_range)]
-Betas = Annotated[tuple[Beta, Beta], *_pairs]
-
-
-class Section(BaseModel):
-    """Unknown keys are mistakes, nothing is converted ("5" is no number), values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+from pelacli.fields import parse_ratio as parse_ratio  # the word of those who read recipes
 
 
 class Augment(Section):
@@ -239,16 +140,29 @@ class Pretrain(Train):
 class Decompose(Section):
     """How small, and by which ranks."""
 
-    ratio: Ratio = Field("1/2", description="parameters after / before: 0.5, 2/3")
-    scope: Literal["model", "layers"] = Field("model", description="what the ratio counts")
+    ratio: Ratio = Field(
+        None, description="after / before: 0.5, 2/3; 1/2 where nothing else says how small"
+    )
+    unit: Literal["params", "flops"] = Field("params", description="what the ratio counts")
+    scope: Literal["model", "layers"] = Field("model", description="whose it counts")
+    energy: float | None = Field(
+        None, gt=0, le=1, description="as small as keeps this share of all layers' energy"
+    )
+    max_drop: float | None = Field(
+        None, ge=0, description="as small as loses no more points of the main metric"
+    )
+    data: Data | None = Field(None, description="max_drop's samples, where not the recipe's data")
+    split: str | None = Field(None, description="of max_drop's samples, in place of data.val")
+    task: str | None = Field(None, description="of max_drop, where it is not the recipe's")
     policy: Literal["energy", "uniform", "threshold"] = Field(
         "energy", description="how ranks are chosen"
     )
     threshold: float | None = Field(None, gt=0, le=1, description="share of energy a layer keeps")
     calibrate: Text | None = Field(None, description="unlabelled samples: a dataset, or train")
     samples: int = Field(256, ge=1, description="how many samples to calibrate on")
-    correct: bool = Field(False, description="refit each layer to the inputs it really gets")
-    blend: float = Field(0.5, ge=0, le=1, description="share of the refitted weight")
+    correct: bool | None = Field(
+        None, description="refit each layer to the inputs it really gets; unset: with calibrate"
+    )
     include: list[Pattern] = Field([], description="only layers whose name matches")
     exclude: list[Pattern] = Field([], description="not layers whose name matches")
     pin: dict[Pattern, Pin] = Field({}, description="layers → rank, dense or full")
@@ -261,6 +175,7 @@ class Decompose(Section):
     def _complete(self) -> Self:
         if self.correct and self.calibrate is None:
             raise Mistake("needs samples to refit to; give calibrate", "correct")
+        self._one_budget()
         if self.policy == "threshold" and self.threshold is None:
             raise Mistake("'threshold' needs threshold too, the share of energy to keep", "policy")
         if self.threshold is not None and "policy" not in self.model_fields_set:
@@ -271,6 +186,31 @@ class Decompose(Section):
                 f"max_rank {high} is below min_rank {low}; change one", "max_rank", "min_rank"
             )
         return self
+
+    def _one_budget(self) -> None:
+        for budget in ("max_drop", "energy"):
+            if getattr(self, budget) is None:
+                continue
+            for other in ("ratio", "threshold", "energy", "plan"):
+                if other != budget and getattr(self, other) is not None:
+                    raise Mistake(
+                        f"{budget} and {other} both say how small; give one", budget, other
+                    )
+            if budget == "energy" and self.policy != "energy":
+                raise Mistake(f"belongs to policy 'energy', not to {self.policy!r}", "energy")
+            if self.policy == "threshold":
+                raise Mistake("policy 'threshold' has no ratio to search", "max_drop", "policy")
+        for key in ("data", "split", "task"):
+            if getattr(self, key) is not None and self.max_drop is None:
+                raise Mistake("is what max_drop measures on; give that too", key)
+
+    @property
+    def budget(self) -> Fraction | None:
+        """The ratio to plan for; None where something else says how small."""
+        others = (self.threshold, self.energy, self.max_drop, self.plan)
+        if self.ratio is None and any(other is not None for other in others):
+            return None
+        return parse_ratio(self.ratio or "1/2")
 
 
 class Eval(Section):
@@ -320,6 +260,11 @@ class Recipe(Section):
                 raise Mistake(f"needs data; add [data] or [{name}.data]", name)
         if self.decompose is not None and self.decompose.calibrate == "train":
             raise Mistake("'train' is the recipe's own data; add [data]", "decompose.calibrate")
+        if self.decompose and self.decompose.max_drop is not None and not self.decompose.data:
+            raise Mistake(
+                "needs samples to measure on; give --data, or [data] or [decompose.data]",
+                "decompose.max_drop",
+            )
         last = self.eval
         if last and last.max_drop is not None and not (last.data or self.finetune):
             raise Mistake("needs data to measure on; add [data] or [eval.data]", "eval.max_drop")
@@ -371,14 +316,26 @@ def fingerprint(recipe: Recipe, section: str, inputs: str) -> str:
     if size := own.pop("batch_size", None):
         data["batch_size"] = size
     if section == "decompose" and recipe.decompose is not None:
-        # It sees no more of the data than what it calibrates on.
-        used = {"dataset", "train", "image_size"} if own["calibrate"] == "train" else set()
-        data = {key: value for key, value in data.items() if key in used}
-        own["ratio"] = str(parse_ratio(own["ratio"]))  # 0.5 and 1/2 are one ratio
+        data = _decompose_data(recipe, recipe.decompose)
+        own["ratio"] = str(recipe.decompose.budget)  # 0.5 and 1/2 are one ratio
         own["plan"] = _digest(recipe.decompose.plan)  # people edit it under its old name
+        del own["split"]
     parts = {key: whole[key] for key in top}
     parts |= {"task": task, "section": own, "data": data, "inputs": inputs}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _decompose_data(recipe: Recipe, section: Decompose) -> dict[str, Any]:
+    """It sees no more of the data than what it calibrates on, and measures the drop on."""
+    found: dict[str, Any] = {}
+    if section.calibrate == "train" and recipe.data is not None:
+        found |= recipe.data.model_dump(include={"dataset", "train", "image_size"})
+    data = section.data or recipe.data
+    if section.max_drop is not None and data is not None:
+        seen = data.model_dump(mode="json", include={"dataset", "image_size"})
+        crop = data.augment.crop_pct
+        found["max_drop"] = seen | {"split": section.split or data.val, "crop_pct": crop}
+    return found
 
 
 def _digest(file: Path | None) -> str | None:

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from pelacli.errors import RequestError
-from pelacli.recipe import Mistake, Recipe
+from pelacli.fields import Mistake
+from pelacli.recipe import Recipe
 
 Key = tuple[str | int, ...]
 
@@ -75,11 +76,14 @@ def from_flags(
     return _validate(document, where, lambda key: bool(_overridden(key, key, given)))
 
 
-def with_flags(recipe: Recipe, section: str, **flags: Any) -> Recipe:
+def with_flags(
+    recipe: Recipe, section: str, *, instead_of: Collection[str] = (), **flags: Any
+) -> Recipe:
     """The recipe with the flags that were given in the place of its own values.
 
     Args:
         section: the section that the flags belong to, made if there is none; "" is the top level.
+        instead_of: keys whose values in the recipe fall to the flags.
         flags: by the name of their key; None was not given.
 
     Raises:
@@ -92,6 +96,8 @@ def with_flags(recipe: Recipe, section: str, **flags: Any) -> Recipe:
     if section and document.get(section) is None:
         document[section] = {}
     target = document[section] if section else document
+    for key in instead_of:
+        target.pop(key, None)
     target.update(given)
     depth = 1 if section else 0
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
-from pelacli import __version__, flops, lowrank, manifest, models
+from pelacli import __version__, flops, lowrank, manifest, models, planning
 from pelacli.console import warn
 from pelacli.flops import Cost, layer_flops
 from pelacli.lowrank import Layer
 from pelacli.manifest import Count, LayerRecord, Manifest
 from pelacli.models import OpenModel
-from pelacli.ranks import Plan
+from pelacli.ranks import Plan, Spectrum
 
 
 def cost(opened: OpenModel, layers: Sequence[Layer]) -> Cost | None:
@@ -37,48 +38,38 @@ def describe(
         layers: all its linear maps.
         spent: what `cost` found.
     """
-    planned = plan.layers if plan is not None else {}
     rows = []
     for layer in layers:
-        entry = planned.get(layer.name)
-        rank = entry.rank if entry is not None else None
-        out, in_ = layer.shape
         tokens = spent.tokens.get(layer.name) if spent is not None else None
+        spends = None if tokens is None else layer_flops(layer.shape, tokens, None)
         rows.append(
             LayerRecord(
                 name=layer.name,
                 shape=layer.shape,
                 kind=layer.kind,
-                rank=rank,
-                reason=layer.reason if entry is None else entry.reason,
-                energy=None if entry is None else entry.energy,
-                params=Count(
-                    before=layer.params, after=layer.params if rank is None else rank * (out + in_)
-                ),
-                flops=None
-                if tokens is None
-                else Count(
-                    before=layer_flops(layer.shape, tokens, None),
-                    after=layer_flops(layer.shape, tokens, rank),
-                ),
+                reason=layer.reason,
+                params=Count(before=layer.params, after=layer.params),
+                flops=None if spends is None else Count(before=spends, after=spends),
             )
         )
-    saved = sum(row.params.before - row.params.after for row in rows)
-    saved_flops = sum(row.flops.before - row.flops.after for row in rows if row.flops is not None)
-    return Manifest(
+    dense = Manifest(
         format=manifest.FORMAT,
         pela=__version__,
         source=opened.source,
         library=opened.library,
-        policy=plan.policy if plan is not None else None,
-        scope=plan.scope if plan is not None else None,
-        ratio=plan.ratio if plan is not None else None,
-        energy=plan.energy if plan is not None else None,
-        params=Count(before=opened.params, after=opened.params - saved),
-        flops=None if spent is None else Count(before=spent.total, after=spent.total - saved_flops),
+        params=Count(before=opened.params, after=opened.params),
+        flops=None if spent is None else Count(before=spent.total, after=spent.total),
         layers=rows,
-        history=[],
     )
+    return dense if plan is None else planning.applied(dense, plan)
+
+
+def measured(spectra: Sequence[Spectrum], spent: Cost | None) -> list[Spectrum]:
+    """The spectra with the tokens per sample that were counted; those of moments leave out
+    padding, and FLOPs of one sample don't."""
+    if spent is None:
+        return list(spectra)
+    return [replace(s, tokens=float(spent.tokens.get(s.name, 0))) for s in spectra]
 
 
 def recount(opened: OpenModel, record: Manifest) -> Manifest:

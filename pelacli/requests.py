@@ -12,7 +12,7 @@ from pelacli import recipe as recipes
 from pelacli.aliases import ALIASES
 from pelacli.console import say
 from pelacli.errors import RequestError
-from pelacli.recipe import Data, Recipe
+from pelacli.recipe import Data, Decompose, Recipe
 
 
 @dataclass
@@ -36,6 +36,9 @@ def decompose(
     Args:
         top, section: flags for the recipe's top level and for [decompose]; None: not given.
         output: where to write; by default the recipe's place, or runs/MODEL-rRATIO.
+
+    Raises:
+        RequestError: flags that don't go together, or none that says how small.
     """
     given = {key: value for key, value in section.items() if value is not None}
     if "threshold" in given:
@@ -43,11 +46,18 @@ def decompose(
     if model.endswith(".toml"):
         spec = recipe_file.load(Path(model), overrides)
         spec = recipe_file.with_flags(spec, "", **top)
-        spec = recipe_file.with_flags(spec, "decompose", **given)
+        if "data" in given:
+            given["data"] = _data(given["data"]["dataset"], spec.data)
+            given["data"] = given["data"].model_dump(mode="json", exclude_unset=True)
+        replaced = _replaced(spec.decompose, given)
+        spec = recipe_file.with_flags(spec, "decompose", instead_of=replaced, **given)
         target = output or rundir.folder(spec, "decompose")
         return DecomposeRequest(spec, rundir.require(rundir.dense(spec), "decompose"), target)
-    if not {"ratio", "plan", "threshold"} & set(given):
-        raise RequestError("decompose needs --ratio (how much smaller), --plan or --threshold")
+    if not _BUDGETS & set(given):
+        raise RequestError(
+            "decompose needs --ratio (how much smaller), --energy, --threshold, --max-drop or "
+            "--plan"
+        )
     full = ALIASES.get(model)
     if full is not None:
         say(f"{model} is {full}")
@@ -55,6 +65,25 @@ def decompose(
     base = {"model": model, "output": str(place), **top}
     spec = recipe_file.from_flags(base, {"decompose": given}, overrides)
     return DecomposeRequest(spec, model, place)
+
+
+_BUDGETS = {"ratio", "energy", "threshold", "max_drop", "plan"}
+_MEASURED = {"data", "split", "task"}  # what belongs to max_drop
+
+
+def _replaced(own: Decompose | None, given: Mapping[str, Any]) -> set[str]:
+    """The recipe's keys that have no say beside a budget that is given as a flag."""
+    flags = _BUDGETS & set(given)
+    if own is None or not flags:
+        return set()
+    found = {"energy", "max_drop", *_MEASURED}
+    if flags & {"energy", "max_drop"}:
+        found |= _BUDGETS
+        if own.policy == "threshold":
+            found.add("policy")
+    if "max_drop" in flags:
+        found -= _MEASURED
+    return found
 
 
 def pins(given: Sequence[str] | None) -> dict[str, int | str] | None:
@@ -129,11 +158,16 @@ def _data(dataset: str, base: Data | None) -> Data:
 
 
 def _name(model: str, section: Mapping[str, Any]) -> str:
-    """runs/vit_base-r0.50: the model's own name and the ratio."""
+    """runs/vit_base-r0.50: the model's own name and the budget; f0.50 is a ratio of FLOPs."""
     stem = Path(model).name.removesuffix(".safetensors") or "model"
+    flops = section.get("unit") == "flops"
+    for key, letter in (("max_drop", "d"), ("energy", "e")):
+        if key in section:
+            return f"{stem}-{letter}{section[key]:g}{'-flops' if flops else ''}"
     if "ratio" in section:
         try:
-            return f"{stem}-r{float(recipes.parse_ratio(section['ratio'])):.2f}"
+            ratio = float(recipes.parse_ratio(section["ratio"]))
+            return f"{stem}-{'f' if flops else 'r'}{ratio:.2f}"
         except ValueError:
             return stem  # the recipe's validation has the better words for it
     if "threshold" in section:

@@ -6,26 +6,34 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pelacli import console, tables
+from pelacli.errors import DropError
 from pelacli.manifest import Manifest
 
 if TYPE_CHECKING:
     from pelacli.pipeline import Ran
+    from pelacli.replan import Replanned
     from pelacli.steps.decompose import Decomposed
     from pelacli.steps.eval import Evaluated
     from pelacli.trained import Outcome
 
 
-def print_decomposed(done: Decomposed, json: bool) -> None:
+def print_decomposed(done: Decomposed | Replanned, json: bool) -> None:
     """The table per kind of layer and the whole; or the document of `decomposed`."""
     if json:
         console.emit(decomposed(done))
         return
     record = done.manifest
+    if done.walk is not None:
+        print_walk(done.walk.metric, done.walk.curve)
     console.out().print(tables.to_table({record.source.model: record}, "kind"))
     before, after = record.params.before, record.params.after
     line = f"{record.source.model}: {before:,} → {after:,} parameters (ratio {after / before:.4f})"
     if record.flops is not None:
-        line += f", {tables.human(record.flops.before)} → {tables.human(record.flops.after)} FLOPs"
+        flops = record.flops
+        line += f", {tables.human(flops.before)} → {tables.human(flops.after)} FLOPs"
+        line += f" (ratio {flops.after / flops.before:.4f})" if flops.before else ""
+    if done.walk is not None:
+        line += f", drop of {done.walk.metric} {done.walk.drop:.2f}"
     line += f", energy kept {done.plan.energy:.4f}, {done.seconds:.1f} s"
     console.out().print(line, highlight=False)
     console.out().print(
@@ -34,23 +42,54 @@ def print_decomposed(done: Decomposed, json: bool) -> None:
     )
 
 
-def decomposed(done: Decomposed) -> dict[str, Any]:
+def decomposed(done: Decomposed | Replanned) -> dict[str, Any]:
     """``decompose --json``; keys may be added, never renamed."""
     record = done.manifest
-    return {
+    flops = record.flops
+    document = {
         "artefact": None if done.path is None else str(done.path),
         "model": record.source.model,
         "policy": record.policy,
         "scope": record.scope,
+        "unit": record.unit,
         "requested": record.ratio,
         "calibrated": done.calibrated,
         "params": record.params.model_dump(),
         "flops": None if record.flops is None else record.flops.model_dump(),
         "ratio": record.params.after / record.params.before,
+        "flops_ratio": flops.after / flops.before if flops and flops.before else None,
         "energy": done.plan.energy,
         "seconds": done.seconds,
         "layers": layers(record),
     }
+    return document if done.walk is None else document | done.walk.document()
+
+
+def print_walk(metric: str, curve: Sequence[dict[str, Any]]) -> None:
+    """The curve that a quality budget walked, dense model first, then in the order of trying."""
+    rows = [
+        {
+            "ratio": row["asked"] or "dense",
+            "parameters": tables.human(row["params"]),
+            "FLOPs": tables.human(row["flops"]),
+            "energy kept": f"{100 * row['energy']:.4f}%",
+            "damage": tables.human(row["damage"]),
+            metric: f"{row['score']:.2f}",
+            "drop": f"{row['drop']:.2f}",
+            "seconds": f"{row['seconds']:.1f}",
+            "accepted": "yes" if row["accepted"] else "no",
+        }
+        for row in curve
+    ]
+    console.out().print(tables.rows_table(rows))
+
+
+def print_tried(error: DropError, json: bool) -> None:
+    """What was tried for a quality budget that can't be met."""
+    if json:
+        console.emit({"artefact": None, **error.tried})
+    else:
+        print_walk(error.tried["metric"], error.tried["curve"])
 
 
 def layers(record: Manifest) -> list[dict[str, Any]]:

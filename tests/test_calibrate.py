@@ -69,13 +69,13 @@ def test_moments_are_those_of_the_definition(net, samples):
         x, g = by_hand(net, samples)[layer.name]
         W = layer.weight.double()
         C, G = torch.cov(x.T, correction=0), g.T @ g / len(samples)
-        near, far = (C, W.T @ G @ W) if W.shape[1] <= W.shape[0] else (G, W @ C @ W.T)
+        near, far = (C, W.T @ G @ W) if W.shape[1] < W.shape[0] else (G, W @ C @ W.T)
         m = got[layer.name]
         assert torch.allclose(m.mean, x.mean(0), atol=1e-5)
         assert torch.allclose(m.near, near, rtol=1e-3, atol=1e-5 * float(near.norm()))
         assert torch.allclose(m.far, far, rtol=1e-3, atol=1e-5 * float(far.norm()))
         levels = (float(C.diagonal().mean()), float(G.diagonal().mean()))
-        wide = W.shape[1] <= W.shape[0]
+        wide = W.shape[1] < W.shape[0]
         assert (m.near_level, m.far_level) == pytest.approx(
             levels if wide else levels[::-1], rel=1e-3
         )

@@ -62,7 +62,7 @@ def moments_of(weight, C, G, mean=None):
     W = weight.double()
     out, in_ = W.shape
     levels = float(C.diagonal().mean()), float(G.diagonal().mean())
-    if in_ <= out:
+    if in_ < out:
         return Moments(mean, C, W.T @ G @ W, *levels)
     return Moments(mean, G, W @ C @ W.T, *levels[::-1])
 
@@ -136,7 +136,7 @@ def test_one_sided_metrics(shape):
     C = torch.cov(torch.randn(in_, 200, dtype=torch.float64))
     one = torch.eye(out, dtype=torch.float64)
     level = float(C.diagonal().mean())
-    if in_ <= out:
+    if in_ < out:
         moments = Moments(None, C, None, level, 1.0)
     else:
         moments = Moments(None, None, weight @ C @ weight.T, 1.0, level)

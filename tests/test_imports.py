@@ -16,30 +16,34 @@ ROOT = Path(pelacli.__file__).parent
 
 # From the bottom up. A module imports from lower tiers only; a package is one room.
 TIERS = [
-    {"errors"},
-    {"aliases", "atomic", "console", "manifest", "plans", "policies", "recipe"},
+    {"errors", "fields"},
+    {"aliases", "atomic", "console", "heap", "manifest", "plans", "policies", "recipe", "search"},
+    {"refusals"},
     {"ranks", "recipe_file", "rundir", "tables"},
-    {"card", "gallery"},
-    {"factorize", "journal", "loader", "losses", "lowrank", "sources"},
-    {"calls", "models"},
+    {"card", "gallery", "planning", "spectra_file"},
+    {"replan"},
+    {"sweep"},
+    {"factorize", "journal", "loader", "losses", "lowrank", "parallel", "shelf", "sources"},
+    {"calls", "models", "residual"},
     {
         "agreement", "calibrate", "checkpoint", "data", "flops", "latency", "lockstep", "optim",
         "taps",
     },
     {"artefact", "correct", "engine", "record", "tasks", "train"},
-    {"api", "trained"},
+    {"api", "evaluation", "trained"},
+    {"quality"},
     {"steps"},
     {"pipeline"},
-    {"requests", "results"},
+    {"options", "requests", "results"},
     {"cli"},
     {"__main__"},
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(TIERS) for name in names}
 TORCH_FREE = [
-    "__main__", "aliases", "atomic", "card", "cli", "console", "errors", "gallery", "manifest",
-    "pipeline",
-    "plans", "policies", "ranks", "recipe", "recipe_file", "requests", "results", "rundir",
-    "tables",
+    "__main__", "aliases", "atomic", "card", "cli", "console", "errors", "fields", "gallery",
+    "heap", "manifest", "options", "pipeline", "planning", "plans", "policies", "ranks", "recipe",
+    "recipe_file", "refusals", "replan", "requests", "results", "rundir", "search", "spectra_file",
+    "sweep", "tables",
 ]  # fmt: skip
 HEAVY = {"torch", "timm", "transformers", "accelerate", "datasets", "torchmetrics"}
 
@@ -128,6 +132,10 @@ def test_torch_free_modules_import_nothing_heavy():
         (["report"], 2),
         (["report", "a"], 0),
         (["report", "a", "--by", "layer", "--format", "markdown"], 0),
+        (["report", "a", "--sweep", "0.9..0.5"], 0),
+        (["report", "a", "--sweep", "x..y"], 2),
+        (["report", "nothing_like_it", "--sweep", "0.9..0.5"], 2),
+        (["decompose", "a", "--ratio", "0.6", "--dry-run"], 0),
     ],
 )
 def test_quick_answers_load_no_torch(args, code, artefact, tmp_path):

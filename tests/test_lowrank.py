@@ -118,6 +118,23 @@ def test_a_module_under_two_names_is_replaced_under_both():
     assert torch.allclose(model.free(x), F.linear(x, weight, bias))
 
 
+def test_what_is_replaced_for_a_while_comes_back():
+    model = Odd().eval()
+    before = dict(model.named_modules(remove_duplicate=False))
+    factors = {"free": (torch.eye(8), model.free.weight.detach() * 2, None)}
+    with lowrank.replaced(model, factors):
+        assert isinstance(model.free, LowRankLinear)
+        assert model.again is model.free
+        assert not model.free.training
+    assert dict(model.named_modules(remove_duplicate=False)) == before
+    with pytest.raises(ZeroDivisionError), lowrank.replaced(model, factors):
+        raise ZeroDivisionError
+    assert dict(model.named_modules(remove_duplicate=False)) == before
+    with pytest.raises(RequestError, match="nope"), lowrank.replaced(model, {"nope": factors}):
+        pass
+    assert dict(model.named_modules(remove_duplicate=False)) == before
+
+
 def test_fold_gives_the_dense_map_back(layer):
     model = nn.Sequential(layer)
     x = torch.randn(3, 8)

@@ -231,3 +231,81 @@ def test_thousands_of_layers_take_no_time(policy):
     assert time.perf_counter() - start < 5  # 0.3 s; trying every pair of items would take minutes
     dearest = 5000 if policy == "energy" else 2000 * 5000  # a rank of one layer, or of each
     assert chosen.limit - dearest <= chosen.used <= chosen.limit
+
+
+# --- the smallest that keeps a share of all energy ------------------------------------------------
+
+
+def share_plan(layers, share, **how):
+    how = {"policy": "energy", "scope": "layers", "min_rank": 0, "ratio": None} | how
+    return plan(layers, energy=share, **how)
+
+
+def cheapest(layers, share):
+    """The least that any combination costs which keeps the share, by trying them all."""
+    whole = sum(s.energies.sum() for s in layers)
+    return min(
+        sum(c for c, _ in combination)
+        for combination in itertools.product(*(options(s) for s in layers))
+        if sum(e for _, e in combination) >= share * whole - 1e-9
+    )
+
+
+@given(spectra(), st.floats(0.01, 1))
+@settings(REPEATABLE, max_examples=300)
+def test_a_share_is_kept_at_the_least_cost_up_to_one_item(layers, share):
+    chosen = share_plan(layers, share)
+    assert chosen.energy >= share
+    items = [cost for s in layers for cost, _ in hull(options(s))]
+    assert chosen.used <= cheapest(layers, share) + max(items, default=0)
+    assert (chosen.share, chosen.ratio, chosen.limit) == (share, None, None)
+
+
+@given(spectra(max_layers=4), st.floats(0.01, 1), st.integers(0, 2), st.integers(1, 3))
+@settings(REPEATABLE, max_examples=200)
+def test_a_share_and_the_budget_that_it_costs_give_one_plan(layers, share, min_rank, multiple):
+    how = {"min_rank": min_rank, "multiple": multiple}
+    chosen = share_plan(layers, share, **how)
+    ratio = Fraction(chosen.used, total(layers))
+    assume(ratio > 0)
+    assert energy_plan(layers, ratio, **how).ranks() == chosen.ranks()
+    lower = Fraction(chosen.used - 1, total(layers))
+    try:
+        less = energy_plan(layers, lower, **how) if lower > 0 else None
+    except RequestError:
+        less = None  # the layers at their lowest ranks
+    assert less is None or less.energy < share
+
+
+@given(spectra(max_layers=4), st.floats(0.01, 1), st.floats(0.01, 1))
+@settings(REPEATABLE, max_examples=100)
+def test_a_larger_share_costs_no_less(layers, a, b):
+    low, high = (share_plan(layers, share) for share in sorted((a, b)))
+    assert low.used <= high.used
+    assert low.energy <= high.energy
+
+
+def test_a_share_counts_pinned_layers_too():
+    layers = [Spectrum(name, (10, 10), np.array([6.0, 4.0] + [0.0] * 8)) for name in "ab"]
+    # Of 20 in all the pinned layer keeps 6, and b's first rank makes it 12.
+    chosen = share_plan(layers, 0.6, pins={"a": 1})
+    assert chosen.ranks() == {"a": 1, "b": 1}
+    with pytest.raises(RequestError, match=r"energy 0\.81 cannot be kept.* 0\.8 at most"):
+        share_plan(layers, 0.81, pins={"a": 1})
+    # A rank of each layer costs the same, of b twice as much in FLOPs.
+    costly = [layers[0], Spectrum("b", (10, 10), layers[1].energies, tokens=2)]
+    assert share_plan(costly, 0.5).ranks() == {"a": 1, "b": 1}
+    assert share_plan(costly, 0.5, unit="flops").ranks() == {"a": 2, "b": 0}
+
+
+def test_a_share_with_no_energy_at_all_costs_least():
+    layers = [Spectrum("a", (4, 4), np.zeros(4))]
+    assert share_plan(layers, 1.0).used == 0
+
+
+def test_thousands_of_layers_by_share_in_little_time():
+    random = np.random.default_rng(0)
+    layers = [Spectrum(f"l{i}", (768, 768), np.sort(random.random(768))[::-1]) for i in range(1000)]
+    start = time.perf_counter()
+    assert 0.9 <= share_plan(layers, 0.9).energy < 0.901
+    assert time.perf_counter() - start < 30

@@ -210,10 +210,11 @@ def test_the_defaults() -> None:
         output=Path("runs/x"),
         data=Data(dataset="digits", augment=Augment()),
         pretrain=Pretrain(lr=1e-3, loss=Loss(task=1.0, feature=1.0, perturbation=0.0)),
-        decompose=Decompose(ratio="1/2", scope="model", policy="energy"),
+        decompose=Decompose(ratio=None, unit="params", scope="model", policy="energy"),
         eval=Eval(latency=True),
     )
     assert recipe.teacher is None
+    assert Decompose().budget == Fraction(1, 2)
 
 
 def test_windows_line_ends_and_byte_order_mark() -> None:
@@ -258,9 +259,9 @@ UNKNOWN = {
     ),
     "quoted": (
         TOP + '[decompose]\n"a.b" = 3\n',
-        "x.toml:4: decompose.'a.b': unknown key; known keys: ratio, scope, policy, threshold, "
-        "calibrate, samples, correct, blend, include, exclude, pin, min_rank, max_rank, multiple, "
-        "plan",
+        "x.toml:4: decompose.'a.b': unknown key; known keys: ratio, unit, scope, energy, "
+        "max_drop, data, split, task, policy, threshold, calibrate, samples, correct, "
+        "include, exclude, pin, min_rank, max_rank, multiple, plan",
     ),
     "of another section": (
         DATA + "hflip = 0.0\n",
@@ -425,6 +426,39 @@ TOGETHER = {
         TOP + '[decompose]\ncalibrate = "train"\n',
         "x.toml:4: decompose.calibrate: 'train' is the recipe's own data; add [data]",
     ),
+    "drop and ratio": (
+        DATA + "[decompose]\nratio = 0.5\nmax_drop = 1.0\n",
+        "x.toml:7: decompose.max_drop: max_drop and ratio both say how small; give one",
+    ),
+    "drop and threshold": (
+        DATA + "[decompose]\nmax_drop = 1.0\npolicy = 'threshold'\nthreshold = 0.9\n",
+        "x.toml:6: decompose.max_drop: max_drop and threshold both say how small; give one",
+    ),
+    "drop and energy": (
+        DATA + "[decompose]\nmax_drop = 1.0\nenergy = 0.9\n",
+        "x.toml:6: decompose.max_drop: max_drop and energy both say how small; give one",
+    ),
+    "drop and plan": (
+        DATA + "[decompose]\nmax_drop = 1.0\nplan = 'p.json'\n",
+        "x.toml:6: decompose.max_drop: max_drop and plan both say how small; give one",
+    ),
+    "energy and ratio": (
+        TOP + "[decompose]\nenergy = 0.9\nratio = 0.5\n",
+        "x.toml:4: decompose.energy: energy and ratio both say how small; give one",
+    ),
+    "energy and policy": (
+        TOP + "[decompose]\nenergy = 0.9\npolicy = 'uniform'\n",
+        "x.toml:4: decompose.energy: belongs to policy 'energy', not to 'uniform'",
+    ),
+    "drop without data": (
+        TOP + "[decompose]\nmax_drop = 1.0\n",
+        "x.toml:4: decompose.max_drop: needs samples to measure on; give --data, or [data] or "
+        "[decompose.data]",
+    ),
+    "data without drop": (
+        TOP + "[decompose]\n[decompose.data]\ndataset = 'a'\n",
+        "x.toml:4: decompose.data: is what max_drop measures on; give that too",
+    ),
     "gate": (
         TOP + "[eval]\nmax_drop = 1\n",
         "x.toml:4: eval.max_drop: needs data to measure on; add [data] or [eval.data]",
@@ -446,6 +480,9 @@ def test_keys_that_do_not_go_together(case: str) -> None:
         TOP + "[decompose]\ncalibrate = 'photos'\n[eval]\n",
         DATA + "[teacher]\n[pretrain]\n[finetune]\n[decompose]\ncalibrate = 'train'\n",
         TOP + "[decompose]\nthreshold = 0.9\npolicy = 'energy'\n",
+        TOP + "[decompose]\nmax_drop = 0\n[decompose.data]\ndataset = 'a'\n",
+        DATA + "[decompose]\nmax_drop = 1.0\npolicy = 'uniform'\nunit = 'flops'\nsplit = 'a'\n",
+        TOP + "[decompose]\nenergy = 1.0\nunit = 'flops'\n",
         DATA + "[finetune]\nlr = 0.0\nsched = 'none'\n",
         DATA + "[pretrain.loss]\nfeature = 0.0\n",
         DATA + "[pretrain]\nlabels = false\n[pretrain.loss]\ntask = 0.0\n",
@@ -720,6 +757,13 @@ def test_flags_win_over_the_section() -> None:
     assert with_flags(recipe, "", seed=4).seed == 4
 
 
+def test_a_flag_takes_the_place_of_other_keys() -> None:
+    recipe = read(TOP + "[decompose]\nratio = 0.5\nmin_rank = 2\n")
+    changed = with_flags(recipe, "decompose", instead_of={"ratio", "plan"}, energy=0.9)
+    assert changed.decompose == Decompose(energy=0.9, min_rank=2)
+    assert with_flags(recipe, "decompose", instead_of={"ratio"}, energy=None) is recipe
+
+
 @pytest.mark.parametrize("recipe", [Recipe(model="a", output=Path("b")), None])
 def test_flags_make_the_section(recipe: Recipe | None) -> None:
     recipe = recipe or Recipe.model_validate(resolved(Recipe(model="a", output=Path("b"))))
@@ -827,7 +871,7 @@ def test_the_schema_describes_every_key() -> None:
         for name, field in model["properties"].items():
             assert field.get("description"), (model["title"], name)
     ratio = found["$defs"]["Decompose"]["properties"]["ratio"]
-    assert {kind["type"] for kind in ratio["anyOf"]} == {"string", "number"}
+    assert {kind["type"] for kind in ratio["anyOf"]} == {"string", "number", "null"}
 
 
 # --- fingerprints -------------------------------------------------------------------------------
@@ -959,6 +1003,29 @@ def test_decompose_counts_only_the_data_it_calibrates_on() -> None:
 def test_one_ratio_in_two_spellings() -> None:
     assert decomposed({"ratio": 0.5}, {}) == decomposed({"ratio": "1/2"}, {})
     assert decomposed({"ratio": 0.5}, {}) != decomposed({"ratio": "0.51"}, {})
+
+
+def test_the_data_that_the_drop_is_measured_on_counts() -> None:
+    drop = {"max_drop": 1.0}
+    before = decomposed(drop, {})
+    for change in ({"dataset": "e"}, {"val": "v"}, {"image_size": 8}, {"augment": {"crop_pct": 1}}):
+        assert decomposed(drop, change) != before
+    assert decomposed({"max_drop": 2.0}, {}) != before
+    assert decomposed({**drop, "task": "unlabelled"}, {}) != before
+    for same in ({"train": "t"}, {"batch_size": 8}, {"augment": {"mixup": 0.5}}):
+        assert decomposed(drop, same) == before
+    # What is said in another place is the same data still.
+    assert decomposed({**drop, "split": "v"}, {}) == decomposed(drop, {"val": "v"})
+    assert decomposed({**drop, "data": {"dataset": "d"}}, {"dataset": "e"}) == before
+    both = {**drop, "calibrate": "train"}
+    assert decomposed(both, {"train": "t"}) != decomposed(both, {})
+
+
+def test_no_ratio_is_half_unless_something_else_says_how_small() -> None:
+    assert decomposed({"ratio": 0.5}, {}) == decomposed({}, {})
+    assert Decompose(energy=0.9).budget is None
+    assert Decompose(policy="threshold", threshold=0.9).budget is None
+    assert Decompose(policy="threshold", threshold=0.9, ratio="0.5").budget == Fraction(1, 2)
 
 
 def test_an_edited_plan_counts() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,63 +21,116 @@ from pelacli import (
     lowrank,
     manifest,
     models,
-    ranks,
+    planning,
+    quality,
     recipe,
     record,
+    replan,
     rundir,
+    spectra_file,
 )
 from pelacli.errors import RequestError
+from pelacli.evaluation import Judge
 from pelacli.factorize import Moments
+from pelacli.flops import Cost
 from pelacli.lowrank import Layer
 from pelacli.manifest import Manifest, StepRecord
 from pelacli.models import OpenModel
+from pelacli.quality import Walk
 from pelacli.ranks import Plan, Spectrum
 from pelacli.recipe import Data, Decompose, Recipe
+from pelacli.spectra_file import About, Spectra
 
 _CALIBRATION_BATCH = 32
 
 
 @dataclass
 class Decomposed:
-    """What the step made. ``path`` is None after a dry run, which writes nothing."""
+    """What the step made.
+
+    Attributes:
+        path: None after a dry run, which writes nothing.
+        walk: the search for a quality budget, where one was asked for.
+    """
 
     path: Path | None
     manifest: Manifest
     plan: Plan
     calibrated: bool
     seconds: float
+    walk: Walk | None = None
 
 
-def run(spec: Recipe, source: str, output: Path, *, dry_run: bool = False) -> Decomposed:
+def run(
+    spec: Recipe, source: str, output: Path, *, dry_run: bool = False, side: Path | None = None
+) -> Decomposed:
     """Factorise a model by the recipe's [decompose] section and write the artefact.
 
     Args:
         source: what to open: the recipe's model, or the dense artefact that the recipe trained.
         output: directory of the artefact.
         dry_run: stop after the plan.
+        side: file to write the spectra to, beside those in the artefact.
     """
     start = time.perf_counter()
     section = spec.decompose or Decompose()
     if not dry_run:
         artefact.check_output(output)
+    if side is not None:
+        spectra_file.check_target(side)
     opened, before = artefact.open(source, **rundir.how_to_open(spec, source))
     layers = find(opened, section)
     free = [layer for layer in layers if layer.reason is None]
     spent = record.cost(opened, layers)
+    if section.unit == "flops" and spent is None:
+        raise RequestError(
+            f"{opened.ref}: its FLOPs are unknown, as it can't be run on a plain sample; "
+            "budget in parameters (--unit params)"
+        )
+    judge = None if section.max_drop is None else judge_of(opened, spec, section)
     samples = calibration_samples(opened, spec, section) if section.calibrate else []
     moments = measure(opened, free, samples, spec.seed) if samples else {}
-    with console.progress("factorising", total=len(free)) as bar:
-        cuts = engine.decompositions(
-            free, moments, full=bool(section.pin or section.plan), advance=bar.advance
+    cuts: Mapping[str, Any]
+    with console.progress("reading spectra", total=len(free)) as bar:
+        if judge is None and (dry_run or (samples and section.correct is not False)):
+            cuts = engine.energies(free, moments, advance=bar.advance)
+        else:  # factors will be cut from these spectra
+            cuts = engine.solve(free, moments, full=bool(section.pin), advance=bar.advance)
+    spectra = record.measured(engine.spectra(free, cuts, moments), spent)
+    inputs = artefact.input_digest(source, opened)
+    about = facts(opened, layers, spent, spectra, section, inputs, sum(map(_count, samples)))
+    stored = Spectra(spectra, about)
+
+    def refit(plan: Plan) -> Mapping[str, engine.Factors]:
+        if section.correct is False or not samples:
+            return {}
+        return corrected(opened, free, plan, moments, samples)
+
+    walk = None
+    ready: Mapping[str, engine.Factors] = {}
+    if judge is None:
+        plan = replan.choose(stored, section)
+        if not dry_run:
+            ready = refit(plan)
+    else:
+        assert section.max_drop is not None
+        found = quality.find(
+            opened,
+            judge,
+            section.max_drop,
+            spectra,
+            plan_at=lambda ratio: replan.choose(stored, at_ratio(section, ratio)),
+            factors_of=lambda plan: engine.factors(free, cuts, moments, plan) | dict(refit(plan)),
+            dense=about.dense,
         )
-    plan = choose(opened, layers, engine.spectra(free, cuts, moments), section)
-    described = record.describe(opened, layers, spent, plan)
+        plan, ready, walk = found.plan, found.factors, found.walk
+        cuts = {}
+    described = planning.applied(about.dense, plan)
     if not dry_run:
-        factors = engine.factors(free, cuts, moments, plan)
-        if section.correct:
-            factors |= corrected(opened, free, plan, moments, samples, section.blend)
-        lowrank.replace(opened.module, factors)
-        inputs = artefact.input_digest(source, opened)
+        with console.progress("factorising", total=len(plan.ranks())) as bar:
+            engine.apply(
+                opened.module, free, moments, plan, cuts=cuts, ready=ready, advance=bar.advance
+            )
         described.history = [
             *(before.history if before is not None else []),
             StepRecord(
@@ -85,20 +138,42 @@ def run(spec: Recipe, source: str, output: Path, *, dry_run: bool = False) -> De
                 recipe=recipe.resolved(spec),
                 seed=spec.seed,
                 versions=manifest.versions(),
-                metrics={"energy": plan.energy, "samples": sum(map(_count, samples))},
+                metrics={
+                    "energy": plan.energy,
+                    "samples": about.samples,
+                    **(walk.document() if walk is not None else {}),
+                },
                 seconds=time.perf_counter() - start,
                 inputs=inputs,
                 fingerprint=recipe.fingerprint(spec, "decompose", inputs),
             ),
         ]
-        artefact.save(opened, described, output)
+        extra = {spectra_file.FILE: spectra_file.dumps(stored)}
+        artefact.save(opened, described, output, extra=extra)
+    if side is not None:
+        spectra_file.save(stored, side)
     if not moments:
         console.warn(
             "no calibration samples: ranks and factors come from the weights alone, so expect to "
             "heal; --calibrate with a few hundred samples of your own data does far better"
         )
     seconds = time.perf_counter() - start
-    return Decomposed(None if dry_run else output, described, plan, bool(moments), seconds)
+    path = None if dry_run else output
+    return Decomposed(path, described, plan, bool(moments), seconds, walk)
+
+
+def judge_of(opened: OpenModel, spec: Recipe, section: Decompose) -> Judge:
+    """What the drop is measured by: the section's own samples and task, or the recipe's."""
+    samples = section.data or spec.data
+    assert samples is not None  # the recipe's validation has seen to it
+    # The recipe's task has a default, which fits images alone; unsaid, the model decides.
+    task = section.task or (spec.task if "task" in spec.model_fields_set else None)
+    return Judge(opened, samples, task, section.split, spec.device)
+
+
+def at_ratio(section: Decompose, ratio: Fraction) -> Decompose:
+    """The section with this ratio in the place of its quality budget."""
+    return section.model_copy(update={"ratio": str(ratio), "max_drop": None})
 
 
 def find(opened: OpenModel, section: Decompose) -> list[Layer]:
@@ -159,7 +234,6 @@ def corrected(
     plan: Plan,
     moments: Mapping[str, Moments],
     samples: Sequence[Any],
-    blend: float,
 ) -> dict[str, correct.Factors]:
     """Factors refitted front to back to the inputs that the compressed model really gives."""
     with console.progress("correcting", total=len(plan.ranks())) as bar:
@@ -170,7 +244,6 @@ def corrected(
             moments,
             samples,
             models.predict,
-            blend=blend,
             advance=bar.advance,
         )
 
@@ -179,39 +252,25 @@ def _count(inputs: Any) -> int:
     return len(inputs if isinstance(inputs, Tensor) else next(iter(inputs.values())))
 
 
-def choose(
-    opened: OpenModel, layers: Sequence[Layer], spectra: Sequence[Spectrum], section: Decompose
-) -> Plan:
-    """The plan: read from a file where the recipe names one, else chosen by the policy."""
+def facts(
+    opened: OpenModel,
+    layers: Sequence[Layer],
+    spent: Cost | None,
+    spectra: Sequence[Spectrum],
+    section: Decompose,
+    inputs: str,
+    samples: int,
+) -> About:
+    """What is stored with the spectra, so that they can be planned from again without the model."""
     free = [layer for layer in layers if layer.reason is None]
-    fixed = engine.fixed_params(opened.module, free)
-    if section.plan is not None:
-        plan = read_plan(section.plan)
-        ranks.check(plan, {la.name: la.shape for la in layers}, str(section.plan))
-        return ranks.measure(plan, spectra, fixed_params=fixed)
-    # A threshold needs no budget; one that was asked for all the same has to be met.
-    budgeted = section.policy != "threshold" or "ratio" in section.model_fields_set
-    return ranks.plan(
-        spectra,
-        policy=section.policy,
-        ratio=recipe.parse_ratio(section.ratio) if budgeted else None,
-        scope=section.scope,
-        fixed_params=fixed,
+    dense = record.describe(opened, layers, spent)
+    return About(
+        dense=dense,
+        inputs=inputs,
+        tokens={s.name: s.tokens for s in spectra},
+        fixed_params=engine.fixed_params(opened.module, free),
+        fixed_flops=planning.fixed_flops(dense, spectra),
         obstacles=record.obstacles(opened.module, layers),
-        threshold=section.threshold,
-        min_rank=section.min_rank,
-        max_rank=section.max_rank,
-        multiple=section.multiple,
-        pins=engine.pins_by_name(free, section.pin),
+        samples=samples,
+        section=section.model_dump(mode="json", exclude_unset=True),
     )
-
-
-def read_plan(file: Path) -> Plan:
-    """A plan from a JSON file, also from a manifest's or `--dry-run --json`'s list of layers."""
-    try:
-        document: Any = json.loads(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"{file}: can't be read: {error.strerror}") from None
-    except ValueError as error:
-        raise RequestError(f"{file}: not valid JSON ({error})") from None
-    return ranks.Plan.from_dict(document, where=str(file))

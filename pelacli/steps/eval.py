@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
-from pelacli import artefact, console, latency, lowrank, models, record, tasks
+from pelacli import artefact, console, evaluation, latency, lowrank, models, record
 from pelacli.agreement import agreement
-from pelacli.data import Loader, loader
+from pelacli.data import Loader
 from pelacli.errors import GateError, RequestError
+from pelacli.evaluation import measure
 from pelacli.manifest import Manifest
 from pelacli.models import OpenModel, predict
 from pelacli.recipe import Data
@@ -66,7 +66,7 @@ def run(
     """
     if max_drop is not None and against is None:
         raise RequestError("--max-drop needs --against, the model to compare with")
-    place = torch.device("cpu") if device == "cpu" else Accelerator(cpu=False).device
+    place = evaluation.place(device)
     opened, described = _open(ref, how)
     dense, dense_described = (None, None) if against is None else _open(against, how_against)
     found = Evaluated(
@@ -78,16 +78,16 @@ def run(
     )
     samples = None
     if data is not None:
-        samples, chosen, labelled = _samples(opened, data, task, split, batch_size)
+        samples, chosen, labelled = evaluation.samples(opened, data, task, split, batch_size)
         found.main = chosen.MAIN if labelled else None
-        found.metrics = _measure(opened, samples, chosen, labelled, place)
+        found.metrics = measure(opened, samples, chosen, labelled, place)
         if dense is not None and dense_described is not None:
             same_outputs = models.num_classes(dense) == models.num_classes(opened)
             found.baseline = {
                 "artefact": against,
                 "params": dense_described.params.after,
                 "flops": dense_described.flops.after if dense_described.flops else None,
-                "metrics": _measure(dense, samples, chosen, labelled and same_outputs, place),
+                "metrics": measure(dense, samples, chosen, labelled and same_outputs, place),
                 "latency_ms": None,
             }
             found.agreement = _agreement(opened, dense, samples, place)
@@ -122,35 +122,6 @@ def _open(ref: str, how: dict[str, Any] | None) -> tuple[OpenModel, Manifest]:
         layers = lowrank.find_layers(opened.module, head=opened.head)
         described = record.describe(opened, layers, record.cost(opened, layers))
     return opened, described
-
-
-def _samples(
-    opened: OpenModel, data: Data, task: str | None, split: str | None, batch_size: int | None
-) -> tuple[Loader, tasks.Task, bool]:
-    """The samples, the task, and whether the samples have labels that fit the model."""
-    classes = models.num_classes(opened)
-    chosen = tasks.get(task or ("image-classification" if classes else "unlabelled"))
-    dataset = chosen.open(data, split or data.val, inputs=opened.inputs)
-    labelled = chosen.LABELLED and bool(dataset.classes)
-    if chosen.LABELLED and not labelled:
-        dataset = chosen.open(data, split or data.val, inputs=opened.inputs, unlabelled=True)
-    size = batch_size or data.batch_size
-    wanted = classes if labelled else None
-    return (
-        loader(dataset, batch_size=size, workers=data.workers, num_classes=wanted),
-        chosen,
-        labelled,
-    )
-
-
-def _measure(
-    opened: OpenModel, samples: Loader, task: tasks.Task, labelled: bool, place: torch.device
-) -> dict[str, float]:
-    if not labelled:
-        return {}
-    opened.module.to(place)
-    with console.progress(f"evaluating {opened.ref}"):
-        return tasks.evaluate(opened.module, samples, task, place, models.num_classes(opened))
 
 
 def _agreement(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from pelacli import console, manifest, rundir, tables
+from pelacli import console, manifest, rundir, spectra_file, sweep, tables
 from pelacli.errors import RequestError
 from pelacli.manifest import Manifest
 
@@ -24,8 +24,7 @@ def run(refs: Sequence[str], *, by: str, style: str, arch: str | None = None) ->
     if by not in ("layer", "kind", "whole"):
         raise RequestError(f"--by {by}: there is layer, kind and whole")
     level = cast(tables.Level, by)
-    if style not in ("table", "json", "csv", "markdown"):
-        raise RequestError(f"--format {style}: there is table, json, csv and markdown")
+    _check_style(style)
     found: dict[str, Manifest] = {}
     for ref in refs or _all():
         found |= _manifests(ref, arch)
@@ -41,6 +40,72 @@ def run(refs: Sequence[str], *, by: str, style: str, arch: str | None = None) ->
         for label, record in found.items():  # a table each: a column of equal names is no help
             console.out().print(label, markup=False, highlight=False, style="bold")
             console.out().print(tables.to_table({label: record}, level))
+
+
+def run_sweep(refs: Sequence[str], text: str, given: Mapping[str, Any], *, style: str) -> None:
+    """Print what each of many budgets would give.
+
+    Args:
+        refs: artefacts, run directories or files of spectra; none means runs/.
+        text: the budgets, as `pelacli.sweep.budgets` takes them.
+        given: scope, policy and unit; None: as when the spectra were made.
+        style: "table", "json", "csv" or "markdown".
+
+    Raises:
+        RequestError: no stored spectra, or no budget of any model can be met.
+    """
+    _check_style(style)
+    ratios = sweep.budgets(text)
+    files = {label: file for ref in refs or [str(_RUNS)] for label, file in _spectra(ref).items()}
+    found = {
+        label: sweep.run(spectra_file.load(file), ratios, given, str(file))
+        for label, file in files.items()
+    }
+    rows = [row for one in found.values() for row in one.rows]
+    if all(row["problem"] for row in rows):
+        raise RequestError(rows[0]["problem"])
+    if style == "json":
+        console.emit(sweep.to_json(found))
+    elif style == "csv":
+        text = tables.rows_csv(sweep.exact(found))
+        console.out().print(text, markup=False, highlight=False, end="")
+    else:
+        for label, one in found.items():
+            title = f"{label}: {sweep.caption(one)}"
+            console.out().print(title, markup=False, highlight=False, style="bold")
+            if style == "markdown":
+                text = f"\n{tables.rows_markdown(sweep.human(one))}\n"
+                console.out().print(text, markup=False, highlight=False)
+            else:
+                console.out().print(tables.rows_table(sweep.human(one)))
+
+
+def needs_sweep(given: Mapping[str, Any]) -> None:
+    """Refuse what only a sweep knows."""
+    for key, value in given.items():
+        if value is not None:
+            raise RequestError(f"--{key} {value}: belongs to --sweep, as in --sweep 0.9..0.3")
+
+
+def _spectra(ref: str) -> dict[str, Path]:
+    """Label → file of spectra, of what is named or lies below it."""
+    path = Path(ref)
+    if path.is_dir():
+        below = {str(one): one / spectra_file.FILE for one in rundir.artefacts(path)}
+        found = {label: file for label, file in below.items() if file.is_file()}
+    else:
+        found = {ref: path} if spectra_file.is_spectra(path) else {}
+    if not found:
+        raise RequestError(
+            f"{ref}: there are no stored spectra; name what `pela decompose` wrote, or make some: "
+            "pela decompose MODEL --ratio 0.5 --dry-run --spectra FILE"
+        )
+    return found
+
+
+def _check_style(style: str) -> None:
+    if style not in ("table", "json", "csv", "markdown"):
+        raise RequestError(f"--format {style}: there is table, json, csv and markdown")
 
 
 def _all() -> list[str]:
@@ -60,6 +125,8 @@ def _manifests(ref: str, arch: str | None) -> dict[str, Manifest]:
     below = rundir.artefacts(path) if path.is_dir() else []
     if below:
         return {str(one): manifest.read(one) for one in below}
+    if spectra_file.is_spectra(path):
+        return {ref: spectra_file.load(path).about.dense}
     # Only now torch is needed: a plain model has to be built to be counted.
     from pelacli import lowrank, models, record
 

@@ -1,0 +1,131 @@
+"""A model's figures on a dataset: what the steps that measure have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pelacli import console, models, tasks
+from pelacli.agreement import agreement
+from pelacli.calls import evaluating
+from pelacli.data import Loader, loader
+from pelacli.errors import RequestError
+from pelacli.models import OpenModel, predict
+from pelacli.recipe import Data
+
+
+def place(device: str) -> torch.device:
+    """Where to run: "cpu", or else the accelerator, if there is one."""
+    return torch.device("cpu") if device == "cpu" else Accelerator(cpu=False).device
+
+
+def samples(
+    opened: OpenModel,
+    data: Data,
+    task: str | None = None,
+    split: str | None = None,
+    batch_size: int | None = None,
+) -> tuple[Loader, tasks.Task, bool]:
+    """The samples, the task, and whether the samples have labels that fit the model.
+
+    Args:
+        task: its name; None takes image classification where there are labels for it.
+    """
+    classes = models.num_classes(opened)
+    chosen = tasks.get(task or ("image-classification" if classes else "unlabelled"))
+    dataset = chosen.open(data, split or data.val, inputs=opened.inputs)
+    labelled = chosen.LABELLED and bool(dataset.classes)
+    if chosen.LABELLED and not labelled:
+        dataset = chosen.open(data, split or data.val, inputs=opened.inputs, unlabelled=True)
+    size = batch_size or data.batch_size
+    wanted = classes if labelled else None
+    return (
+        loader(dataset, batch_size=size, workers=data.workers, num_classes=wanted),
+        chosen,
+        labelled,
+    )
+
+
+def measure(
+    opened: OpenModel, samples: Loader, task: tasks.Task, labelled: bool, place: torch.device
+) -> dict[str, float]:
+    """The task's metrics; empty where there are no labels. The model moves to the device."""
+    if not labelled:
+        return {}
+    opened.module.to(place)
+    with console.progress(f"evaluating {opened.ref}"):
+        return tasks.evaluate(opened.module, samples, task, place, models.num_classes(opened))
+
+
+class Judge:
+    """One figure that says how good a model is, in points, and 100 at best.
+
+    The task's main metric where there are labels, else the agreement with the dense model: percent
+    of samples of the same class, or for models without classes 100 · mean cosine of the outputs.
+
+    Args:
+        opened: the dense model; `score` measures its module as it is then.
+
+    Attributes:
+        metric: name of the figure.
+
+    Raises:
+        RequestError: the samples can't be opened, or the task has no metric.
+    """
+
+    def __init__(
+        self, opened: OpenModel, data: Data, task: str | None, split: str | None, device: str
+    ) -> None:
+        self.samples, self._task, self._labelled = samples(opened, data, task, split)
+        self._opened, self._place = opened, place(device)
+        self._dense: list[Tensor] = []
+        self._classes = models.num_classes(opened) is not None
+        self.metric = "same_class" if self._classes else "cosine"
+        if self._labelled:
+            if self._task.MAIN is None:
+                raise RequestError(f"--max-drop: task {task!r} has no metric; name another")
+            self.metric = self._task.MAIN
+
+    def score(self) -> float:
+        """The figure of the model as it is now; at first, of the dense model.
+
+        The module comes back to the CPU, where the rank engine works.
+        """
+        module = self._opened.module.to(self._place)
+        try:
+            if self._labelled:
+                return measure(self._opened, self.samples, self._task, True, self._place)[
+                    self.metric
+                ]
+            if not self._dense:
+                with torch.no_grad(), evaluating(module):
+                    for batch in self.samples:
+                        inputs = models.to_device(batch["inputs"], self._place)
+                        self._dense.append(predict(module, inputs).cpu())
+                return 100.0
+            with evaluating(module):
+                found = agreement(
+                    module,
+                    _Recording(self._dense, self._place),
+                    self.samples,
+                    predict,
+                    classes=self._classes,
+                    device=self._place,
+                )
+            return found[self.metric] * (1 if self._classes else 100)
+        finally:
+            module.to("cpu")
+
+
+class _Recording(nn.Module):
+    """Gives the outputs of a model again, batch by batch in the same order."""
+
+    def __init__(self, outputs: list[Tensor], place: torch.device) -> None:
+        super().__init__()
+        self._outputs, self._place = iter(outputs), place
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return next(self._outputs).to(self._place)

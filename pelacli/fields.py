@@ -1,0 +1,120 @@
+"""What a recipe's values may be: ratios, patterns, ranks, paths. No torch."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    WithJsonSchema,
+)
+
+# A decimal or a fraction. Exponents end at three digits: Fraction("1e-999999999") never returns.
+_RATIO = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?|[+-]?\d+/\d+", re.IGNORECASE)
+
+
+class Mistake(ValueError):  # noqa: N818
+    """Keys that don't go together.
+
+    Args:
+        keys: dotted, seen from the section that is checked; the first is the one to mend.
+    """
+
+    def __init__(self, message: str, *keys: str) -> None:
+        super().__init__(message)
+        self.keys = [tuple(key.split(".")) for key in keys]
+
+
+def parse_ratio(value: str | float | Fraction) -> Fraction:
+    """A ratio, exactly: "0.5", "2/3", 0.1 (which is 1/10).
+
+    Raises:
+        ValueError: it is no number, or not above 0 and at most 1.
+    """
+    text = re.sub(r"\s*/\s*", "/", str(value).strip())
+    try:
+        ratio = Fraction(text) if _RATIO.fullmatch(text) else None
+    except (ValueError, ZeroDivisionError):
+        ratio = None
+    if ratio is None:
+        raise ValueError(f"{value!r} is no ratio; give a decimal or a fraction: 0.5, 2/3")
+    if not 0 < ratio <= 1:
+        raise ValueError(f"{text} is out of range; a ratio is above 0 and at most 1")
+    return ratio
+
+
+def _ratio(value: Any) -> str:
+    parse_ratio(str(value).lower() if isinstance(value, bool) else value)
+    return str(value)
+
+
+def _pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{value!r} is no regular expression ({error})") from None
+    return value
+
+
+def _pin(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not whole and value not in ("dense", "full"):
+        raise ValueError(f"{value!r} is no rank; give a whole number, 'dense' or 'full'")
+    return value
+
+
+def _argument(value: Any) -> Any:
+    for item in value if isinstance(value, list) else [value]:
+        if not isinstance(item, bool | int | float | str):
+            raise ValueError("expected a number, text, true or false, or a list of these")
+    return value
+
+
+def _named(value: Any) -> Any:
+    if value == "":
+        raise ValueError("is empty")
+    return value
+
+
+def _pair(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError("expected two numbers, as [0.5, 1.0]")
+    return value
+
+
+def _range(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"{list(value)} is no range; the smaller number comes first")
+    return value
+
+
+Text = Annotated[str, Field(min_length=1)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
+Scalar = bool | int | float | str
+Argument = Annotated[Scalar | list[Scalar], BeforeValidator(_argument)]
+Pin = Annotated[Annotated[int, Field(ge=0)] | Literal["dense", "full"], BeforeValidator(_pin)]
+Ratio = Annotated[
+    Annotated[str, BeforeValidator(_ratio)] | None,
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "null"}]}),
+]
+# Files have lists for tuples and text for paths, hence not strict.
+FilePath = Annotated[Path, Strict(False), BeforeValidator(_named)]
+Positive = Annotated[float, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+_pairs = (Strict(False), BeforeValidator(_pair))
+Range = Annotated[tuple[Positive, Positive], *_pairs, AfterValidator(_range)]
+Betas = Annotated[tuple[Beta, Beta], *_pairs]
+
+
+class Section(BaseModel):
+    """Unknown keys are mistakes, nothing is converted ("5" is no number), values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
