@@ -1,0 +1,258 @@
+"""The policies that `rank_policies.py` compares: the known ones, and pela's in steps.
+
+A policy gives every planned layer's factors. All get the same layers, the same budget of
+parameters and the same samples, and none of them trains. The others' are written here from their
+papers' formulas, with pela's own eigen-solvers; what they do beyond ranks and factors (fine-tuning,
+searches on labelled data) is left out, as it is for ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pelacli import calibrate, correct, engine, ranks
+from pelacli.calls import LinearCalls
+from pelacli.engine import Factors
+from pelacli.factorize import Moments, narrow_in
+from pelacli.lowrank import Layer
+from pelacli.models import predict
+from pelacli.plans import Plan
+from pelacli.ranks import Spectrum
+
+
+@dataclass
+class Case:
+    """A model and its calibration samples; what several policies need is measured once."""
+
+    module: nn.Module
+    layers: Sequence[Layer]
+    batches: Sequence[Any]
+    seed: int
+    _cuts: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def two_sided(self) -> dict[str, Moments]:
+        """Centred inputs and output-gradients."""
+        return calibrate.collect(self.module, self.layers, self.batches, predict, seed=self.seed)
+
+    @cached_property
+    def inputs(self) -> dict[str, Moments]:
+        """Centred inputs alone."""
+        return calibrate.collect(self.module, self.layers, self.batches, predict, gradients=False)
+
+    @cached_property
+    def raw_inputs(self) -> dict[str, Moments]:
+        """The inputs' second moment E[x xᵀ], with the mean left in and none to absorb."""
+        found = {}
+        for layer in self.layers:
+            m = self.inputs[layer.name]
+            assert m.mean is not None
+            if narrow_in(layer.shape):
+                assert m.near is not None
+                near = m.near + m.tokens * torch.outer(m.mean, m.mean)
+                found[layer.name] = replace(m, near=near, mean=None)
+            else:
+                assert m.far is not None
+                out = layer.weight.detach().double() @ m.mean
+                far = m.far + m.tokens * torch.outer(out, out)
+                found[layer.name] = replace(m, far=far, mean=None)
+        return found
+
+    @cached_property
+    def scales(self) -> dict[str, Moments]:
+        """ASVD's diagonal: mean |x| of each input channel, to the power of 1/2."""
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+
+        def apply(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            rows = x.reshape(-1, x.shape[-1])
+            sums[layer.name] = sums.get(layer.name, 0) + rows.abs().sum(0).double()
+            counts[layer.name] = counts.get(layer.name, 0) + len(rows)
+            return nn.functional.linear(x, weight, bias)
+
+        with torch.no_grad(), LinearCalls(self.layers, apply):
+            for batch in self.batches:
+                predict(self.module, batch)
+        found = {}
+        for layer in self.layers:
+            square = (sums[layer.name] / counts[layer.name]).clamp_min(1e-6)  # (|x|^½)²
+            level = float(square.mean())
+            if narrow_in(layer.shape):
+                found[layer.name] = Moments(near=square.diag(), near_level=level)
+            else:
+                weight = layer.weight.detach().double()
+                far = (weight * square) @ weight.T
+                found[layer.name] = Moments(far=far, far_level=level)
+        return found
+
+    def spectra(self, kind: str) -> list[Spectrum]:
+        """The layers' spectra by the moments of this kind; "plain" for none."""
+        moments = self.moments(kind)
+        if kind not in self._cuts:
+            self._cuts[kind] = engine.decompositions(self.layers, moments)
+        return engine.spectra(self.layers, self._cuts[kind], moments)
+
+    def moments(self, kind: str) -> dict[str, Moments]:
+        """The moments of a kind; see the properties."""
+        return {} if kind == "plain" else getattr(self, kind)
+
+    def factors(self, kind: str, plan: Plan) -> dict[str, Factors]:
+        """Each layer cut once, in the metric of these moments."""
+        self.spectra(kind)
+        return engine.factors(self.layers, self._cuts[kind], self.moments(kind), plan)
+
+
+def _plan(spectra: Sequence[Spectrum], policy: str, ratio: Fraction) -> Plan:
+    return ranks.plan(spectra, policy=policy, ratio=ratio, scope="layers")
+
+
+def plain_uniform(case: Case, ratio: Fraction) -> dict[str, Factors]:
+    """Truncated SVD of the weights at equal ratios: the start of the paper's PELA."""
+    return case.factors("plain", _plan(case.spectra("plain"), "uniform", ratio))
+
+
+def plain_threshold(case: Case, ratio: Fraction) -> dict[str, Factors]:
+    """Truncated SVD; every layer keeps the same share of its energy, the largest that fits."""
+    spectra = case.spectra("plain")
+    limit = int(ratio * sum(s.shape[0] * s.shape[1] for s in spectra))
+
+    def at(share: float) -> Plan:
+        return ranks.plan(spectra, policy="threshold", ratio=None, scope="layers", threshold=share)
+
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        used = at(middle).used
+        assert used is not None
+        low, high = (middle, high) if used <= limit else (low, middle)
+    return case.factors("plain", at(low))
+
+
+def plain_global(case: Case, ratio: Fraction) -> dict[str, Factors]:
+    """Truncated SVD; the ranks that keep the most energy of all weights together."""
+    return case.factors("plain", _plan(case.spectra("plain"), "energy", ratio))
+
+
+def asvd(case: Case, ratio: Fraction) -> dict[str, Factors]:
+    """Channels scaled by mean |x|^½ before the SVD, uniform ranks.
+
+    Source: ASVD (arXiv 2312.05821), without its search of ranks on labelled perplexity.
+    """
+    return case.factors("scales", _plan(case.spectra("scales"), "uniform", ratio))
+
+
+def svdllm(case: Case, ratio: Fraction) -> dict[str, Factors]:
+    """Inputs whitened by a root of E[x xᵀ], uniform ranks. Source: SVD-LLM (arXiv 2403.07378)."""
+    return case.factors("raw_inputs", _plan(case.spectra("raw_inputs"), "uniform", ratio))
+
+
+def balf(case: Case, ratio: Fraction) -> dict[str, Factors]:
+    """Whitened energies as shares of each layer's own, and one multiplier over all layers' ranks.
+
+    Source: BALF (arXiv 2509.25136): budgeted activation-aware low-rank factorisation.
+    """
+    spectra = [
+        replace(s, energies=s.energies / max(s.energies.sum(), 1e-300))
+        for s in case.spectra("raw_inputs")
+    ]
+    return case.factors("raw_inputs", _plan(spectra, "energy", ratio))
+
+
+def whitened_mean(case: Case, ratio: Fraction) -> dict[str, Factors]:
+    """Ours, step 1: inputs whitened about their mean, which the bias takes up; uniform ranks."""
+    return case.factors("inputs", _plan(case.spectra("inputs"), "uniform", ratio))
+
+
+def whitened_global(case: Case, ratio: Fraction) -> dict[str, Factors]:
+    """A step that does not work: energies of different layers' outputs, taken for one unit."""
+    return case.factors("inputs", _plan(case.spectra("inputs"), "energy", ratio))
+
+
+def two_sided_uniform(case: Case, ratio: Fraction) -> dict[str, Factors]:
+    """Ours, step 2: and cut in the metric of what the model's output feels; uniform ranks."""
+    return case.factors("two_sided", _plan(case.spectra("two_sided"), "uniform", ratio))
+
+
+def two_sided_single(case: Case, ratio: Fraction) -> dict[str, Factors]:
+    """Ours, step 3: and the ranks that keep the most of that energy together, one by one."""
+    spectra = case.spectra("two_sided")
+    return case.factors("two_sided", _single_ranks(spectra, ratio))
+
+
+def two_sided(case: Case, ratio: Fraction) -> dict[str, Factors]:
+    """Ours, step 4: and jumps to dense among what can be bought. All of pela's one shot."""
+    return case.factors("two_sided", _plan(case.spectra("two_sided"), "energy", ratio))
+
+
+def refitted(case: Case, ratio: Fraction) -> dict[str, Factors]:
+    """Ours, step 5: and layers cut front to back for the inputs they really get."""
+    return _corrected(case, ratio, payback=0.0)
+
+
+def pela(case: Case, ratio: Fraction) -> dict[str, Factors]:
+    """Ours, step 6: and the residual stream's loss paid back. What `pela decompose` does."""
+    return _corrected(case, ratio)
+
+
+def _corrected(case: Case, ratio: Fraction, **how: float) -> dict[str, Factors]:
+    plan = _plan(case.spectra("two_sided"), "energy", ratio)
+    once = case.factors("two_sided", plan)
+    return once | correct.correct(
+        case.module, case.layers, plan.ranks(), case.two_sided, case.batches, predict, **how
+    )
+
+
+def _single_ranks(spectra: Sequence[Spectrum], ratio: Fraction) -> Plan:
+    """Ranks by density alone; layers past break-even go dense and the others share what is left."""
+    total = sum(s.shape[0] * s.shape[1] for s in spectra)
+    limit = int(ratio * total)
+    dense: set[str] = set()
+    while True:
+        free = [s for s in spectra if s.name not in dense]
+        left = limit - sum(s.shape[0] * s.shape[1] for s in spectra if s.name in dense)
+        density = np.concatenate([s.energies / sum(s.shape) for s in free])
+        cost = np.concatenate([np.full(len(s.energies), sum(s.shape)) for s in free])
+        owner = np.repeat(np.arange(len(free)), [len(s.energies) for s in free])
+        order = np.argsort(-density, kind="stable")
+        bought = order[np.cumsum(cost[order]) <= left]
+        chosen = np.maximum(np.bincount(owner[bought], minlength=len(free)), 1)
+        past = {
+            s.name
+            for s, r in zip(free, chosen, strict=True)
+            if r * sum(s.shape) >= s.shape[0] * s.shape[1]
+        }
+        if not past:
+            break
+        dense |= past
+    pins: dict[str, ranks.Pin] = {
+        s.name: int(r) for s, r in zip(free, chosen, strict=True)
+    } | dict.fromkeys(dense, "dense")
+    return ranks.plan(spectra, policy="energy", ratio=ratio, scope="layers", pins=pins)
+
+
+Policy = Callable[[Case, Fraction], dict[str, Factors]]
+
+# name → (policy, whether it looks at samples)
+POLICIES: dict[str, tuple[Policy, bool]] = {
+    "plain-uniform": (plain_uniform, False),
+    "plain-threshold": (plain_threshold, False),
+    "plain-global": (plain_global, False),
+    "asvd": (asvd, True),
+    "svd-llm": (svdllm, True),
+    "balf": (balf, True),
+    "whitened-mean": (whitened_mean, True),
+    "whitened-global": (whitened_global, True),
+    "two-sided-uniform": (two_sided_uniform, True),
+    "two-sided-single": (two_sided_single, True),
+    "two-sided": (two_sided, True),
+    "refitted": (refitted, True),
+    "pela": (pela, True),
+}

@@ -1,0 +1,219 @@
+"""Policies × budgets, with no training: how good is what is left of a real pretrained model?
+
+    python benchmarks/rank_policies.py --model DINOV2 --size 98 --out dinov2.jsonl
+    python benchmarks/rank_policies.py --model MINILM --samples 256 --out minilm.jsonl
+    python benchmarks/rank_policies.py --model NAME --data DATASET --out name.jsonl
+    python benchmarks/rank_policies.py --table dinov2.jsonl
+    python benchmarks/rank_policies.py --quick
+
+DINOV2 is a directory with a headless image model: without ``--data`` it is judged by a linear
+probe on Fashion-MNIST (the Debian package dataset-fashion-mnist). MINILM is a directory with a
+sentence encoder, judged by the rank correlation of sentence similarities with the dense model's.
+Any other timm or transformers name works with a dataset of its own.
+
+Results are appended to ``--out`` as they come; started again, the run goes on where it stopped.
+The seeds draw the calibration samples. Budgets count the factorised layers' parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from _policies import POLICIES, Case
+from _subjects import Subject, dataset, idx_images, sentences
+from rich.console import Console
+
+from pelacli import lowrank, models
+from pelacli.errors import RequestError
+from pelacli.lowrank import Layer
+from pelacli.models import OpenModel
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+Row = dict[str, Any]
+talk = Console(stderr=True, highlight=False)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is asked for and print the table."""
+    args = arguments(argv)
+    if args.table is not None:
+        print(table(read(args.table)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        if args.quick:
+            args.out = Path(folder) / "quick.jsonl"
+            subject = quick(Path(folder))
+        else:
+            subject = open_subject(args)
+        rows = run(subject, args)
+    print(table(rows))
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", help="timm or transformers name, or a directory")
+    parser.add_argument("--data", help="dataset, as for pela eval")
+    parser.add_argument("--fashion", type=Path, default=FASHION, help="folder of the idx files")
+    parser.add_argument("--size", type=int, help="pixels a side")
+    parser.add_argument("--policies", default=",".join(POLICIES), help="some of the default")
+    parser.add_argument("--ratios", default="0.8,2/3,1/2,1/3")
+    parser.add_argument("--seeds", default="0,1,2", help="of the calibration sample")
+    parser.add_argument("--samples", type=int, default=512, help="for calibration")
+    parser.add_argument("--test-images", type=int, default=3000)
+    parser.add_argument("--dev", action="store_true", help="test on held-out training images")
+    parser.add_argument("--out", type=Path, help="JSON lines")
+    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="of dense features")
+    parser.add_argument("--table", type=Path, help="print the table of a file and stop")
+    parser.add_argument("--quick", action="store_true", help="a tiny random model, seconds")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.samples, args.test_images, args.seeds = 16, 40, "0"
+    elif args.table is None and (args.model is None or args.out is None):
+        parser.error("give --model and --out, or --table, or --quick")
+    for name in args.policies.split(","):
+        if name not in POLICIES:
+            parser.error(f"--policies {name}: there is {', '.join(POLICIES)}")
+    return args
+
+
+def open_subject(args: argparse.Namespace) -> Subject:
+    """The model and its test."""
+    opened = models.open(args.model)
+    if args.data is not None:
+        return dataset(opened, args.data, tests=args.test_images, size=args.size)
+    if isinstance(opened.inputs, models.TextInput):
+        return sentences(opened, tests=args.test_images)
+    return idx_images(
+        opened, args.fashion, tests=args.test_images, dev=args.dev, cache=args.cache, size=args.size
+    )
+
+
+def quick(folder: Path) -> Subject:
+    """A tiny random ViT on the digits: only to see that everything runs."""
+    kwargs = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    opened = models.open(
+        "vit_tiny_patch16_224", weights="random", model_args=kwargs, num_classes=10
+    )
+    return dataset(opened, "digits", tests=40, size=32)
+
+
+def run(subject: Subject, args: argparse.Namespace) -> list[Row]:
+    """All cells, those of one calibration sample after those of another; the rows."""
+    opened = subject.opened
+    layers = [la for la in lowrank.find_layers(opened.module, head=opened.head) if not la.reason]
+    dense = subject.score(subject.dense)["metric"]
+    rows = read(args.out) if args.out.exists() else []
+    done = {(row["policy"], row["ratio"], row["seed"]) for row in rows}
+    names, ratios = args.policies.split(","), args.ratios.split(",")
+    cells = []
+    for seed in map(int, args.seeds.split(",")):
+        for name in names:
+            # What looks at no samples is the same for all of them.
+            number = seed if POLICIES[name][1] else None
+            cells += [(seed, number, name, ratio) for ratio in ratios]
+    cells = [c for c in cells if (c[2], c[3], c[1]) not in done]
+    cells = [c for i, c in enumerate(cells) if c[1:] not in [d[1:] for d in cells[:i]]]
+    case: Case | None = None
+    begin = time.perf_counter()
+    for i, (seed, number, name, ratio) in enumerate(cells):
+        if case is None or case.seed != seed:
+            batches = subject.calibration(args.samples, seed)
+            case = Case(opened.module, layers, batches, seed)
+        row = cell(subject, case, layers, name, ratio)
+        row |= {
+            "seed": number,
+            "model": opened.ref if not Path(opened.ref).exists() else Path(opened.ref).name,
+            "dense": dense,
+            "drop": dense - row["metric"],
+            "of": subject.metric,
+            "samples": args.samples if number is not None else 0,
+            "tests": len(subject.dense),
+            "dev": args.dev,
+        }
+        rows.append(row)
+        with args.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        left = (time.perf_counter() - begin) / (i + 1) * (len(cells) - i - 1)
+        talk.print(
+            f"{i + 1}/{len(cells)} seed {number} {name} {ratio}: {row['metric']:.2f} "
+            f"({-row['drop']:+.2f}), error {row['error']:.4f}, {row['seconds']:.1f} s; "
+            f"{left / 60:.0f} min left"
+        )
+    return rows
+
+
+def cell(subject: Subject, case: Case, layers: Sequence[Layer], name: str, ratio: str) -> Row:
+    """One policy at one budget. ``seconds`` is what it took but for what it shares with others."""
+    exact = Fraction(ratio)
+    start = time.perf_counter()
+    factors = POLICIES[name][0](case, exact)
+    seconds = time.perf_counter() - start
+    used = sum(
+        len(factors[la.name][0]) * sum(la.shape) if la.name in factors else la.params
+        for la in layers
+    )
+    total = sum(la.params for la in layers)
+    if used > int(exact * total):
+        raise RequestError(f"{name}: takes {used} parameters of {int(exact * total)}")
+    with lowrank.replaced(subject.opened.module, factors):
+        figures = subject.measure(subject.opened.module)
+    return {
+        "policy": name, "ratio": ratio, "achieved": used / total, "seconds": seconds, **figures,
+    }  # fmt: skip
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of a file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: a line per policy, a column per budget: drop ± spread / error of the outputs."""
+    if not rows:
+        return "no results yet"
+    first = rows[0]
+    ratios = sorted({row["ratio"] for row in rows}, key=Fraction, reverse=True)
+    lines = [
+        f"{first['model']}: {first['of']}, dense {first['dense']:.2f}, {first['tests']} tests, "
+        f"{max(row['samples'] for row in rows)} calibration samples. Points lost "
+        "(mean ± standard deviation over seeds) / relative error of the outputs / seconds.",
+        "",
+        f"| policy | {' | '.join(ratios)} |",
+        "|---" * (len(ratios) + 1) + "|",
+    ]
+    for name in POLICIES:
+        found = []
+        for ratio in ratios:
+            some = [r for r in rows if r["policy"] == name and r["ratio"] == ratio]
+            found.append(_figures(some) if some else "")
+        if any(found):
+            lines.append(f"| {name} | {' | '.join(found)} |")
+    return "\n".join(lines)
+
+
+def _figures(rows: Sequence[Row]) -> str:
+    def mean(key: str) -> float:
+        return statistics.fmean(row[key] for row in rows)
+
+    drops = [row["drop"] for row in rows]
+    spread = f" ± {statistics.stdev(drops):.2f}" if len(drops) > 1 else ""
+    return f"{mean('drop'):.2f}{spread} / {mean('error'):.3f} / {mean('seconds'):.0f}"
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    try:
+        main()
+    except RequestError as error:
+        sys.exit(f"rank_policies: {error}")
