@@ -14,7 +14,6 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -181,61 +180,33 @@ def two_sided_uniform(case: Case, ratio: Fraction) -> dict[str, Factors]:
     return case.factors("two_sided", _plan(case.spectra("two_sided"), "uniform", ratio))
 
 
-def two_sided_single(case: Case, ratio: Fraction) -> dict[str, Factors]:
-    """Ours, step 3: and the ranks that keep the most of that energy together, one by one."""
-    spectra = case.spectra("two_sided")
-    return case.factors("two_sided", _single_ranks(spectra, ratio))
-
-
 def two_sided(case: Case, ratio: Fraction) -> dict[str, Factors]:
-    """Ours, step 4: and jumps to dense among what can be bought. All of pela's one shot."""
+    """Ours, step 3: and the ranks that keep the most of that energy together: all of one shot."""
     return case.factors("two_sided", _plan(case.spectra("two_sided"), "energy", ratio))
 
 
 def refitted(case: Case, ratio: Fraction) -> dict[str, Factors]:
-    """Ours, step 5: and layers cut front to back for the inputs they really get."""
+    """Ours, step 4: and layers cut front to back for the inputs they really get."""
     return _corrected(case, ratio, payback=0.0)
 
 
 def pela(case: Case, ratio: Fraction) -> dict[str, Factors]:
-    """Ours, step 6: and the residual stream's loss paid back. What `pela decompose` does."""
+    """Ours, step 5: and the residual stream's loss paid back. What `pela decompose` does."""
     return _corrected(case, ratio)
 
 
-def _corrected(case: Case, ratio: Fraction, **how: float) -> dict[str, Factors]:
+def _corrected(case: Case, ratio: Fraction, payback: float = correct.PAYBACK) -> dict[str, Factors]:
     plan = _plan(case.spectra("two_sided"), "energy", ratio)
     once = case.factors("two_sided", plan)
     return once | correct.correct(
-        case.module, case.layers, plan.ranks(), case.two_sided, case.batches, predict, **how
+        case.module,
+        case.layers,
+        plan.ranks(),
+        case.two_sided,
+        case.batches,
+        predict,
+        payback=payback,
     )
-
-
-def _single_ranks(spectra: Sequence[Spectrum], ratio: Fraction) -> Plan:
-    """Ranks by density alone; layers past break-even go dense and the others share what is left."""
-    total = sum(s.shape[0] * s.shape[1] for s in spectra)
-    limit = int(ratio * total)
-    dense: set[str] = set()
-    while True:
-        free = [s for s in spectra if s.name not in dense]
-        left = limit - sum(s.shape[0] * s.shape[1] for s in spectra if s.name in dense)
-        density = np.concatenate([s.energies / sum(s.shape) for s in free])
-        cost = np.concatenate([np.full(len(s.energies), sum(s.shape)) for s in free])
-        owner = np.repeat(np.arange(len(free)), [len(s.energies) for s in free])
-        order = np.argsort(-density, kind="stable")
-        bought = order[np.cumsum(cost[order]) <= left]
-        chosen = np.maximum(np.bincount(owner[bought], minlength=len(free)), 1)
-        past = {
-            s.name
-            for s, r in zip(free, chosen, strict=True)
-            if r * sum(s.shape) >= s.shape[0] * s.shape[1]
-        }
-        if not past:
-            break
-        dense |= past
-    pins: dict[str, ranks.Pin] = {
-        s.name: int(r) for s, r in zip(free, chosen, strict=True)
-    } | dict.fromkeys(dense, "dense")
-    return ranks.plan(spectra, policy="energy", ratio=ratio, scope="layers", pins=pins)
 
 
 Policy = Callable[[Case, Fraction], dict[str, Factors]]
@@ -251,7 +222,6 @@ POLICIES: dict[str, tuple[Policy, bool]] = {
     "whitened-mean": (whitened_mean, True),
     "whitened-global": (whitened_global, True),
     "two-sided-uniform": (two_sided_uniform, True),
-    "two-sided-single": (two_sided_single, True),
     "two-sided": (two_sided, True),
     "refitted": (refitted, True),
     "pela": (pela, True),

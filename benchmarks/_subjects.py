@@ -1,4 +1,4 @@
-"""What `rank_policies.py` measures: a model, its samples, and how good a compressed one still is."""
+"""What `rank_policies.py` measures: a model, its samples, how good a compressed one still is."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def idx_images(
         x = torch.from_numpy(pixels[where]).float()[:, None] / 255
         x = F.interpolate(x, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
         mean, std = (torch.tensor(v)[:, None, None] for v in (inputs.mean, inputs.std))
-        return list(((x.expand(-1, 3, -1, -1) - mean) / std).split(BATCH))
+        return list(torch.split((x.expand(-1, 3, -1, -1) - mean) / std, BATCH))
 
     def features(what: str, batches: list[Tensor]) -> Tensor:
         key = hashlib.sha256(f"{opened.source.digest} {side} {what} {len(batches)}".encode())
@@ -115,7 +115,7 @@ def idx_images(
     def calibration(samples: int, seed: int) -> list[Any]:
         chosen = np.random.default_rng(100 + seed).permutation(30000)[:samples]
         x = torch.cat(images(train, order[30000:][chosen]))
-        return list(x.split(32))
+        return list(torch.split(x, 32))
 
     return Subject(opened, "probe accuracy %", calibration, list(test), score, dense)
 
@@ -144,7 +144,7 @@ def dataset(opened: OpenModel, spec: str, *, tests: int, size: int | None) -> Su
         for split in ("train", "validation")
     )
     fits = classes is not None and held_out.num_classes == classes
-    batches = [b for b in loader(held_out, batch_size=BATCH, seed=0, shuffle=True, limit=tests)]
+    batches = list(loader(held_out, batch_size=BATCH, seed=0, shuffle=True, limit=tests))
     test = [b["inputs"] for b in batches]
     dense = outputs(opened.module, test)
 
@@ -220,6 +220,8 @@ def _idx(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]
     for kind, header in (("images-idx3", 16), ("labels-idx1", 8)):
         file = folder / f"{split}-{kind}-ubyte.gz"
         if not file.exists():
-            raise SystemExit(f"{file}: not there; it is in the Debian package dataset-fashion-mnist")
+            raise SystemExit(
+                f"{file}: not there; it is in the Debian package dataset-fashion-mnist"
+            )
         found.append(np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8, offset=header))
     return found[0].reshape(-1, 28, 28), found[1]

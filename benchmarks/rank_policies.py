@@ -36,7 +36,6 @@ from rich.console import Console
 from pelacli import lowrank, models
 from pelacli.errors import RequestError
 from pelacli.lowrank import Layer
-from pelacli.models import OpenModel
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 Row = dict[str, Any]
@@ -148,7 +147,8 @@ def run(subject: Subject, args: argparse.Namespace) -> list[Row]:
         talk.print(
             f"{i + 1}/{len(cells)} seed {number} {name} {ratio}: {row['metric']:.2f} "
             f"({-row['drop']:+.2f}), error {row['error']:.4f}, {row['seconds']:.1f} s; "
-            f"{left / 60:.0f} min left"
+            f"{left / 60:.0f} min left",
+            soft_wrap=True,
         )
     return rows
 

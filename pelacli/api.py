@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
 from pelacli import artefact, calibrate, engine, flops, lowrank, models, ranks, record
+from pelacli import correct as correction
 from pelacli.errors import RequestError
 from pelacli.factorize import Moments
 from pelacli.fields import parse_ratio
@@ -70,8 +70,9 @@ def plan(
 ) -> Plan:
     """The ranks that `decompose` would choose; the model stays as it is. Arguments as there."""
     limits |= {"unit": unit, "energy": energy}
+    samples = list(batches or ())
     return _prepare(
-        model, ratio, policy, scope, batches, include, exclude, head, pins, limits, engine.energies
+        model, ratio, policy, scope, samples, include, exclude, head, pins, limits, engine.energies
     ).plan
 
 
@@ -84,6 +85,7 @@ def decompose(
     scope: str = "model",
     energy: float | None = None,
     batches: Iterable[Any] | None = None,
+    correct: bool = True,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     head: Sequence[str] | None = None,
@@ -102,6 +104,7 @@ def decompose(
         energy: in place of a ratio: as small as keeps this share of all layers' energy together.
         batches: calibration samples, unlabelled: each a tensor [B, …] that the model takes, or a
             dict of its keyword arguments. A few hundred samples make all the difference.
+        correct: refit each layer to the inputs it really gets, where there are batches.
         include, exclude: regular expressions on module names.
         head: names of modules that stay dense; by default the output head, where it can be told.
         pins: regular expression → rank, "dense" or "full".
@@ -114,10 +117,16 @@ def decompose(
         RequestError: the budget can't be met, or the model has nothing to factorise.
     """
     limits |= {"unit": unit, "energy": energy}
+    samples = list(batches or ())
+    refit = correct and bool(samples)
+    solve = engine.energies if refit else engine.solve
     found = _prepare(
-        model, ratio, policy, scope, batches, include, exclude, head, pins, limits, engine.solve
+        model, ratio, policy, scope, samples, include, exclude, head, pins, limits, solve
     )
-    engine.apply(model, found.layers, found.moments, found.plan, cuts=found.cuts)
+    planned, ready = found.plan.ranks(), {}
+    if refit:
+        ready = correction.correct(model, found.layers, planned, found.moments, samples, predict)
+    engine.apply(model, found.layers, found.moments, found.plan, cuts=found.cuts, ready=ready)
     if found.opened is not None:
         setattr(model, _KEPT, (found.opened, found.described))
     return found.plan
@@ -140,7 +149,7 @@ def _prepare(
     ratio: float | str | Fraction | None,
     policy: str,
     scope: str,
-    batches: Iterable[Any] | None,
+    samples: Sequence[Any],
     include: Sequence[str],
     exclude: Sequence[str],
     head: Sequence[str] | None,
@@ -160,16 +169,13 @@ def _prepare(
         raise RequestError(f"{type(model).__name__}: has no linear layer that may be factorised")
     spent = None if opened is None else record.cost(opened, layers)
     if spent is None and limits["unit"] == "flops":
-        batches = iter(batches or ())
-        first = next(batches, None)
-        if first is None:
+        if not samples:
             raise RequestError(
                 f"{type(model).__name__}: its FLOPs are unknown; give batches to count them on, "
                 "or budget in parameters"
             )
-        spent = _count(model, layers, first)
-        batches = chain([first], batches)
-    moments = {} if batches is None else calibrate.collect(model, free, batches, predict)
+        spent = _count(model, layers, samples[0])
+    moments = calibrate.collect(model, free, samples, predict) if samples else {}
     cuts = solve(free, moments)
     try:
         exact = None if ratio is None else parse_ratio(str(ratio))
