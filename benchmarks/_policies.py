@@ -38,9 +38,16 @@ class Case:
     _cuts: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @cached_property
+    def felt(self) -> dict[str, Moments]:
+        """Centred inputs, weighted by token, and output-gradients."""
+        return calibrate.collect(self.module, self.layers, self.batches, predict, seed=self.seed)
+
+    @cached_property
     def two_sided(self) -> dict[str, Moments]:
         """Centred inputs and output-gradients."""
-        return calibrate.collect(self.module, self.layers, self.batches, predict, seed=self.seed)
+        return calibrate.collect(
+            self.module, self.layers, self.batches, predict, seed=self.seed, floor=1.0
+        )
 
     @cached_property
     def inputs(self) -> dict[str, Moments]:
@@ -181,28 +188,32 @@ def two_sided_uniform(case: Case, ratio: Fraction) -> dict[str, Factors]:
 
 
 def two_sided(case: Case, ratio: Fraction) -> dict[str, Factors]:
-    """Ours, step 3: and the ranks that keep the most of that energy together: all of one shot."""
+    """Ours, step 3: and the ranks that keep the most of that energy together."""
     return case.factors("two_sided", _plan(case.spectra("two_sided"), "energy", ratio))
 
 
+def felt(case: Case, ratio: Fraction) -> dict[str, Factors]:
+    """Ours, step 4: and tokens weighted by how strongly they are felt. All of pela's one shot."""
+    return case.factors("felt", _plan(case.spectra("felt"), "energy", ratio))
+
+
 def refitted(case: Case, ratio: Fraction) -> dict[str, Factors]:
-    """Ours, step 4: and layers cut front to back for the inputs they really get."""
+    """Ours, step 5: and layers cut front to back for the inputs they really get."""
     return _corrected(case, ratio, payback=0.0)
 
 
 def pela(case: Case, ratio: Fraction) -> dict[str, Factors]:
-    """Ours, step 5: and the residual stream's loss paid back. What `pela decompose` does."""
+    """Ours, step 6: and the residual stream's loss paid back. What `pela decompose` does."""
     return _corrected(case, ratio)
 
 
 def _corrected(case: Case, ratio: Fraction, payback: float = correct.PAYBACK) -> dict[str, Factors]:
-    plan = _plan(case.spectra("two_sided"), "energy", ratio)
-    once = case.factors("two_sided", plan)
-    return once | correct.correct(
+    plan = _plan(case.spectra("felt"), "energy", ratio)
+    return case.factors("felt", plan) | correct.correct(
         case.module,
         case.layers,
         plan.ranks(),
-        case.two_sided,
+        case.felt,
         case.batches,
         predict,
         payback=payback,
@@ -223,6 +234,7 @@ POLICIES: dict[str, tuple[Policy, bool]] = {
     "whitened-global": (whitened_global, True),
     "two-sided-uniform": (two_sided_uniform, True),
     "two-sided": (two_sided, True),
+    "felt": (felt, True),
     "refitted": (refitted, True),
     "pela": (pela, True),
 }

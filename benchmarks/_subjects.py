@@ -207,7 +207,8 @@ def _docstrings() -> list[str]:
         if found.name.startswith("_") or found.name in ("conftest", "tests", "experimental"):
             continue
         module = importlib.import_module(f"sklearn.{found.name}")
-        public = (getattr(module, name, None) for name in getattr(module, "__all__", ()))
+        names = vars(module)  # what is experimental is named in __all__ and not there
+        public = [names[name] for name in getattr(module, "__all__", ()) if name in names]
         text += [inspect.getdoc(one) or "" for one in public if callable(one)]
     lines = [" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s+", " ".join(text))]
     kept = [s for s in lines if 30 < len(s) < 300 and re.fullmatch(r"[A-Z][\w ,'()-]+\.", s)]

@@ -1,8 +1,12 @@
 """Forward and backward passes over a few hundred unlabelled samples → the layers' moments.
 
-One forward pass gives the mean and covariance of every layer's inputs. One backward pass of a
-random ±1 projection of the model's standardised output gives the second moment of the gradients
-at every layer's output, with no labels: E[(Jᵀε)(Jᵀε)ᵀ] = JᵀJ for ε of independent signs.
+One forward pass gives the mean and covariance of every layer's inputs. Backward passes of random
+±1 projections of the model's standardised output give the second moment of the gradients at every
+layer's output, with no labels: E[(Jᵀε)(Jᵀε)ᵀ] = JᵀJ for ε of independent signs.
+
+The damage is a sum over tokens of gᵀ(W − W′)x xᵀ(W − W′)ᵀg, and a product of two moments stands
+for it as if x and g had nothing to do with each other. They have: a class token's output is felt
+far more than a patch's. So the inputs' moments weigh each token by how strongly it is felt.
 
 Only products of the layer's narrower side are summed up (see `pelacli.factorize`), so the passes
 stay cheap: for in < out the inputs x and the back-propagated g·W, else the outputs W x and g.
@@ -11,7 +15,7 @@ stay cheap: for in < out the inputs x and the back-propagated g·W, else the out
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,31 +27,48 @@ from pelacli.errors import RequestError
 from pelacli.factorize import Moments, narrow_in
 from pelacli.lowrank import Layer
 
+# Backward passes per batch: the second lowers the noise of the signs for half a forward pass more.
+PROJECTIONS = 2
+# The least weight of a token, and the power of ‖g‖² in it: what one sample's few projections say of
+# a token is noisy, and a token that they do not feel is still one. Measured in docs/log.md.
+FLOOR, POWER = 0.2, 0.5
+
 
 @dataclass
 class _Sums:
-    """Running sums of one layer, in float32, around a shift so that they do not cancel."""
+    """Running sums of one layer, in float32, around a shift so that they do not cancel.
+
+    Those of the inputs are weighted by token, w.
+    """
 
     narrow_in: bool  # in < out
     tokens: int = 0
-    input_sum: Tensor | None = None  # Σ x, [in]
+    total: float = 0.0  # Σ w
+    input_sum: Tensor | None = None  # Σ w x, [in]
     shift: Tensor | None = None  # of the vectors in `gram`, [n]
-    centred_sum: Tensor | None = None  # Σ (v − shift), [n]
-    gram: Tensor | None = None  # Σ (v − shift)(v − shift)ᵀ, [n, n]; v = x, or W x where in ≥ out
-    input_square: Tensor | None = None  # Σ‖x‖²
+    centred_sum: Tensor | None = None  # Σ w (v − shift), [n]
+    gram: Tensor | None = None  # Σ w (v − shift)(v − shift)ᵀ, [n, n]; v = x, or W x where in ≥ out
+    input_square: Tensor | None = None  # Σ w ‖x‖²
     gradient: Tensor | None = None  # Σ u uᵀ, [n, n]; u = g W, or g where in ≥ out
     gradient_square: Tensor | None = None  # Σ‖g‖²
+    weights: dict[int, Tensor] = field(default_factory=dict)  # batch → w of its first call
 
-    def add_forward(self, x: Tensor, y: Tensor) -> None:
-        """x: [tokens, in], y: [tokens, out] without bias."""
+    def add_forward(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
+        """x: [tokens, in], y: [tokens, out] without bias, weights: [tokens], 1 on average."""
         v = x if self.narrow_in else y
         if self.shift is None:
             self.shift = v.mean(0)
         centred = v - self.shift
         self.tokens += len(x)
-        self.input_sum = _plus(self.input_sum, x.sum(0, dtype=torch.float64))
+        if weights is None:
+            self.total += len(x)
+        else:
+            root = weights.sqrt()[:, None]
+            x, centred = x * root, centred * root
+            self.total += float(weights.sum(dtype=torch.float64))
+        self.input_sum = _plus(self.input_sum, _sum(x, weights))
         self.input_square = _plus(self.input_square, x.square().sum(dtype=torch.float64))
-        self.centred_sum = _plus(self.centred_sum, centred.sum(0, dtype=torch.float64))
+        self.centred_sum = _plus(self.centred_sum, _sum(centred, weights))
         self.gram = _plus_gram(self.gram, centred)
 
     def add_backward(self, g: Tensor, gx: Tensor) -> None:
@@ -55,16 +76,16 @@ class _Sums:
         self.gradient = _plus_gram(self.gradient, gx if self.narrow_in else g)
         self.gradient_square = _plus(self.gradient_square, g.square().sum(dtype=torch.float64))
 
-    def moments(self, samples: int, shape: tuple[int, int]) -> Moments:
+    def moments(self, samples: int, projections: int, shape: tuple[int, int]) -> Moments:
         out, in_ = shape
         assert self.input_sum is not None
         assert self.input_square is not None
         assert self.centred_sum is not None
         assert self.gram is not None
-        mean = self.input_sum / self.tokens
-        offset = self.centred_sum / self.tokens
-        covariance = self.gram.double() / self.tokens - torch.outer(offset, offset)
-        spread = float(self.input_square / self.tokens - mean.square().sum())
+        mean = self.input_sum / self.total
+        offset = self.centred_sum / self.total
+        covariance = self.gram.double() / self.total - torch.outer(offset, offset)
+        spread = float(self.input_square / self.total - mean.square().sum())
         input_level = max(spread, 0.0) / in_
         tokens = self.tokens / samples
         if self.gradient is None or self.gradient_square is None:
@@ -72,43 +93,69 @@ class _Sums:
             if self.narrow_in:
                 return Moments(mean, covariance * tokens, None, input_level * tokens, 1.0, tokens)
             return Moments(mean, None, covariance * tokens, 1.0, input_level * tokens, tokens)
-        gradient = self.gradient.double() / samples
-        output_level = float(self.gradient_square) / samples / out
-        if self.narrow_in:
-            return Moments(mean, covariance, gradient, input_level, output_level, tokens)
-        return Moments(mean, gradient, covariance, output_level, input_level, tokens)
+        gradient = self.gradient.double() / (samples * projections)
+        output_level = float(self.gradient_square) / (samples * projections) / out
+        sides = (covariance, gradient) if self.narrow_in else (gradient, covariance)
+        levels = (input_level, output_level) if self.narrow_in else (output_level, input_level)
+        return Moments(mean, *sides, *levels, tokens, self.weights)
+
+
+@dataclass
+class _Seen:
+    """One call of a layer: what went through it, and how strongly its tokens are felt."""
+
+    sums: _Sums
+    batch: int
+    mask: Tensor | None  # [B, N] bool; padding is no token
+    x: Tensor | None = None  # [tokens, in]
+    y: Tensor | None = None  # [tokens, out], without bias
+    felt: Tensor | None = None  # Σ‖g‖² over the projections, [tokens]
+
+    def rows(self, t: Tensor) -> Tensor:
+        """[..., width] → [tokens, width] in float32, without padding."""
+        if self.mask is not None and t.shape[:-1] == self.mask.shape:
+            t = t[self.mask]
+        return t.detach().reshape(-1, t.shape[-1]).float()
+
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        """x: [..., in], y: [..., out] without bias."""
+        self.x, self.y = self.rows(x), self.rows(y)
+
+    def backward(self, g: Tensor, gx: Tensor) -> None:
+        """g: [..., out] gradient at the output, gx: [..., in] = g W."""
+        rows = self.rows(g)
+        self.sums.add_backward(rows, self.rows(gx))
+        self.felt = _plus(self.felt, rows.square().sum(1))
+
+    def finish(self, floor: float) -> None:
+        """All projections have gone back."""
+        assert self.x is not None
+        assert self.y is not None
+        weights = None
+        if self.felt is not None and floor < 1:
+            felt = self.felt**POWER
+            weights = (1 - floor) * felt / felt.mean().clamp_min(1e-30) + floor
+            self.sums.weights.setdefault(self.batch, weights)
+        self.sums.add_forward(self.x, self.y, weights)
 
 
 class _Observed(torch.autograd.Function):
-    """A linear map that adds what passes through it, both ways, to the layer's sums."""
+    """A linear map that shows what passes through it, both ways."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, seen: _Seen) -> Tensor:
         y = F.linear(x, weight)
         ctx.save_for_backward(weight)
         ctx.seen = seen
-        seen.sums.add_forward(seen.rows(x), seen.rows(y))
+        seen.forward(x, y)
         return y if bias is None else y + bias
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        g = grads[0]
-        gx = g @ weight
-        ctx.seen.sums.add_backward(ctx.seen.rows(g), ctx.seen.rows(gx))
+        gx = grads[0] @ weight
+        ctx.seen.backward(grads[0], gx)
         return gx, None, None, None
-
-
-@dataclass
-class _Seen:
-    sums: _Sums
-    mask: Tensor | None  # [B, N] bool; padding is no token
-
-    def rows(self, t: Tensor) -> Tensor:
-        """[..., width] → [tokens, width] in float32, without padding."""
-        if self.mask is not None and t.shape[:-1] == self.mask.shape:
-            t = t[self.mask]
-        return t.reshape(-1, t.shape[-1]).float()
 
 
 def collect(
@@ -118,6 +165,8 @@ def collect(
     predict: Callable[[nn.Module, Any], Tensor],
     *,
     gradients: bool = True,
+    projections: int = PROJECTIONS,
+    floor: float = FLOOR,
     seed: int = 0,
     advance: Callable[[int], None] = lambda samples: None,
 ) -> dict[str, Moments]:
@@ -128,6 +177,9 @@ def collect(
             ``attention_mask``, if any, marks the padding.
         predict: (module, batch) → the model's main output, [B, ...].
         gradients: also collect output-gradient moments; else only inputs count.
+        projections: of the output that are propagated back, per batch.
+        floor: the least weight of a token in its inputs' moments, where the mean is 1; at 1 all
+            tokens weigh the same.
         seed: of the random signs.
         advance: told the number of samples after each batch.
 
@@ -140,27 +192,34 @@ def collect(
     layers = [layer for layer in layers if layer.reason is None]
     sums = {la.name: _Sums(narrow_in=narrow_in(la.shape)) for la in layers}
     generator = torch.Generator().manual_seed(seed)
-    samples, mask = 0, None
+    samples, number, mask = 0, -1, None
+    calls: list[_Seen] = []
 
     def apply(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        seen = _Seen(sums[layer.name], mask)
+        calls.append(_Seen(sums[layer.name], number, mask))
         if gradients and not x.requires_grad:
             # All weights are frozen, so the first layers on the way must ask for gradients.
             x = x.detach().requires_grad_()
-        y: Tensor = _Observed.apply(x, weight, bias, seen)
+        y: Tensor = _Observed.apply(x, weight, bias, calls[-1])
         return y
 
     wanted = [p.requires_grad for p in module.parameters()]
     module.requires_grad_(False)
     try:
         for batch in batches:
+            number += 1
             mask = batch.get("attention_mask") if isinstance(batch, dict) else None
             mask = None if mask is None else mask.bool()
             with evaluating(module), torch.set_grad_enabled(gradients):
                 with LinearCalls(layers, apply):
                     output = predict(module, batch)
                 if output.requires_grad:  # it does where any layer was on the way to it
-                    torch.autograd.backward(_project(output, generator))
+                    for left in reversed(range(projections)):
+                        projected = _project(output, generator)
+                        torch.autograd.backward(projected, retain_graph=left > 0)
+            for call in calls:
+                call.finish(floor)
+            calls.clear()
             samples += len(output)
             advance(len(output))
     finally:
@@ -169,7 +228,9 @@ def collect(
     if not samples:
         raise RequestError("calibration: there are no samples; give at least one batch")
     found = {
-        la.name: sums[la.name].moments(samples, la.shape) for la in layers if sums[la.name].tokens
+        la.name: sums[la.name].moments(samples, projections, la.shape)
+        for la in layers
+        if sums[la.name].tokens
     }
     for name, moments in found.items():
         for moment in (moments.near, moments.far):
@@ -191,12 +252,18 @@ def _project(output: Tensor, generator: torch.Generator) -> Tensor:
     return (flat / std * signs).sum()
 
 
+def _sum(rows: Tensor, weights: Tensor | None) -> Tensor:
+    """Σ √w · row, in float64; the rows have one √w in them already."""
+    if weights is None:
+        return rows.sum(0, dtype=torch.float64)
+    return (weights.sqrt() @ rows).double()
+
+
 def _plus(total: Tensor | None, term: Tensor) -> Tensor:
-    return term.detach() if total is None else total.add_(term.detach())
+    return term if total is None else total.add_(term)
 
 
 def _plus_gram(total: Tensor | None, rows: Tensor) -> Tensor:
-    rows = rows.detach()
     if total is None:
         return rows.T @ rows
     return total.addmm_(rows.T, rows)

@@ -72,8 +72,9 @@ def correct(
         for calls in stops:
             layer = calls[0].layer
             if layer.name not in found:
-                pairs = _pairs(calls, dense.at(layer.name, found), batches, payback)
-                moment = moments.get(layer.name)
+                moment = moments.get(layer.name, Moments())
+                twins = dense.at(layer.name, found)
+                pairs = _pairs(calls, twins, batches, moment.weights, payback)
                 found[layer.name] = _cut(layer, ranks[layer.name], moment, pairs, ridge)
                 advance()
             down, up, bias = found[layer.name]
@@ -113,17 +114,20 @@ class _Pair:
     Attributes:
         dense, ours: inputs of the two streams, [tokens, in].
         target: the output that is wanted, without bias, [tokens, out].
+        weights: how strongly each token is felt, [tokens].
     """
 
     dense: Tensor
     ours: Tensor
     target: Tensor
+    weights: Tensor
 
 
 def _pairs(
     calls: Sequence[Call],
     twins: Mapping[int, tuple[Call, Sum | None]],
     batches: Sequence[Any],
+    weights: Mapping[int, Tensor],
     payback: float,
 ) -> list[_Pair]:
     pairs = []
@@ -140,7 +144,11 @@ def _pairs(
             stream = call.watch.output_of(total.place)
             if stream is not None and stream.shape == total.stream.shape:
                 target = target + payback * owed(total, stream, target)
-        pairs.append(_Pair(*(_rows(t, mask) for t in (twin.x, call.x, target))))
+        dense, ours, wanted = (_rows(t, mask) for t in (twin.x, call.x, target))
+        felt = weights.get(call.walker)
+        if felt is None or len(felt) != len(ours):
+            felt = ours.new_ones(len(ours))
+        pairs.append(_Pair(dense, ours, wanted, felt))
     return pairs
 
 
@@ -150,29 +158,32 @@ def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
     return x.reshape(-1, x.shape[-1]).float()
 
 
-def _mean(parts: Sequence[Tensor]) -> Tensor:
-    total = torch.stack([part.sum(0, dtype=torch.float64) for part in parts]).sum(0)
-    return total / sum(map(len, parts))
+def _mean(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Weighted mean of the rows, in float64."""
+    pairs = zip(parts, weights, strict=True)
+    total = torch.stack([(w[:, None] * part).sum(0, dtype=torch.float64) for part, w in pairs])
+    return total.sum(0) / sum(float(w.sum(dtype=torch.float64)) for w in weights)
 
 
-def _product(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """Mean of a bᵀ about the means, [width of a, width of b], in float64."""
-    mean_a, mean_b = _mean(a).float(), _mean(b).float()
+def _product(a: Sequence[Tensor], b: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Weighted mean of a bᵀ about the means, [width of a, width of b], in float64."""
+    mean_a, mean_b = _mean(a, weights).float(), _mean(b, weights).float()
     total = torch.zeros(len(mean_a), len(mean_b), device=mean_a.device)
-    for left, right in zip(a, b, strict=True):
-        total.addmm_((left - mean_a).T, right - mean_b)
-    return total.double() / sum(map(len, a))
+    for left, right, w in zip(a, b, weights, strict=True):
+        total.addmm_(((left - mean_a) * w[:, None]).T, right - mean_b)
+    return total.double() / sum(float(w.sum(dtype=torch.float64)) for w in weights)
 
 
 def _cut(
     layer: Layer,
     rank: int,
-    moments: Moments | None,
+    known: Moments,
     pairs: Sequence[_Pair],
     ridge: float,
 ) -> Factors:
     ours, target = [pair.ours for pair in pairs], [pair.target for pair in pairs]
-    covariance = _product(ours, ours)
+    weights = [pair.weights for pair in pairs]
+    covariance = _product(ours, ours, weights)
     level = float(covariance.diagonal().mean())
     # The ridge holds to the old weight, so it stands on both sides of the normal equations.
     damped = covariance.clone()
@@ -180,25 +191,24 @@ def _cut(
     hold = damped.diagonal() - covariance.diagonal()
     root = torch.linalg.cholesky(damped)
     weight = layer.weight.detach().double()
-    known = moments or Moments()
     if narrow_in(layer.shape):
         # The weight that gives y from x̂ is W T, where T gives x from x̂: then the gradients'
         # moment as seen through it is Tᵀ (Wᵀ G W) T, with no need of G itself.
-        cross = _product([pair.dense for pair in pairs], ours)
+        cross = _product([pair.dense for pair in pairs], ours, weights)
         cross.diagonal().add_(hold)
         T = torch.cholesky_solve(cross.T, root).T
         refit = weight @ T
         far = None if known.far is None else T.T @ known.far @ T
         seen = replace(known, near=covariance, far=far, near_level=level)
     else:
-        refit = torch.cholesky_solve((_product(target, ours) + weight * hold).T, root).T
+        refit = torch.cholesky_solve((_product(target, ours, weights) + weight * hold).T, root).T
         far = refit @ covariance @ refit.T
         seen = replace(known, far=far, far_level=level)
     down, up = decompose(refit, seen, keep=rank).factors(rank)
     # The bias makes the mean output what is wanted.
     bias = layer.bias
     if bias is not None:
-        shift = _mean(target) - up @ (down @ _mean(ours))
+        shift = _mean(target, weights) - up @ (down @ _mean(ours, weights))
         bias = (bias.double() + shift).to(bias.dtype)
     dtype = layer.weight.dtype
     return down.to(dtype), up.to(dtype), bias

@@ -14,8 +14,8 @@ truncated SVD.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ class Moments:
             in < out, else W C Wᵀ. None: identity seen through the weight.
         near_level, far_level: mean diagonal of the two moments on their own side (for damping).
         tokens: positions per sample.
+        weights: how strongly each token is felt, by which ``mean`` and the inputs' moment weigh
+            it: number of the batch → [tokens], 1 on average. Empty: all alike.
     """
 
     mean: Tensor | None = None
@@ -54,6 +56,7 @@ class Moments:
     near_level: float = 1.0
     far_level: float = 1.0
     tokens: float = 1.0
+    weights: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass

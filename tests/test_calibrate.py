@@ -41,9 +41,10 @@ def predict(module, x):
     return module(x)
 
 
-def by_hand(net, samples, seed=0, batch=16):
-    """Inputs x and output-gradients g of every layer, [tokens, …], walked explicitly."""
-    found = {name: ([], []) for name in "abc"}
+def by_hand(net, samples, seed=0, batch=16, projections=2):
+    """Inputs x [tokens, in], output-gradients g [projections, tokens, out] and token weights of
+    every layer, walked explicitly."""
+    found = {name: ([], [], []) for name in "abc"}
     generator = torch.Generator().manual_seed(seed)
     net = copy.deepcopy(net)
     for x in samples.split(batch):
@@ -55,23 +56,33 @@ def by_hand(net, samples, seed=0, batch=16):
             h.retain_grad()
             h = torch.tanh(h) if name == "a" else torch.relu(h) if name == "b" else h
         y = h.mean(1)
-        signs = torch.randint(0, 2, y.shape, generator=generator) * 2.0 - 1
-        (y / y.detach().std(0, correction=0) * signs).sum().backward()
-        for name, out in outputs.items():
-            found[name][1].append(out.grad.reshape(-1, out.shape[-1]).double())
-    return {name: (torch.cat(x), torch.cat(g)) for name, (x, g) in found.items()}
+        std, felt = y.detach().std(0, correction=0), {name: [] for name in "abc"}
+        for _ in range(projections):
+            signs = torch.randint(0, 2, y.shape, generator=generator) * 2.0 - 1
+            (y / std * signs).sum().backward(retain_graph=True)
+            for name, out in outputs.items():
+                felt[name].append(out.grad.reshape(-1, out.shape[-1]).double())
+                out.grad = None
+        for name, grads in felt.items():
+            g = torch.stack(grads)
+            strength = g.square().sum((0, 2)).sqrt()
+            found[name][1].append(g)
+            found[name][2].append(0.8 * strength / strength.mean() + 0.2)
+    return {
+        name: (torch.cat(x), torch.cat(g, 1), torch.cat(w)) for name, (x, g, w) in found.items()
+    }
 
 
 def test_moments_are_those_of_the_definition(net, samples):
     layers = lowrank.find_layers(net)
     got = calibrate.collect(net, layers, samples.split(16), predict)
     for layer in layers:
-        x, g = by_hand(net, samples)[layer.name]
-        W = layer.weight.double()
-        C, G = torch.cov(x.T, correction=0), g.T @ g / len(samples)
+        x, g, w = by_hand(net, samples)[layer.name]
+        W, g = layer.weight.double(), g.flatten(0, 1)
+        C, G = torch.cov(x.T, correction=0, aweights=w), g.T @ g / len(samples) / 2
         near, far = (C, W.T @ G @ W) if W.shape[1] < W.shape[0] else (G, W @ C @ W.T)
         m = got[layer.name]
-        assert torch.allclose(m.mean, x.mean(0), atol=1e-5)
+        assert torch.allclose(m.mean, (w @ x) / w.sum(), atol=1e-5)
         assert torch.allclose(m.near, near, rtol=1e-3, atol=1e-5 * float(near.norm()))
         assert torch.allclose(m.far, far, rtol=1e-3, atol=1e-5 * float(far.norm()))
         levels = (float(C.diagonal().mean()), float(G.diagonal().mean()))
@@ -80,6 +91,27 @@ def test_moments_are_those_of_the_definition(net, samples):
             levels if wide else levels[::-1], rel=1e-3
         )
         assert m.tokens == 5
+        assert torch.allclose(torch.cat(list(m.weights.values())).double(), w, rtol=1e-4)
+
+
+def test_tokens_weigh_by_how_strongly_they_are_felt(net, samples):
+    class First(Net):
+        def forward(self, x):
+            return self.b(torch.tanh(self.a(x)))[:, 0]  # the other tokens lead nowhere
+
+    first = First()
+    first.load_state_dict(net.state_dict())
+    layers = [la for la in lowrank.find_layers(first) if la.name != "c"]
+    batches = samples.split(16)
+    felt = calibrate.collect(first, layers, batches, predict, floor=0.0)
+    alone = calibrate.collect(first, layers, [x[:, :1] for x in batches], predict, floor=0.0)
+    for name, m in felt.items():
+        assert torch.allclose(m.mean, alone[name].mean, atol=1e-5)
+        for side in ("near", "far"):
+            a, b = getattr(m, side), getattr(alone[name], side)
+            assert torch.allclose(a, b, rtol=1e-3, atol=1e-5 * float(b.norm()))
+    even = calibrate.collect(first, layers, batches, predict, floor=1.0)
+    assert torch.allclose(even["a"].mean, samples.mean((0, 1)).double(), atol=1e-5)
 
 
 def test_inputs_alone_do_not_depend_on_how_they_are_batched(net, samples):
@@ -137,7 +169,7 @@ def test_transformers_conv1d_is_seen():
     layers = lowrank.find_layers(net)
     assert [(la.kind, la.shape) for la in layers] == [("conv1d", (8, 5)), ("conv1d", (5, 8))]
     x = torch.randn(32, 5)
-    got = calibrate.collect(net, layers, [x], predict)
+    got = calibrate.collect(net, layers, [x], predict, floor=1.0)
     assert torch.allclose(got["0"].near, torch.cov(x.T, correction=0).double(), atol=1e-4)
 
 
