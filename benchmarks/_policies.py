@@ -177,11 +177,6 @@ def whitened_mean(case: Case, ratio: Fraction) -> dict[str, Factors]:
     return case.factors("inputs", _plan(case.spectra("inputs"), "uniform", ratio))
 
 
-def whitened_global(case: Case, ratio: Fraction) -> dict[str, Factors]:
-    """A step that does not work: energies of different layers' outputs, taken for one unit."""
-    return case.factors("inputs", _plan(case.spectra("inputs"), "energy", ratio))
-
-
 def two_sided_uniform(case: Case, ratio: Fraction) -> dict[str, Factors]:
     """Ours, step 2: and cut in the metric of what the model's output feels; uniform ranks."""
     return case.factors("two_sided", _plan(case.spectra("two_sided"), "uniform", ratio))
@@ -231,7 +226,6 @@ POLICIES: dict[str, tuple[Policy, bool]] = {
     "svd-llm": (svdllm, True),
     "balf": (balf, True),
     "whitened-mean": (whitened_mean, True),
-    "whitened-global": (whitened_global, True),
     "two-sided-uniform": (two_sided_uniform, True),
     "two-sided": (two_sided, True),
     "felt": (felt, True),
