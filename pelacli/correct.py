@@ -79,6 +79,8 @@ def correct(
                 advance()
             down, up, bias = found[layer.name]
             for call in calls:
+                if layer.bias is None:  # the model may bring one of its own to the call
+                    bias = call.bias
                 call.output = F.linear(F.linear(call.x, down), up, bias)
     return found
 
