@@ -26,7 +26,7 @@ from pelacli import checkpoint, optim
 from pelacli.errors import PelaError, RequestError
 from pelacli.journal import Journal
 from pelacli.loader import Batch, seed_all
-from pelacli.models import to_device
+from pelacli.models import place, to_device
 
 if TYPE_CHECKING:
     from pelacli.recipe import Train
@@ -83,6 +83,7 @@ def fit(
     resume: bool = False,
     device: str = "auto",
     progress: Shows | None = None,
+    before: Callable[[float], None] | None = None,
 ) -> Trained:
     """Train the module in place; it ends in eval mode, with the averaged weights if ``ema`` is on.
 
@@ -101,6 +102,8 @@ def fit(
             or none, which never decay.
         resume: go on from the newest checkpoint, if there is one.
         device: "auto", "cpu", or a kind of accelerator.
+        before: called before each update with the share of the run that is over, for losses that
+            change on the way. As the share follows from the step, they continue as they were.
 
     Raises:
         RequestError: settings that name no optimizer, schedule …; an unfinished run is in
@@ -111,7 +114,7 @@ def fit(
     began = time.perf_counter()
     accelerator = optim.accelerator(settings, device, output)
     main = accelerator.is_main_process
-    module.to(accelerator.device).train()
+    place(module, accelerator.device, settings.channels_last).train()
     if settings.checkpointing:
         optim.recompute_activations(module, True)
     batches, accumulate = len(loader), settings.accumulate
@@ -129,7 +132,7 @@ def fit(
                 accelerator.scaler.load_state_dict(states["scaler"])
         accelerator.wait_for_everyone()
     if settings.compile:
-        module.compile()
+        optim.compile_blocks(module, True)
     model = accelerator.prepare_model(_Step(module, losses))
     stepper = accelerator.prepare_optimizer(optimizer)
     journal = Journal(accelerator, output, run.step, settings.log_every)
@@ -170,9 +173,11 @@ def fit(
 
             if scheduler is not None:  # the rate of this update, not of the one before
                 scheduler.step_update(run.step)
+            if before:
+                before(run.step / run.total)
             values: dict[str, Tensor] = {}
             for part in range(accumulate):
-                batch = to_device(next(stream), accelerator.device)
+                batch = to_device(next(stream), accelerator.device, settings.channels_last)
                 seed_all(seed, _MODEL, run.step * accumulate + part, accelerator.process_index)
                 last = part == accumulate - 1
                 with nullcontext() if last else accelerator.no_sync(model):
@@ -186,13 +191,15 @@ def fit(
                 raise _not_finite(run.step + 1, figures, output)
             if settings.clip_grad is not None:
                 accelerator.clip_grad_norm_(module.parameters(), settings.clip_grad)
+            if settings.factor_decay == "product" and settings.weight_decay:
+                optim.decay_products(module, optimizer, settings.weight_decay)
             stepper.step()
             stepper.zero_grad()
             run.step += 1
             if ema:
                 ema.update(module, step=run.step)
 
-            rate = optimizer.param_groups[-1]["lr"]
+            rate = optim.rate(optimizer)
             journal.update(run.step, run.epoch, figures, rate, last=run.step == run.total)
             if progress:
                 best = {f"best {main_metric}": run.best["value"]} if run.best else {}
@@ -203,8 +210,8 @@ def fit(
     if settings.checkpointing:
         optim.recompute_activations(module, False)
     if settings.compile:
-        module._compiled_call_impl = None
-    module.eval()
+        optim.compile_blocks(module, False)
+    place(module, accelerator.device).eval()
     seconds = time.perf_counter() - began
     return Trained(run.step, run.metrics, journal.last, run.best, seconds)
 

@@ -893,10 +893,14 @@ OTHER: dict[str, Any] = {  # another value for every key of [pretrain], which ha
     "momentum": 0.5,
     "layer_decay": 0.5,
     "clip_grad": 0.5,
+    "factor_lr": 0.5,
+    "factor_decay": "product",
     "drop_path": 0.5,
+    "drop_path_rule": "constant",
     "ema": 0.5,
     "precision": "bf16",
     "accumulate": 7,
+    "channels_last": True,
     "compile": True,
     "checkpointing": True,
     "save_every": 7,
@@ -906,6 +910,7 @@ OTHER: dict[str, Any] = {  # another value for every key of [pretrain], which ha
     "trackers": ["wandb"],
     "loss": {"feature": 0.5},
     "taps": ["x"],
+    "taps_over": 0.5,
     "labels": False,
 }
 NO_EFFECT = {

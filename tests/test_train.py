@@ -371,6 +371,29 @@ def test_checkpointing_recomputes_the_same_gradients():
         run(train(checkpointing=True), module=nn.Linear(2, 2))
 
 
+def test_channels_last_is_for_the_time_of_training():
+    seen = []
+
+    def losses(module, batch):
+        for tensor in (module.patch_embed.proj.weight, batch["inputs"]):
+            seen.append(tensor.is_contiguous(memory_format=torch.channels_last))
+        return task(module, batch)
+
+    module, _ = run(
+        train(steps=1, channels_last=True), losses, module=vit(in_chans=3), batches=colours()
+    )
+    assert seen == [True, True]
+    weight = module.patch_embed.proj.weight
+    assert weight.is_contiguous()
+    assert not weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def colours():
+    inputs = ImageInput((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "bilinear")
+    dataset = open_dataset("digits", "train", inputs=inputs, training=True, augment=PLAIN)
+    return loader(dataset, batch_size=8, num_classes=10, limit=8)
+
+
 def test_it_learns():
     module = vit(drop_rate=0.0, drop_path_rate=0.0)
     _, before = run(train(steps=1), batches=digits(augment=PLAIN), module=vit())

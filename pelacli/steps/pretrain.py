@@ -34,7 +34,7 @@ def run(spec: Recipe, *, resume: bool = False) -> Outcome:
     data = trained.Splits.open(spec, section, student.opened, labelled=section.labels)
     stage = Stage(section, student.opened, teacher, data.task, labelled=data.labelled)
     if section.drop_path is not None:
-        models.set_drop_path(student.module, section.drop_path)
+        models.set_drop_path(student.module, section.drop_path, section.drop_path_rule)
     with (
         trained.workplace(spec, "pretrain", source, student.opened, output) as work,
         console.progress("pretrain", train.updates(section, len(data.train))) as bar,
@@ -52,6 +52,7 @@ def run(spec: Recipe, *, resume: bool = False) -> Outcome:
             resume=resume,
             device=spec.device,
             progress=bar,
+            before=stage.begin,
         )
     return trained.finish(spec, "pretrain", student, source, output, work, result)
 
@@ -78,31 +79,40 @@ class Stage:
     teacher: OpenModel
     task: Task
     labelled: bool
+    done: float = 1.0  # share of the run that is over: all taps are distilled, unless told less
 
     def __post_init__(self) -> None:
         self.taps = (
             taps.choose(self.student.module, self.section.taps) if self.section.loss.feature else []
         )
+        if self.section.compile:
+            taps.check_compiled(self.student.module, self.taps)
         # An explicit pair student layer ↔ frozen weight, not names matched in the loop.
         self.pairs = [
             (layer, _dense_weight(self.teacher.module, name, layer))
             for name, layer in lowrank.low_rank_layers(self.student.module).items()
         ]
 
+    def begin(self, done: float) -> None:
+        """Before an update: the share of the run that is over decides which taps are distilled."""
+        self.done = done
+
     def losses(self, student: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Named, weighted losses of a batch: one student pass, one teacher pass."""
         loss, device = self.section.loss, next(student.parameters()).device
-        with taps.caught(student, self.taps) as ours:
+        names = taps.joined(self.taps, self.done, self.section.taps_over)
+        with taps.caught(student, names) as ours:
             output = self.task.forward(student, batch)
         named: dict[str, Tensor] = {}
         if self.labelled and loss.task:
             named["task"] = loss.task * self.task.loss(output, batch)
         if loss.feature or loss.logits:
-            with torch.no_grad(), taps.caught(self.teacher.module.to(device), self.taps) as theirs:
+            with torch.no_grad(), taps.caught(self._teacher(device), names) as theirs:
                 target = self.task.forward(self.teacher.module, batch)
             if loss.feature:
                 named["feature"] = loss.feature * losses.feature(
-                    [ours[name] for name in self.taps], [theirs[name] for name in self.taps]
+                    [output for name in names for output in ours[name]],
+                    [output for name in names for output in theirs[name]],
                 )
             if loss.logits:
                 named["logits"] = loss.logits * losses.logits(output, target)
@@ -116,6 +126,10 @@ class Stage:
                 loss.perturbation_form,
             )
         return named
+
+    def _teacher(self, device: torch.device) -> nn.Module:
+        """The teacher, where the student is, and in no wrapper."""
+        return models.place(self.teacher.module, device, self.section.channels_last)
 
     def evaluate(self, module: nn.Module, data: trained.Splits) -> dict[str, float]:
         """The task's metrics where there are labels, and the agreement with the teacher."""
