@@ -64,7 +64,8 @@ def test_the_model_is_the_papers(name):
     assert len(stage.taps) == blocks
     assert all(".blocks." in f".{tap}" for tap in stage.taps)
     assert len(stage.pairs) == factorised
-    for layer, weight in stage.pairs:
+    for layer_name, weight in stage.pairs:
+        layer = stage.student.module.get_submodule(layer_name)
         assert (layer.out_features, layer.in_features) == tuple(weight.shape)
         assert not weight.requires_grad
     assert isinstance(stage.student.module.get_submodule(dense), torch.nn.Linear)

@@ -23,11 +23,14 @@ TIERS = [
     {"card", "gallery", "planning", "spectra_file"},
     {"replan"},
     {"sweep"},
-    {"factorize", "journal", "loader", "losses", "lowrank", "parallel", "shelf", "sources"},
+    {
+        "factorize", "journal", "loader", "losses", "lowrank", "parallel", "shelf", "sources",
+        "stopping",
+    },
     {"calls", "models", "residual"},
     {
-        "agreement", "calibrate", "checkpoint", "data", "flops", "latency", "lockstep", "optim",
-        "taps",
+        "agreement", "calibrate", "checkpoint", "data", "flops", "holding", "latency", "lockstep",
+        "optim", "taps",
     },
     {"artefact", "correct", "engine", "record", "tasks", "train"},
     {"api", "evaluation", "trained"},

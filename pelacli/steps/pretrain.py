@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -87,9 +88,9 @@ class Stage:
         )
         if self.section.compile:
             taps.check_compiled(self.student.module, self.taps)
-        # An explicit pair student layer ↔ frozen weight, not names matched in the loop.
+        # Each low-rank layer with its frozen weight: an explicit list, not names that match.
         self.pairs = [
-            (layer, _dense_weight(self.teacher.module, name, layer))
+            (name, _dense_weight(self.teacher.module, name, layer))
             for name, layer in lowrank.low_rank_layers(self.student.module).items()
         ]
 
@@ -118,10 +119,7 @@ class Stage:
                 named["logits"] = loss.logits * losses.logits(output, target)
         if loss.perturbation:
             named["perturbation"] = loss.perturbation * losses.perturbation(
-                (
-                    (layer.up.weight, layer.down.weight, weight.to(device))
-                    for layer, weight in self.pairs
-                ),
+                ((*_factors(student, name), weight.to(device)) for name, weight in self.pairs),
                 loss.eps,
                 loss.perturbation_form,
             )
@@ -153,6 +151,12 @@ def _student(source: str) -> Artefact:
     if not lowrank.low_rank_layers(found.module):
         raise RequestError(f"{path}: has no low-rank layers; there is nothing to heal")
     return found
+
+
+def _factors(student: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    """(up, down) of a layer of the module that trains, which may be a copy of the student."""
+    layer = cast(lowrank.LowRankLinear, lowrank.submodule(student, name))
+    return layer.up.weight, layer.down.weight
 
 
 def _dense_weight(teacher: nn.Module, name: str, layer: lowrank.LowRankLinear) -> Tensor:
