@@ -129,9 +129,10 @@ def decompose(
     json: Json = False,
 ) -> None:
     """Factorise a model into a smaller one that loads where the old one loaded."""
-    from pelacli import replan, requests, results
+    from pelacli import processes, replan, requests, results
     from pelacli.errors import DropError
 
+    processes.refuse("decompose")
     top: dict[str, Any] = {"weights": weights, "arch": arch, "seed": seed}
     section = {
         "ratio": ratio,

@@ -45,10 +45,11 @@ talk = Talk()
 
 
 def out() -> Console:
-    """The rich console on standard output."""
+    """The rich console on standard output; under a launcher the first process speaks for all."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, soft_wrap=False)
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    return Console(width=width, soft_wrap=False, quiet=not main_process())
 
 
 def err() -> Console:
@@ -60,6 +61,8 @@ def err() -> Console:
 
 def emit(document: Any) -> None:
     """Write one JSON document to standard output; NaN and infinity, which it lacks, as null."""
+    if not main_process():
+        return
     json.dump(_finite(document), sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
 

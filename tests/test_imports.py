@@ -17,7 +17,10 @@ ROOT = Path(pelacli.__file__).parent
 # From the bottom up. A module imports from lower tiers only; a package is one room.
 TIERS = [
     {"errors", "fields"},
-    {"aliases", "atomic", "console", "heap", "manifest", "plans", "policies", "recipe", "search"},
+    {
+        "aliases", "atomic", "console", "heap", "manifest", "plans", "policies", "processes",
+        "recipe", "search",
+    },
     {"refusals"},
     {"ranks", "recipe_file", "rundir", "tables"},
     {"card", "gallery", "planning", "spectra_file"},
@@ -44,9 +47,9 @@ TIERS = [
 LEVEL = {name: level for level, names in enumerate(TIERS) for name in names}
 TORCH_FREE = [
     "__main__", "aliases", "atomic", "card", "cli", "console", "errors", "fields", "gallery",
-    "heap", "manifest", "options", "pipeline", "planning", "plans", "policies", "ranks", "recipe",
-    "recipe_file", "refusals", "replan", "requests", "results", "rundir", "search", "spectra_file",
-    "sweep", "tables",
+    "heap", "manifest", "options", "pipeline", "planning", "plans", "policies", "processes",
+    "ranks", "recipe", "recipe_file", "refusals", "replan", "requests", "results", "rundir",
+    "search", "spectra_file", "sweep", "tables",
 ]  # fmt: skip
 HEAVY = {"torch", "timm", "transformers", "accelerate", "datasets", "torchmetrics"}
 

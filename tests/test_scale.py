@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -18,7 +19,8 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 
 import pelacli
-from pelacli import checkpoint, models, optim, tasks
+import pelacli.__main__
+from pelacli import checkpoint, manifest, models, optim, tasks
 from pelacli.data import loader, open_dataset
 from pelacli.errors import PelaError, RequestError
 from pelacli.recipe import Augment, Pretrain
@@ -87,9 +89,28 @@ def sharded(version=2, **options):
     return make
 
 
+RECIPE = """
+model = "vit_tiny_patch16_224"
+weights = "random"
+model_args = { img_size = 16, patch_size = 8, embed_dim = 32, depth = 2, num_heads = 2 }
+num_classes = 10
+output = "run"
+device = "cpu"
+data = { dataset = "digits", batch_size = 32 }
+decompose = { ratio = "0.6" }
+pretrain = { steps = 3 }
+finetune = { steps = 2 }
+eval = { latency = false }
+"""
+
+
 def child(folder: Path) -> None:
     """What each of the two processes does."""
     first = os.environ["RANK"] == "0"
+    os.chdir(folder)
+    sys.argv = ["pela", "run", "recipe.toml", "--json"]
+    with contextlib.suppress(SystemExit):
+        pelacli.__main__.main()
 
     def keep(name, module):
         if first:
@@ -113,10 +134,22 @@ def test_two_processes_give_the_weights_of_one(tmp_path):
     launch += ["--nproc-per-node", "2", __file__, str(tmp_path)]
     paths = [str(Path(pelacli.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(launch, env=environment, stderr=subprocess.PIPE, text=True)
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen(launch, env=environment, **pipes)
     one = heal(tmp_path / "one").state_dict()
-    _, told = running.communicate(timeout=300)
+    said, told = running.communicate(timeout=300)
     assert running.returncode == 0, told
+    # The command line: one document, one artefact of each step, no step twice.
+    steps = json.loads(said)["steps"]
+    assert [(step["step"], step["skipped"]) for step in steps] == [
+        ("decompose", False), ("pretrain", False), ("finetune", False),
+    ]  # fmt: skip
+    for step in steps:
+        assert len(manifest.read(tmp_path / step["artefact"]).history) > 0
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "decompose", "finetune", "pretrain",
+    ]  # fmt: skip
     for name in ("ddp", "fsdp"):
         two = torch.load(tmp_path / f"{name}.pt")
         assert list(two) == list(one)
@@ -153,6 +186,13 @@ def test_what_can_not_be_sharded_is_said(tmp_path, monkeypatch, options, changed
             heal(tmp_path / "x", **changed)
     finally:
         accelerate.state.AcceleratorState._reset_state(True)
+
+
+def test_decompose_is_for_one_process(pela, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, out, err = pela("decompose", "vit_tiny", "--weights", "random", "--ratio", "0.5")
+    assert (code, out) == (2, "")
+    assert "decompose is work for one process, and the launcher started 2" in err
 
 
 if __name__ == "__main__":
