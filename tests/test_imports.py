@@ -23,7 +23,7 @@ TIERS = [
     },
     {"refusals"},
     {"ranks", "recipe_file", "rundir", "tables"},
-    {"card", "gallery", "planning", "spectra_file"},
+    {"card", "curves", "gallery", "planning", "spectra_file"},
     {"replan"},
     {"sweep"},
     {
@@ -46,10 +46,10 @@ TIERS = [
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(TIERS) for name in names}
 TORCH_FREE = [
-    "__main__", "aliases", "atomic", "card", "cli", "console", "errors", "fields", "gallery",
-    "heap", "manifest", "options", "pipeline", "planning", "plans", "policies", "processes",
-    "ranks", "recipe", "recipe_file", "refusals", "replan", "requests", "results", "rundir",
-    "search", "spectra_file", "sweep", "tables",
+    "__main__", "aliases", "atomic", "card", "cli", "console", "curves", "errors", "fields",
+    "gallery", "heap", "manifest", "options", "pipeline", "planning", "plans", "policies",
+    "processes", "ranks", "recipe", "recipe_file", "refusals", "replan", "requests", "results",
+    "rundir", "search", "spectra_file", "sweep", "tables",
 ]  # fmt: skip
 HEAVY = {"torch", "timm", "transformers", "accelerate", "datasets", "torchmetrics"}
 
