@@ -7,6 +7,7 @@ A line has ``step`` and ``epoch`` (a fraction), and either ``loss``, ``losses`` 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -30,12 +31,16 @@ class Journal:
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             lines = self._path.read_text().splitlines() if step and self._path.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            kept = [line for line in lines if _step(line) <= step]
             draft = self._path.with_name(".metrics.jsonl")
             draft.write_text("".join(f"{line}\n" for line in kept))
             os.replace(draft, self._path)
         if accelerator.log_with:
-            accelerator.init_trackers("pela")
+            folder = accelerator.project_dir
+            own = {"wandb": {"dir": folder, "name": f"{Path(folder).name}"}} if folder else {}
+            if folder and accelerator.is_main_process:  # W&B wants it to be there
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            accelerator.init_trackers("pela", init_kwargs=own)
 
     def update(
         self, step: int, epoch: float, losses: Mapping[str, float], lr: float, last: bool
@@ -78,3 +83,11 @@ class Journal:
         for group in ("losses", "metrics"):
             flat |= {f"{group}/{name}": value for name, value in line.get(group, {}).items()}
         self._accelerator.log(flat, step=step)
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinity for one that was cut short when its run was killed."""
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return math.inf

@@ -41,7 +41,8 @@ def accelerator(settings: Train, device: str, output: Path | None) -> Accelerato
             cpu=wanted == "cpu",
             mixed_precision=settings.precision,
             log_with=settings.trackers or None,
-            project_dir=str(output) if output else None,
+            # Beside the run's own folder, which goes when its artefact is there.
+            project_dir=str(tracking(output)) if output else None,
             # A tap or a loss that is off leaves parameters without gradient, the head's say.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
@@ -53,6 +54,11 @@ def accelerator(settings: Train, device: str, output: Path | None) -> Accelerato
     if wanted not in ("auto", made.device.type):
         raise RequestError(f"device {device!r}: this machine has {made.device.type}")
     return made
+
+
+def tracking(output: Path) -> Path:
+    """Where trackers keep what they write, as ``runs/vit_base/tracking/pretrain``."""
+    return output.parent / "tracking" / output.name.removesuffix(".training")
 
 
 def optimizer(module: nn.Module, settings: Train, no_weight_decay: Collection[str]) -> Optimizer:

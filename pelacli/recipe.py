@@ -104,7 +104,10 @@ class Train(Section):
     compile: bool = Field(False, description="torch.compile the model")
     checkpointing: bool = Field(False, description="recompute activations to save memory")
     save_every: int | None = Field(None, ge=1, description="updates between checkpoints")
-    keep: int = Field(2, ge=1, description="checkpoints to keep")
+    keep: int = Field(2, ge=1, description="checkpoints to keep, beside the best")
+    result: Literal["last", "best"] = Field(
+        "last", description="weights of the artefact: those at the end, or of the best evaluation"
+    )
     log_every: int = Field(10, ge=1, description="updates between lines of metrics.jsonl")
     eval_every: int = Field(1, ge=1, description="epochs between evaluations")
     trackers: list[str] = Field([], description="accelerate's trackers: tensorboard, wandb")

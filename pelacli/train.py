@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pelacli import checkpoint, optim
+from pelacli.console import warn
 from pelacli.errors import PelaError, RequestError
 from pelacli.holding import Losses, hold
 from pelacli.journal import Journal
@@ -56,7 +57,7 @@ class Trained:
 
     Attributes:
         steps: optimizer updates, all runs that it was continued over together.
-        metrics: the last evaluation.
+        metrics: the last evaluation; the best one where its weights are the result.
         losses: means over the last logged stretch.
         best: {"step": …, "value": …} of the main metric, None without one.
         seconds: of this process; a continued run's earlier time is not in it.
@@ -85,7 +86,8 @@ def fit(
     progress: Shows | None = None,
     before: Callable[[float], None] | None = None,
 ) -> Trained:
-    """Train the module in place; it ends in eval mode, with the averaged weights if ``ema`` is on.
+    """Train the module in place; it ends in eval mode, with the averaged weights if ``ema`` is on,
+    and with those of the best evaluation if ``result`` is "best".
 
     Args:
         losses: (the module, a batch on its device) → named scalars, weights already applied. Their
@@ -208,6 +210,12 @@ def fit(
     weights.gather()
     if "ema" in weights.modules:
         module.load_state_dict(weights.modules["ema"].state_dict())
+    if settings.result == "best" and output is not None:
+        accelerator.wait_for_everyone()  # for the first process to have written it
+        metrics = checkpoint.load_best(output, module)
+        if metrics is None:
+            warn("result = 'best': nothing was evaluated, so these are the last weights")
+        run.metrics = metrics or run.metrics
     if settings.checkpointing:
         optim.recompute_activations(module, False)
     place(module, accelerator.device).eval()

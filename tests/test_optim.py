@@ -5,9 +5,10 @@ import json
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
-from pelacli import optim
+from pelacli import models, optim
 from pelacli.errors import RequestError
 from pelacli.lowrank import LowRankLinear
 from pelacli.recipe import Train
@@ -127,6 +128,35 @@ def test_decay_of_the_product_shrinks_large_singular_values_most():
     rate = 0.01 * 0.3  # √σ ← √σ − rate·√σ·σ on both sides
     wanted = [(2 * (1 - rate * 4)) ** 2, (1 - rate) ** 2]
     assert values.tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "spared"),
+    [
+        ("bert", {"embeddings.position_embeddings.weight"}),
+        ("gpt2", {"wpe.weight"}),
+        ("t5", {"encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+                "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"}),
+        ("clip", {"text_model.embeddings.position_embedding.weight",
+                  "vision_model.embeddings.position_embedding.weight"}),
+        ("dinov2", {"embeddings.cls_token", "embeddings.mask_token",
+                    "embeddings.position_embeddings"}),
+        ("swin", {"encoder.layers.0.blocks.0.attention.relative_position_bias"
+                  ".relative_position_bias_table"}),
+    ],
+)  # fmt: skip
+def test_tables_of_positions_and_tokens_never_decay(family, spared):
+    config = transformers.AutoConfig.for_model(family)
+    with torch.device("meta"):
+        module = transformers.AutoModel.from_config(config)
+    made = optim.optimizer(module, settings(), models.no_decay(module))
+    decays = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
+    named = dict(module.named_parameters())
+    kept = {name for name, p in named.items() if p.ndim > 1 and not decays[id(p)]}
+    if family == "swin":  # one in each block
+        kept = {name for name in kept if ".layers.0.blocks.0." in name}
+    assert kept == spared
+    assert all(not decays[id(p)] for p in named.values() if p.ndim < 2)
 
 
 def test_layer_decay_is_refused_where_it_would_do_nothing():

@@ -905,6 +905,7 @@ OTHER: dict[str, Any] = {  # another value for every key of [pretrain], which ha
     "checkpointing": True,
     "save_every": 7,
     "keep": 7,
+    "result": "best",
     "log_every": 7,
     "eval_every": 7,
     "trackers": ["wandb"],

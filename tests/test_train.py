@@ -208,6 +208,24 @@ def test_checkpoints_are_pruned_and_the_best_is_kept(tmp_path):
     assert all(torch.equal(v, weights[1][k]) for k, v in kept.state_dict().items())
 
 
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_the_best_can_be_the_result(tmp_path, ema):
+    scores = iter([50.0, 70.0, 60.0, 50.0, 70.0, 60.0])
+    weights = []
+
+    def evaluate(module):
+        weights.append({k: v.clone() for k, v in module.state_dict().items()})
+        return {"accuracy": next(scores)}
+
+    watched = {"evaluate": evaluate, "main_metric": "accuracy", "output": tmp_path}
+    module, trained = run(train(epochs=3, ema=ema, result="best"), **watched)
+    assert trained.metrics == {"accuracy": 70.0}
+    assert all(torch.equal(v, weights[1][k]) for k, v in module.state_dict().items())
+    module, trained = run(train(epochs=3, ema=ema), **watched)
+    assert trained.metrics == {"accuracy": 60.0}
+    assert all(torch.equal(v, weights[5][k]) for k, v in module.state_dict().items())
+
+
 def test_a_run_that_is_not_finished_is_not_overwritten(tmp_path):
     with pytest.raises(PelaError):
         run(train(), output=tmp_path, progress=stop_at(2))

@@ -50,20 +50,27 @@ def _matrices(module: nn.Module) -> int:
 
 
 def no_decay(module: nn.Module) -> set[str]:
-    """Parameters that weight decay must leave alone, beyond biases and norms (1-D parameters)."""
+    """Parameters that weight decay must leave alone, beyond biases and norms (1-D parameters):
+    tables of positions, tokens of their own, temperatures, and what the model itself lists."""
     listed = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()  # type: ignore[operator]
-    embeddings = (
+    tables = (
         "pos_embed",
         "position_embedding",
-        "position_bias_table",
+        "position_bias",
+        "attention_bias",
+        "rel_embeddings",
+        "wpe.",
         "cls_token",
         "dist_token",
+        "distillation_token",
+        "mask_token",
         "reg_token",
+        "register_token",
         "logit_scale",
         "temperature",
     )
     return set(listed) | {
-        name for name, _ in module.named_parameters() if any(part in name for part in embeddings)
+        name for name, _ in module.named_parameters() if any(part in name for part in tables)
     }
 
 
