@@ -81,6 +81,10 @@ def hold(
             "launched with fsdp_activation_checkpointing: set checkpointing = true in the recipe "
             "instead"
         )
+    if type(plugin.cpu_offload).__name__ == "CPUOffloadPolicy":
+        raise RequestError(
+            "launched with fsdp_offload_params: pela keeps the shards on the devices"
+        )
     if channels_last:
         raise RequestError("channels_last: FSDP cannot shard it; set it to false")
     return Sharded(accelerator, module, losses, average)

@@ -176,6 +176,7 @@ def test_two_processes_give_the_weights_of_one(tmp_path):
     [
         ({"version": 1}, {}, "launched with FSDP 1: give accelerate --fsdp_version 2"),
         ({"activation_checkpointing": True}, {}, "set checkpointing = true in the recipe"),
+        ({"cpu_offload": True}, {}, "launched with fsdp_offload_params"),
         ({}, {"channels_last": True}, "channels_last: FSDP cannot shard it"),
     ],
 )
