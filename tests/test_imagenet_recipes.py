@@ -63,10 +63,12 @@ def test_the_model_is_the_papers(name):
     assert (stage.teacher.params, stage.student.params) == (before, after)
     assert len(stage.taps) == blocks
     assert all(".blocks." in f".{tap}" for tap in stage.taps)
-    assert len(stage.pairs) == factorised
-    for layer_name, weight in stage.pairs:
-        layer = stage.student.module.get_submodule(layer_name)
-        assert (layer.out_features, layer.in_features) == tuple(weight.shape)
+    assert len(stage.layers) == factorised
+    teacher = stage.teacher.module
+    for layer in stage.layers:
+        weight = teacher.get_submodule(layer).weight
+        assert isinstance(stage.student.module.get_submodule(layer), lowrank.LowRankLinear)
+        assert stage.student.module.get_submodule(layer).weight.shape == weight.shape
         assert not weight.requires_grad
     assert isinstance(stage.student.module.get_submodule(dense), torch.nn.Linear)
 
@@ -96,7 +98,7 @@ def test_what_decays_is_the_matrices(name):
         matrix = parameter.endswith("weight") and "norm" not in parameter
         assert (parameter in decayed) == (matrix and not table), parameter
     factors = sum(n.endswith(("down.weight", "up.weight")) for n in decayed)
-    assert factors == 2 * len(stage.pairs)
+    assert factors == 2 * len(stage.layers)
 
 
 @pytest.mark.parametrize("name", WANTED)

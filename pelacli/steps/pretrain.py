@@ -88,28 +88,28 @@ class Stage:
         )
         if self.section.compile:
             taps.check_compiled(self.student.module, self.taps)
-        # Each low-rank layer with its frozen weight: an explicit list, not names that match.
-        self.pairs = [
-            (name, _dense_weight(self.teacher.module, name, layer))
-            for name, layer in lowrank.low_rank_layers(self.student.module).items()
-        ]
+        # Each has its dense layer in the teacher: checked here, not matched in the loop.
+        self.layers = list(lowrank.low_rank_layers(self.student.module))
+        for name in self.layers:
+            _check_pair(self.student.module, self.teacher.module, name)
 
     def begin(self, done: float) -> None:
         """Before an update: the share of the run that is over decides which taps are distilled."""
         self.done = done
 
     def losses(self, student: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Named, weighted losses of a batch: one student pass, one teacher pass."""
+        """Named, weighted losses of a batch: one pass of the student, one of the bare teacher."""
         loss, device = self.section.loss, next(student.parameters()).device
         names = taps.joined(self.taps, self.done, self.section.taps_over)
         with taps.caught(student, names) as ours:
             output = self.task.forward(student, batch)
+        teacher = models.place(self.teacher.module, device, self.section.channels_last)
         named: dict[str, Tensor] = {}
         if self.labelled and loss.task:
             named["task"] = loss.task * self.task.loss(output, batch)
         if loss.feature or loss.logits:
-            with torch.no_grad(), taps.caught(self._teacher(device), names) as theirs:
-                target = self.task.forward(self.teacher.module, batch)
+            with torch.no_grad(), taps.caught(teacher, names) as theirs:
+                target = self.task.forward(teacher, batch)
             if loss.feature:
                 named["feature"] = loss.feature * losses.feature(
                     [output for name in names for output in ours[name]],
@@ -119,15 +119,11 @@ class Stage:
                 named["logits"] = loss.logits * losses.logits(output, target)
         if loss.perturbation:
             named["perturbation"] = loss.perturbation * losses.perturbation(
-                ((*_factors(student, name), weight.to(device)) for name, weight in self.pairs),
+                ((*_factors(student, name), _dense_weight(teacher, name)) for name in self.layers),
                 loss.eps,
                 loss.perturbation_form,
             )
         return named
-
-    def _teacher(self, device: torch.device) -> nn.Module:
-        """The teacher, where the student is, and in no wrapper."""
-        return models.place(self.teacher.module, device, self.section.channels_last)
 
     def evaluate(self, module: nn.Module, data: trained.Splits) -> dict[str, float]:
         """The task's metrics where there are labels, and the agreement with the teacher."""
@@ -159,11 +155,15 @@ def _factors(student: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     return layer.up.weight, layer.down.weight
 
 
-def _dense_weight(teacher: nn.Module, name: str, layer: lowrank.LowRankLinear) -> Tensor:
+def _dense_weight(teacher: nn.Module, name: str) -> Tensor:
     weight: Tensor = lowrank.weight_of(lowrank.submodule(teacher, name))
-    if tuple(weight.shape) != (layer.out_features, layer.in_features):
-        raise RequestError(
-            f"{name}: is {tuple(weight.shape)} in the teacher and "
-            f"{(layer.out_features, layer.in_features)} in the student; wrong teacher?"
-        )
     return weight
+
+
+def _check_pair(student: nn.Module, teacher: nn.Module, name: str) -> None:
+    up, down = _factors(student, name)
+    theirs, ours = tuple(_dense_weight(teacher, name).shape), (up.shape[0], down.shape[1])
+    if theirs != ours:
+        raise RequestError(
+            f"{name}: is {theirs} in the teacher and {ours} in the student; wrong teacher?"
+        )
