@@ -126,6 +126,26 @@ def test_healing_brings_the_student_nearer_and_labels_are_not_needed(tmp_path):
     assert not done.path.with_name("pretrain.training").exists()
 
 
+def test_a_dense_artefact_as_the_model_is_the_teacher_itself(tmp_path):
+    """And not what that artefact once came from."""
+    tuned = finetune.run(spec(tmp_path / "dense", decompose=None, finetune={"steps": 2}))
+    made = spec(tmp_path, model=str(tuned.path), weights="pretrained", pretrain={"steps": 1})
+    decompose.run(made, rundir.dense(made), rundir.folder(made, "decompose"))
+    _, teacher, _ = stage_of(made)
+    wanted = artefact.load(tuned.path).module.state_dict()
+    assert all(torch.equal(t, wanted[name]) for name, t in teacher.module.state_dict().items())
+
+
+def test_the_frozen_weights_move_with_the_teacher(decomposed):
+    _, teacher, stage = stage_of(decomposed)
+    stage.place(torch.device("cpu"))
+    names = lowrank.low_rank_layers(stage.student.module)
+    for name, (_, weight) in zip(names, stage.pairs, strict=True):
+        assert weight.data_ptr() == teacher.module.get_submodule(name).weight.data_ptr()
+    stage.place(torch.device("meta"))
+    assert {weight.device.type for _, weight in stage.pairs} == {"meta"}
+
+
 def test_drop_path_comes_and_goes():
     vit = models.open("vit_tiny", weights="random", model_args=TINY).module
     models.set_drop_path(vit, 0.2)

@@ -9,7 +9,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pelacli import artefact, console, losses, lowrank, models, rundir, taps, tasks, train, trained
+from pelacli import (
+    artefact,
+    console,
+    losses,
+    lowrank,
+    manifest,
+    models,
+    rundir,
+    taps,
+    tasks,
+    train,
+    trained,
+)
 from pelacli.agreement import agreement
 from pelacli.artefact import Artefact
 from pelacli.calls import evaluating
@@ -59,7 +71,8 @@ def run(spec: Recipe, *, resume: bool = False) -> Outcome:
 def open_teacher(spec: Recipe, student: Artefact) -> OpenModel:
     """The frozen dense original: the recipe's dense model, or the student's recorded source."""
     ref, how = rundir.dense(spec), rundir.how_to_open(spec, rundir.dense(spec))
-    if spec.teacher is None and rundir.latest(Path(ref)) is not None:
+    path = rundir.latest(Path(ref))
+    if spec.teacher is None and path is not None and _is_low_rank(path):
         origin = student.manifest.source
         ref, how = origin.model, {"weights": origin.weights or "pretrained"}
     opened, _ = artefact.open(rundir.require(ref, "the teacher"), **how)
@@ -83,7 +96,17 @@ class Stage:
         self.taps = (
             taps.choose(self.student.module, self.section.taps) if self.section.loss.feature else []
         )
-        # An explicit pair student layer ↔ frozen weight, not names matched in the loop.
+        self._pair()
+
+    def place(self, device: torch.device) -> None:
+        """Bring the teacher to the student's device, once and for all steps."""
+        if next(self.teacher.module.parameters()).device != device:
+            self.teacher.module.to(device)
+            self._pair()
+
+    def _pair(self) -> None:
+        # An explicit pair student layer ↔ frozen weight, not names matched in the loop. A module
+        # that moves gets new storage, so a weight from before would stay where it was.
         self.pairs = [
             (layer, _dense_weight(self.teacher.module, name, layer))
             for name, layer in lowrank.low_rank_layers(self.student.module).items()
@@ -91,14 +114,15 @@ class Stage:
 
     def losses(self, student: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Named, weighted losses of a batch: one student pass, one teacher pass."""
-        loss, device = self.section.loss, next(student.parameters()).device
+        loss = self.section.loss
+        self.place(next(student.parameters()).device)
         with taps.caught(student, self.taps) as ours:
             output = self.task.forward(student, batch)
         named: dict[str, Tensor] = {}
         if self.labelled and loss.task:
             named["task"] = loss.task * self.task.loss(output, batch)
         if loss.feature or loss.logits:
-            with torch.no_grad(), taps.caught(self.teacher.module.to(device), self.taps) as theirs:
+            with torch.no_grad(), taps.caught(self.teacher.module, self.taps) as theirs:
                 target = self.task.forward(self.teacher.module, batch)
             if loss.feature:
                 named["feature"] = loss.feature * losses.feature(
@@ -108,10 +132,7 @@ class Stage:
                 named["logits"] = loss.logits * losses.logits(output, target)
         if loss.perturbation:
             named["perturbation"] = loss.perturbation * losses.perturbation(
-                (
-                    (layer.up.weight, layer.down.weight, weight.to(device))
-                    for layer, weight in self.pairs
-                ),
+                ((layer.up.weight, layer.down.weight, weight) for layer, weight in self.pairs),
                 loss.eps,
                 loss.perturbation_form,
             )
@@ -122,13 +143,17 @@ class Stage:
         if data.validation is None:
             return {}
         device = next(module.parameters()).device
+        self.place(device)
         with evaluating(module):
-            found = agreement(
-                module, self.teacher.module.to(device), data.validation, predict, device=device
-            )
+            found = agreement(module, self.teacher.module, data.validation, predict, device=device)
         if data.labelled:
             found |= tasks.evaluate(module, data.validation, self.task, device, data.num_classes)
         return found
+
+
+def _is_low_rank(path: Path) -> bool:
+    """Whether the artefact is a factorised model; a dense one can be the teacher itself."""
+    return any(layer.rank is not None for layer in manifest.read(path).layers)
 
 
 def _student(source: str) -> Artefact:
