@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,26 +117,32 @@ class Stage:
         """Named, weighted losses of a batch: one student pass, one teacher pass."""
         loss = self.section.loss
         self.place(next(student.parameters()).device)
-        with taps.caught(student, self.taps) as ours:
-            output = self.task.forward(student, batch)
         named: dict[str, Tensor] = {}
-        if self.labelled and loss.task:
-            named["task"] = loss.task * self.task.loss(output, batch)
-        if loss.feature or loss.logits:
-            with torch.no_grad(), taps.caught(self.teacher.module, self.taps) as theirs:
-                target = self.task.forward(self.teacher.module, batch)
-            if loss.feature:
-                named["feature"] = loss.feature * losses.feature(
-                    [ours[name] for name in self.taps], [theirs[name] for name in self.taps]
-                )
-            if loss.logits:
-                named["logits"] = loss.logits * losses.logits(output, target)
         if loss.perturbation:
+            # Autograd goes back through what came last first. So these gradients, each as large as
+            # a factor, arise when those of the pass below have freed its activations.
             named["perturbation"] = loss.perturbation * losses.perturbation(
                 ((layer.up.weight, layer.down.weight, weight) for layer, weight in self.pairs),
                 loss.eps,
                 loss.perturbation_form,
             )
+        features: Mapping[str, Tensor] = {}
+        target: Any = None
+        if loss.feature or loss.logits:
+            # The teacher goes first: what its pass takes and frees is no peak above the student's
+            # graph, which is still to come.
+            with torch.no_grad(), taps.caught(self.teacher.module, self.taps) as features:
+                target = self.task.forward(self.teacher.module, batch)
+        with taps.caught(student, self.taps) as ours:
+            output = self.task.forward(student, batch)
+        if self.labelled and loss.task:
+            named["task"] = loss.task * self.task.loss(output, batch)
+        if loss.feature:
+            named["feature"] = loss.feature * losses.feature(
+                [ours[name] for name in self.taps], [features[name] for name in self.taps]
+            )
+        if loss.logits:
+            named["logits"] = loss.logits * losses.logits(output, target)
         return named
 
     def evaluate(self, module: nn.Module, data: trained.Splits) -> dict[str, float]:
