@@ -23,7 +23,7 @@ TIERS = [
     {"card", "gallery", "planning", "spectra_file"},
     {"replan"},
     {"sweep"},
-    {"factorize", "journal", "loader", "losses", "lowrank", "parallel", "shelf", "sources"},
+    {"factorize", "journal", "lean", "loader", "losses", "lowrank", "parallel", "shelf", "sources"},
     {"calls", "models", "residual"},
     {
         "agreement", "calibrate", "checkpoint", "data", "flops", "latency", "lockstep", "optim",

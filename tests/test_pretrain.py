@@ -174,6 +174,15 @@ def test_what_can_not_be_healed_is_said(tmp_path, decomposed):
         pretrain.run(wrong)
 
 
+def test_a_directory_called_dense_may_be_the_model(tmp_path):
+    assert rundir.require(str(tmp_path), "decompose") == str(tmp_path)
+    made = tmp_path / "dense"
+    with pytest.raises(RequestError, match="run the earlier steps first"):
+        rundir.require(str(made), "decompose")
+    made.mkdir()
+    assert rundir.require(str(made), "decompose") == str(made)
+
+
 def test_a_fresh_head_fits_the_data(tmp_path):
     made = spec(tmp_path, decompose=None, num_classes=None, finetune={"steps": 2})
     done = finetune.run(made)

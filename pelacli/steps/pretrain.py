@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pelacli import (
     artefact,
     console,
+    lean,
     losses,
     lowrank,
     manifest,
@@ -133,7 +134,11 @@ class Stage:
             # graph, which is still to come.
             with torch.no_grad(), taps.caught(self.teacher.module, self.taps) as features:
                 target = self.task.forward(self.teacher.module, batch)
-        with taps.caught(student, self.taps) as ours:
+        own_ways = self.section.compile or self.section.checkpointing
+        with (
+            taps.caught(student, self.taps) as ours,
+            lean.activations(student, on=not own_ways),
+        ):
             output = self.task.forward(student, batch)
         if self.labelled and loss.task:
             named["task"] = loss.task * self.task.loss(output, batch)
