@@ -1,8 +1,8 @@
-"""Hold less for the backward pass: an activation's output is computed again, not kept.
+"""Hold less for the backward pass: what GELU and norms give is computed again, not kept.
 
 A layer after an activation keeps its input for its weight's gradient, and the activation keeps its
 own input for its own. In a Transformer's MLP these are the two widest tensors of a block. The one
-follows from the other by an elementwise function, which costs next to nothing.
+follows from the other by an elementwise function, which costs next to nothing. So it is with norms.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch.autograd.graph import saved_tensors_hooks
 
 # They keep their input for the backward pass. ReLU, tanh and sigmoid keep their output, so nothing
 # would be saved.
-_KINDS = (nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish)
+_KINDS = (nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.LayerNorm)
 
 
 @dataclass
 class _Output:
-    """The output of an activation, and all that it takes to have it again."""
+    """The output of such a module, and all that it takes to have it again."""
 
     tensor: weakref.ref[Tensor]
     version: int
@@ -43,7 +43,7 @@ class _Again:
 
 @contextmanager
 def activations(module: nn.Module, *, on: bool = True) -> Iterator[None]:
-    """While active, the module's forward pass keeps no outputs of GELU and its kin.
+    """While active, the module's forward pass keeps no outputs of norms, GELU and its kin.
 
     Gradients are bit for bit the same. Not for compiled or checkpointed modules, which decide for
     themselves what they keep.
@@ -57,7 +57,9 @@ def activations(module: nn.Module, *, on: bool = True) -> Iterator[None]:
     outputs: dict[int, _Output] = {}
 
     def note(one: nn.Module, args: Any, output: Any) -> None:
-        if len(args) == 1 and _plain(args[0]) and _plain(output) and output.requires_grad:
+        if len(args) != 1 or not _plain(args[0]) or not _plain(output):
+            return
+        if output.requires_grad and output.dtype == args[0].dtype:  # autocast may change it
             # Its own version tells whether someone has changed it since.
             seen = _Output(weakref.ref(output), output._version, one, args[0].detach())
             outputs[output.data_ptr()] = seen
@@ -81,7 +83,9 @@ def activations(module: nn.Module, *, on: bool = True) -> Iterator[None]:
             found: Tensor = type(kept.module).forward(kept.module, kept.input)
         return found.view(kept.shape)
 
-    found = [m for m in module.modules() if type(m) in _KINDS and not getattr(m, "inplace", False)]
+    found = [
+        m for m in module.modules() if isinstance(m, _KINDS) and not getattr(m, "inplace", False)
+    ]
     handles = [m.register_forward_hook(note) for m in found]
     try:
         with saved_tensors_hooks(pack, unpack):
