@@ -1,6 +1,6 @@
 """The paper's claim on real pretrained weights: cut, heal, fine-tune, against the dense model.
 
-    python benchmarks/reproduce.py --model DINOV2 --out reproduce.jsonl      # two cores: see --plan
+    python benchmarks/reproduce.py --model DINOV2 --out reproduce.jsonl   # under 3 h on two cores
     python benchmarks/reproduce.py --model DINOV2 --out gpu.jsonl --device cuda --precision bf16
     python benchmarks/reproduce.py --plan                # the cells and what they would take
     python benchmarks/reproduce.py --table reproduce.jsonl
@@ -69,7 +69,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", help="directory of a headless image model")
     parser.add_argument("--fashion", type=Path, default=FASHION, help="folder of the idx files")
     parser.add_argument("--size", type=int, default=98, help="pixels a side")
-    parser.add_argument("--steps", type=int, default=300, help="N, of healing")
+    parser.add_argument("--steps", type=int, default=280, help="N, of healing")
     parser.add_argument("--teacher-steps", type=int, default=400, help="of the dense model")
     parser.add_argument("--transfer-steps", type=int, default=100, help="on the other task")
     parser.add_argument("--batch", type=int, default=32)
