@@ -96,6 +96,20 @@ def test_one_student_pass_and_a_teacher_out_of_the_graph(decomposed):
     assert all(p.grad is not None for p in student.module.parameters())
 
 
+def test_the_order_that_holds_least_memory(decomposed):
+    """What the teacher takes is free again when the student runs, and autograd, which goes back in
+    time, comes to the perturbation when the student's activations are gone."""
+    student, teacher, stage = stage_of(decomposed)
+    order = []
+    for name, module in (("student", student.module), ("teacher", teacher.module)):
+        module.register_forward_hook(lambda *_, name=name: order.append(name))
+    batch = {"inputs": torch.randn(4, 3, 16, 16), "labels": torch.tensor([1, 2, 3, 4])}
+    named = stage.losses(student.module.train(), batch)
+    assert order == ["teacher", "student"]
+    made = {name: loss.grad_fn._sequence_nr() for name, loss in named.items()}
+    assert min(made, key=made.get) == "perturbation"
+
+
 def test_healing_brings_the_student_nearer_and_labels_are_not_needed(tmp_path):
     made = spec(
         tmp_path,
