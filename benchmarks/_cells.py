@@ -37,7 +37,7 @@ class Method:
 
     Attributes:
         start: "svd" (uniform ranks, plain), "ours" (calibrated, corrected), None: stays dense.
-        train, loss: of the healing; None: untrained.
+        train, loss: of the healing; None: untrained. Without a loss it is the task's alone.
         share: of the N steps.
         transfer: whether it is fine-tuned on the other task too.
         at: the ratios it is wanted at; None: all.
@@ -54,6 +54,13 @@ class Method:
     backbone: bool = False
     seeded: bool = True
 
+    @property
+    def section(self) -> str:
+        """The step that makes the model; "" for the dense one as it is."""
+        if self.start is None:
+            return "finetune" if self.train is not None else ""
+        return "pretrain" if self.train is not None else "decompose"
+
 
 _WITHOUT = {
     "feature distillation": {"feature": 0.0},
@@ -62,6 +69,8 @@ _WITHOUT = {
 }
 METHODS = {
     "dense": Method(None, transfer=True),
+    # What labels alone would still teach the dense model in the steps that healing takes.
+    "dense, N steps more": Method(None, OURS, seeded=False),
     "plain SVD, untrained": Method("svd", seeded=False),
     "the paper's, N steps": Method("svd", PAPER, PAPER_LOSS, transfer=True),
     "ours, untrained": Method("ours"),
@@ -216,8 +225,9 @@ class Workshop:
             sections["decompose"] = self._decompose(cell)
         if method.train is not None:
             steps = max(1, int(s.steps * method.share))
-            healing = self._train(method.train, steps, s.train)
-            sections["pretrain"] = healing | {"loss": method.loss, "labels": not method.backbone}
+            sections[method.section] = self._train(method.train, steps, s.train)
+        if method.loss is not None:
+            sections["pretrain"] |= {"loss": method.loss, "labels": not method.backbone}
         if method.transfer:
             digits = self.data | {"dataset": "digits"}
             sections["finetune"] = self._train(TRANSFER, s.transfer_steps, 1437) | {"data": digits}
@@ -258,11 +268,9 @@ class Workshop:
 
     def _figures(self, cell: Cell, spec: Recipe, probe: Callable[[str], float]) -> dict[str, Any]:
         method = cell.method
-        healed = rundir.folder(spec, "pretrain" if method.train is not None else "decompose")
+        healed = rundir.folder(spec, method.section) if method.section else Path(spec.model)
         figures: dict[str, Any] = {"steps": 0, "seconds": 0.0}
-        if method.start is None:
-            healed = Path(spec.model)
-        elif method.train is not None:
+        if method.train is not None:
             last = manifest.read(healed).history[-1]
             figures |= {"steps": last.metrics["steps"], "seconds": last.seconds}
             figures["validation"] = last.metrics.get("accuracy")

@@ -69,7 +69,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", help="directory of a headless image model")
     parser.add_argument("--fashion", type=Path, default=FASHION, help="folder of the idx files")
     parser.add_argument("--size", type=int, default=98, help="pixels a side")
-    parser.add_argument("--steps", type=int, default=280, help="N, of healing")
+    parser.add_argument("--steps", type=int, default=260, help="N, of healing")
     parser.add_argument("--teacher-steps", type=int, default=400, help="of the dense model")
     parser.add_argument("--transfer-steps", type=int, default=100, help="on the other task")
     parser.add_argument("--batch", type=int, default=32)
@@ -215,8 +215,9 @@ def plan(args: argparse.Namespace) -> str:
         if method.start == "ours" and begin not in started:
             cost += 10 * args.samples
         started.add(begin)
-        if method.train is not None and method.loss is not None:
-            teacher = float(bool(method.loss["feature"] or method.loss["logits"]))
+        if method.train is not None:
+            loss = method.loss or {"feature": 0.0, "logits": 0.0}
+            teacher = float(bool(loss["feature"] or loss["logits"]))
             steps = max(1, int(args.steps * method.share))
             cost += steps * args.batch * (teacher + 3 * size) + VALIDATION * (1 + 2 * size)
         if method.transfer:
