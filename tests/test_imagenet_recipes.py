@@ -111,7 +111,7 @@ def test_a_step_at_full_size_reaches_every_weight(name, monkeypatch):
     batch = {"inputs": torch.empty(2, 3, 224, 224, device="meta"),
              "labels": torch.empty(2, 1000, device="meta")}  # fmt: skip
     named = stage.losses(module, batch)
-    assert list(named) == ["task", "feature", "perturbation"]
+    assert set(named) == {"task", "feature", "perturbation"}
     torch.stack(list(named.values())).sum().backward()
     assert all(p.grad is not None for p in module.parameters())
     assert all(p.grad is None for p in stage.teacher.module.parameters())

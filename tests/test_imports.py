@@ -27,8 +27,8 @@ TIERS = [
     {"replan"},
     {"sweep"},
     {
-        "factorize", "journal", "loader", "losses", "lowrank", "parallel", "shelf", "sources",
-        "stopping",
+        "factorize", "journal", "lean", "loader", "losses", "lowrank", "parallel", "shelf",
+        "sources", "stopping",
     },
     {"calls", "models", "residual"},
     {

@@ -102,6 +102,20 @@ def test_one_student_pass_and_a_teacher_out_of_the_graph(decomposed):
     assert all(p.grad is not None for p in student.module.parameters())
 
 
+def test_the_order_that_holds_least_memory(decomposed):
+    """What the teacher takes is free again when the student runs, and autograd, which goes back in
+    time, comes to the perturbation when the student's activations are gone."""
+    student, teacher, stage = stage_of(decomposed)
+    order = []
+    for name, module in (("student", student.module), ("teacher", teacher.module)):
+        module.register_forward_hook(lambda *_, name=name: order.append(name))
+    batch = {"inputs": torch.randn(4, 3, 16, 16), "labels": torch.tensor([1, 2, 3, 4])}
+    named = stage.losses(student.module.train(), batch)
+    assert order == ["teacher", "student"]
+    made = {name: loss.grad_fn._sequence_nr() for name, loss in named.items()}
+    assert min(made, key=made.get) == "perturbation"
+
+
 def test_healing_brings_the_student_nearer_and_labels_are_not_needed(tmp_path):
     made = spec(
         tmp_path,
@@ -130,6 +144,25 @@ def test_healing_brings_the_student_nearer_and_labels_are_not_needed(tmp_path):
     last = after.manifest.history[-1]
     assert (last.step, last.metrics["steps"]) == ("pretrain", done.steps)
     assert not done.path.with_name("pretrain.training").exists()
+
+
+def test_a_dense_artefact_as_the_model_is_the_teacher_itself(tmp_path):
+    """And not what that artefact once came from."""
+    tuned = finetune.run(spec(tmp_path / "dense", decompose=None, finetune={"steps": 2}))
+    made = spec(tmp_path, model=str(tuned.path), weights="pretrained", pretrain={"steps": 1})
+    decompose.run(made, rundir.dense(made), rundir.folder(made, "decompose"))
+    _, teacher, _ = stage_of(made)
+    wanted = artefact.load(tuned.path).module.state_dict()
+    assert all(torch.equal(t, wanted[name]) for name, t in teacher.module.state_dict().items())
+
+
+def test_the_frozen_weights_move_with_the_teacher(decomposed):
+    _, teacher, stage = stage_of(decomposed)
+    stage.place(torch.device("cpu"))
+    weights = [teacher.module.get_submodule(name).weight.data_ptr() for name in stage.layers]
+    assert [weight.data_ptr() for weight in stage.dense_weights()] == weights
+    stage.place(torch.device("meta"))
+    assert {weight.device.type for weight in stage.dense_weights()} == {"meta"}
 
 
 def rates(module):
@@ -252,6 +285,15 @@ def test_what_can_not_be_healed_is_said(tmp_path, decomposed):
     wrong = recipe_file.with_flags(decomposed, "pretrain", taps=["nothing"])
     with pytest.raises(RequestError, match="matches no module"):
         pretrain.run(wrong)
+
+
+def test_a_directory_called_dense_may_be_the_model(tmp_path):
+    assert rundir.require(str(tmp_path), "decompose") == str(tmp_path)
+    made = tmp_path / "dense"
+    with pytest.raises(RequestError, match="run the earlier steps first"):
+        rundir.require(str(made), "decompose")
+    made.mkdir()
+    assert rundir.require(str(made), "decompose") == str(made)
 
 
 def test_a_fresh_head_fits_the_data(tmp_path):
