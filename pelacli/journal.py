@@ -27,6 +27,7 @@ class Journal:
         self.every, self.samples, self.last = every, 0, dict[str, float]()
         self._accelerator, self._sums, self._steps = accelerator, dict[str, float](), 0
         self._began = time.perf_counter()
+        self._speed: float | None = None  # of the last stretch that was written down
         self._path = output / "metrics.jsonl" if output and accelerator.is_main_process else None
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,8 @@ class Journal:
             return
         means = {name: value / self._steps for name, value in self._sums.items()}
         self.last = {"loss": sum(means.values()), **means}
-        line = {"loss": self.last["loss"], "losses": means, "lr": lr, "samples_per_s": self._rate()}
+        self._speed = self._rate()
+        line = {"loss": self.last["loss"], "losses": means, "lr": lr, "samples_per_s": self._speed}
         self._write(step, epoch, line)
         self._sums, self._steps, self.samples = {}, 0, 0
         self._began = time.perf_counter()
@@ -66,7 +68,8 @@ class Journal:
     def shown(self, losses: Mapping[str, float], lr: float) -> dict[str, float]:
         """What a progress display wants to know."""
         parts = dict(losses) if len(losses) > 1 else {}
-        return {"loss": sum(losses.values()), **parts, "lr": lr, "samples/s": self._rate()}
+        rate = self._rate() if self._speed is None else self._speed
+        return {"loss": sum(losses.values()), **parts, "lr": lr, "samples/s": rate}
 
     def close(self) -> None:
         for tracker in self._accelerator.trackers:

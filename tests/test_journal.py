@@ -63,6 +63,7 @@ def test_the_display_is_told_step_losses_rate_speed_and_the_best_so_far(tmp_path
     assert [set(fields) for _, fields in shown[1:5]] == [names] * 4
     assert shown[1][1]["loss"] == pytest.approx(1.5 * shown[1][1]["task"])
     assert shown[1][1]["lr"] == 0.01
+    assert all(fields["samples/s"] > 0 for _, fields in shown[1:])  # after a line was written too
     assert [fields["best accuracy"] for _, fields in shown[5:]] == [50.0] * 4 + [70.0] * 4
 
 
