@@ -150,6 +150,8 @@ class Pretrain(Train):
         label_free = (loss.feature, loss.logits, loss.perturbation)
         if not any(label_free) and (self.labels is False or not loss.task):
             raise Mistake("no loss is left to train on; give one a weight above 0", "loss")
+        if self.taps_over and not loss.feature:
+            raise Mistake("is about loss.feature, which is 0; give that a weight", "taps_over")
         return self
 
 

@@ -410,6 +410,10 @@ TOGETHER = {
         DATA + "[pretrain]\nlabels = false\n[pretrain.loss]\nfeature = 0.0\n",
         "x.toml:7: pretrain.loss: no loss is left to train on; give one a weight above 0",
     ),
+    "taps without the feature loss": (
+        DATA + "[pretrain]\ntaps_over = 0.5\n[pretrain.loss]\nfeature = 0.0\n",
+        "x.toml:6: pretrain.taps_over: is about loss.feature, which is 0; give that a weight",
+    ),
     "teacher": (
         TOP + "[eval]\n[teacher]\n",
         "x.toml:4: teacher: needs data; add [data] or [teacher.data]",
