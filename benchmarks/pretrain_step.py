@@ -108,6 +108,9 @@ def rounds(
     times: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
     for i in range(repeats):
+        if i:  # on a busy machine one wants to know
+            last = ", ".join(f"{name} {found[-1]:.3g} s" for name, found in times.items())
+            talk.print(f"round {i} of {repeats}: {last}", soft_wrap=True)
         for name in names[i % len(names) :] + names[: i % len(names)]:
             _wait(device)
             start = time.perf_counter()
