@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,6 +55,18 @@ def seconds(run: Callable[[], object], repeats: int = 1) -> float:
         run()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What the figures were measured on, for their record."""
+    return {
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "malloc": {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")},
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+    }
 
 
 def resident() -> float:

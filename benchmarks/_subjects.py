@@ -76,8 +76,8 @@ def idx_images(
     inputs = opened.inputs
     assert isinstance(inputs, models.ImageInput)
     side = size or inputs.size[-1]
-    train, labels = _idx(folder, "train")
-    held_out = (train, labels) if dev else _idx(folder, "t10k")
+    train, labels = idx(folder, "train")
+    held_out = (train, labels) if dev else idx(folder, "t10k")
     order = np.random.default_rng(0).permutation(len(train))
     place = order[20000:] if dev else np.random.default_rng(1).permutation(len(held_out[0]))
     place = place[:tests]
@@ -215,7 +215,7 @@ def _docstrings() -> list[str]:
     return list(dict.fromkeys(kept))
 
 
-def _idx(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def idx(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """(images [n, 28, 28], labels [n]) of the idx files."""
     found = []
     for kind, header in (("images-idx3", 16), ("labels-idx1", 8)):

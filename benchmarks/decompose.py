@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,7 @@ import _calibration
 import _memory
 import numpy as np
 import torch
-from _common import VITS, exponent, network, plot, seconds, vit_shapes
+from _common import VITS, exponent, machine, network, plot, seconds, vit_shapes
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -215,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> Row:
     parts = options.part or PARTS
     models = options.model or (["vit_tiny"] if options.quick else ["vit_base", "vit_large"])
     repeats = 1 if options.quick else options.repeats
-    found: Row = {"machine": _machine()}
+    found: Row = {"machine": machine()}
     talk = Console(stderr=True)
     if "speed" in parts:
         talk.print("speed …")
@@ -257,23 +256,13 @@ class _AsWritten(argparse.RawDescriptionHelpFormatter):
     """The module's text as it stands."""
 
 
-def _machine() -> Row:
-    return {
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "torch": torch.__version__,
-        "malloc": {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")},
-    }
-
-
 def show(found: Row) -> None:
     """Tables of what was measured."""
     console = Console()
-    machine = found["machine"]
+    on = found["machine"]
     console.print(
-        f"{machine['threads']} threads, load before {machine['load']:.1f}, "
-        f"torch {machine['torch']}, malloc settings {machine['malloc'] or 'none'}"
+        f"{on['threads']} threads, load before {on['load']:.1f}, "
+        f"torch {on['torch']}, malloc settings {on['malloc'] or 'none'}"
     )
     for row in found.get("speed", []):
         times, steps = row["seconds"], row["steps"]

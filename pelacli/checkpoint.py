@@ -189,9 +189,8 @@ def load(path: Path, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
     Raises:
         PelaError: a file is missing, cut short, or of another model.
     """
+    _fill(path, modules)
     try:
-        for stem, module in modules.items():
-            load_model(module, str(path / f"{stem}.safetensors"), strict=True)
         found = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise PelaError(f"{path}: cannot be continued from ({error})") from None
@@ -217,6 +216,29 @@ def load_newest(
     if failure:
         raise failure
     return None
+
+
+def load_best(output: Path, module: nn.Module) -> dict[str, float] | None:
+    """Fill a module with the weights of the best evaluation; return its metrics. None where there
+    was no evaluation with a main metric.
+
+    Raises:
+        PelaError: the file is missing, cut short, or of another model.
+    """
+    found = sorted(folder(output).glob("best-*"))
+    if not found:
+        return None
+    metrics: dict[str, float] = state(found[-1])["metrics"]
+    _fill(found[-1], {"model": module})
+    return metrics
+
+
+def _fill(path: Path, modules: Mapping[str, nn.Module]) -> None:
+    try:
+        for stem, module in modules.items():
+            load_model(module, str(path / f"{stem}.safetensors"), strict=True)
+    except _UNREADABLE as error:
+        raise PelaError(f"{path}: cannot be continued from ({error})") from None
 
 
 def prune(output: Path, keep: int) -> None:

@@ -129,9 +129,10 @@ def decompose(
     json: Json = False,
 ) -> None:
     """Factorise a model into a smaller one that loads where the old one loaded."""
-    from pelacli import replan, requests, results
+    from pelacli import processes, replan, requests, results
     from pelacli.errors import DropError
 
+    processes.refuse("decompose")
     top: dict[str, Any] = {"weights": weights, "arch": arch, "seed": seed}
     section = {
         "ratio": ratio,
@@ -284,20 +285,30 @@ def report(
     unit: Annotated[
         str | None, typer.Option(help="Of the sweep's ratios: params or flops.")
     ] = None,
+    curves: Annotated[
+        bool,
+        typer.Option("--curves", help="Only the curves of training, of runs going on too."),
+    ] = False,
     format_: Format = "table",
     arch: Annotated[
         str | None, typer.Option(help="Architecture of a bare safetensors file.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Parameters, FLOPs, ranks and kept energy of artefacts and plain models."""
+    """Parameters, FLOPs, ranks, kept energy and curves of artefacts and plain models."""
+    from pelacli.errors import RequestError
     from pelacli.steps import report as step
 
     style = "json" if json else format_
     shared = {"scope": scope, "policy": policy, "unit": unit}
     if sweep is None:
         step.needs_sweep(shared)
+    if sweep is None and curves:
+        step.run_curves(models or [], style=style)
+    elif sweep is None:
         step.run(models or [], by=by, style=style, arch=arch)
+    elif curves:
+        raise RequestError("--sweep and --curves are two reports; give one")
     else:
         step.run_sweep(models or [], sweep, shared, style=style)
 

@@ -45,10 +45,11 @@ talk = Talk()
 
 
 def out() -> Console:
-    """The rich console on standard output."""
+    """The rich console on standard output; under a launcher the first process speaks for all."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, soft_wrap=False)
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    return Console(width=width, soft_wrap=False, quiet=not main_process())
 
 
 def err() -> Console:
@@ -60,6 +61,8 @@ def err() -> Console:
 
 def emit(document: Any) -> None:
     """Write one JSON document to standard output; NaN and infinity, which it lacks, as null."""
+    if not main_process():
+        return
     json.dump(_finite(document), sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
 
@@ -83,7 +86,7 @@ class Progress:
         self._bar, self._task = bar, task
 
     def advance(self, n: float = 1, **fields: object) -> None:
-        """Move on by n; fields (loss=…, lr=…) are shown behind the bar."""
+        """Move on by n; fields (loss=…, lr=…) are shown below the bar."""
         if self._bar is not None and self._task is not None:
             shown = "  ".join(
                 f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items()
@@ -119,17 +122,24 @@ def progress(description: str, total: float | None = None) -> Iterator[Progress]
     )
     from rich.progress import Progress as RichProgress
     from rich.table import Column
+    from rich.text import Text
 
-    # On a narrow terminal the figures behind the bar give way, not the bar.
-    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-    with RichProgress(
+    class Bars(RichProgress):
+        """The bar, and below it the figures, which would not fit beside it in 80 columns."""
+
+        def get_renderables(self) -> Iterator[Any]:
+            yield self.make_tasks_table(self.tasks)
+            for task in self.tasks:
+                if task.fields["fields"]:
+                    yield Text(task.fields["fields"], style="dim")
+
+    with Bars(
         TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-        BarColumn(bar_width=12),
+        BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[fields]}", table_column=rest),
         console=err(),
         transient=True,
         expand=True,

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pelacli import console, models, tasks
+from pelacli import console, models, processes, tasks
 from pelacli.agreement import agreement
 from pelacli.calls import evaluating
 from pelacli.data import Loader, loader
@@ -19,7 +18,8 @@ from pelacli.recipe import Data
 
 def place(device: str) -> torch.device:
     """Where to run: "cpu", or else the accelerator, if there is one."""
-    return torch.device("cpu") if device == "cpu" else Accelerator(cpu=False).device
+    joined: torch.device = processes.join(device).device
+    return torch.device("cpu") if device == "cpu" else joined
 
 
 def samples(

@@ -7,6 +7,7 @@ A line has ``step`` and ``epoch`` (a fraction), and either ``loss``, ``losses`` 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -26,16 +27,21 @@ class Journal:
         self.every, self.samples, self.last = every, 0, dict[str, float]()
         self._accelerator, self._sums, self._steps = accelerator, dict[str, float](), 0
         self._began = time.perf_counter()
+        self._speed: float | None = None  # of the last stretch that was written down
         self._path = output / "metrics.jsonl" if output and accelerator.is_main_process else None
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             lines = self._path.read_text().splitlines() if step and self._path.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            kept = [line for line in lines if _step(line) <= step]
             draft = self._path.with_name(".metrics.jsonl")
             draft.write_text("".join(f"{line}\n" for line in kept))
             os.replace(draft, self._path)
         if accelerator.log_with:
-            accelerator.init_trackers("pela")
+            folder = accelerator.project_dir
+            own = {"wandb": {"dir": folder, "name": f"{Path(folder).name}"}} if folder else {}
+            if folder and accelerator.is_main_process:  # W&B wants it to be there
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            accelerator.init_trackers("pela", init_kwargs=own)
 
     def update(
         self, step: int, epoch: float, losses: Mapping[str, float], lr: float, last: bool
@@ -48,7 +54,8 @@ class Journal:
             return
         means = {name: value / self._steps for name, value in self._sums.items()}
         self.last = {"loss": sum(means.values()), **means}
-        line = {"loss": self.last["loss"], "losses": means, "lr": lr, "samples_per_s": self._rate()}
+        self._speed = self._rate()
+        line = {"loss": self.last["loss"], "losses": means, "lr": lr, "samples_per_s": self._speed}
         self._write(step, epoch, line)
         self._sums, self._steps, self.samples = {}, 0, 0
         self._began = time.perf_counter()
@@ -61,7 +68,8 @@ class Journal:
     def shown(self, losses: Mapping[str, float], lr: float) -> dict[str, float]:
         """What a progress display wants to know."""
         parts = dict(losses) if len(losses) > 1 else {}
-        return {"loss": sum(losses.values()), **parts, "lr": lr, "samples/s": self._rate()}
+        rate = self._rate() if self._speed is None else self._speed
+        return {"loss": sum(losses.values()), **parts, "lr": lr, "samples/s": rate}
 
     def close(self) -> None:
         for tracker in self._accelerator.trackers:
@@ -78,3 +86,11 @@ class Journal:
         for group in ("losses", "metrics"):
             flat |= {f"{group}/{name}": value for name, value in line.get(group, {}).items()}
         self._accelerator.log(flat, step=step)
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinity for one that was cut short when its run was killed."""
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return math.inf

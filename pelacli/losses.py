@@ -7,6 +7,7 @@ factorised layers the frozen dense weight W (out × in) beside the pair up (out 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,10 @@ def perturbation(
     """
     if form not in ("two-sided", "hinge"):
         raise RequestError(f"perturbation_form {form!r}: must be 'two-sided' or 'hinge'")
-    worst = [_largest_entry(up, down, weight.detach()) for up, down, weight in pairs]
+    worst = [
+        _largest_entry(_gathered(up), _gathered(down), weight.detach())
+        for up, down, weight in pairs
+    ]
     if not worst:
         raise RequestError("no factorised layer to keep near its weight: set loss.perturbation = 0")
     excess = torch.stack(worst).abs() - eps
@@ -81,9 +85,20 @@ def _largest_entry(up: Tensor, down: Tensor, weight: Tensor) -> Tensor:
     """The entry of ``up·down − W`` largest in absolute value, with gradients to the pair."""
     with torch.autocast(up.device.type, enabled=False):
         with torch.no_grad():
-            residual = (up.float() @ down.float()).sub_(weight.float()).abs_()
-            row = residual.amax(1).argmax().view(1)  # ten times cheaper than one argmax over all
-            column = residual.index_select(0, row).argmax(1)
+            # The subtraction rides on the product, and two reductions by rows replace abs: nothing
+            # beside the product is noticed. One argmax over all would cost ten times as much.
+            residual = torch.addmm(weight.float(), up.float(), down.float(), beta=-1)
+            row = torch.maximum(residual.amax(1), -residual.amin(1)).argmax().view(1)
+            column = residual.index_select(0, row).abs_().argmax(1)
         # index_select keeps the position on the device; plain indexing would wait for the GPU.
         entry = up.index_select(0, row).float() @ down.index_select(1, column).float()
         return (entry - weight.index_select(0, row).index_select(1, column).float()).view(())
+
+
+def _gathered(factor: Tensor) -> Tensor:
+    """The whole of a factor that is spread over processes, with gradients to each one's share.
+
+    All processes compute the same, so each share gets its gradient once and none is averaged.
+    """
+    gather = getattr(factor, "full_tensor", None)
+    return cast(Tensor, gather()) if gather is not None else factor

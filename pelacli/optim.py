@@ -19,9 +19,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pelacli.errors import RequestError
+from pelacli.lowrank import low_rank_layers
+from pelacli.models import blocks
 
 if TYPE_CHECKING:
     from pelacli.recipe import Train
+
+
+_PARTS = ("down", "up")
 
 
 def accelerator(settings: Train, device: str, output: Path | None) -> Accelerator:
@@ -36,7 +41,8 @@ def accelerator(settings: Train, device: str, output: Path | None) -> Accelerato
             cpu=wanted == "cpu",
             mixed_precision=settings.precision,
             log_with=settings.trackers or None,
-            project_dir=str(output) if output else None,
+            # Beside the run's own folder, which goes when its artefact is there.
+            project_dir=str(tracking(output)) if output else None,
             # A tap or a loss that is off leaves parameters without gradient, the head's say.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
@@ -50,29 +56,89 @@ def accelerator(settings: Train, device: str, output: Path | None) -> Accelerato
     return made
 
 
+def tracking(output: Path) -> Path:
+    """Where trackers keep what they write, as ``runs/vit_base/tracking/pretrain``."""
+    return output.parent / "tracking" / output.name.removesuffix(".training")
+
+
 def optimizer(module: nn.Module, settings: Train, no_weight_decay: Collection[str]) -> Optimizer:
     """timm's optimizer. Neither biases and other parameters of one dimension or none decay, nor
-    those of the given names (wildcards allowed) and of the model's own list."""
+    those of the given names (wildcards allowed) and of the model's own list, nor, unless
+    ``factor_decay`` is "each", the factors of low-rank layers. Factors learn at ``factor_lr`` · lr.
+    """
+    factors = {f"{name}.{part}.weight" for name in low_rank_layers(module) for part in _PARTS}
     own: set[str] = getattr(module, "no_weight_decay", set)()
+    spared = {*no_weight_decay, *own}
+    if settings.factor_decay != "each":
+        spared |= factors
     groups: Any = partial(
         param_groups_weight_decay,
         weight_decay=settings.weight_decay,
-        no_weight_decay_list={*no_weight_decay, *own},
+        no_weight_decay_list=spared,
     )
     if settings.layer_decay is not None:
+        if not hasattr(module, "group_matcher"):  # timm would put all into one layer
+            raise RequestError(
+                "layer_decay: the model does not say which layers it has (timm's image models do); "
+                "leave it out"
+            )
         groups = partial(
             param_groups_layer_decay, layer_decay=settings.layer_decay, **groups.keywords
         )
     averages: dict[str, Any] = {"momentum": settings.momentum}
     if settings.betas is not None:
         averages["betas"] = settings.betas
+    slow = {id(p) for name, p in module.named_parameters() if name in factors}
     try:
         made = create_optimizer_v2(
-            module, settings.opt, lr=settings.lr, param_group_fn=groups, **averages
+            module,
+            settings.opt,
+            lr=settings.lr,
+            param_group_fn=lambda m: _slower(groups(m), slow, settings.factor_lr),
+            **averages,
         )
     except (ValueError, RuntimeError, ImportError, AssertionError, TypeError) as error:
         raise RequestError(f"opt {settings.opt!r}: timm refuses it ({error})") from None
     return cast(Optimizer, made)
+
+
+def _slower(groups: list[dict[str, Any]], slow: set[int], factor: float) -> list[dict[str, Any]]:
+    """The groups with those parameters in groups of their own, whose rate is that much of lr."""
+    if factor == 1.0:
+        return groups
+    found = []
+    for group in groups:
+        for chosen in (True, False):
+            if params := [p for p in group["params"] if (id(p) in slow) == chosen]:
+                scale = group.get("lr_scale", 1.0) * (factor if chosen else 1.0)
+                found.append(group | {"params": params, "lr_scale": scale})
+    return found
+
+
+def rate(optimizer: Optimizer) -> float:
+    """The learning rate as it is now, before the factors of single groups."""
+    group = optimizer.param_groups[-1]
+    return float(group["lr"] / group.get("lr_scale", 1.0))
+
+
+@torch.no_grad()
+def decay_products(module: nn.Module, optimizer: Optimizer, weight_decay: float) -> None:
+    """One step of weight decay on the products of the factors, beside the optimizer's own step.
+
+    It is decoupled as AdamW's, a step of size lr along the gradient of
+    ``weight_decay/2 · ‖up·down‖²``: ``up ← up − lr·weight_decay·up·(down·downᵀ)``, and the like
+    for down. The inner products are rank × rank, so the product itself is never formed. Factors
+    that decay one by one are, at their balance, pulled by the nuclear norm of the product instead,
+    which takes from small singular values as much as from large ones.
+    """
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for layer in low_rank_layers(module).values():
+        up, down = layer.up.weight, layer.down.weight
+        amount = weight_decay * rates.get(id(up), 0.0)  # 0: frozen
+        if amount and layer.rank:
+            taken = up @ (down @ down.T), (up.T @ up) @ down
+            up.sub_(taken[0], alpha=amount)
+            down.sub_(taken[1], alpha=amount)
 
 
 def schedule(optimizer: Optimizer, settings: Train, total: int, per_epoch: float) -> Any:
@@ -94,6 +160,9 @@ def schedule(optimizer: Optimizer, settings: Train, total: int, per_epoch: float
         )
     except (ValueError, AssertionError) as error:
         raise RequestError(f"sched {settings.sched!r}: timm refuses it ({error})") from None
+    if scheduler is None:  # the others heed the groups' factors at every step
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * group.get("lr_scale", 1.0)
     return scheduler
 
 
@@ -114,3 +183,21 @@ def recompute_activations(module: nn.Module, on: bool) -> None:
         network.gradient_checkpointing_enable() if on else network.gradient_checkpointing_disable()
     else:
         raise RequestError("checkpointing: this model cannot recompute activations; turn it off")
+
+
+def compile_blocks(module: nn.Module, on: bool) -> None:
+    """torch.compile the repeated blocks one by one; the whole of a model that has none.
+
+    Block by block it takes less time where blocks are alike, and what hooks the blocks (taps,
+    sharding) stays outside of the compiled code, which would keep the hooks of its first call.
+    """
+    found = [module.get_submodule(name) for name in blocks(module)] or [module]
+    config: Any = torch._dynamo.config
+    if on and hasattr(config, "recompile_limit"):
+        # Ranks differ from block to block; past the limit torch would go on uncompiled.
+        config.recompile_limit = max(config.recompile_limit, 8 * len(found))
+    for block in found:
+        if on:
+            block.forward = torch.compile(block.forward)
+        else:
+            block.__dict__.pop("forward", None)

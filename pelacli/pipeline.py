@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pelacli import console, manifest, rundir
+from pelacli import console, manifest, processes, rundir
 from pelacli import recipe as recipes
 from pelacli.errors import RequestError
 from pelacli.recipe import Recipe
@@ -38,6 +38,7 @@ def run(spec: Recipe, *, force: bool = False) -> Ran:
     for section in sections:
         start = time.perf_counter()
         output = rundir.folder(spec, section)
+        processes.wait(spec.device)  # or one would see what another has already done
         if not force and is_done(spec, section):
             console.say(f"{section}: done already in {output}")
             done.append({"step": section, "artefact": str(output), "skipped": True, "seconds": 0.0})
@@ -69,12 +70,14 @@ def is_done(spec: Recipe, section: str) -> bool:
 
 def _do(spec: Recipe, section: str, output: Path, force: bool) -> None:
     source = rundir.require(rundir.source(spec, section), section)
-    if force:  # an unfinished run is started again too
+    if force and console.main_process():  # an unfinished run is started again too
         shutil.rmtree(rundir.workplace(output), ignore_errors=True)
     if section == "decompose":
         from pelacli.steps import decompose
 
-        decompose.run(spec, source, output)
+        if console.main_process():
+            decompose.run(spec, source, output)
+        processes.wait(spec.device)
     elif section == "pretrain":
         from pelacli.steps import pretrain
 

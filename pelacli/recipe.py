@@ -87,14 +87,27 @@ class Train(Section):
     momentum: float = Field(0.9, ge=0, le=1, description="of SGD and its kin")
     layer_decay: float | None = Field(None, gt=0, le=1, description="lr factor per layer down")
     clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
-    drop_path: float | None = Field(None, ge=0, lt=1, description="stochastic depth")
+    factor_lr: float = Field(1.0, gt=0, description="lr factor of the low-rank factors")
+    factor_decay: Literal["each", "product", "none"] = Field(
+        "each", description="what decays of a low-rank layer: each factor, up·down, or nothing"
+    )
+    drop_path: float | None = Field(
+        None, ge=0, lt=1, description="stochastic depth; unset: as the model was built"
+    )
+    drop_path_rule: Literal["linear", "constant"] = Field(
+        "linear", description="drop_path rises with depth, or is the same in all blocks"
+    )
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights")
     precision: Literal["no", "fp16", "bf16"] = Field("no", description="mixed precision")
     accumulate: int = Field(1, ge=1, description="batches per update")
+    channels_last: bool = Field(False, description="convolutions and images with channels last")
     compile: bool = Field(False, description="torch.compile the model")
     checkpointing: bool = Field(False, description="recompute activations to save memory")
     save_every: int | None = Field(None, ge=1, description="updates between checkpoints")
-    keep: int = Field(2, ge=1, description="checkpoints to keep")
+    keep: int = Field(2, ge=1, description="checkpoints to keep, beside the best")
+    result: Literal["last", "best"] = Field(
+        "last", description="weights of the artefact: those at the end, or of the best evaluation"
+    )
     log_every: int = Field(10, ge=1, description="updates between lines of metrics.jsonl")
     eval_every: int = Field(1, ge=1, description="epochs between evaluations")
     trackers: list[str] = Field([], description="accelerate's trackers: tensorboard, wandb")
@@ -126,6 +139,9 @@ class Pretrain(Train):
 
     loss: Loss = Field(Loss(), description="weights of the losses")
     taps: list[Pattern] | None = Field(None, description="modules to distil; the blocks if unset")
+    taps_over: float = Field(
+        0, ge=0, le=1, description="share of the run over which taps join in, first to last"
+    )
     labels: bool | None = Field(None, description="use labels; unset: where the data has them")
 
     @model_validator(mode="after")
@@ -134,6 +150,8 @@ class Pretrain(Train):
         label_free = (loss.feature, loss.logits, loss.perturbation)
         if not any(label_free) and (self.labels is False or not loss.task):
             raise Mistake("no loss is left to train on; give one a weight above 0", "loss")
+        if self.taps_over and not loss.feature:
+            raise Mistake("is about loss.feature, which is 0; give that a weight", "taps_over")
         return self
 
 

@@ -99,9 +99,7 @@ def layers(record: Manifest) -> list[dict[str, Any]]:
 
 
 def print_trained(done: Outcome, json: bool) -> None:
-    """``pretrain`` and ``finetune``; under a launcher the first process speaks for all."""
-    if not console.main_process():
-        return
+    """``pretrain`` and ``finetune``."""
     if json:
         console.emit(
             {

@@ -85,7 +85,7 @@ def artefacts(root: Path) -> list[Path]:
 def require(ref: str, wanted_by: str) -> str:
     """``ref`` again, if it is there where it must be: a step's input that another step writes."""
     path = Path(ref)
-    if path.name in FOLDERS.values() and not manifest.is_artefact(path):
+    if path.name in FOLDERS.values() and not path.is_dir():  # a user's model may be called "dense"
         raise RequestError(
             f"{path}: {wanted_by} needs this artefact and it is not there; "
             "run the earlier steps first (`pela run` runs them all)"

@@ -44,14 +44,46 @@ def choose(module: nn.Module, patterns: Sequence[str] | None) -> list[str]:
     return [name for name in names if any(re.fullmatch(p, name) for p in patterns)]
 
 
+def check_compiled(module: nn.Module, names: Sequence[str]) -> None:
+    """Refuse taps inside of blocks that are compiled: compiled code keeps its first call's hooks.
+
+    Raises:
+        RequestError: a tap is inside a block, or inside a model without blocks.
+    """
+    blocks = models.blocks(module)
+    for name in names:
+        if not blocks or any(name.startswith(f"{block}.") for block in blocks):
+            raise RequestError(
+                f"taps: {name} lies inside of what compile = true compiles; tap blocks, or set "
+                "compile = false"
+            )
+
+
+def joined(names: Sequence[str], done: float, over: float) -> Sequence[str]:
+    """The taps that are distilled when a share of the run is over: the first ones to begin with,
+    one more at a time, all from ``over`` on.
+
+    Args:
+        done: share of the run that is over, 0 to 1.
+        over: share of the run in which taps join in; 0 has all of them at once.
+
+    Returns:
+        At least the first tap.
+    """
+    if done >= over:
+        return names
+    return names[: 1 + int(done / over * len(names) + 1e-9)]
+
+
 @contextmanager
-def caught(module: nn.Module, names: Sequence[str]) -> Iterator[Mapping[str, Tensor]]:
-    """While active, name → output of the last call of each named module."""
-    outputs: dict[str, Tensor] = {}
+def caught(module: nn.Module, names: Sequence[str]) -> Iterator[Mapping[str, list[Tensor]]]:
+    """While active, name → outputs of the named module, one per call (ALBERT's one layer is called
+    once for each of its depths)."""
+    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def catch(name: str) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            outputs[name] = models.main_output(output)
+            outputs[name].append(models.main_output(output))
 
         return hook
 

@@ -9,29 +9,30 @@ is little that a checkpoint could forget.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pelacli import checkpoint, optim
+from pelacli.console import warn
 from pelacli.errors import PelaError, RequestError
+from pelacli.holding import Losses, hold
 from pelacli.journal import Journal
 from pelacli.loader import Batch, seed_all
-from pelacli.models import to_device
+from pelacli.models import place, to_device
+from pelacli.stopping import stopping
 
 if TYPE_CHECKING:
     from pelacli.recipe import Train
 
-Losses = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
 _MODEL = 3  # its random numbers are kept apart from those of the loader's samples, batches, order
 
 
@@ -56,7 +57,7 @@ class Trained:
 
     Attributes:
         steps: optimizer updates, all runs that it was continued over together.
-        metrics: the last evaluation.
+        metrics: the last evaluation; the best one where its weights are the result.
         losses: means over the last logged stretch.
         best: {"step": …, "value": …} of the main metric, None without one.
         seconds: of this process; a continued run's earlier time is not in it.
@@ -83,8 +84,10 @@ def fit(
     resume: bool = False,
     device: str = "auto",
     progress: Shows | None = None,
+    before: Callable[[float], None] | None = None,
 ) -> Trained:
-    """Train the module in place; it ends in eval mode, with the averaged weights if ``ema`` is on.
+    """Train the module in place; it ends in eval mode, with the averaged weights if ``ema`` is on,
+    and with those of the best evaluation if ``result`` is "best".
 
     Args:
         losses: (the module, a batch on its device) → named scalars, weights already applied. Their
@@ -101,6 +104,8 @@ def fit(
             or none, which never decay.
         resume: go on from the newest checkpoint, if there is one.
         device: "auto", "cpu", or a kind of accelerator.
+        before: called before each update with the share of the run that is over, for losses that
+            change on the way. As the share follows from the step, they continue as they were.
 
     Raises:
         RequestError: settings that name no optimizer, schedule …; an unfinished run is in
@@ -111,57 +116,57 @@ def fit(
     began = time.perf_counter()
     accelerator = optim.accelerator(settings, device, output)
     main = accelerator.is_main_process
-    module.to(accelerator.device).train()
     if settings.checkpointing:
         optim.recompute_activations(module, True)
     batches, accumulate = len(loader), settings.accumulate
     run = checkpoint.Run(updates(settings, batches), seed, batches, accumulate)
-    optimizer = optim.optimizer(module, settings, no_weight_decay)
+    average = partial(optim.average, decay=settings.ema)
+    weights = hold(accelerator, module, losses, average, settings.channels_last)
+    optimizer = optim.optimizer(weights.trained, settings, no_weight_decay)
     scheduler = optim.schedule(optimizer, settings, run.total, batches / accumulate)
-    ema = optim.average(module, settings.ema)
-    result = ema.module if ema else module
-    modules = {"model": module} | ({"ema": ema.module} if ema else {})
+    states = None
     if output is not None:
-        states = checkpoint.begin(run, output, modules, resume=resume, main=main)
-        if states:
-            optimizer.load_state_dict(states["optimizer"])
-            if accelerator.scaler is not None:
-                accelerator.scaler.load_state_dict(states["scaler"])
+        states = checkpoint.begin(run, output, weights.modules, resume=resume, main=main)
+        if states and accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(states["scaler"])
         accelerator.wait_for_everyone()
+    stepper = weights.start(optimizer, states)
+    trained = weights.trained.train()
     if settings.compile:
-        module.compile()
-    model = accelerator.prepare_model(_Step(module, losses))
-    stepper = accelerator.prepare_optimizer(optimizer)
+        optim.compile_blocks(trained, True)
     journal = Journal(accelerator, output, run.step, settings.log_every)
     stream = _stream(loader, run.step * accumulate)
     if progress:
         progress.advance(run.step)
 
     def save() -> None:
-        if output is not None and main:
-            _check_weights(module, run.step, output)
-            states = {"optimizer": optimizer.state_dict()}
+        if output is not None:
+            weights.gather()
+            states = weights.states()
             if accelerator.scaler is not None:
                 states["scaler"] = accelerator.scaler.state_dict()
-            checkpoint.save(output, "step", run, modules, states)
-            checkpoint.prune(output, settings.keep)
+            if main:
+                _check_weights(module, run.step, output)
+                checkpoint.save(output, "step", run, weights.modules, states)
+                checkpoint.prune(output, settings.keep)
         accelerator.wait_for_everyone()  # or a launcher kills the writer when the others are gone
 
     saved = run.step
-    with closing(loader), closing(journal), _stopping(accelerator) as stopped:
+    with closing(loader), closing(journal), stopping(accelerator) as stopped:
         while True:
             if stopped():
                 if run.step > saved:
                     save()
                 raise PelaError(f"stopped at step {run.step} of {run.total}" + _remedy(output))
             if evaluate and run.step > run.evaluated and run.evaluation_due(settings.eval_every):
-                run.metrics, run.evaluated = dict(evaluate(result)), run.step
-                saved = -1  # a checkpoint of this step, made on the way out, lacks the metrics
-                module.train()
-                if run.metrics:
-                    journal.metrics(run.step, run.epoch, run.metrics)
-                if run.improves(main_metric) and output is not None and main:
-                    checkpoint.save(output, "best", run, {"model": result})
+                with weights.result() as result:
+                    run.metrics, run.evaluated = dict(evaluate(result)), run.step
+                    saved = -1  # a checkpoint of this step, made on the way out, lacks the metrics
+                    trained.train()
+                    if run.metrics:
+                        journal.metrics(run.step, run.epoch, run.metrics)
+                    if run.improves(main_metric) and output is not None and main:
+                        checkpoint.save(output, "best", run, {"model": result})
             if run.step > saved and run.save_due(settings.save_every):
                 save()
                 saved = run.step
@@ -170,13 +175,14 @@ def fit(
 
             if scheduler is not None:  # the rate of this update, not of the one before
                 scheduler.step_update(run.step)
+            if before:
+                before(run.step / run.total)
             values: dict[str, Tensor] = {}
             for part in range(accumulate):
-                batch = to_device(next(stream), accelerator.device)
+                batch = to_device(next(stream), accelerator.device, settings.channels_last)
                 seed_all(seed, _MODEL, run.step * accumulate + part, accelerator.process_index)
-                last = part == accumulate - 1
-                with nullcontext() if last else accelerator.no_sync(model):
-                    named = model(batch)
+                with weights.syncing(part == accumulate - 1):
+                    named = weights.forward(batch)
                     accelerator.backward(_total(named) / accumulate)
                 for name, value in named.items():
                     values[name] = values.get(name, 0.0) + value.detach().float() / accumulate
@@ -185,26 +191,34 @@ def fit(
             if not all(math.isfinite(value) for value in figures.values()):
                 raise _not_finite(run.step + 1, figures, output)
             if settings.clip_grad is not None:
-                accelerator.clip_grad_norm_(module.parameters(), settings.clip_grad)
+                accelerator.clip_grad_norm_(trained.parameters(), settings.clip_grad)
+            if settings.factor_decay == "product" and settings.weight_decay:
+                optim.decay_products(trained, optimizer, settings.weight_decay)
             stepper.step()
             stepper.zero_grad()
             run.step += 1
-            if ema:
-                ema.update(module, step=run.step)
+            weights.update(run.step)
 
-            rate = optimizer.param_groups[-1]["lr"]
+            rate = optim.rate(optimizer)
             journal.update(run.step, run.epoch, figures, rate, last=run.step == run.total)
             if progress:
                 best = {f"best {main_metric}": run.best["value"]} if run.best else {}
                 progress.advance(1, **journal.shown(figures, rate), **best)
 
-    if ema:
-        module.load_state_dict(ema.module.state_dict())
+    if settings.compile:
+        optim.compile_blocks(trained, False)
+    weights.gather()
+    if "ema" in weights.modules:
+        module.load_state_dict(weights.modules["ema"].state_dict())
+    if settings.result == "best" and output is not None:
+        accelerator.wait_for_everyone()  # for the first process to have written it
+        metrics = checkpoint.load_best(output, module)
+        if metrics is None:
+            warn("result = 'best': nothing was evaluated, so these are the last weights")
+        run.metrics = metrics or run.metrics
     if settings.checkpointing:
         optim.recompute_activations(module, False)
-    if settings.compile:
-        module._compiled_call_impl = None
-    module.eval()
+    place(module, accelerator.device).eval()
     seconds = time.perf_counter() - began
     return Trained(run.step, run.metrics, journal.last, run.best, seconds)
 
@@ -213,18 +227,6 @@ def updates(settings: Train, batches: int) -> int:
     """Optimizer updates of a run over so many batches per epoch."""
     count: int = math.ceil(settings.epochs * batches / settings.accumulate - 1e-9)
     return count if settings.steps is None else min(count, settings.steps)
-
-
-class _Step(nn.Module):
-    """The losses as the forward pass of a module, so that DDP and autocast wrap all of it, and the
-    losses still see the model itself: its names, its hooks, its parameters."""
-
-    def __init__(self, module: nn.Module, losses: Losses) -> None:
-        super().__init__()
-        self.module, self.losses = module, losses
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return dict(self.losses(self.module, batch))
 
 
 def _stream(loader: Batches, start: int) -> Iterator[Batch]:
@@ -238,36 +240,6 @@ def _stream(loader: Batches, start: int) -> Iterator[Batch]:
         if batch is None:  # a stream whose every share is smaller than a batch, say
             raise PelaError("the training data gave no full batch: lower batch_size or workers")
         epoch, first = epoch + 1, 0
-
-
-@contextmanager
-def _stopping(accelerator: Accelerator) -> Iterator[Callable[[], bool]]:
-    """While in the block, Ctrl-C and SIGTERM are noted and not obeyed; a second one is obeyed.
-
-    Gives a function that tells whether any process has been asked to stop.
-    """
-    asked: list[int] = []
-    handled = (signal.SIGINT, signal.SIGTERM)
-    before: dict[int, Any] = {}
-
-    def note(number: int, frame: Any) -> None:
-        asked.append(number)
-        for one in handled:
-            signal.signal(one, before[one])
-
-    def stopped() -> bool:
-        if accelerator.num_processes == 1:
-            return bool(asked)
-        votes = torch.tensor([float(bool(asked))], device=accelerator.device)
-        return bool(accelerator.reduce(votes, "sum").item() > 0)
-
-    if threading.current_thread() is threading.main_thread():
-        before = {one: signal.signal(one, note) for one in handled}
-    try:
-        yield stopped
-    finally:
-        for one in before:
-            signal.signal(one, before[one])
 
 
 def _total(named: Mapping[str, Tensor]) -> Tensor:

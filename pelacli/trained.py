@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
-from pelacli import artefact, checkpoint, manifest, recipe, record, rundir, tasks
+from pelacli import artefact, checkpoint, manifest, processes, recipe, record, rundir, tasks
 from pelacli.artefact import Artefact
 from pelacli.data import Loader, loader
 from pelacli.errors import RequestError
@@ -123,7 +121,7 @@ def workplace(
             f"{work}: holds an unfinished run of other settings; finish it with those, or remove it"
         )
     made: list[Path] = []
-    if PartialState().is_main_process:
+    if processes.join(spec.device).is_main_process:
         made = [path for path in (work, *work.parents) if not path.exists()]
         work.mkdir(parents=True, exist_ok=True)
         note.write_text(mark, encoding="utf-8")
@@ -165,7 +163,7 @@ def finish(
         ),
     ]
     model.opened.module.to("cpu")
-    state = PartialState()
+    state = processes.join(spec.device)
     if state.is_main_process:  # one writer; the others wait until the artefact is there
         _write(model, described, output, work)
     state.wait_for_everyone()

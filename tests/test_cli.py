@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -287,6 +288,30 @@ def test_who_hears_the_talk(monkeypatch, tty, flags, speaks):
     with console.progress("working") as bar:
         bar.advance(1, loss=0.5)
     assert bool(stream.getvalue()) == speaks
+
+
+def test_figures_of_training_are_readable_at_80_columns(monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr(console, "talk", console.Talk())
+    monkeypatch.setenv("COLUMNS", "80")
+    figures = {
+        "loss": 2.345678,
+        "task": 2.1,
+        "feature": 0.2456,
+        "perturbation": 0.01,
+        "lr": 1.25e-5,
+    }
+    with console.progress("pretrain", total=100) as bar:
+        bar.advance(7, **figures, **{"samples/s": 1234.5, "best accuracy": 81.25})
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
+    lines = [line.strip() for line in re.split(r"[\r\n]+", shown)]
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("pretrain") and "7/100" in line and " left " in line
+               for line in lines)  # fmt: skip
+    words = " ".join(lines).replace("  ", " ")
+    for figure in ("loss 2.346", "perturbation 0.01", "lr 1.25e-05", "best accuracy 81.25"):
+        assert figure in words
 
 
 def test_verbose_talks_and_leaves_the_data_alone(pela, here):

@@ -17,17 +17,23 @@ ROOT = Path(pelacli.__file__).parent
 # From the bottom up. A module imports from lower tiers only; a package is one room.
 TIERS = [
     {"errors", "fields"},
-    {"aliases", "atomic", "console", "heap", "manifest", "plans", "policies", "recipe", "search"},
+    {
+        "aliases", "atomic", "console", "heap", "manifest", "plans", "policies", "processes",
+        "recipe", "search",
+    },
     {"refusals"},
     {"ranks", "recipe_file", "rundir", "tables"},
-    {"card", "gallery", "planning", "spectra_file"},
+    {"card", "curves", "gallery", "planning", "spectra_file"},
     {"replan"},
     {"sweep"},
-    {"factorize", "journal", "loader", "losses", "lowrank", "parallel", "shelf", "sources"},
+    {
+        "factorize", "journal", "lean", "loader", "losses", "lowrank", "parallel", "shelf",
+        "sources", "stopping",
+    },
     {"calls", "models", "residual"},
     {
-        "agreement", "calibrate", "checkpoint", "data", "flops", "latency", "lockstep", "optim",
-        "taps",
+        "agreement", "calibrate", "checkpoint", "data", "flops", "holding", "latency", "lockstep",
+        "optim", "taps",
     },
     {"artefact", "correct", "engine", "record", "tasks", "train"},
     {"api", "evaluation", "trained"},
@@ -40,10 +46,10 @@ TIERS = [
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(TIERS) for name in names}
 TORCH_FREE = [
-    "__main__", "aliases", "atomic", "card", "cli", "console", "errors", "fields", "gallery",
-    "heap", "manifest", "options", "pipeline", "planning", "plans", "policies", "ranks", "recipe",
-    "recipe_file", "refusals", "replan", "requests", "results", "rundir", "search", "spectra_file",
-    "sweep", "tables",
+    "__main__", "aliases", "atomic", "card", "cli", "console", "curves", "errors", "fields",
+    "gallery", "heap", "manifest", "options", "pipeline", "planning", "plans", "policies",
+    "processes", "ranks", "recipe", "recipe_file", "refusals", "replan", "requests", "results",
+    "rundir", "search", "spectra_file", "sweep", "tables",
 ]  # fmt: skip
 HEAVY = {"torch", "timm", "transformers", "accelerate", "datasets", "torchmetrics"}
 

@@ -208,6 +208,24 @@ def test_checkpoints_are_pruned_and_the_best_is_kept(tmp_path):
     assert all(torch.equal(v, weights[1][k]) for k, v in kept.state_dict().items())
 
 
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_the_best_can_be_the_result(tmp_path, ema):
+    scores = iter([50.0, 70.0, 60.0, 50.0, 70.0, 60.0])
+    weights = []
+
+    def evaluate(module):
+        weights.append({k: v.clone() for k, v in module.state_dict().items()})
+        return {"accuracy": next(scores)}
+
+    watched = {"evaluate": evaluate, "main_metric": "accuracy", "output": tmp_path}
+    module, trained = run(train(epochs=3, ema=ema, result="best"), **watched)
+    assert trained.metrics == {"accuracy": 70.0}
+    assert all(torch.equal(v, weights[1][k]) for k, v in module.state_dict().items())
+    module, trained = run(train(epochs=3, ema=ema), **watched)
+    assert trained.metrics == {"accuracy": 60.0}
+    assert all(torch.equal(v, weights[5][k]) for k, v in module.state_dict().items())
+
+
 def test_a_run_that_is_not_finished_is_not_overwritten(tmp_path):
     with pytest.raises(PelaError):
         run(train(), output=tmp_path, progress=stop_at(2))
@@ -371,6 +389,29 @@ def test_checkpointing_recomputes_the_same_gradients():
         run(train(checkpointing=True), module=nn.Linear(2, 2))
 
 
+def test_channels_last_is_for_the_time_of_training():
+    seen = []
+
+    def losses(module, batch):
+        for tensor in (module.patch_embed.proj.weight, batch["inputs"]):
+            seen.append(tensor.is_contiguous(memory_format=torch.channels_last))
+        return task(module, batch)
+
+    module, _ = run(
+        train(steps=1, channels_last=True), losses, module=vit(in_chans=3), batches=colours()
+    )
+    assert seen == [True, True]
+    weight = module.patch_embed.proj.weight
+    assert weight.is_contiguous()
+    assert not weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def colours():
+    inputs = ImageInput((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "bilinear")
+    dataset = open_dataset("digits", "train", inputs=inputs, training=True, augment=PLAIN)
+    return loader(dataset, batch_size=8, num_classes=10, limit=8)
+
+
 def test_it_learns():
     module = vit(drop_rate=0.0, drop_path_rate=0.0)
     _, before = run(train(steps=1), batches=digits(augment=PLAIN), module=vit())
@@ -403,60 +444,3 @@ def test_nothing_to_train_on():
     for losses in (lambda m, b: {}, lambda m, b: {"task": torch.tensor(1.0)}):
         with pytest.raises(RequestError, match="nothing to train on"):
             run(train(), losses)
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_weights_of_one(tmp_path):
-    """At the same batch size, which is that of all processes together, mixup pairs included; and
-    one process that is asked to stop stops all."""
-    script = tmp_path / "run.py"
-    script.write_text(
-        textwrap.dedent(f"""
-        import os, sys
-        from pathlib import Path
-        sys.path[:0] = {[*sys.path, os.path.dirname(__file__)]!r}
-        import test_train as t
-        from safetensors.torch import save_file
-        from pelacli import tasks
-
-        calm = t.vit(drop_rate=0.0, drop_path_rate=0.0)
-        task = tasks.get("image-classification")
-        val = t.open_dataset("digits", "val", inputs=t.INPUTS)
-        evaluate = lambda m: tasks.evaluate(m, t.loader(val, batch_size=64, num_classes=10), task)
-        rank, stop, resume = os.environ.get("RANK", "0"), "stop" in sys.argv, "resume" in sys.argv
-        progress = t.stop_at(3) if stop and rank == "1" else None
-        try:
-            t.run(
-                t.train(opt="sgd", lr=0.1, ema=0.5, epochs=2, clip_grad=1.0),
-                batches=t.digits(workers=1), module=calm, output=Path(sys.argv[1]),
-                evaluate=evaluate, progress=progress, resume=resume,
-            )
-        except t.PelaError as error:
-            print(error, file=sys.stderr)
-            sys.exit(1)
-        if rank == "0":
-            save_file(calm.state_dict(), sys.argv[1] + ".safetensors")
-        """)
-    )
-    single = [sys.executable, str(script)]
-    double = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    double += ["--nproc-per-node", "2", str(script)]
-    subprocess.run([*single, str(tmp_path / "one")], check=True)
-    done = subprocess.run([*double, str(tmp_path / "two"), "stop"], capture_output=True)
-    assert done.returncode == 1
-    assert b"stopped at step 3 of 10" in done.stderr
-    assert [p.name for p in checkpoint.steps(tmp_path / "two")] == ["step-00000003"]
-    subprocess.run([*double, str(tmp_path / "two"), "resume"], check=True)
-    from safetensors.torch import load_file
-
-    one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-6)
-    course = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
-        for name in ("one", "two")
-    ]
-    assert [line["step"] for line in course[0]] == [line["step"] for line in course[1]]
-    for a, b in zip(*course, strict=True):
-        figures = "metrics" if "metrics" in a else "losses"
-        assert a[figures] == pytest.approx(b[figures], rel=1e-4)

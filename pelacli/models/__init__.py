@@ -19,6 +19,7 @@ from pelacli.models.types import (
     OpenModel,
     TextInput,
     main_output,
+    place,
     predict,
     to_device,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "no_decay",
     "num_classes",
     "open",
+    "place",
     "predict",
     "resolve_alias",
     "set_classes",

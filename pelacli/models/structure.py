@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pelacli.errors import RequestError
 from pelacli.models.opening import library
 from pelacli.models.types import ImageInput, OpenModel
 
@@ -49,20 +50,27 @@ def _matrices(module: nn.Module) -> int:
 
 
 def no_decay(module: nn.Module) -> set[str]:
-    """Parameters that weight decay must leave alone, beyond biases and norms (1-D parameters)."""
+    """Parameters that weight decay must leave alone, beyond biases and norms (1-D parameters):
+    tables of positions, tokens of their own, temperatures, and what the model itself lists."""
     listed = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()  # type: ignore[operator]
-    embeddings = (
+    tables = (
         "pos_embed",
         "position_embedding",
-        "position_bias_table",
+        "position_bias",
+        "attention_bias",
+        "rel_embeddings",
+        "wpe.",
         "cls_token",
         "dist_token",
+        "distillation_token",
+        "mask_token",
         "reg_token",
+        "register_token",
         "logit_scale",
         "temperature",
     )
     return set(listed) | {
-        name for name, _ in module.named_parameters() if any(part in name for part in embeddings)
+        name for name, _ in module.named_parameters() if any(part in name for part in tables)
     }
 
 
@@ -86,20 +94,36 @@ def set_classes(opened: OpenModel, classes: int, seed: int) -> None:
     opened.config, opened.head = adapter.config(opened.module), adapter.head(opened.module)
 
 
-def set_drop_path(module: nn.Module, rate: float) -> None:
-    """Stochastic depth, rising linearly with depth to ``rate``; 0 takes it away.
+def set_drop_path(module: nn.Module, rate: float, rule: str = "linear") -> None:
+    """Stochastic depth; 0 takes it away.
 
-    timm leaves an Identity called ``drop_path…`` where a model was built without; stochastic depth
-    has no weights, so it can come and go.
+    Args:
+        rate: of the last block. With the "linear" rule it rises from 0 at the first block, with
+            the "constant" rule it is the same in all.
+
+    Both libraries leave an Identity called ``drop_path…`` where a model was built without;
+    stochastic depth has no weights, so it can come and go.
+
+    Raises:
+        RequestError: the model has no place for it.
     """
     from timm.layers import DropPath
 
-    places = [
-        (parent, name)
+    blocks = [
+        (parent, names)
         for parent in module.modules()
-        for name, child in parent.named_children()
-        if name.startswith("drop_path") and isinstance(child, nn.Identity | DropPath)
+        if (names := [name for name, child in parent.named_children() if _drops(name, child)])
     ]
-    for i, (parent, name) in enumerate(places):
-        at = rate * (i // 2) / max(1, (len(places) - 1) // 2)
-        setattr(parent, name, DropPath(at) if at else nn.Identity())
+    if rate and not blocks:
+        raise RequestError("drop_path: this model has no stochastic depth; leave it out, or 0")
+    for depth, (parent, names) in enumerate(blocks):
+        at = rate if rule == "constant" else rate * depth / max(1, len(blocks) - 1)
+        for name in names:
+            setattr(parent, name, DropPath(at) if at else nn.Identity())
+
+
+def _drops(name: str, child: nn.Module) -> bool:
+    """Whether a child is stochastic depth, or the place of it; transformers has a class of its own
+    for each family."""
+    known = isinstance(child, nn.Identity) or type(child).__name__.endswith("DropPath")
+    return name.startswith("drop_path") and known

@@ -103,10 +103,22 @@ def main_output(result: Any, mask: Tensor | None = None) -> Tensor:
     raise TypeError(f"the model returned {type(result).__name__}, in which there is no tensor")
 
 
-def to_device(value: Any, device: torch.device | str) -> Any:
-    """Move a batch (tensors in dicts) to a device."""
+def place(module: nn.Module, device: torch.device | str, channels_last: bool = False) -> nn.Module:
+    """Move a module to a device, its convolutions in the wanted order of memory."""
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    return module.to(torch.device(device)).to(memory_format=order)
+
+
+def to_device(
+    value: Any,
+    device: torch.device | str,
+    channels_last: bool = False,
+) -> Any:
+    """Move a batch (tensors in dicts) to a device, images in the wanted order of memory."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        last = channels_last and value.ndim == 4
+        order = torch.channels_last if last else torch.preserve_format
+        return value.to(device, non_blocking=True, memory_format=order)
     if isinstance(value, Mapping):
-        return {key: to_device(item, device) for key, item in value.items()}
+        return {key: to_device(item, device, channels_last) for key, item in value.items()}
     return value

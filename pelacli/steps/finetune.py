@@ -28,7 +28,7 @@ def run(spec: Recipe, section_name: str = "finetune", *, resume: bool = False) -
         before = record.describe(opened, layers, record.cost(opened, layers))
     data = trained.Splits.open(spec, section, opened)
     if section.drop_path is not None:
-        models.set_drop_path(opened.module, section.drop_path)
+        models.set_drop_path(opened.module, section.drop_path, section.drop_path_rule)
     task = data.task
 
     def losses(module: nn.Module, batch: Batch) -> dict[str, Tensor]:

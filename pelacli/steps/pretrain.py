@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from pelacli import artefact, console, losses, lowrank, models, rundir, taps, tasks, train, trained
+from pelacli import (
+    artefact,
+    console,
+    lean,
+    losses,
+    lowrank,
+    manifest,
+    models,
+    rundir,
+    taps,
+    tasks,
+    train,
+    trained,
+)
 from pelacli.agreement import agreement
 from pelacli.artefact import Artefact
 from pelacli.calls import evaluating
@@ -34,7 +48,7 @@ def run(spec: Recipe, *, resume: bool = False) -> Outcome:
     data = trained.Splits.open(spec, section, student.opened, labelled=section.labels)
     stage = Stage(section, student.opened, teacher, data.task, labelled=data.labelled)
     if section.drop_path is not None:
-        models.set_drop_path(student.module, section.drop_path)
+        models.set_drop_path(student.module, section.drop_path, section.drop_path_rule)
     with (
         trained.workplace(spec, "pretrain", source, student.opened, output) as work,
         console.progress("pretrain", train.updates(section, len(data.train))) as bar,
@@ -52,6 +66,7 @@ def run(spec: Recipe, *, resume: bool = False) -> Outcome:
             resume=resume,
             device=spec.device,
             progress=bar,
+            before=stage.begin,
         )
     return trained.finish(spec, "pretrain", student, source, output, work, result)
 
@@ -59,7 +74,8 @@ def run(spec: Recipe, *, resume: bool = False) -> Outcome:
 def open_teacher(spec: Recipe, student: Artefact) -> OpenModel:
     """The frozen dense original: the recipe's dense model, or the student's recorded source."""
     ref, how = rundir.dense(spec), rundir.how_to_open(spec, rundir.dense(spec))
-    if spec.teacher is None and rundir.latest(Path(ref)) is not None:
+    path = rundir.latest(Path(ref))
+    if spec.teacher is None and path is not None and _is_low_rank(path):
         origin = student.manifest.source
         ref, how = origin.model, {"weights": origin.weights or "pretrained"}
     opened, _ = artefact.open(rundir.require(ref, "the teacher"), **how)
@@ -78,57 +94,94 @@ class Stage:
     teacher: OpenModel
     task: Task
     labelled: bool
+    done: float = 1.0  # share of the run that is over: all taps are distilled, unless told less
 
     def __post_init__(self) -> None:
         self.taps = (
             taps.choose(self.student.module, self.section.taps) if self.section.loss.feature else []
         )
-        # An explicit pair student layer ↔ frozen weight, not names matched in the loop.
-        self.pairs = [
-            (layer, _dense_weight(self.teacher.module, name, layer))
-            for name, layer in lowrank.low_rank_layers(self.student.module).items()
-        ]
+        if self.section.compile:
+            taps.check_compiled(self.student.module, self.taps)
+        # Each has its dense layer in the teacher: checked here, not matched in the loop.
+        self.layers = list(lowrank.low_rank_layers(self.student.module))
+        for name in self.layers:
+            _check_pair(self.student.module, self.teacher.module, name)
+        self._place: torch.device | None = None
+
+    def place(self, device: torch.device) -> None:
+        """Bring the teacher to the student's device, once and for all steps."""
+        if self._place != device:
+            models.place(self.teacher.module, device, self.section.channels_last)
+            self._place = device
+
+    def begin(self, done: float) -> None:
+        """Before an update: the share of the run that is over decides which taps are distilled."""
+        self.done = done
+
+    def dense_weights(self) -> Iterator[Tensor]:
+        """The frozen weights of ``layers``, where the teacher is now."""
+        for name in self.layers:
+            yield _dense_weight(self.teacher.module, name)
 
     def losses(self, student: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Named, weighted losses of a batch: one student pass, one teacher pass."""
-        loss, device = self.section.loss, next(student.parameters()).device
-        with taps.caught(student, self.taps) as ours:
+        """Named, weighted losses of a batch: one pass of the student, one of the bare teacher."""
+        loss, some = self.section.loss, next(student.parameters())
+        self.place(some.device)
+        names = taps.joined(self.taps, self.done, self.section.taps_over)
+        # Autograd goes back through what came last first. So the perturbation's gradients, each as
+        # large as a factor, arise when those of the student's pass have freed its activations. In
+        # shards they go first instead: the pass's own gradients are added to them while they are
+        # sent around, and nothing may be adding to them at the same time.
+        shards = hasattr(some, "full_tensor")
+        named = {} if shards else self._perturbation(student)
+        features: Mapping[str, list[Tensor]] = {}
+        target: Any = None
+        if loss.feature or loss.logits:
+            # The teacher goes first: what its pass takes and frees is no peak above the student's
+            # graph, which is still to come.
+            with torch.no_grad(), taps.caught(self.teacher.module, names) as features:
+                target = self.task.forward(self.teacher.module, batch)
+        own_ways = self.section.compile or self.section.checkpointing or shards
+        with taps.caught(student, names) as ours, lean.activations(student, on=not own_ways):
             output = self.task.forward(student, batch)
-        named: dict[str, Tensor] = {}
         if self.labelled and loss.task:
             named["task"] = loss.task * self.task.loss(output, batch)
-        if loss.feature or loss.logits:
-            with torch.no_grad(), taps.caught(self.teacher.module.to(device), self.taps) as theirs:
-                target = self.task.forward(self.teacher.module, batch)
-            if loss.feature:
-                named["feature"] = loss.feature * losses.feature(
-                    [ours[name] for name in self.taps], [theirs[name] for name in self.taps]
-                )
-            if loss.logits:
-                named["logits"] = loss.logits * losses.logits(output, target)
-        if loss.perturbation:
-            named["perturbation"] = loss.perturbation * losses.perturbation(
-                (
-                    (layer.up.weight, layer.down.weight, weight.to(device))
-                    for layer, weight in self.pairs
-                ),
-                loss.eps,
-                loss.perturbation_form,
+        if loss.feature:
+            named["feature"] = loss.feature * losses.feature(
+                [output for name in names for output in ours[name]],
+                [output for name in names for output in features[name]],
             )
-        return named
+        if loss.logits:
+            named["logits"] = loss.logits * losses.logits(output, target)
+        return named | self._perturbation(student) if shards else named
+
+    def _perturbation(self, student: nn.Module) -> dict[str, Tensor]:
+        loss = self.section.loss
+        if not loss.perturbation:
+            return {}
+        factors = (_factors(student, name) for name in self.layers)
+        pairs = (
+            (*pair, weight) for pair, weight in zip(factors, self.dense_weights(), strict=True)
+        )
+        value = losses.perturbation(pairs, loss.eps, loss.perturbation_form)
+        return {"perturbation": loss.perturbation * value}
 
     def evaluate(self, module: nn.Module, data: trained.Splits) -> dict[str, float]:
         """The task's metrics where there are labels, and the agreement with the teacher."""
         if data.validation is None:
             return {}
         device = next(module.parameters()).device
+        self.place(device)
         with evaluating(module):
-            found = agreement(
-                module, self.teacher.module.to(device), data.validation, predict, device=device
-            )
+            found = agreement(module, self.teacher.module, data.validation, predict, device=device)
         if data.labelled:
             found |= tasks.evaluate(module, data.validation, self.task, device, data.num_classes)
         return found
+
+
+def _is_low_rank(path: Path) -> bool:
+    """Whether the artefact is a factorised model; a dense one can be the teacher itself."""
+    return any(layer.rank is not None for layer in manifest.read(path).layers)
 
 
 def _student(source: str) -> Artefact:
@@ -141,11 +194,21 @@ def _student(source: str) -> Artefact:
     return found
 
 
-def _dense_weight(teacher: nn.Module, name: str, layer: lowrank.LowRankLinear) -> Tensor:
+def _factors(student: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    """(up, down) of a layer of the module that trains, which may be a copy of the student."""
+    layer = cast(lowrank.LowRankLinear, lowrank.submodule(student, name))
+    return layer.up.weight, layer.down.weight
+
+
+def _dense_weight(teacher: nn.Module, name: str) -> Tensor:
     weight: Tensor = lowrank.weight_of(lowrank.submodule(teacher, name))
-    if tuple(weight.shape) != (layer.out_features, layer.in_features):
-        raise RequestError(
-            f"{name}: is {tuple(weight.shape)} in the teacher and "
-            f"{(layer.out_features, layer.in_features)} in the student; wrong teacher?"
-        )
     return weight
+
+
+def _check_pair(student: nn.Module, teacher: nn.Module, name: str) -> None:
+    up, down = _factors(student, name)
+    theirs, ours = tuple(_dense_weight(teacher, name).shape), (up.shape[0], down.shape[1])
+    if theirs != ours:
+        raise RequestError(
+            f"{name}: is {theirs} in the teacher and {ours} in the student; wrong teacher?"
+        )

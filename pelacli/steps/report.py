@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from pelacli import console, manifest, rundir, spectra_file, sweep, tables
+from pelacli import console, curves, manifest, rundir, spectra_file, sweep, tables
 from pelacli.errors import RequestError
 from pelacli.manifest import Manifest
 
@@ -26,10 +27,16 @@ def run(refs: Sequence[str], *, by: str, style: str, arch: str | None = None) ->
     level = cast(tables.Level, by)
     _check_style(style)
     found: dict[str, Manifest] = {}
+    courses: dict[str, curves.Course] = {}
     for ref in refs or _all():
-        found |= _manifests(ref, arch)
-    if style == "json":
-        console.emit(tables.to_json(found))
+        files = curves.find(ref)
+        courses |= {label: curves.read(file) for label, file in files.items()}
+        if not files or rundir.artefacts(Path(ref)):  # else a run whose artefact is still to come
+            found |= _manifests(ref, arch)
+    if style == "json" and found:
+        console.emit([one | _series(one, courses) for one in tables.to_json(found)])
+    elif not found:
+        run_curves(refs, style=style)
     elif style == "csv":
         console.out().print(tables.to_csv(found, level), markup=False, highlight=False, end="")
     elif style == "markdown":
@@ -40,6 +47,55 @@ def run(refs: Sequence[str], *, by: str, style: str, arch: str | None = None) ->
         for label, record in found.items():  # a table each: a column of equal names is no help
             console.out().print(label, markup=False, highlight=False, style="bold")
             console.out().print(tables.to_table({label: record}, level))
+    if found and refs and style == "table":
+        _draw(courses)
+
+
+def _series(model: Mapping[str, Any], courses: Mapping[str, curves.Course]) -> dict[str, Any]:
+    """The curves of a model's last training, where it has some."""
+    course = courses.get(model["model"])
+    return {} if course is None else {"curves": course.series}
+
+
+def run_curves(refs: Sequence[str], *, style: str) -> None:
+    """Draw the course of training.
+
+    Args:
+        refs: artefacts with a course, run directories, runs that are going on, metrics files; none
+            means runs/.
+        style: "table", "json", "csv" or "markdown".
+
+    Raises:
+        RequestError: there is no course.
+    """
+    _check_style(style)
+    found: dict[str, curves.Course] = {}
+    for ref in refs or [str(_RUNS)]:
+        files = curves.find(ref)
+        if not files:
+            raise RequestError(
+                f"{ref}: there is no {curves.FILE}; `pela pretrain` and `pela finetune` write one"
+            )
+        found |= {label: curves.read(file) for label, file in files.items()}
+    if style == "json":
+        console.emit(curves.to_json(found))
+    elif style == "csv":
+        text = tables.rows_csv(curves.point_rows(found))
+        console.out().print(text, markup=False, highlight=False, end="")
+    else:
+        _draw(found, style)
+
+
+def _draw(found: Mapping[str, curves.Course], style: str = "table") -> None:
+    out = console.out()
+    for label, course in found.items():
+        out.print(curves.title(label, course), markup=False, highlight=False, style="bold")
+        rows = curves.rows(course, out.width if sys.stdout.isatty() else 80)
+        if style == "markdown":
+            text = f"\n{tables.rows_markdown(rows)}\n"
+            out.print(text, markup=False, highlight=False)
+        else:
+            out.print(tables.rows_table(rows))
 
 
 def run_sweep(refs: Sequence[str], text: str, given: Mapping[str, Any], *, style: str) -> None:

@@ -1,0 +1,51 @@
+"""The processes that a launcher (torchrun, accelerate launch) started for one command."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pelacli.errors import RequestError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+
+def launched() -> int:
+    """How many processes the launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join(device: str) -> PartialState:
+    """Meet the others, before anything asks who is first or shares out samples.
+
+    accelerate meets them on the first call only, and on CPUs only where it is told that CPUs are
+    wanted; else each process would take itself for the only one.
+
+    Args:
+        device: as in a recipe.
+    """
+    import torch
+    from accelerate import PartialState
+
+    cpu = device.partition(":")[0] == "cpu" or not torch.accelerator.is_available()
+    return PartialState(cpu=cpu) if launched() > 1 else PartialState()
+
+
+def wait(device: str) -> None:
+    """Wait until all others are here too; nothing without a launcher."""
+    if launched() > 1:
+        join(device).wait_for_everyone()
+
+
+def refuse(command: str) -> None:
+    """For commands that one process does alone.
+
+    Raises:
+        RequestError: a launcher started several.
+    """
+    if launched() > 1:
+        raise RequestError(
+            f"{command} is work for one process, and the launcher started {launched()}: "
+            "run it without, and launch pretrain, finetune, eval or run"
+        )

@@ -1,0 +1,206 @@
+"""Two processes give the weights of one at the same global batch: DDP, and FSDP 2 in shards."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import accelerate
+import pytest
+import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import load_file
+
+import pelacli
+import pelacli.__main__
+from pelacli import checkpoint, manifest, models, optim, tasks
+from pelacli.data import loader, open_dataset
+from pelacli.errors import PelaError, RequestError
+from pelacli.recipe import Augment, Pretrain
+from pelacli.steps.pretrain import Stage
+from pelacli.train import fit
+
+TINY = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 24, "depth": 3, "num_heads": 2}
+# SGD, because Adam's first steps are as long for a gradient of rounding noise as for any other.
+SECTION = {
+    "opt": "sgd", "lr": 0.1, "min_lr": 1e-3, "epochs": 2, "accumulate": 2, "clip_grad": 1.0,
+    "ema": 0.6, "factor_lr": 0.5, "factor_decay": "product", "taps_over": 0.5, "log_every": 1,
+    "loss": {"task": 1.0, "feature": 1.0, "logits": 0.5, "perturbation": 1.0},
+}  # fmt: skip
+ACCELERATOR = optim.accelerator
+MIXED = Augment(scale=(0.7, 1.0), hflip=0.0, color_jitter=0.2, mixup=0.5, cutmix=0.5)
+
+
+def heal(output: Path, stop_at: int | None = None, resume: bool = False, **changed):
+    """Eight steps of healing a tiny ViT at half its size; returns the student."""
+    teacher = models.open("vit_tiny", weights="random", model_args=TINY, num_classes=10)
+    for index, p in enumerate(teacher.module.parameters()):  # a fresh ViT is all but constant
+        noise = torch.randn(p.shape, generator=torch.Generator().manual_seed(index))
+        p.data.add_(0.1 * noise)
+    student = copy.copy(teacher)
+    student.module = copy.deepcopy(teacher.module)
+    pelacli.decompose(student.module, ratio="0.5", policy="uniform")
+    teacher.module.eval().requires_grad_(False)
+    section = Pretrain(**(SECTION | changed))
+    task = tasks.get("image-classification")
+    stage = Stage(section, student, teacher, task, labelled=True)
+    digits = open_dataset("digits", "train", inputs=teacher.inputs, training=True, augment=MIXED)
+    held_out = loader(open_dataset("digits", "val", inputs=teacher.inputs), batch_size=24,
+                      num_classes=10, limit=25)  # fmt: skip
+    batches = loader(digits, batch_size=16, shuffle=True, drop_last=True, num_classes=10,
+                     augment=MIXED, limit=128)  # fmt: skip
+    done, kinds = SimpleNamespace(steps=0), set()
+
+    def losses(module, batch):
+        kinds.update(type(p).__name__ for p in module.parameters())
+        return stage.losses(module, batch)
+
+    def advance(n=1, **fields):
+        done.steps += n
+        if done.steps == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    fit(
+        student.module, losses, batches, section, seed=3, output=output, resume=resume,
+        evaluate=lambda m: tasks.evaluate(m, held_out, task, "cpu", 10), main_metric="accuracy",
+        no_weight_decay=models.no_decay(student.module), device="cpu", before=stage.begin,
+        progress=SimpleNamespace(advance=advance),
+    )  # fmt: skip
+    assert kinds == {"DTensor" if optim.accelerator is not ACCELERATOR else "Parameter"}
+    return student.module
+
+
+def sharded(version=2, **options):
+    """As the launcher would make it with FSDP; on CPUs accelerate itself knows DDP only."""
+
+    def make(*args):
+        made = ACCELERATOR(*args)
+        made.state.distributed_type = DistributedType.FSDP
+        made.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=version, **options)
+        return made
+
+    return make
+
+
+RECIPE = """
+model = "vit_tiny_patch16_224"
+weights = "random"
+model_args = { img_size = 16, patch_size = 8, embed_dim = 32, depth = 2, num_heads = 2 }
+num_classes = 10
+output = "run"
+device = "cpu"
+data = { dataset = "digits", batch_size = 32 }
+decompose = { ratio = "0.6" }
+pretrain = { steps = 3 }
+finetune = { steps = 2 }
+eval = { latency = false }
+"""
+
+
+def child(folder: Path) -> None:
+    """What each of the two processes does."""
+    first = os.environ["RANK"] == "0"
+    os.chdir(folder)
+    sys.argv = ["pela", "run", "recipe.toml", "--json"]
+    with contextlib.suppress(SystemExit):
+        pelacli.__main__.main()
+
+    def keep(name, module):
+        if first:
+            torch.save(module.state_dict(), folder / f"{name}.pt")
+
+    keep("ddp", heal(folder / "ddp"))
+    optim.accelerator = sharded()
+    try:
+        heal(folder / "fsdp", stop_at=None if first else 3)  # one that is asked stops both
+    except PelaError as error:
+        (folder / f"told-{os.environ['RANK']}").write_text(str(error))
+    if first:
+        shutil.copytree(folder / "fsdp", folder / "moved")
+    keep("fsdp", heal(folder / "fsdp", resume=True))
+
+
+def course(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+
+
+def test_two_processes_give_the_weights_of_one(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += ["--nproc-per-node", "2", __file__, str(tmp_path)]
+    paths = [str(Path(pelacli.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen(launch, env=environment, **pipes)
+    one = heal(tmp_path / "one").state_dict()
+    said, told = running.communicate(timeout=300)
+    assert running.returncode == 0, told
+    # The command line: one document, one artefact of each step, no step twice.
+    steps = json.loads(said)["steps"]
+    assert [(step["step"], step["skipped"]) for step in steps] == [
+        ("decompose", False), ("pretrain", False), ("finetune", False),
+    ]  # fmt: skip
+    for step in steps:
+        assert len(manifest.read(tmp_path / step["artefact"]).history) > 0
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "decompose", "finetune", "pretrain",
+    ]  # fmt: skip
+    for name in ("ddp", "fsdp"):
+        two = torch.load(tmp_path / f"{name}.pt")
+        assert list(two) == list(one)
+        for key, value in one.items():
+            torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5, msg=f"{name}: {key}")
+        for ours, theirs in zip(course(tmp_path / name), course(tmp_path / "one"), strict=True):
+            assert ours["step"] == theirs["step"]
+            for figures in ("losses", "metrics"):
+                if figures in theirs:
+                    assert ours[figures] == pytest.approx(theirs[figures], rel=1e-3, abs=1e-5)
+    for rank in (0, 1):
+        assert "stopped at step 3 of 8" in (tmp_path / f"told-{rank}").read_text()
+    # What two began in shards, one can end.
+    for key, value in heal(tmp_path / "moved", resume=True).state_dict().items():
+        torch.testing.assert_close(value, one[key], rtol=1e-4, atol=1e-5, msg=f"moved: {key}")
+    # A checkpoint of shards is that of one process, file by file.
+    last, other = (checkpoint.steps(tmp_path / name)[-1] for name in ("fsdp", "one"))
+    for file in ("model.safetensors", "ema.safetensors"):
+        saved, wanted = load_file(last / file), load_file(other / file)
+        assert list(saved) == list(wanted)
+        for key in wanted:
+            torch.testing.assert_close(saved[key], wanted[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "changed", "told"),
+    [
+        ({"version": 1}, {}, "launched with FSDP 1: give accelerate --fsdp_version 2"),
+        ({"activation_checkpointing": True}, {}, "set checkpointing = true in the recipe"),
+        ({"cpu_offload": True}, {}, "launched with fsdp_offload_params"),
+        ({}, {"channels_last": True}, "channels_last: FSDP cannot shard it"),
+    ],
+)
+def test_what_can_not_be_sharded_is_said(tmp_path, monkeypatch, options, changed, told):
+    monkeypatch.setattr(optim, "accelerator", sharded(**options))
+    try:
+        with pytest.raises(RequestError, match=told):
+            heal(tmp_path / "x", **changed)
+    finally:
+        accelerate.state.AcceleratorState._reset_state(True)
+
+
+def test_decompose_is_for_one_process(pela, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, out, err = pela("decompose", "vit_tiny", "--weights", "random", "--ratio", "0.5")
+    assert (code, out) == (2, "")
+    assert "decompose is work for one process, and the launcher started 2" in err
+
+
+if __name__ == "__main__":
+    child(Path(sys.argv[1]))
