@@ -184,6 +184,6 @@ def _nothing(ref: str, walk: Walk) -> str:
         f"{ref}: no factorised model keeps {walk.metric} within {walk.max_drop:g} points of the "
         f"dense model's {walk.curve[0]['score']:.2f}; the best of {len(tried)} has "
         f"{best['ratio']:.4f} of the parameters and drops by {best['drop']:.2f}: "
-        "allow more, calibrate on your own samples (--calibrate, --correct), "
+        "allow more, calibrate on your own samples (--calibrate), "
         "or take a --ratio and heal it (pela pretrain)"
     )
