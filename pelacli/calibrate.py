@@ -14,6 +14,7 @@ stay cheap: for in < out the inputs x and the back-propagated g·W, else the out
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,7 +77,19 @@ class _Sums:
         self.gradient = _plus_gram(self.gradient, gx if self.narrow_in else g)
         self.gradient_square = _plus(self.gradient_square, g.square().sum(dtype=torch.float64))
 
-    def moments(self, samples: int, projections: int, shape: tuple[int, int]) -> Moments:
+    def output_level(self, passes: int, out: int) -> float:
+        """Mean diagonal of G, per sample."""
+        assert self.gradient_square is not None
+        return float(self.gradient_square) / passes / out
+
+    def moments(
+        self, samples: int, projections: int, shape: tuple[int, int], level: float | None
+    ) -> Moments:
+        """The layer's moments.
+
+        Args:
+            level: mean diagonal of G where no gradient came; None: one per token.
+        """
         out, in_ = shape
         assert self.input_sum is not None
         assert self.input_square is not None
@@ -89,12 +102,12 @@ class _Sums:
         input_level = max(spread, 0.0) / in_
         tokens = self.tokens / samples
         if self.gradient is None or self.gradient_square is None:
-            # Without gradients G is the identity at every token, per sample: tokens · 1.
+            G = tokens if level is None else level  # times the identity
             if self.narrow_in:
-                return Moments(mean, covariance * tokens, None, input_level * tokens, 1.0, tokens)
-            return Moments(mean, None, covariance * tokens, 1.0, input_level * tokens, tokens)
+                return Moments(mean, covariance * G, None, input_level * G, 1.0, tokens)
+            return Moments(mean, None, covariance * G, 1.0, input_level * G, tokens)
         gradient = self.gradient.double() / (samples * projections)
-        output_level = float(self.gradient_square) / (samples * projections) / out
+        output_level = self.output_level(samples * projections, out)
         sides = (covariance, gradient) if self.narrow_in else (gradient, covariance)
         levels = (input_level, output_level) if self.narrow_in else (output_level, input_level)
         return Moments(mean, *sides, *levels, tokens, self.weights)
@@ -227,8 +240,16 @@ def collect(
             parameter.requires_grad_(flag)
     if not samples:
         raise RequestError("calibration: there are no samples; give at least one batch")
+    # What the output does not depend on here (a pooler beside the mean of the tokens) may be what
+    # another head reads: it counts as if it were felt like the others.
+    felt = [
+        sums[la.name].output_level(samples * projections, la.shape[0])
+        for la in layers
+        if sums[la.name].gradient_square is not None
+    ]
+    level = statistics.median(felt) if felt else None
     found = {
-        la.name: sums[la.name].moments(samples, projections, la.shape)
+        la.name: sums[la.name].moments(samples, projections, la.shape, level)
         for la in layers
         if sums[la.name].tokens
     }

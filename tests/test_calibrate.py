@@ -114,6 +114,29 @@ def test_tokens_weigh_by_how_strongly_they_are_felt(net, samples):
     assert torch.allclose(even["a"].mean, samples.mean((0, 1)).double(), atol=1e-5)
 
 
+def test_a_layer_off_the_way_counts_as_if_felt_like_the_others(net, samples):
+    class Pooled(Net):
+        def __init__(self):
+            super().__init__()
+            self.pool = nn.Linear(4, 4)
+
+        def forward(self, x):
+            h = self.b(torch.tanh(self.a(x)))
+            self.pool(h[:, 0])  # another head would read it
+            return F.linear(h, self.c.weight, self.c.bias).mean(1)
+
+    pooled = Pooled()
+    layers = lowrank.find_layers(pooled)
+    got = calibrate.collect(pooled, layers, samples.split(16), predict)
+    levels = {name: got[name].far_level if name == "a" else got[name].near_level for name in "abc"}
+    with torch.no_grad():
+        x = pooled.b(torch.tanh(pooled.a(samples)))[:, 0].double()
+    W = pooled.pool.weight.detach().double()
+    expected = sorted(levels.values())[1] * W @ torch.cov(x.T, correction=0) @ W.T
+    assert got["pool"].near is None
+    assert torch.allclose(got["pool"].far, expected, rtol=1e-3, atol=1e-6)
+
+
 def test_inputs_alone_do_not_depend_on_how_they_are_batched(net, samples):
     layers = lowrank.find_layers(net)
     one, many = (
