@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pelacli.calls import LinearCalls, evaluating
 from pelacli.errors import RequestError
-from pelacli.factorize import Moments, narrow_in
+from pelacli.factorize import Moments, add_gram, mirrored, narrow_in
 from pelacli.lowrank import Layer
 
 # Backward passes per batch: the second lowers the noise of the signs for half a forward pass more.
@@ -62,20 +62,18 @@ class _Sums:
         centred = v - self.shift
         self.tokens += len(x)
         if weights is None:
-            self.total += len(x)
-        else:
-            root = weights.sqrt()[:, None]
-            x, centred = x * root, centred * root
-            self.total += float(weights.sum(dtype=torch.float64))
-        self.input_sum = _plus(self.input_sum, _sum(x, weights))
-        self.input_square = _plus(self.input_square, x.square().sum(dtype=torch.float64))
-        self.centred_sum = _plus(self.centred_sum, _sum(centred, weights))
-        self.gram = _plus_gram(self.gram, centred)
+            weights = x.new_ones(len(x))
+        self.total += float(weights.sum(dtype=torch.float64))
+        self.input_sum = _plus(self.input_sum, (weights @ x).double())
+        self.input_square = _plus(self.input_square, (weights @ _square(x)).double())
+        self.centred_sum = _plus(self.centred_sum, (weights @ centred).double())
+        rows = centred.mul_(weights.sqrt()[:, None])
+        self.gram = _plus_gram(self.gram, rows)
 
-    def add_backward(self, g: Tensor, gx: Tensor) -> None:
-        """g: [tokens, out] gradient at the output, gx: [tokens, in] = g W."""
+    def add_backward(self, g: Tensor, gx: Tensor, felt: Tensor) -> None:
+        """g: [tokens, out] gradient at the output, gx: [tokens, in] = g W, felt: [tokens] ‖g‖²."""
         self.gradient = _plus_gram(self.gradient, gx if self.narrow_in else g)
-        self.gradient_square = _plus(self.gradient_square, g.square().sum(dtype=torch.float64))
+        self.gradient_square = _plus(self.gradient_square, felt.sum(dtype=torch.float64))
 
     def output_level(self, passes: int, out: int) -> float:
         """Mean diagonal of G, per sample."""
@@ -97,7 +95,7 @@ class _Sums:
         assert self.gram is not None
         mean = self.input_sum / self.total
         offset = self.centred_sum / self.total
-        covariance = self.gram.double() / self.total - torch.outer(offset, offset)
+        covariance = mirrored(self.gram).double() / self.total - torch.outer(offset, offset)
         spread = float(self.input_square / self.total - mean.square().sum())
         input_level = max(spread, 0.0) / in_
         tokens = self.tokens / samples
@@ -106,7 +104,7 @@ class _Sums:
             if self.narrow_in:
                 return Moments(mean, covariance * G, None, input_level * G, 1.0, tokens)
             return Moments(mean, None, covariance * G, 1.0, input_level * G, tokens)
-        gradient = self.gradient.double() / (samples * projections)
+        gradient = mirrored(self.gradient).double() / (samples * projections)
         output_level = self.output_level(samples * projections, out)
         sides = (covariance, gradient) if self.narrow_in else (gradient, covariance)
         levels = (input_level, output_level) if self.narrow_in else (output_level, input_level)
@@ -137,8 +135,9 @@ class _Seen:
     def backward(self, g: Tensor, gx: Tensor) -> None:
         """g: [..., out] gradient at the output, gx: [..., in] = g W."""
         rows = self.rows(g)
-        self.sums.add_backward(rows, self.rows(gx))
-        self.felt = _plus(self.felt, rows.square().sum(1))
+        felt = _square(rows)
+        self.sums.add_backward(rows, self.rows(gx), felt)
+        self.felt = _plus(self.felt, felt)
 
     def finish(self, floor: float) -> None:
         """All projections have gone back."""
@@ -273,11 +272,10 @@ def _project(output: Tensor, generator: torch.Generator) -> Tensor:
     return (flat / std * signs).sum()
 
 
-def _sum(rows: Tensor, weights: Tensor | None) -> Tensor:
-    """Σ √w · row, in float64; the rows have one √w in them already."""
-    if weights is None:
-        return rows.sum(0, dtype=torch.float64)
-    return (weights.sqrt() @ rows).double()
+def _square(rows: Tensor) -> Tensor:
+    """‖row‖² of every row, without a copy of them all."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms.square_()
 
 
 def _plus(total: Tensor | None, term: Tensor) -> Tensor:
@@ -285,6 +283,8 @@ def _plus(total: Tensor | None, term: Tensor) -> Tensor:
 
 
 def _plus_gram(total: Tensor | None, rows: Tensor) -> Tensor:
+    """Σ row rowᵀ, its lower triangle."""
     if total is None:
-        return rows.T @ rows
-    return total.addmm_(rows.T, rows)
+        total = rows.new_zeros(rows.shape[1], rows.shape[1])
+    add_gram(total, rows, rows)
+    return total

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelacli.calls import evaluating
-from pelacli.factorize import Moments, decompose, narrow_in
+from pelacli.factorize import Moments, add_gram, decompose, mirrored, narrow_in
 from pelacli.lockstep import Call, lockstep
 from pelacli.lowrank import Layer
 from pelacli.residual import Sum, owed
@@ -163,7 +163,7 @@ def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
 def _mean(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """Weighted mean of the rows, in float64."""
     pairs = zip(parts, weights, strict=True)
-    total = torch.stack([(w[:, None] * part).sum(0, dtype=torch.float64) for part, w in pairs])
+    total = torch.stack([(w @ part).double() for part, w in pairs])
     return total.sum(0) / sum(float(w.sum(dtype=torch.float64)) for w in weights)
 
 
@@ -172,7 +172,13 @@ def _product(a: Sequence[Tensor], b: Sequence[Tensor], weights: Sequence[Tensor]
     mean_a, mean_b = _mean(a, weights).float(), _mean(b, weights).float()
     total = torch.zeros(len(mean_a), len(mean_b), device=mean_a.device)
     for left, right, w in zip(a, b, weights, strict=True):
-        total.addmm_(((left - mean_a) * w[:, None]).T, right - mean_b)
+        weighted = (left - mean_a).mul_(w[:, None])
+        if a is b:
+            add_gram(total, weighted, right - mean_b)
+        else:
+            total.addmm_(weighted.T, right - mean_b)
+    if a is b:
+        mirrored(total)
     return total.double() / sum(float(w.sum(dtype=torch.float64)) for w in weights)
 
 

@@ -226,8 +226,7 @@ def _metric(weight: Tensor, moments: Moments | None, dtype: torch.dtype) -> Tens
     A = _gram(weight if inputs else weight.T, dtype)
     if moments is None:
         return A
-    for i in range(_STRIP, len(A), _STRIP):  # the products below need the other half too
-        A[:i, i : i + _STRIP] = A[i : i + _STRIP, :i].T
+    mirrored(A)  # the products below need the other half too
     if moments.far is not None:
         damp = DAMP_OUTPUT if inputs else DAMP_INPUT
         A.mul_(damp * moments.far_level).add_(moments.far.to(A))
@@ -275,14 +274,31 @@ def _mapped_back(
 
 
 def _gram(W: Tensor, dtype: torch.dtype) -> Tensor:
-    """WᵀW [n, n], the upper triangle for the most part left out: 6/10 of the product's work."""
-    n = W.shape[1]
-    A = torch.zeros(n, n, dtype=dtype, device=W.device)
+    """WᵀW [n, n], the upper triangle for the most part left out."""
+    A = torch.zeros(W.shape[1], W.shape[1], dtype=dtype, device=W.device)
     for rows in _slabs(W, dtype):
-        for i in range(0, n, _STRIP):
-            j = i + _STRIP
-            A[i:j, :j].addmm_(rows[:, i:j].T, rows[:, :j])
+        add_gram(A, rows, rows)
     return A
+
+
+def add_gram(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add aᵀb [n, n] to ``total``, where it is symmetric, in 6/10 of a product's work.
+
+    Of the upper triangle only a part is right afterwards: the lower one counts; see `mirrored`.
+
+    Args:
+        a, b: [tokens, n].
+    """
+    for i in range(0, len(total), _STRIP):
+        j = i + _STRIP
+        total[i:j, :j].addmm_(a[:, i:j].T, b[:, :j])
+
+
+def mirrored(total: Tensor) -> Tensor:
+    """The symmetric matrix of which `add_gram` made the lower triangle, in place."""
+    for i in range(_STRIP, len(total), _STRIP):
+        total[:i, i : i + _STRIP] = total[i : i + _STRIP, :i].T
+    return total
 
 
 def _times(W: Tensor, B: Tensor, out: Tensor | None = None) -> Tensor:
