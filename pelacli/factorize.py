@@ -27,9 +27,9 @@ DAMP_OUTPUT = 1e-2
 
 # Columns of a Gram matrix that are made at a time: the fastest of 64 to 384 at 768 and 1024.
 _STRIP = 192
-# Float32 does where more than this share of the energy lies past break-even: from a third of it on
-# the excess comes near 1e-6 of the optimal error (docs/log.md).
-_STEEP = 1e-3
+# Float32 does where more than this share of the energy lies past break-even: with less the excess
+# reached 1e-5 of the optimal error, with more 3e-7 (docs/log.md).
+_STEEP = 1e-2
 # Rows of a weight that are converted at a time.
 _SLAB = 256
 
