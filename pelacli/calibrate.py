@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pelacli.calls import LinearCalls, evaluating
+from pelacli.calls import LinearCalls, evaluating, token_rows
 from pelacli.errors import RequestError
 from pelacli.factorize import Moments, add_gram, mirrored, narrow_in
 from pelacli.lowrank import Layer
 
-# Backward passes per batch: the second lowers the noise of the signs for half a forward pass more.
+# Backward passes per batch: each lowers the noise of the signs, at a price above a forward pass.
 PROJECTIONS = 2
 # The least weight of a token, and the power of ‖g‖² in it: what one sample's few projections say of
 # a token is noisy, and a token that they do not feel is still one. Measured in docs/log.md.
@@ -122,21 +122,15 @@ class _Seen:
     y: Tensor | None = None  # [tokens, out], without bias
     felt: Tensor | None = None  # Σ‖g‖² over the projections, [tokens]
 
-    def rows(self, t: Tensor) -> Tensor:
-        """[..., width] → [tokens, width] in float32, without padding."""
-        if self.mask is not None and t.shape[:-1] == self.mask.shape:
-            t = t[self.mask]
-        return t.detach().reshape(-1, t.shape[-1]).float()
-
     def forward(self, x: Tensor, y: Tensor) -> None:
         """x: [..., in], y: [..., out] without bias."""
-        self.x, self.y = self.rows(x), self.rows(y)
+        self.x, self.y = token_rows(x, self.mask), token_rows(y, self.mask)
 
     def backward(self, g: Tensor, gx: Tensor) -> None:
         """g: [..., out] gradient at the output, gx: [..., in] = g W."""
-        rows = self.rows(g)
+        rows = token_rows(g, self.mask)
         felt = _square(rows)
-        self.sums.add_backward(rows, self.rows(gx), felt)
+        self.sums.add_backward(rows, token_rows(gx, self.mask), felt)
         self.felt = _plus(self.felt, felt)
 
     def finish(self, floor: float) -> None:

@@ -50,6 +50,17 @@ class LinearCalls(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def token_rows(t: Tensor, mask: Tensor | None) -> Tensor:
+    """[..., width] → [tokens, width] in float32, detached, without padding.
+
+    Args:
+        mask: [B, N] bool, where there are tokens; it counts for tensors [B, N, width] alone.
+    """
+    if mask is not None and t.shape[:-1] == mask.shape:
+        t = t[mask]
+    return t.detach().reshape(-1, t.shape[-1]).float()
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """While active, the module is in eval mode; afterwards each part is as it was.

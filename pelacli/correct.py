@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pelacli.calls import evaluating
+from pelacli.calls import evaluating, token_rows
 from pelacli.factorize import Moments, add_gram, decompose, mirrored, narrow_in
 from pelacli.lockstep import Call, lockstep
 from pelacli.lowrank import Layer
@@ -146,18 +146,12 @@ def _pairs(
             stream = call.watch.output_of(total.place)
             if stream is not None and stream.shape == total.stream.shape:
                 target = target + payback * owed(total, stream, target)
-        dense, ours, wanted = (_rows(t, mask) for t in (twin.x, call.x, target))
+        dense, ours, wanted = (token_rows(t, mask) for t in (twin.x, call.x, target))
         felt = weights.get(call.walker)
         if felt is None or len(felt) != len(ours):
             felt = ours.new_ones(len(ours))
         pairs.append(_Pair(dense, ours, wanted, felt))
     return pairs
-
-
-def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is not None and x.shape[:-1] == mask.shape:
-        x = x[mask]
-    return x.reshape(-1, x.shape[-1]).float()
 
 
 def _mean(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
