@@ -27,8 +27,8 @@ TIERS = [
     {"replan"},
     {"sweep"},
     {
-        "factorize", "journal", "lean", "loader", "losses", "lowrank", "parallel", "shelf",
-        "sources", "stopping",
+        "factorize", "journal", "lean", "loader", "losses", "lowrank", "pair_losses", "parallel",
+        "shelf", "sources", "stopping",
     },
     {"calls", "formats", "models", "residual"},
     {
