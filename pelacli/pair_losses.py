@@ -88,4 +88,4 @@ def gathered(x: Tensor) -> Tensor:
         parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
-    return torch.cat(all_gather(x.contiguous()))
+    return torch.cat(all_gather(x.contiguous()))  # type: ignore[no-untyped-call]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch import nn
 
 from pelacli.aliases import closest
 from pelacli.errors import RequestError
+from pelacli.models import hf_pairs
 from pelacli.models.types import ImageInput, Inputs, PairInput, TextInput
 
 _TOKENS = 128  # of an example
+_ANSWER = 6  # of the answer to an example question
 
 
 def is_type(name: str) -> bool:
@@ -133,6 +136,8 @@ def inputs(module: nn.Module, directory: Path | None) -> Inputs:
     if sees and not reads:
         return _image_input(vision, directory)
     text = _text_input(getattr(config, "text_config", None) or config, directory)
+    fill = "siglip" in str(getattr(config, "model_type", ""))
+    text = replace(text, fill=fill, marks=hf_pairs.marks(module))
     return PairInput(_image_input(vision, directory), text) if sees else text
 
 
@@ -158,6 +163,7 @@ def head(module: nn.Module) -> frozenset[str]:
     names = set()
     get: Any = getattr(module, "get_output_embeddings", lambda: None)
     output = get()
+    names |= hf_pairs.head(module)
     base = getattr(module, "base_model", module)
     for name, child in module.named_modules():
         if output is not None and child is output:
@@ -206,6 +212,9 @@ def example(module: nn.Module, inputs: Inputs) -> dict[str, torch.Tensor]:
         batch |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if getattr(config, "is_encoder_decoder", False):
             batch["decoder_input_ids"] = ids
+        elif inputs.text.marks if isinstance(inputs, PairInput) else inputs.marks:
+            batch["decoder_input_ids"] = ids[:, :_ANSWER]
+            batch["decoder_attention_mask"] = torch.ones_like(ids[:, :_ANSWER])
     return batch
 
 

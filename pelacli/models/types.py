@@ -27,10 +27,20 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class TextInput:
-    """What a text model wants. ``tokenizer`` is None where the model came without one."""
+    """What a text model wants.
+
+    Attributes:
+        tokenizer: None where the model came without one.
+        max_length: in tokens.
+        fill: texts are padded to that length, as the model was trained (SigLIP reads its last
+            position), and not just to the longest of a batch.
+        marks: (start, end) tokens of what the model's decoder writes; None where it has none.
+    """
 
     tokenizer: Any
     max_length: int
+    fill: bool = False
+    marks: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,8 @@ def predict(module: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
     """The model's main output for a batch.
 
     Logits where the model has a head; else its embedding of the sample: pooled features, or the
-    mean of the last hidden states over the tokens that are no padding.
+    mean of the last hidden states over the tokens that are no padding. What that is for pairs of
+    images and texts its family says (`pairs.PairModel.output`).
 
     Args:
         inputs: images [B, C, H, W], or the model's keyword arguments as tensors [B, ...].
@@ -143,6 +154,12 @@ def predict(module: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
     Returns:
         [B, ..., D], floating point.
     """
+    if isinstance(inputs, Mapping) and "pixel_values" in inputs and "input_ids" in inputs:
+        from pelacli.models import pairs
+
+        view = pairs.find(module)
+        if view is not None:
+            return view.output(inputs)
     result = module(**inputs) if isinstance(inputs, Mapping) else module(inputs)
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
     return main_output(result, mask)
