@@ -160,7 +160,7 @@ def _text_input(config: Any, directory: Path | None) -> TextInput:
 
 def head(module: nn.Module) -> frozenset[str]:
     """Names of the modules that make the output: the output embeddings, and what is no backbone."""
-    names = set()
+    names: set[str] = set()
     get: Any = getattr(module, "get_output_embeddings", lambda: None)
     output = get()
     names |= hf_pairs.head(module)

@@ -72,14 +72,14 @@ class Contrastive(PairModel):
         return Encoded(_unit(self.module.get_text_features(**_text(inputs))))
 
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        return images @ texts.T * self.module.logit_scale.exp()
+        return cast(Tensor, images @ texts.T * self.module.logit_scale.exp())
 
 
 class Sigmoid(Contrastive):
     """SigLIP: every pair is right or wrong by itself."""
 
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        return super().similarity(images, texts) + self.module.logit_bias
+        return cast(Tensor, super().similarity(images, texts) + self.module.logit_bias)
 
     def contrast(self, images: Tensor, texts: Tensor, ids: Tensor) -> Tensor:
         same = ids[:, None] == pair_losses.gathered(ids)[None, :]

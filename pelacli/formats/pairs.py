@@ -1,0 +1,97 @@
+"""Images with captions: ALBEF's JSON, COCO's captions, or a Hugging Face dataset.
+
+ALBEF's form is a list of ``{"image": path, "caption": text or list of texts, "image_id": any}``;
+entries of one image_id (without one, of one image) show the same image.
+COCO's is ``{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pelacli.errors import RequestError
+from pelacli.formats import hub, json_files
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """An image and all that is said of it.
+
+    Attributes:
+        image: a path, or a `hub.HubImage`.
+        number: of the image, 0, 1, … in the split.
+        where: its place in words, for errors.
+    """
+
+    image: Any
+    number: int
+    where: str
+    captions: list[str] = field(default_factory=list)
+
+
+def read(spec: str, split: str, images: str | None) -> tuple[list[Captioned], str | None]:
+    """The images of a split, each once, in the order of the file.
+
+    Args:
+        spec: a JSON file, a folder with one for each split (see `json_files.files`), hfds/NAME.
+        images: folder that image paths start from; None: that of the JSON file.
+
+    Returns:
+        (images, the split's name where there are splits).
+
+    Raises:
+        RequestError: file and entry of a mistake.
+    """
+    if spec.startswith("hfds/"):
+        names = ("caption", "captions", "text", "sentence", "sentences")
+        rows, name = hub.rows(spec, split, {"caption": names})
+        found = []
+        for number, (image, fields, where) in enumerate(rows):
+            captions = json_files.texts(fields, "caption", where)
+            found.append(Captioned(image, number, where, captions))
+        return found, name
+    files, name = json_files.files(spec, split)
+    by_image: dict[str, Captioned] = {}
+    for file in files:
+        for image, captions, key, where in _rows(file, images):
+            new = Captioned(image, len(by_image), where)
+            by_image.setdefault(key, new).captions.extend(captions)
+    if not by_image:
+        raise RequestError(f"{files[0]}: no entries")
+    return list(by_image.values()), name
+
+
+def _rows(file: Path, root: str | None) -> list[tuple[str, list[str], str, str]]:
+    """(path, captions, what identifies the image, place) of each entry."""
+    if file.suffix == ".json":
+        content = json_files.read(file)
+        if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
+            return _coco(content, file, root)
+    found = []
+    for entry, where in json_files.entries(file):
+        image = json_files.image(entry, where, root)
+        key = json_files.number(entry, "image_id", where) if "image_id" in entry else image
+        found.append((image, json_files.texts(entry, "caption", where), f"{file} {key}", where))
+    return found
+
+
+def _coco(
+    content: dict[str, Any], file: Path, root: str | None
+) -> list[tuple[str, list[str], str, str]]:
+    paths = {}
+    for number, entry in enumerate(content["images"], 1):
+        where = f"{file}, images, entry {number}"
+        name = json_files.text(entry, "file_name", where)
+        base = Path(root).expanduser() if root else file.parent
+        paths[json_files.number(entry, "id", where)] = str(base / name)
+    found = []
+    for number, entry in enumerate(content["annotations"], 1):
+        where = f"{file}, annotations, entry {number}"
+        key = json_files.number(entry, "image_id", where)
+        if key not in paths:
+            raise RequestError(f"{where}: image_id {key} is not among the images")
+        caption = json_files.text(entry, "caption", where)
+        found.append((paths[key], [caption], f"{file} {key}", where))
+    return found
