@@ -120,7 +120,7 @@ def open_dataset(
         prepare, collate = _sentence, partial(_collate_text, words.tokenizer, words.max_length)
     else:
         pictures = cast("ImageInput", inputs)
-        prepare, collate = _image_transform(pictures, training, augment, image_size), _collate
+        prepare, collate = image_transform(pictures, training, augment, image_size), _collate
     make = _Make(prepare, labelled)
     return Dataset(spec, source, make, collate, found, classes, labelled)
 
@@ -141,15 +141,17 @@ class _Make:
 
 
 @dataclass
-class _PrepareImage:
+class PrepareImage:
+    """(a raw image, its name in errors) → a tensor [C, H, W]."""
+
     mode: str
     transform: Callable[[Any], Tensor]
 
     def __call__(self, raw: Any, where: str) -> Tensor:
-        return self.transform(_decode(raw, self.mode, where))
+        return self.transform(decode(raw, self.mode, where))
 
 
-def _decode(raw: Any, mode: str, where: str) -> Any:
+def decode(raw: Any, mode: str, where: str) -> Any:
     """A PIL image of the mode from a path, bytes, an array or an image."""
     from PIL import Image
 
@@ -163,9 +165,18 @@ def _decode(raw: Any, mode: str, where: str) -> Any:
         raise RequestError(f"{where}: not a readable image ({error}): mend or remove it") from None
 
 
-def _image_transform(
-    inputs: ImageInput, training: bool, augment: Augment | None, image_size: int | None
-) -> _PrepareImage:
+def image_transform(
+    inputs: ImageInput,
+    training: bool,
+    augment: Augment | None,
+    image_size: int | None,
+    squash: bool = False,
+) -> PrepareImage:
+    """The transform of an image model; arguments as in `open_dataset`.
+
+    Args:
+        squash: evaluation shows the whole image, whatever its shape; else its centre.
+    """
     from timm.data import create_transform
 
     channels, height, width = inputs.size
@@ -176,6 +187,8 @@ def _image_transform(
     if channels == 1:  # a grey model may carry the colour model's statistics
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     options: dict[str, Any] = {"interpolation": inputs.interpolation, "crop_pct": inputs.crop_pct}
+    if squash:
+        options |= {"crop_mode": "squash", "crop_pct": 1.0}
     if augment is not None:
         if augment.crop_pct is not None:
             options["crop_pct"] = augment.crop_pct
@@ -188,7 +201,7 @@ def _image_transform(
         transform = create_transform(input_size=size, mean=mean, std=std, **options)
     except (AssertionError, KeyError, ValueError, TypeError) as error:
         raise RequestError(f"data.augment: timm refuses it ({error!r})") from None
-    return _PrepareImage("L" if channels == 1 else "RGB", transform)
+    return PrepareImage("L" if channels == 1 else "RGB", transform)
 
 
 def _collate(items: list[Batch]) -> Batch:
@@ -206,16 +219,25 @@ def _sentence(text: Any, where: str) -> str:
 
 def _collate_text(tokenizer: Any, max_length: int, items: list[Batch]) -> Batch:
     """Tokenise and pad to the longest sentence of the batch."""
+    sentences = [item["inputs"] for item in items]
+    batch: Batch = {"inputs": tokenise(tokenizer, sentences, max_length)}
+    if "labels" in items[0]:
+        batch["labels"] = torch.tensor([item["labels"] for item in items])
+    return batch
+
+
+def tokenise(
+    tokenizer: Any, sentences: list[str], max_length: int, *, fill: bool = False
+) -> dict[str, Tensor]:
+    """What the model takes for sentences: tensors [B, T], padded to the longest of them, or, with
+    ``fill``, to ``max_length``."""
     if tokenizer.pad_token is None:  # GPT-2 and its kin; padding is masked, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
     tokens = tokenizer(
-        [item["inputs"] for item in items],
-        padding=True,
+        sentences,
+        padding="max_length" if fill else True,
         truncation=True,
         max_length=max_length,
         return_tensors="pt",
     )
-    batch: Batch = {"inputs": dict(tokens)}
-    if "labels" in items[0]:
-        batch["labels"] = torch.tensor([item["labels"] for item in items])
-    return batch
+    return dict(tokens)

@@ -34,8 +34,8 @@ def read(spec: str, split: str, images: str | None) -> tuple[list[Claim], str | 
     """
     if spec.startswith("hfds/"):
         wanted = {"sentence": ("sentence", "hypothesis", "text"), "label": ("label", "gold_label")}
-        rows, name = hub.rows(spec, split, wanted)
-        return [_claim(fields, where, image) for image, fields, where in rows], name
+        rows, part = hub.rows(spec, split, wanted)
+        return [_claim(fields, where, image) for image, fields, where in rows], part
     files, name = json_files.files(spec, split)
     found = []
     for file in files:

@@ -46,12 +46,11 @@ def read(spec: str, split: str, images: str | None) -> tuple[list[Captioned], st
     """
     if spec.startswith("hfds/"):
         names = ("caption", "captions", "text", "sentence", "sentences")
-        rows, name = hub.rows(spec, split, {"caption": names})
-        found = []
-        for number, (image, fields, where) in enumerate(rows):
-            captions = json_files.texts(fields, "caption", where)
-            found.append(Captioned(image, number, where, captions))
-        return found, name
+        rows, part = hub.rows(spec, split, {"caption": names})
+        return [
+            Captioned(image, number, where, json_files.texts(fields, "caption", where))
+            for number, (image, fields, where) in enumerate(rows)
+        ], part
     files, name = json_files.files(spec, split)
     by_image: dict[str, Captioned] = {}
     for file in files:

@@ -38,7 +38,9 @@ class Question:
     where: str
 
 
-def read(spec: str, split: str, images: Mapping[str, str | None]) -> tuple[list[Question], Any]:
+def read(
+    spec: str, split: str, images: Mapping[str, str | None]
+) -> tuple[list[Question], str | None]:
     """The questions of a split and its name; arguments as in `formats.pairs.read`.
 
     Args:
@@ -53,8 +55,8 @@ def read(spec: str, split: str, images: Mapping[str, str | None]) -> tuple[list[
             "answer": ("answers", "answer", "multiple_choice_answer", "label"),
             "question_id": ("question_id", "id"),
         }
-        rows, name = hub.rows(spec, split, wanted)
-        return [_question(f, where, image, i) for i, (image, f, where) in enumerate(rows)], name
+        rows, part = hub.rows(spec, split, wanted)
+        return [_question(f, where, image, i) for i, (image, f, where) in enumerate(rows)], part
     files, name = json_files.files(spec, split)
     found: list[Question] = []
     for file in files:

@@ -63,6 +63,7 @@ class Contrastive(PairModel):
     ) -> nn.Module:
         if task != "retrieval":
             raise self._cannot(task)
+        self._own_size(image_size)
         return cast(nn.Module, self.module)
 
     def encode_images(self, pixel_values: Tensor) -> Encoded:
@@ -108,6 +109,7 @@ class BlipMatching(PairModel):
     ) -> nn.Module:
         if task not in ("retrieval", "grounding"):
             raise self._cannot(task)
+        self._own_size(image_size)
         return cast(nn.Module, self.module)
 
     def encode_images(self, pixel_values: Tensor) -> Encoded:
@@ -172,6 +174,7 @@ class BlipAnswers(PairModel):
     ) -> nn.Module:
         if task != "vqa":
             raise self._cannot(task)
+        self._own_size(image_size)
         return cast(nn.Module, self.module)
 
     def read(self, inputs: Inputs) -> tuple[Tensor, Tensor]:

@@ -210,6 +210,13 @@ class PairModel:
 
     # --------------------------------------------------------------------------------------------
 
+    def _own_size(self, image_size: int | None) -> None:
+        if image_size is not None:
+            raise RequestError(
+                f"{type(self.module).__name__}: takes images of its own size only; leave "
+                "data.image_size out"
+            )
+
     def _cannot(self, what: str) -> RequestError:
         return RequestError(f"{type(self.module).__name__}: this kind of model can't {what}")
 
