@@ -76,14 +76,12 @@ def recalls(view: PairModel, split: Split, k: int, device: torch.device) -> dict
             that only matches does so with all.
     """
     if view.matches:
-        by_image, by_text = (
-            _reranked(view, split, k, device) if view.compares else _matched(view, split, device)
-        )
+        ways = _reranked(view, split, k, device) if view.compares else _matched(view, split, device)
     else:
-        by_image, by_text = _compared(view, split, device)
-    found = {}
-    for name, hits in (("text", by_image), ("image", by_text)):
-        total = torch.stack(list(hits)).sum(0)
+        ways = _compared(view, split, device)
+    found: dict[str, float] = {}
+    for name, parts in zip(("text", "image"), ways, strict=True):
+        total = torch.stack(parts).sum(0)
         if _several():
             there = total.to(device)
             dist.all_reduce(there)
@@ -126,10 +124,10 @@ def hits(scores: Tensor, right: Tensor) -> Tensor:
 
 def _compared(
     view: PairModel, split: Split, device: torch.device
-) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
+) -> tuple[list[Tensor], list[Tensor]]:
     return (
-        (hits(scores, right) for scores, right in _rows(view, split, device)),
-        (hits(scores, right) for scores, right in _columns(view, split, device)),
+        [hits(scores, right) for scores, right in _rows(view, split, device)],
+        [hits(scores, right) for scores, right in _columns(view, split, device)],
     )
 
 
@@ -139,7 +137,9 @@ def _rows(view: PairModel, split: Split, device: torch.device) -> Iterator[tuple
     assert split.texts.features is not None
     texts = split.texts.features.to(device)
     ids = split.image_ids[split.first : split.first + len(split.images)]
-    for some, own in zip(split.images.features.split(_QUERIES), ids.split(_QUERIES), strict=True):
+    for some, own in zip(
+        _parts(split.images.features, _QUERIES), _parts(ids, _QUERIES), strict=True
+    ):
         scores = view.similarity(some.to(device), texts)
         yield scores.float().cpu(), own[:, None] == split.text_ids[None]
 
@@ -153,7 +153,7 @@ def _columns(
     images = split.image_features.to(device)
     own = slice(split.own.start, split.own.stop)
     features, ids = split.texts.features[own], split.text_ids[own]
-    for some, of in zip(features.split(_QUERIES), ids.split(_QUERIES), strict=True):
+    for some, of in zip(_parts(features, _QUERIES), _parts(ids, _QUERIES), strict=True):
         scores = view.similarity(images, some.to(device)).T
         yield scores.float().cpu(), of[:, None] == split.image_ids[None]
 
@@ -194,11 +194,11 @@ def _reranked(
         there = matched.to(device)
         dist.all_reduce(there, dist.ReduceOp.MAX)
         matched = there.cpu()
-    own = slice(split.own.start, split.own.stop)
+    mine = slice(split.own.start, split.own.stop)
     for some, scores, of in zip(
-        chosen[own].split(_QUERIES),
-        matched[own].split(_QUERIES),
-        split.text_ids[own].split(_QUERIES),
+        _parts(chosen[mine], _QUERIES),
+        _parts(matched[mine], _QUERIES),
+        _parts(split.text_ids[mine], _QUERIES),
         strict=True,
     ):
         only = torch.full((len(some), len(split.image_ids)), -torch.inf).scatter(1, some, scores)
@@ -226,11 +226,15 @@ def _match(
 ) -> Tensor:
     """Scores [n] of pairs: numbers of this process's images, and of all texts."""
     scores = [torch.empty(0)]
-    for rows, columns in zip(images.split(_PAIRS), texts.split(_PAIRS), strict=True):
+    for rows, columns in zip(_parts(images, _PAIRS), _parts(texts, _PAIRS), strict=True):
         if len(rows):
             logits = view.match(split.images[rows].to(device), split.texts[columns].to(device))
             scores.append((logits[:, 1] - logits[:, 0]).float().cpu())
     return torch.cat(scores)
+
+
+def _parts(rows: Tensor, size: int) -> list[Tensor]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
 # Processes --------------------------------------------------------------------------------------

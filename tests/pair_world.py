@@ -1,0 +1,118 @@
+"""Drawn shapes with words about them, a tokenizer of those words, and tiny models to learn them."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import product
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 230),
+           "yellow": (235, 220, 40)}  # fmt: skip
+SHAPES = ("square", "circle", "triangle")
+PLACES = {"left": (0.25, 0.5), "right": (0.75, 0.5), "top": (0.5, 0.25), "bottom": (0.5, 0.75)}
+THINGS = list(product(COLOURS, SHAPES, PLACES))
+SIZE = 32
+WORDS = [
+    *COLOURS, *SHAPES, *PLACES, "a", "at", "the", "what", "colour", "shape", "where", "is", "it",
+    "yes", "no", "there", "of",
+]  # fmt: skip
+PAD, UNKNOWN, BEGIN, END, DECODE = range(5)
+VOCABULARY = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", *WORDS])}
+
+
+def caption(thing: tuple[str, str, str]) -> str:
+    colour, shape, place = thing
+    return f"a {colour} {shape} at the {place}"
+
+
+def draw(
+    things: list[tuple[str, str, str]], seed: int, size: int = SIZE
+) -> tuple[Image.Image, list[list[float]]]:
+    """An image of things, each about at its place, and their boxes [x, y, width, height]."""
+    chance = random.Random(seed)
+    image = Image.new("RGB", (size, size), (chance.randrange(40),) * 3)
+    pen, boxes = ImageDraw.Draw(image), []
+    for colour, shape, place in things:
+        x, y = (size * (c + chance.uniform(-0.05, 0.05)) for c in PLACES[place])
+        r = size * chance.uniform(0.15, 0.2)
+        box = [x - r, y - r, x + r, y + r]
+        if shape == "square":
+            pen.rectangle(box, COLOURS[colour])
+        elif shape == "circle":
+            pen.ellipse(box, COLOURS[colour])
+        else:
+            pen.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], COLOURS[colour])
+        boxes.append([x - r, y - r, 2 * r, 2 * r])
+    return image, boxes
+
+
+def captions(folder: Path, copies: int, seed: int = 0, name: str = "train") -> None:
+    """ALBEF's JSON: each thing drawn so many times."""
+    folder.mkdir(exist_ok=True)
+    entries = []
+    for number, (copy, thing) in enumerate(product(range(copies), THINGS)):
+        file = f"{name}{number}.png"
+        draw([thing], seed + 1000 * copy + number)[0].save(folder / file)
+        said = caption(thing) if name == "train" else [caption(thing)]
+        entries.append({"image": file, "caption": said, "image_id": number})
+    (folder / f"{name}.json").write_text(json.dumps(entries))
+
+
+def tokenizer(folder: Path) -> None:
+    """A word-level tokenizer as transformers reads it, into a model's folder."""
+    words = Tokenizer(WordLevel(VOCABULARY, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    words.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", BEGIN), ("[SEP]", END)]
+    )
+    words.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]",
+        "cls_token": "[CLS]", "sep_token": "[SEP]", "eos_token": "[SEP]", "model_max_length": 16,
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+WIDTH = 48
+TOWER = {"hidden_size": WIDTH, "intermediate_size": 96, "num_hidden_layers": 2,
+         "num_attention_heads": 4}  # fmt: skip
+EYES = TOWER | {"image_size": SIZE, "patch_size": 8}
+READS = TOWER | {
+    "vocab_size": len(VOCABULARY), "max_position_embeddings": 16, "pad_token_id": PAD,
+    "bos_token_id": BEGIN, "eos_token_id": END,
+}  # fmt: skip
+BLIP_READS = READS | {"bos_token_id": DECODE, "sep_token_id": END, "eos_token_id": END,
+                      "encoder_hidden_size": WIDTH, "projection_dim": 32,
+                      "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
+
+
+def model(kind: str, folder: Path, seed: int = 0, **settings: object) -> Path:
+    """A tiny model of a class of transformers with fresh weights, saved with its tokenizer."""
+    import transformers as hf
+
+    torch.manual_seed(seed)
+    if kind.startswith("Vilt"):
+        config = hf.ViltConfig(**{**READS, **EYES, "type_vocab_size": 2, **settings})
+    elif kind.startswith("Blip"):
+        config = hf.BlipConfig(
+            text_config=BLIP_READS, vision_config=EYES, projection_dim=32,
+            image_text_hidden_size=32, **settings,
+        )  # fmt: skip
+    else:
+        family = {"CLIPModel": hf.CLIPConfig, "SiglipModel": hf.SiglipConfig}[kind]
+        config = family(text_config=READS, vision_config=EYES, projection_dim=32, **settings)
+    made = getattr(hf, kind)(config)
+    made.save_pretrained(folder)
+    tokenizer(folder)
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3,
+                 "size": {"height": SIZE, "width": SIZE}}  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
