@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 230),
            "yellow": (235, 220, 40)}  # fmt: skip
-SHAPES = ("square", "circle", "triangle")
+SHAPES = ("square", "ring", "bar")
 PLACES = {"left": (0.25, 0.5), "right": (0.75, 0.5), "top": (0.5, 0.25), "bottom": (0.5, 0.75)}
 THINGS = list(product(COLOURS, SHAPES, PLACES))
 SIZE = 32
@@ -46,11 +46,12 @@ def draw(
         box = [x - r, y - r, x + r, y + r]
         if shape == "square":
             pen.rectangle(box, COLOURS[colour])
-        elif shape == "circle":
-            pen.ellipse(box, COLOURS[colour])
+        elif shape == "ring":
+            pen.ellipse(box, outline=COLOURS[colour], width=2)
         else:
-            pen.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], COLOURS[colour])
-        boxes.append([x - r, y - r, 2 * r, 2 * r])
+            box = [x - 1.3 * r, y - r / 3, x + 1.3 * r, y + r / 3]
+            pen.rectangle(box, COLOURS[colour])
+        boxes.append([box[0], box[1], box[2] - box[0], box[3] - box[1]])
     return image, boxes
 
 

@@ -228,7 +228,7 @@ class Vilt(PairModel):
         names = [str(i) for i in range(classes)] if isinstance(classes, int) else classes
         if self.answers and names in (None, self.classes):
             return cast(nn.Module, self.module)
-        if names is None:
+        if not names:
             raise RequestError("the answers are unknown; give task_args.answers, a JSON list")
         config.id2label = dict(enumerate(names))
         config.label2id = {name: number for number, name in enumerate(names)}

@@ -126,7 +126,13 @@ class Look:
         )
 
     def __call__(self, raw: Any, where: str) -> tuple[Tensor, bool]:
-        picture = decode(raw.read() if hasattr(raw, "read") else raw, self.prepare.mode, where)
+        return self.show(self.read(raw, where))
+
+    def read(self, raw: Any, where: str) -> Any:
+        """The picture as it is, of PIL."""
+        return decode(raw.read() if hasattr(raw, "read") else raw, self.prepare.mode, where)
+
+    def show(self, picture: Any) -> tuple[Tensor, bool]:
         mirrors = self.flip > 0 and bool(torch.rand(()) < self.flip)
         if mirrors:
             picture = picture.transpose(0)  # PIL's FLIP_LEFT_RIGHT
