@@ -22,7 +22,7 @@ THINGS = list(product(COLOURS, SHAPES, PLACES))
 SIZE = 32
 WORDS = [
     *COLOURS, *SHAPES, *PLACES, "a", "at", "the", "what", "colour", "shape", "where", "is", "it",
-    "yes", "no", "there", "of",
+    "yes", "no", "there", "of", "and", "thing",
 ]  # fmt: skip
 PAD, UNKNOWN, BEGIN, END, DECODE = range(5)
 VOCABULARY = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", *WORDS])}
@@ -38,7 +38,7 @@ def draw(
 ) -> tuple[Image.Image, list[list[float]]]:
     """An image of things, each about at its place, and their boxes [x, y, width, height]."""
     chance = random.Random(seed)
-    image = Image.new("RGB", (size, size), (chance.randrange(40),) * 3)
+    image = Image.new("RGB", (size, size), (chance.randrange(118, 138),) * 3)
     pen, boxes = ImageDraw.Draw(image), []
     for colour, shape, place in things:
         x, y = (size * (c + chance.uniform(-0.05, 0.05)) for c in PLACES[place])
@@ -67,6 +67,79 @@ def captions(folder: Path, copies: int, seed: int = 0, name: str = "train") -> N
     (folder / f"{name}.json").write_text(json.dumps(entries))
 
 
+def questions(folder: Path, copies: int, seed: int = 0, name: str = "train") -> None:
+    """ALBEF's JSON of questions: of ten people some may be of another opinion."""
+    folder.mkdir(exist_ok=True)
+    chance, entries = random.Random(seed), []
+    for number, (copy, thing) in enumerate(product(range(copies), THINGS)):
+        file = f"{name}{number}.png"
+        draw([thing], seed + 1000 * copy + number)[0].save(folder / file)
+        colour, shape, place = thing
+        other = chance.choice(list(COLOURS))
+        asked = [
+            (f"what colour is the {shape}", colour),
+            (f"where is the {colour} {shape}", place),
+            (f"is it {other}", "yes" if other == colour else "no"),
+        ]
+        for question, answer in asked:
+            entries.append({
+                "dataset": "vqa", "image": file, "question": question,
+                "answer": [answer] * 8 + [chance.choice(["yes", "a thing"])] * 2,
+                "question_id": 10 * number + len(entries) % 10,
+            })  # fmt: skip
+    (folder / f"{name}.json").write_text(json.dumps(entries))
+
+
+ANSWERS = [*COLOURS, *PLACES, "yes", "no"]
+
+
+def claims(folder: Path, copies: int, seed: int = 0, name: str = "train") -> None:
+    """SNLI-VE in ALBEF's JSON: a word about what is drawn is right, wrong or no word about it."""
+    folder.mkdir(exist_ok=True)
+    entries = []
+    things = [thing for thing in THINGS if thing[0] in ("red", "blue")]
+    for number, (copy, thing) in enumerate(product(range(copies), things)):
+        file = f"{name}{number}"
+        draw([thing], seed + 1000 * copy + number)[0].save(folder / f"{file}.jpg", quality=95)
+        colour = thing[0]
+        wrong = "blue" if colour == "red" else "red"
+        entries += [
+            {"image": file, "sentence": f"it is {colour}", "label": "entailment"},
+            {"image": file, "sentence": f"it is {wrong}", "label": "contradiction"},
+            {"image": file, "sentence": "there is a thing", "label": "neutral"},
+        ]
+    (folder / f"{name}.json").write_text(json.dumps(entries))
+
+
+def referring(folder: Path, count: int, seed: int = 0, name: str = "train") -> None:
+    """RefCOCO+ in ALBEF's JSON: two things in an image, one of which is meant; dets.json has the
+    boxes of both and of two places where nothing is."""
+    folder.mkdir(exist_ok=True)
+    chance, entries, choices = random.Random(seed), [], {}
+    for number in range(count):
+        places = chance.sample(list(PLACES), 2)
+        colours = chance.sample(list(COLOURS), 2)
+        things = [(c, chance.choice(SHAPES), p) for c, p in zip(colours, places, strict=True)]
+        image, boxes = draw(things, seed + number)
+        file = f"{name}_{seed + number:012d}.png"
+        image.save(folder / file)
+        text = " and ".join(caption(thing) for thing in things)
+        if name == "train":
+            entries.append({"image": file, "text": text})
+            continue
+        for thing, box in zip(things, boxes, strict=True):
+            entries.append({
+                "image": file, "text": f"the {thing[0]} {thing[1]}", "ref_id": len(entries),
+                "bbox": box, "split": "val" if number % 2 else "testA",
+            })  # fmt: skip
+        empty = [[SIZE * x - 5, SIZE * y - 5, 10, 10] for p, (x, y) in PLACES.items()
+                 if p not in places]  # fmt: skip
+        choices[str(seed + number)] = boxes + empty
+    (folder / f"{name}.json").write_text(json.dumps(entries))
+    if choices:
+        (folder / "dets.json").write_text(json.dumps(choices))
+
+
 def tokenizer(folder: Path) -> None:
     """A word-level tokenizer as transformers reads it, into a model's folder."""
     words = Tokenizer(WordLevel(VOCABULARY, unk_token="[UNK]"))
@@ -84,7 +157,7 @@ def tokenizer(folder: Path) -> None:
 
 WIDTH = 48
 TOWER = {"hidden_size": WIDTH, "intermediate_size": 96, "num_hidden_layers": 2,
-         "num_attention_heads": 4}  # fmt: skip
+         "num_attention_heads": 4, "initializer_range": 0.1}  # fmt: skip
 EYES = TOWER | {"image_size": SIZE, "patch_size": 8}
 READS = TOWER | {
     "vocab_size": len(VOCABULARY), "max_position_embeddings": 16, "pad_token_id": PAD,

@@ -107,8 +107,9 @@ def heatmaps(view: PairModel, inputs: Mapping[str, Tensor], layer: int) -> Tenso
     Returns:
         [B, n, n]. Parameters' gradients are left as they were.
     """
+    pixels = inputs["pixel_values"].detach().requires_grad_()  # for models whose weights are frozen
     with torch.enable_grad(), view.attention_maps(layer) as maps:
-        images, texts = view.encode_images(inputs["pixel_values"]), view.encode_texts(inputs)
+        images, texts = view.encode_images(pixels), view.encode_texts(inputs)
         maps.clear()
         score = view.match(images, texts)[:, 1].sum()
         (attention,) = maps
