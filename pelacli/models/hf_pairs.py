@@ -283,7 +283,7 @@ class _InOrder(ViltEmbeddings):  # type: ignore[misc]
     def visual_embed(
         self, pixel_values: Tensor, pixel_mask: Tensor, max_image_length: int = 200
     ) -> Any:
-        if max_image_length > 0 or not (pixel_mask.is_meta or bool(pixel_mask.all())):
+        if max_image_length > 0 or not bool(pixel_mask.all()):
             return super().visual_embed(pixel_values, pixel_mask, max_image_length)
         x = self.patch_embeddings(pixel_values)
         side = self.config.image_size // self.config.patch_size

@@ -14,7 +14,7 @@ from pelacli.data import Batch, Dataset
 from pelacli.formats import entailment
 from pelacli.formats.entailment import LABELS, Claim
 from pelacli.models import OpenModel, pairs
-from pelacli.tasks._pairs import (
+from pelacli.tasks._joint import (
     Entries,
     Look,
     PairTask,

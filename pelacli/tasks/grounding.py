@@ -26,7 +26,7 @@ from pelacli.formats import referring
 from pelacli.formats.referring import Box, Referring
 from pelacli.models import pairs, to_device
 from pelacli.tasks import retrieval
-from pelacli.tasks._pairs import Entries, Look, PairTask, both, mirrored, stacked, together
+from pelacli.tasks._joint import Entries, Look, PairTask, both, mirrored, stacked, together
 
 if TYPE_CHECKING:
     from pelacli.models import Inputs

@@ -16,7 +16,7 @@ from pelacli.formats import pairs as captions
 from pelacli.formats.pairs import Captioned
 from pelacli.models import pairs, to_device
 from pelacli.tasks import _ranking
-from pelacli.tasks._pairs import Entries, Look, PairTask, both, mirrored, stacked, together
+from pelacli.tasks._joint import Entries, Look, PairTask, both, mirrored, stacked, together
 
 if TYPE_CHECKING:
     from pelacli.models import Inputs

@@ -27,7 +27,7 @@ from pelacli.formats import questions
 from pelacli.formats.questions import Question
 from pelacli.models import OpenModel, pairs, to_device
 from pelacli.tasks._answers import accuracy, ranked, written
-from pelacli.tasks._pairs import (
+from pelacli.tasks._joint import (
     Entries,
     Look,
     PairTask,
