@@ -153,8 +153,9 @@ def describe(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
         found["embed_dim"] = tensors["vision_proj.weight"].shape[0]
     if "cls_head.2.weight" in tensors:
         found["num_classes"] = tensors["cls_head.2.weight"].shape[0]
-    if found["variant"] == "vqa":
-        found["decoder_depth"] = _depth(tensors, "text_decoder.bert.encoder.layer.")
+    # Where there is no decoder yet, it will be made of the layers that see the image.
+    decoder = _depth(tensors, "text_decoder.bert.encoder.layer.")
+    found["decoder_depth"] = decoder or max(1, found["text_depth"] - found["fusion_layer"])
     return found
 
 
@@ -226,5 +227,5 @@ def _need(tensors: Mapping[str, Tensor], name: str, where: str) -> Tensor:
 
 def _culprit(message: str) -> str:
     """What the weights-only loader stumbled over, out of its long message."""
-    found = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand))\W+([\w.]+)", message)
+    found = re.search(r"GLOBAL (\S+) was not", message)
     return found[1] if found else "the file is no plain checkpoint"
