@@ -22,7 +22,7 @@ TIERS = [
         "recipe", "search",
     },
     {"refusals"},
-    {"ranks", "recipe_file", "rundir", "tables"},
+    {"fingerprint", "ranks", "recipe_file", "rundir", "tables"},
     {"card", "curves", "gallery", "planning", "spectra_file"},
     {"replan"},
     {"sweep"},
@@ -30,7 +30,7 @@ TIERS = [
         "factorize", "journal", "lean", "loader", "losses", "lowrank", "parallel", "shelf",
         "sources", "stopping",
     },
-    {"calls", "models", "residual"},
+    {"calls", "formats", "models", "residual"},
     {
         "agreement", "calibrate", "checkpoint", "data", "flops", "holding", "latency", "lockstep",
         "optim", "taps",
@@ -47,9 +47,9 @@ TIERS = [
 LEVEL = {name: level for level, names in enumerate(TIERS) for name in names}
 TORCH_FREE = [
     "__main__", "aliases", "atomic", "card", "cli", "console", "curves", "errors", "fields",
-    "gallery", "heap", "manifest", "options", "pipeline", "planning", "plans", "policies",
-    "processes", "ranks", "recipe", "recipe_file", "refusals", "replan", "requests", "results",
-    "rundir", "search", "spectra_file", "sweep", "tables",
+    "fingerprint", "gallery", "heap", "manifest", "options", "pipeline", "planning", "plans",
+    "policies", "processes", "ranks", "recipe", "recipe_file", "refusals", "replan", "requests",
+    "results", "rundir", "search", "spectra_file", "sweep", "tables",
 ]  # fmt: skip
 HEAVY = {"torch", "timm", "transformers", "accelerate", "datasets", "torchmetrics"}
 

@@ -14,12 +14,9 @@ from torch import nn
 
 from pelacli.aliases import closest
 from pelacli.errors import RequestError
-from pelacli.models.types import ImageInput, TextInput
+from pelacli.models.types import ImageInput, Inputs, PairInput, TextInput
 
-_CARRIED = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
-_NOT_CARRIED = {"config.json", "pela.json"}
 _TOKENS = 128  # of an example
-_CARRY_LIMIT = 64 * 2**20  # bytes; anything larger is data, not configuration
 
 
 def is_type(name: str) -> bool:
@@ -127,12 +124,19 @@ def config(module: nn.Module) -> dict[str, Any]:
     return result
 
 
-def inputs(module: nn.Module, directory: Path | None) -> ImageInput | TextInput:
+def inputs(module: nn.Module, directory: Path | None) -> Inputs:
     """What a sample of this model looks like, from its own files where there are any."""
     config: Any = module.config
     vision = getattr(config, "vision_config", config)
-    if hasattr(vision, "image_size") and not hasattr(config, "vocab_size"):
+    sees = hasattr(vision, "image_size")
+    reads = hasattr(config, "text_config") or hasattr(config, "vocab_size")
+    if sees and not reads:
         return _image_input(vision, directory)
+    text = _text_input(getattr(config, "text_config", None) or config, directory)
+    return PairInput(_image_input(vision, directory), text) if sees else text
+
+
+def _text_input(config: Any, directory: Path | None) -> TextInput:
     tokenizer = None
     if directory is not None and any(directory.glob("tokenizer*")):
         with _quiet():
@@ -175,33 +179,24 @@ def set_classes(module: nn.Module, num_classes: int) -> None:
     module.num_labels = module.config.num_labels = num_classes  # type: ignore[union-attr,assignment]
 
 
-def carried(directory: Path) -> dict[str, bytes]:
-    """Processors, tokenizers and the like: the small files beside the weights."""
-    found = {}
-    for path in sorted([*directory.glob("*"), *directory.glob("*/*")]):
-        name = path.relative_to(directory).as_posix()
-        if (
-            path.suffix in _CARRIED
-            and path.is_file()
-            and name not in _NOT_CARRIED
-            and not name.endswith(".index.json")
-            and not any(part.startswith(".") for part in Path(name).parts)
-            and path.stat().st_size <= _CARRY_LIMIT
-        ):
-            found[name] = path.read_bytes()
-    return found
+def num_classes(module: nn.Module) -> int | None:
+    """Outputs of the classifier; None for a model without one."""
+    # Every configuration has num_labels, whether the model has a classifier or not.
+    kinds = ("Classification", "Segmentation", "ObjectDetection")
+    classifies = any(kind in type(module).__name__ for kind in kinds)
+    labels: Any = getattr(module.config, "num_labels", None)
+    return int(labels) if labels and (classifies or hasattr(module, "classifier")) else None
 
 
-def example(module: nn.Module, inputs: ImageInput | TextInput) -> dict[str, torch.Tensor]:
+def example(module: nn.Module, inputs: Inputs) -> dict[str, torch.Tensor]:
     """A sample to count FLOPs at: an image, 128 tokens, or both where the model wants both."""
     config: Any = module.config
     device = next(module.parameters()).device
     batch: dict[str, torch.Tensor] = {}
-    vision = getattr(config, "vision_config", None)
-    if isinstance(inputs, ImageInput) or vision is not None:
-        size = inputs.size if isinstance(inputs, ImageInput) else _image_input(vision, None).size
-        batch["pixel_values"] = torch.zeros(1, *size, device=device)
-    if isinstance(inputs, TextInput) or hasattr(config, "text_config"):
+    if isinstance(inputs, ImageInput | PairInput):
+        image = inputs.image if isinstance(inputs, PairInput) else inputs
+        batch["pixel_values"] = torch.zeros(1, *image.size, device=device)
+    if isinstance(inputs, TextInput | PairInput):
         text = getattr(config, "text_config", config)
         longest = int(getattr(text, "max_position_embeddings", 0) or _TOKENS)
         ids = torch.zeros(1, min(_TOKENS, longest), dtype=torch.long, device=device)
@@ -230,6 +225,7 @@ def _image_input(vision: Any, directory: Path | None) -> ImageInput:
         tuple(processor.get("image_std", [0.5] * channels)),
         resample.get(processor.get("resample", 2), "bilinear"),
         float(crop.get("height", height)) / resize if crop else 1.0,
+        processor or None,
     )
 
 
