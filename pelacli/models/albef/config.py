@@ -10,7 +10,7 @@ from typing import Any
 from pelacli.aliases import closest
 from pelacli.errors import RequestError
 
-MODEL_TYPE = "albef"
+LIBRARY = "albef"  # under "pela_model" in config.json
 # What each variant has beside the two encoders; see `network.Albef`.
 PARTS = {
     "pretrain": ("vision_proj", "text_proj", "itm_head", "mlm_head"),
@@ -82,7 +82,7 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """The content of config.json."""
-        return {"model_type": MODEL_TYPE, **vars(self)}
+        return {"pela_model": LIBRARY, **vars(self)}
 
 
 def from_json(values: Mapping[str, Any], where: str = "config.json") -> Config:
@@ -92,7 +92,7 @@ def from_json(values: Mapping[str, Any], where: str = "config.json") -> Config:
         RequestError: a name that there is not, or a value of the wrong kind; ``where`` is named.
     """
     kinds = {field.name: field.type for field in dataclasses.fields(Config)}
-    found = {name: value for name, value in values.items() if name != "model_type"}
+    found = {name: value for name, value in values.items() if name != "pela_model"}
     for name, value in found.items():
         if name not in kinds:
             near = closest(name, list(kinds), n=1)

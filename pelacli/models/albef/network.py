@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from pelacli.errors import RequestError
-from pelacli.models.albef.config import PARTS, Config
+from pelacli.models.albef.config import LIBRARY, PARTS, Config
 from pelacli.models.albef.text import Bert, TextModel, initialise
 
 
@@ -33,6 +33,8 @@ class Albef(nn.Module):
         text_decoder: writes answers, seeing the fused question (vqa).
         momentum: slow copies, while it trains with them; see `albef.momentum`.
     """
+
+    pela_model = LIBRARY
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -91,8 +91,9 @@ class TextModel(nn.Module):
         """Make the head read the embeddings (again, after a copy or a build without memory)."""
         if hasattr(self, "cls"):
             words = self.cls.predictions
-            words.decoder.weight = self.bert.embeddings.word_embeddings.weight
-            words.decoder.bias = words.bias
+            # Not by assignment, which accelerate's build without memory answers with a copy.
+            table = self.bert.embeddings.word_embeddings.weight
+            words.decoder._parameters.update(weight=table, bias=words.bias)
 
     def words(self, states: Tensor) -> Tensor:
         """Logits of the vocabulary: [..., D] → [..., V]."""
