@@ -175,10 +175,10 @@ def test_copies_follow_the_factors():
     network.train()
     losses(network, data)
     assert torch.allclose(theirs, 0.995 * start + 0.005 * own)
-    assert int(slow.steps) == 1
+    assert int(slow.seen) == 6
     network.eval()
     losses(network, data)
-    assert int(slow.steps) == 1  # an evaluation leaves them
+    assert int(slow.seen) == 6  # an evaluation leaves them
 
 
 def test_copies_take_no_gradient_and_no_dropout():
@@ -206,9 +206,9 @@ def test_nothing_stays_behind():
 def test_alpha_is_ramped_up():
     slow = momentum.attach(tiny(), queue=4, weight=0.4, ramp=10)
     assert slow.alpha == 0
-    slow.steps += 5
+    slow.seen += 5
     assert slow.alpha == pytest.approx(0.2)
-    slow.steps += 50
+    slow.seen += 50
     assert slow.alpha == pytest.approx(0.4)
 
 
@@ -254,13 +254,13 @@ def test_a_stopped_run_goes_on_alike():
         return network
 
     whole = tiny()
-    momentum.attach(whole, queue=16, ramp=4)
+    momentum.attach(whole, queue=16, ramp=12)
     train(whole, data)
     first = tiny()
-    momentum.attach(first, queue=16, ramp=4)
+    momentum.attach(first, queue=16, ramp=12)
     state = copy.deepcopy(train(first, data[:2]).state_dict())
     second = tiny(seed=5)
-    momentum.attach(second, queue=16, ramp=4)
+    momentum.attach(second, queue=16, ramp=12)
     second.load_state_dict(state)
     train(second, data[2:])
     for name, tensor in whole.state_dict().items():
@@ -282,7 +282,7 @@ def test_the_temperature_stays_in_its_bounds():
 def test_the_three_objectives_are_learned_by_heart(prepare):
     torch.manual_seed(0)
     network, data = prepare(tiny(dropout=0.0)), batch(8)
-    momentum.attach(network, queue=16, ramp=20, decay=0.9)
+    momentum.attach(network, queue=16, ramp=160, decay=0.9)
     network.train()
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], 3e-3)
     course = []
@@ -316,7 +316,7 @@ def test_downstream_objectives_are_learned_by_heart(variant):
         "answer_weights": torch.ones(6),
     }  # fmt: skip
     loss = objectives.entailment if variant == "entailment" else objectives.answers
-    momentum.attach(network, ramp=50)
+    momentum.attach(network, ramp=300)
     network.train()
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], 3e-3)
     for _ in range(100):

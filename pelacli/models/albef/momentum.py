@@ -32,7 +32,7 @@ class Momentum(nn.Module):
             and need not divide it.
         decay: of the copies per training step; they move by 1 − decay.
         weight: share of the copies' opinion in soft targets, alpha, once it is ramped up.
-        ramp: training steps over which alpha rises from 0; 0 has it from the start.
+        ramp: pairs over which alpha rises from 0, those of all processes; 0 has it at once.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Momentum(nn.Module):
             raise RequestError("ALBEF: the model has momentum copies already")
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
         some = next(network.parameters())
-        self.steps: Tensor
+        self.seen: Tensor
         self.place: Tensor
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=some.device))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long, device=some.device))
         self.register_buffer("place", torch.zeros((), dtype=torch.long, device=some.device))
         self.images: Tensor
         self.texts: Tensor
@@ -73,17 +73,21 @@ class Momentum(nn.Module):
     @property
     def alpha(self) -> float:
         """The share of the copies' opinion in soft targets, now."""
-        return self.weight * (min(1.0, int(self.steps) / self.ramp) if self.ramp else 1.0)
+        return self.weight * (min(1.0, int(self.seen) / self.ramp) if self.ramp else 1.0)
 
     @torch.no_grad()
-    def follow(self, network: Albef) -> None:
-        """Move every parameter of the copies (factors, where they are low-rank) towards its own."""
+    def follow(self, network: Albef, pairs: int) -> None:
+        """Move every parameter of the copies (factors, where they are low-rank) towards its own.
+
+        Args:
+            pairs: of this process's batch.
+        """
         theirs = dict(_own_parameters(network))
         slow = dict(self.network.named_parameters())
         torch._foreach_lerp_(
             list(slow.values()), [theirs[name] for name in slow], weight=1 - self.decay
         )
-        self.steps += 1
+        self.seen += pairs * processes()
 
     @torch.no_grad()
     def remember(self, images: Tensor, texts: Tensor, ids: Tensor | None = None) -> None:
@@ -121,11 +125,16 @@ def of(network: Albef) -> Momentum | None:
 
 def gathered(x: Tensor) -> Tensor:
     """[B, …] of this process → [all, …] of all processes, in their order, without gradients."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if processes() == 1:
         return x
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    parts = [torch.empty_like(x) for _ in range(processes())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
+
+
+def processes() -> int:
+    """Processes that train together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _own_parameters(network: Albef) -> Iterator[tuple[str, nn.Parameter]]:

@@ -172,10 +172,11 @@ def _slow_start(network: Albef, batch: Batch) -> tuple[Momentum | None, float, T
     if teacher is None:
         return None, 0.0, None
     alpha = teacher.alpha
+    images = batch["inputs"]["pixel_values"]
     if network.training:
-        teacher.follow(network)
+        teacher.follow(network, len(images))
     with torch.no_grad():
-        return teacher, alpha, teacher.network.embed_images(batch["inputs"]["pixel_values"])
+        return teacher, alpha, teacher.network.embed_images(images)
 
 
 def _contrast(
