@@ -6,6 +6,7 @@ else. Masks come with the samples, so teacher and student read the same.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -130,8 +131,9 @@ class Figures:
             self.shares[name].update(right.float())
 
     def compute(self) -> dict[str, float]:
-        """The figures so far."""
-        return {name: 100 * float(share.compute()) for name, share in self.shares.items()}
+        """The figures so far, of what there was to judge."""
+        found = {name: 100 * float(share.compute()) for name, share in self.shares.items()}
+        return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 @dataclass
