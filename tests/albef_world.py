@@ -66,6 +66,11 @@ def model(folder: Path, *, seed: int = 0, **settings: object) -> Path:
         for part in network.modules():
             if isinstance(part, nn.Linear) and part.out_features > 2:
                 part.weight *= 5
+    return write(folder, network)
+
+
+def write(folder: Path, network: Albef) -> Path:
+    """A directory of the network, with the tokenizer."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(network.config.to_json()))
     tensors = {name: p.detach() for name, p in network.named_parameters()}

@@ -39,6 +39,23 @@ def test_files_of_a_split_are_put_together(tmp_path):
     assert captions.read(spec, "validation")[1] == "val"
 
 
+def test_a_folder_without_split_names_has_no_splits(tmp_path):
+    spec = write(
+        tmp_path,
+        coco=[{"image": "a.jpg", "caption": "a cat"}],
+        sbu=[{"image": "b.jpg", "caption": "a dog"}],
+    )
+    found, name = captions.read(spec, "train")
+    assert (len(found), name) == (2, None)
+
+
+def test_training_files_alone_are_trained_on_without_validation(tmp_path):
+    spec = write(tmp_path, train_coco=[{"image": "a.jpg", "caption": "a cat"}])
+    assert captions.read(spec, "train")[1] is None
+    with pytest.raises(RequestError, match="no split 'validation'; it has train"):
+        captions.read(spec, "validation")
+
+
 def test_a_single_file_has_no_splits(tmp_path):
     spec = write(tmp_path, coco=[{"image": "a.jpg", "caption": "a cat"}])
     found, name = captions.read(f"{spec}/coco.json", "train", images="/pictures")

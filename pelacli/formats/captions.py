@@ -43,11 +43,12 @@ def read(spec: str, split: str, images: str | None = None) -> tuple[Captions, st
 
     Args:
         spec: a JSON file (it has no splits), or a folder of such files. A file belongs to the split
-            that its name begins with: ``train.json``, ``train_coco.json``, ``val.json``.
+            that its name begins with: ``train.json``, ``train_coco.json``, ``val.json``. Without
+            files of such names there are no splits, and any split is all of them.
         images: the folder that image paths are seen from, in place of each file's own.
 
     Returns:
-        (samples, the split's name or None).
+        (samples, the split's name; None where there is no other split to be told from).
 
     Raises:
         RequestError: no such file or split, or a file that isn't of this form; file and entry are
@@ -55,13 +56,7 @@ def read(spec: str, split: str, images: str | None = None) -> tuple[Captions, st
     """
     path, name = Path(spec).expanduser(), None
     if path.is_dir():
-        files: dict[str, list[Path]] = {}
-        for file in sorted(path.glob("*.json")):
-            files.setdefault(re.split(r"[._-]", file.stem)[0], []).append(file)
-        if not files:
-            raise RequestError(f"{spec}: no JSON files (train.json, val.json) in it")
-        name = choose_split(split, list(files), spec)
-        chosen = files[name]
+        chosen, name = _of_split(path, split)
     elif path.is_file():
         chosen = [path]
     else:
@@ -84,6 +79,20 @@ def plain(caption: str, words: int = 30) -> str:
     """A caption as ALBEF reads it: lower case, without punctuation, at most so many words."""
     text = re.sub(r"[,.'!?\"()*#:;~]", "", caption.lower()).replace("<person>", "person")
     return " ".join(re.sub(r"[-/]", " ", text).split()[:words])
+
+
+def _of_split(folder: Path, split: str) -> tuple[list[Path], str | None]:
+    files: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.json")):
+        named = re.match(r"(train|val|eval|test)[a-z]*(?=[._-]|$)", file.stem)
+        files.setdefault(named[0] if named else "", []).append(file)
+    if not files:
+        raise RequestError(f"{folder}: no JSON files (train.json, val.json) in it")
+    others = files.pop("", [])
+    if not files:
+        return others, None
+    name = choose_split(split, list(files), str(folder))
+    return files[name], name if len(files) > 1 else None
 
 
 def _entries(file: Path) -> list[Any]:
