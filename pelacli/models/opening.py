@@ -21,8 +21,8 @@ from pelacli.models.types import Adapter, OpenModel, OwnAdapter
 _LIBRARIES = {"timm": "timm_models", "transformers": "hf_models"}
 # The same for models of pela's own. Their config.json says which under "pela_model"; the names are
 # what `open` knows them by.
-_OWN: dict[str, str] = {}
-_OWN_NAMES: dict[str, str] = {}  # name → library
+_OWN: dict[str, str] = {"albef": "albef.adapter"}
+_OWN_NAMES: dict[str, str] = {"albef": "albef"}  # name → library
 
 
 def resolve_alias(ref: str) -> str:
@@ -205,8 +205,12 @@ def _own(
 ) -> OpenModel:
     lib = _OWN_NAMES[name]
     module = own(lib).build(name, model_args=args, num_classes=classes, weights=file)
-    weights, digest = ("random", None) if file is None else (str(file), _digest(file))
-    return _describe(ref, module, lib, None, name, weights, digest)
+    if file is None:
+        return _describe(ref, module, lib, None, name, "random", None)
+    opened = _describe(ref, module, lib, file.parent, name, str(file), _digest(file))
+    beside = [path for name in _BESIDE if (path := file.parent / name).is_file()]
+    opened.carried = {path.name: path.read_bytes() for path in beside}
+    return opened
 
 
 def _directory(
@@ -283,6 +287,8 @@ def _describe(
 
 _CARRIED = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
 _NOT_CARRIED = {"config.json", "pela.json"}
+# What belongs to a bare file of weights, of all that may lie beside it.
+_BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 _CARRY_LIMIT = 64 * 2**20  # bytes; anything larger is data, not configuration
 
 

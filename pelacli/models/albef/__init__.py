@@ -1,0 +1,1 @@
+"""ALBEF, built here because neither timm nor transformers has it."""

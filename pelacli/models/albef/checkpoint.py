@@ -1,0 +1,231 @@
+"""The original ALBEF checkpoints: their keys, and the shapes that tell what they are of.
+
+The files hold the network, its momentum copies and its queues, often beside the optimizer's state.
+Only the network is read. Nothing is unpickled: a ``.pth`` file goes through torch's weights-only
+loader.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pelacli.errors import RequestError
+from pelacli.models.albef import config as sizes
+from pelacli.models.albef.config import PARTS
+from pelacli.models.albef.network import Albef, resampled
+
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+_DROPPED = re.compile(
+    r"[a-z_]+_m\.|(image_queue|text_queue|idx_queue|queue_ptr|ptr_queue)$|.*position_ids$"
+)
+_TIED = re.compile(r"(text_encoder|text_decoder)\.cls\.predictions\.decoder\.(weight|bias)$")
+_HEAD_WIDTH = 64  # of ALBEF's attention, image and text alike
+
+
+def open_file(file: Path, settings: Mapping[str, Any]) -> Albef:
+    """The network that a file holds.
+
+    Args:
+        settings: of `Config`, in place of what the shapes tell; ``image_size`` resamples the
+            position embeddings, as ALBEF does from 256 to 384 pixels.
+
+    Raises:
+        RequestError: the file can't be read, or its tensors aren't ALBEF's; the first is named.
+    """
+    tensors = from_original(read(file), str(file))
+    told = describe(tensors, str(file))
+    config = sizes.from_json({**told, **settings}, "model_args")
+    with torch.device("meta"):
+        network = Albef(config)
+    fill(network, tensors, str(file))
+    return network
+
+
+def read(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors or ``.pth`` file, by their names in it.
+
+    Raises:
+        RequestError: it is damaged, or holds what only unpickling could load.
+    """
+    if file.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return dict(load_file(file))
+        except (SafetensorError, OSError) as error:
+            raise RequestError(f"{file}: not a whole safetensors file ({error})") from None
+    import pickle
+
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise RequestError(
+            f"{file}: holds more than tensors, and pela never unpickles ({_culprit(str(error))}); "
+            "where you trust it, load it with torch.load(…, weights_only=False) and save its "
+            '["model"] with safetensors.torch.save_file'
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RequestError(f"{file}: not a whole checkpoint ({line})") from None
+    inner = found.get("model", found) if isinstance(found, dict) else None
+    if not isinstance(inner, dict) or not all(isinstance(t, Tensor) for t in inner.values()):
+        raise RequestError(f'{file}: no dictionary of tensors, nor one under "model"')
+    return {str(name): tensor for name, tensor in inner.items()}
+
+
+def from_original(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Original names → ours. Momentum copies, queues and what is tied are left out.
+
+    Raises:
+        RequestError: a tied tensor isn't what it is tied to.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        if not _DROPPED.match(name):
+            # Fine-tuned checkpoints have no head above their text encoder, and no level for it.
+            found[re.sub(r"^text_encoder\.(?=embeddings|encoder)", "text_encoder.bert.", name)] = (
+                tensor
+            )
+    for name in [name for name in found if _TIED.match(name)]:
+        side, _, kind = name.partition(".cls.predictions.decoder.")
+        owner = {"weight": f"{side}.bert.embeddings.word_embeddings.weight",
+                 "bias": f"{side}.cls.predictions.bias"}[kind]  # fmt: skip
+        if owner in found and not torch.equal(found[owner], found[name]):
+            raise RequestError(f"{where}: {name} differs from {owner}, to which ALBEF ties it")
+        if owner in found:
+            del found[name]
+    return found
+
+
+def to_original(network: Albef) -> dict[str, Tensor]:
+    """The network's tensors under the original names, tied ones included: what ALBEF's own scripts
+    would load. Low-rank layers keep their ``down`` and ``up``."""
+    found = {}
+    plain = not hasattr(network.text_encoder, "cls")
+    for name, tensor in network.state_dict().items():
+        if not name.startswith("momentum."):
+            name = name.replace("text_encoder.bert.", "text_encoder.", 1) if plain else name
+            found[name] = tensor
+    return found
+
+
+def describe(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+    """Settings of `Config`, as the shapes tell them.
+
+    Raises:
+        RequestError: the tensors aren't those of an ALBEF.
+    """
+    positions = _need(tensors, "visual_encoder.pos_embed", where)
+    patch = _need(tensors, "visual_encoder.patch_embed.proj.weight", where)
+    words = _need(tensors, "text_encoder.bert.embeddings.word_embeddings.weight", where)
+    side = math.isqrt(positions.shape[1] - 1)
+    found: dict[str, Any] = {
+        "variant": _variant(tensors, where),
+        "image_size": side * patch.shape[-1],
+        "patch_size": patch.shape[-1],
+        "vision_width": positions.shape[-1],
+        "vision_depth": _depth(tensors, "visual_encoder.blocks."),
+        "vision_heads": max(1, positions.shape[-1] // _HEAD_WIDTH),
+        "vocab_size": words.shape[0],
+        "text_width": words.shape[1],
+        "text_depth": _depth(tensors, "text_encoder.bert.encoder.layer."),
+        "text_heads": max(1, words.shape[1] // _HEAD_WIDTH),
+    }
+    first = "text_encoder.bert.encoder.layer.0.intermediate.dense.weight"
+    found["text_hidden"] = _need(tensors, first, where).shape[0]
+    table = "text_encoder.bert.embeddings.position_embeddings.weight"
+    found["max_positions"] = _need(tensors, table, where).shape[0]
+    crossing = [
+        int(match[1])
+        for name in tensors
+        if (match := re.match(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.crossattention", name))
+    ]
+    found["fusion_layer"] = min(crossing, default=found["text_depth"])
+    if "vision_proj.weight" in tensors:
+        found["embed_dim"] = tensors["vision_proj.weight"].shape[0]
+    if "cls_head.2.weight" in tensors:
+        found["num_classes"] = tensors["cls_head.2.weight"].shape[0]
+    # Where there is no decoder yet, it will be made of the layers that see the image.
+    decoder = _depth(tensors, "text_decoder.bert.encoder.layer.")
+    found["decoder_depth"] = decoder or max(1, found["text_depth"] - found["fusion_layer"])
+    return found
+
+
+def fill(network: Albef, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Put the tensors in their places, all of them, and have every place filled.
+
+    Position embeddings of another image size are resampled.
+
+    Raises:
+        RequestError: a tensor is missing, unknown or of another shape; the message names it.
+    """
+    network.tie()
+    places = dict(network.named_parameters())
+    tensors = dict(tensors)
+    key = "visual_encoder.pos_embed"
+    if key in tensors:
+        tensors[key] = resampled(tensors[key], network.config.patches)
+    missing, extra = sorted(places.keys() - tensors.keys()), sorted(tensors.keys() - places.keys())
+    for names, what in ((missing, "lacks"), (extra, "has what ALBEF has not:")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise RequestError(
+                f"{where}: {what} {names[0]}{more}; is it ALBEF's {network.config.variant!r}?"
+            )
+    for name, place in places.items():
+        tensor = tensors[name]
+        if tensor.shape != place.shape:
+            raise RequestError(
+                f"{where}: {name} has shape {tuple(tensor.shape)}, the model wants "
+                f"{tuple(place.shape)}"
+            )
+        owner, _, attribute = name.rpartition(".")
+        value = nn.Parameter(tensor.clone() if tensor.is_floating_point() else tensor.float())
+        setattr(network.get_submodule(owner), attribute, value)
+    network.tie()
+    fill_buffers(network)
+
+
+def fill_buffers(network: nn.Module) -> None:
+    """Give the position tables, which no checkpoint holds, their values after a build on "meta"."""
+    for part in network.modules():
+        ids = getattr(part, "position_ids", None)
+        if isinstance(ids, Tensor) and ids.is_meta:
+            part.position_ids = torch.arange(ids.shape[-1]).expand(1, -1)
+            part.token_type_ids = torch.zeros(ids.shape, dtype=torch.long)
+
+
+def _variant(tensors: Mapping[str, Tensor], where: str) -> str:
+    if any(name.startswith("text_decoder.") for name in tensors):
+        return "vqa"
+    if "cls_head.0.weight" in tensors:
+        return "entailment"
+    if "itm_head.weight" in tensors:
+        words = any(name.startswith("text_encoder.cls.") for name in tensors)
+        return "pretrain" if words else "retrieval"
+    raise RequestError(f"{where}: none of ALBEF's variants ({', '.join(PARTS)}) has these tensors")
+
+
+def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    numbers = {name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)}
+    return len(numbers)
+
+
+def _need(tensors: Mapping[str, Tensor], name: str, where: str) -> Tensor:
+    if name not in tensors:
+        raise RequestError(f"{where}: lacks {name}; it is no ALBEF checkpoint")
+    return tensors[name]
+
+
+def _culprit(message: str) -> str:
+    """What the weights-only loader stumbled over, out of its long message."""
+    found = re.search(r"GLOBAL (\S+) was not", message)
+    return found[1] if found else "the file is no plain checkpoint"
