@@ -166,17 +166,9 @@ def decode(raw: Any, mode: str, where: str) -> Any:
 
 
 def image_transform(
-    inputs: ImageInput,
-    training: bool,
-    augment: Augment | None,
-    image_size: int | None,
-    squash: bool = False,
+    inputs: ImageInput, training: bool, augment: Augment | None, image_size: int | None
 ) -> PrepareImage:
-    """The transform of an image model; arguments as in `open_dataset`.
-
-    Args:
-        squash: evaluation shows the whole image, whatever its shape; else its centre.
-    """
+    """The transform of an image model; arguments as in `open_dataset`."""
     from timm.data import create_transform
 
     channels, height, width = inputs.size
@@ -187,8 +179,6 @@ def image_transform(
     if channels == 1:  # a grey model may carry the colour model's statistics
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     options: dict[str, Any] = {"interpolation": inputs.interpolation, "crop_pct": inputs.crop_pct}
-    if squash:
-        options |= {"crop_mode": "squash", "crop_pct": 1.0}
     if augment is not None:
         if augment.crop_pct is not None:
             options["crop_pct"] = augment.crop_pct

@@ -14,15 +14,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pelacli import models
-from pelacli.data import Batch, Dataset, PrepareImage, decode, image_transform, tokenise
+from pelacli.data import Batch, Dataset, decode, image_transform, tokenise
 from pelacli.errors import RequestError
 from pelacli.fields import Text
 from pelacli.models import OpenModel, PairInput, pairs
+from pelacli.recipe import Augment
+from pelacli.tasks._pairs import picture
 from pelacli.tasks.base import Base
 
 if TYPE_CHECKING:
     from pelacli.models import Inputs, TextInput
-    from pelacli.recipe import Augment, Data
+    from pelacli.recipe import Data
 
 
 class PairTask(Base):
@@ -112,42 +114,35 @@ class Look:
     """
 
     def __init__(self, inputs: PairInput, data: Data, training: bool, *, crop: bool = True) -> None:
-        augment, processor = data.augment, inputs.image.processor or {}
-        side = data.image_size
-        self.size = (side, side) if side else inputs.image.size[1:]
-        centre = bool(processor.get("do_center_crop", processor.get("crop_size")))
-        self.flip = augment.hflip if training and not augment.none else 0.0
-        still = augment.model_copy(update={"hflip": 0.0})
-        self.policy: Callable[[Any], Any] | None = None
-        if training and not crop and not augment.none:
-            self.policy = _policy(augment)
-        self.prepare: PrepareImage = image_transform(
-            inputs.image, training and crop, still, data.image_size, squash=not centre
-        )
+        augment, image = data.augment, inputs.image
+        if data.image_size:
+            image = replace(image, size=(image.size[0], data.image_size, data.image_size))
+        self.size = image.size[1:]
+        if not training or augment.none:
+            processor = image.processor or {}
+            centre = bool(processor.get("do_center_crop", processor.get("crop_size")))
+            self.flip, still = 0.0, Augment(none=True, crop_pct=augment.crop_pct)
+            self.transform: Callable[[Any], Tensor] = (
+                image_transform(image, False, still, None).transform
+                if centre
+                else picture(image, None)
+            )
+            return
+        self.flip = augment.hflip
+        self.transform = picture(image, augment.model_copy(update={"hflip": 0.0}), crop=crop)
 
     def __call__(self, raw: Any, where: str) -> tuple[Tensor, bool]:
         return self.show(self.read(raw, where))
 
     def read(self, raw: Any, where: str) -> Any:
         """The picture as it is, of PIL."""
-        return decode(raw.read() if hasattr(raw, "read") else raw, self.prepare.mode, where)
+        return decode(raw.read() if hasattr(raw, "read") else raw, "RGB", where)
 
-    def show(self, picture: Any) -> tuple[Tensor, bool]:
+    def show(self, shown: Any) -> tuple[Tensor, bool]:
         mirrors = self.flip > 0 and bool(torch.rand(()) < self.flip)
         if mirrors:
-            picture = picture.transpose(0)  # PIL's FLIP_LEFT_RIGHT
-        if self.policy is not None:
-            picture = self.policy(picture)
-        return self.prepare.transform(picture), mirrors
-
-
-def _policy(augment: Augment) -> Callable[[Any], Any] | None:
-    if augment.auto_augment is None:
-        return None
-    from timm.data.auto_augment import rand_augment_transform
-
-    made: Callable[[Any], Any] = rand_augment_transform(augment.auto_augment, {})
-    return made
+            shown = shown.transpose(0)  # PIL's FLIP_LEFT_RIGHT
+        return self.transform(shown), mirrors
 
 
 # Texts ------------------------------------------------------------------------------------------

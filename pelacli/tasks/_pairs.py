@@ -20,19 +20,23 @@ OPERATIONS = ["AutoContrast", "Equalize", "Brightness", "Sharpness", "ShearX", "
               "TranslateXRel", "TranslateYRel", "Rotate"]  # fmt: skip
 
 
-def picture(inputs: ImageInput, augment: Augment | None) -> Callable[[Any], Tensor]:
+def picture(
+    inputs: ImageInput, augment: Augment | None, *, crop: bool = True
+) -> Callable[[Any], Tensor]:
     """A PIL image → [3, H, W].
 
     Args:
         augment: of training: a random crop, a flip, RandAugment with `OPERATIONS`. None: the whole
             image, squeezed into the square.
+        crop: False: the whole image is squeezed into the square in training too.
 
     Raises:
         RequestError: timm refuses the augmentation.
     """
     from timm.data import create_transform
     from timm.data.auto_augment import rand_augment_transform
-    from torchvision.transforms import Compose
+    from timm.data.transforms import str_to_interp_mode
+    from torchvision.transforms import Compose, Resize
 
     options: dict[str, Any] = {"mean": inputs.mean, "std": inputs.std}
     options["interpolation"] = inputs.interpolation
@@ -48,7 +52,7 @@ def picture(inputs: ImageInput, augment: Augment | None) -> Callable[[Any], Tens
     if augment.interpolation:
         options["interpolation"] = augment.interpolation
     try:
-        crop, colour, tensor = create_transform(
+        cropped, colour, tensor = create_transform(
             inputs.size,
             is_training=True,
             separate=True,
@@ -61,7 +65,8 @@ def picture(inputs: ImageInput, augment: Augment | None) -> Callable[[Any], Tens
             re_mode="pixel",
             **options,
         )
-        parts = [crop, colour]
+        whole = Resize(inputs.size[1:], str_to_interp_mode(inputs.interpolation))
+        parts = [cropped if crop else whole, colour]
         if augment.auto_augment:
             mean = tuple(round(255 * value) for value in inputs.mean)
             parts.append(

@@ -15,6 +15,7 @@ from pelacli.errors import RequestError
 from pelacli.models.albef import checkpoint, network
 from pelacli.models.albef import config as sizes
 from pelacli.models.albef.network import Albef
+from pelacli.models.albef.pairs import PairModel
 from pelacli.models.types import ImageInput, PairInput, TextInput
 
 # Of the pair and the answer that FLOPs are counted at: ALBEF cuts captions at 25 tokens.
@@ -73,7 +74,12 @@ def inputs(module: nn.Module, directory: Path | None) -> PairInput:
     config = cast(Albef, module).config
     size = (3, config.image_size, config.image_size)
     image = ImageInput(size, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
-    return PairInput(image, TextInput(_tokenizer(directory), config.max_positions))
+    tokenizer = _tokenizer(directory)
+    # Answers are written between the marks that its encoder's texts have.
+    marks = None if tokenizer is None else (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    if marks is not None and None in marks:
+        marks = None
+    return PairInput(image, TextInput(tokenizer, config.max_positions, marks=marks))
 
 
 def example(module: nn.Module, inputs: Any) -> dict[str, Tensor]:
@@ -104,6 +110,11 @@ def set_classes(module: nn.Module, num_classes: int) -> None:
     some = albef.visual_encoder.pos_embed
     fresh = network.classifier(albef.config.text_width, num_classes)
     albef.cls_head = fresh.to(some.device, some.dtype)
+
+
+def pairs(module: nn.Module) -> PairModel:
+    """What tasks on images with texts ask of it."""
+    return PairModel(module)
 
 
 def _empty(config: sizes.Config) -> Albef:

@@ -76,11 +76,16 @@ def pretraining(network: Albef, pairs: Pairs, batch: Batch) -> dict[str, Tensor]
     return found
 
 
-def entailment(network: Albef, batch: Batch) -> Tensor:
-    """Cross-entropy of ``labels`` [B], blended with the copies' opinion."""
+def entailment(network: Albef, batch: Batch, logits: Tensor | None = None) -> Tensor:
+    """Cross-entropy of ``labels`` [B], blended with the copies' opinion.
+
+    Args:
+        logits: of the batch, where the pass was made already.
+    """
     teacher, alpha, image_slow = _slow_start(network, batch)
     inputs = batch["inputs"]
-    logits = network(**inputs)["logits"]
+    if logits is None:
+        logits = network(**inputs)["logits"]
     hard = F.cross_entropy(logits.float(), batch["labels"])
     if teacher is None or image_slow is None or not alpha:
         return hard
@@ -91,17 +96,22 @@ def entailment(network: Albef, batch: Batch) -> Tensor:
     return (1 - alpha) * hard + alpha * F.cross_entropy(logits.float(), soft.float().softmax(1))
 
 
-def answers(network: Albef, batch: Batch) -> Tensor:
+def answers(network: Albef, batch: Batch, logits: Tensor | None = None) -> Tensor:
     """The decoder's loss on answers: each one's summed over its words and weighted, per question.
 
     The batch has ``answer_ids`` and ``answer_mask`` [N, A] (each from the start token to the end
     token), ``answer_of`` [N], the question that each answers, and ``answer_weights`` [N].
+
+    Args:
+        logits: [N, A, V] of the answers' next words, where the pass was made already.
     """
     teacher, alpha, image_slow = _slow_start(network, batch)
     inputs, of = batch["inputs"], batch["answer_of"]
     mask, ids, answer_mask = inputs["attention_mask"], batch["answer_ids"], batch["answer_mask"]
-    fused = network(**inputs)["last_hidden_state"]
-    logits = network.decode(ids, answer_mask, fused[of], mask[of])[:, :-1]
+    if logits is None:
+        fused = network(**inputs)["last_hidden_state"]
+        logits = network.decode(ids, answer_mask, fused[of], mask[of])
+    logits = logits[:, :-1]
     labels = ids[:, 1:].masked_fill(answer_mask[:, 1:] == 0, -100)
     soft = None
     if teacher is not None and image_slow is not None and alpha:
