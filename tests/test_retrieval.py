@@ -373,7 +373,7 @@ warmup_epochs = 1
 eval_every = 100
 
 [decompose]
-ratio = 0.2
+ratio = 0.25
 calibrate = "train"
 samples = 96
 
@@ -410,7 +410,7 @@ def test_clip_learns_falls_and_comes_back(pela, here):
     }
     print(scores)
     found = artefact.load(here / "run" / "finetune")
-    assert found.manifest.params.after <= 0.21 * found.manifest.params.before
+    assert found.manifest.params.after <= 0.26 * found.manifest.params.before
     assert found.manifest.flops.after < found.manifest.flops.before
     assert scores["dense"] > 85  # by chance it is 11
     assert scores["decompose"] < scores["dense"] - 15
@@ -425,7 +425,7 @@ def test_healing_without_labels_and_calibration_on_pairs(pela, here):
     (here / "r.toml").write_text(
         RECIPE.format(pretrain="labels = false")
         .replace("[teacher]\nepochs = 14", "[teacher]\nepochs = 1")
-        .replace("ratio = 0.2", "ratio = 0.5")
+        .replace("ratio = 0.25", "ratio = 0.5")
         .replace("samples = 96", "samples = 24")
     )
     code, _, err = pela("run", "r.toml", "--set", "pretrain.steps=20")
