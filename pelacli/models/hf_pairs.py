@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 from transformers.models.vilt.modeling_vilt import ViltEmbeddings
 
 from pelacli import pair_losses
@@ -158,6 +159,12 @@ class BlipAnswers(PairModel):
 
     answers = "words"
 
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        for layer in self.module.text_decoder.bert.encoder.layer:
+            if type(layer.crossattention.self) is BlipTextSelfAttention:
+                layer.crossattention.self.__class__ = _Masked
+
     def output(self, inputs: Inputs) -> Tensor:
         """Logits [B, V] of the answers' words, their mean."""
         mask = inputs["decoder_attention_mask"]
@@ -274,6 +281,16 @@ class Vilt(PairModel):
         )
         score = found["logits"]
         return torch.cat([torch.zeros_like(score), score], 1)
+
+
+class _Masked(BlipTextSelfAttention):  # type: ignore[misc]
+    """Cross-attention that heeds the question's mask. transformers 5.24 loses it on the way, so
+    that an answer depends on how long the other questions of its batch are."""
+
+    def forward(self, hidden_states: Tensor, *, attention_mask: Any = None, **kwargs: Any) -> Any:
+        if kwargs.get("encoder_attention_mask") is None:
+            kwargs["encoder_attention_mask"] = attention_mask
+        return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
 
 
 class _InOrder(ViltEmbeddings):  # type: ignore[misc]

@@ -75,10 +75,6 @@ class Task(PairTask):
         entries, name = questions.read(data.dataset, split, roots)
         answered = all(one.answers for one in entries)
         labelled = not unlabelled and (answered or (self.results is not None and not training))
-        if training and labelled and not answered:
-            raise RequestError(
-                f"{data.dataset}: the split {split!r} has questions without an answer"
-            )
         make = Make(Look(wanted, data, training), self.wording)
         collate = Collate(self.tokens(wanted.text), wanted.text)
         dataset = Dataset(data.dataset, Entries(entries), make, collate, name, labelled=labelled)
@@ -113,6 +109,11 @@ class Task(PairTask):
         """In words: see `PairModel.answer_loss`. By classes: binary cross-entropy with each class's
         VQA accuracy, summed over classes (ViLT)."""
         view, logits = output["view"], output["logits"]
+        if not all(batch["people"]):
+            raise RequestError(
+                "the data has questions without an answer, to which nothing can be "
+                "learnt; leave them out"
+            )
         if view.answers != "classes":
             found: Tensor = view.answer_loss(logits, batch)
             return found
