@@ -146,10 +146,10 @@ class _PrepareImage:
     transform: Callable[[Any], Tensor]
 
     def __call__(self, raw: Any, where: str) -> Tensor:
-        return self.transform(_decode(raw, self.mode, where))
+        return self.transform(decode(raw, self.mode, where))
 
 
-def _decode(raw: Any, mode: str, where: str) -> Any:
+def decode(raw: Any, mode: str, where: str) -> Any:
     """A PIL image of the mode from a path, bytes, an array or an image."""
     from PIL import Image
 
