@@ -8,6 +8,7 @@ Swin-V2, ConvNeXt, DINOv2, …) with an encoder and decoder, which are fresh.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -42,6 +43,7 @@ def detector(
     queries: int,
     args: Mapping[str, Any],
     seed: int,
+    size: Mapping[str, int] | None = None,
 ) -> OpenModel:
     """A detector around the backbone of a model.
 
@@ -50,6 +52,7 @@ def detector(
         queries: objects that it can find in an image.
         args: further settings of transformers' configuration of that family.
         seed: of the fresh weights.
+        size: of its images, as its processor names it; the family's usual one if unset.
 
     Returns:
         A model of transformers. The layers of the backbone are the very modules.
@@ -72,19 +75,20 @@ def detector(
         module = _yolos(base, classes, queries, args)
     else:
         module = _detr(opened.ref, base, classes, queries, args)
-    images = cast(ImageInput, opened.inputs)
-    inputs = detectors.describe(
-        module, {"image_mean": list(images.mean), "image_std": list(images.std)}
-    )
-    processor = detectors.image_processor(inputs).to_json_string().encode()
+    images = cast(ImageInput, getattr(opened.inputs, "image", opened.inputs))
+    settings: dict[str, Any] = {"image_mean": list(images.mean), "image_std": list(images.std)}
+    if size is not None:
+        settings["size"] = dict(size)
+    made = detectors.image_processor(detectors.describe(module, settings))
+    processor = made.to_json_string()
     return OpenModel(
         module,
         opened.ref,
         "transformers",
         hf_models.config(module),
-        opened.carried | {"preprocessor_config.json": processor},
+        opened.carried | {"preprocessor_config.json": processor.encode()},
         opened.source,
-        inputs,
+        detectors.describe(module, json.loads(processor)),
         hf_models.head(module),
     )
 
@@ -145,7 +149,8 @@ def _detr(
         if type(mine) is type(child):
             setattr(target, name, mine)
     inside = {id(child) for child in module.modules()}
-    lost = [name for name, low in low_rank_layers(base).items() if id(low) not in inside]
+    low = low_rank_layers(base)
+    lost = [n for n, m in low.items() if id(m) not in inside and not n.startswith("pooler.")]
     if lost:
         raise RequestError(f"{ref}: its layer {lost[0]} has no place in transformers' backbone")
     return module

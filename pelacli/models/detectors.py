@@ -81,14 +81,18 @@ def describe(module: nn.Module, processor: Mapping[str, Any]) -> ImageInput:
 
 
 def image_processor(wanted: ImageInput) -> Any:
-    """The image processor of transformers that a model's own settings describe.
+    """The image processor of transformers that a detector's own settings describe; for a model that
+    is none yet, DETR's with the model's mean and deviation.
 
     Raises:
-        RequestError: the model has none, or transformers cannot build it.
+        RequestError: transformers cannot build it.
     """
-    if wanted.processor is None:
-        raise RequestError("the model has no image processor (preprocessor_config.json)")
-    return _processor(json.dumps(dict(wanted.processor)))
+    if wanted.processor is not None:
+        made = _processor(json.dumps(dict(wanted.processor)))
+        if hasattr(made, "post_process_object_detection"):
+            return made
+    settings = {"image_mean": list(wanted.mean), "image_std": list(wanted.std)}
+    return _processor(json.dumps(settings | {"image_processor_type": "DetrImageProcessor"}))
 
 
 def sized(processor: Any, side: int | None) -> dict[str, int]:

@@ -107,7 +107,8 @@ class Task(Base):
         wanted = classes or len(names)
         if not detectors.is_detector(opened.module):
             kind, args = self.detector, _settings(self.detector_args)
-            opened = adopting.detector(opened, kind, wanted, self.queries, args, seed)
+            size = dataset.make.sizes[0] if isinstance(dataset.make, Prepare) else None
+            opened = adopting.detector(opened, kind, wanted, self.queries, args, seed, size)
             say(f"a {type(opened.module).__name__} around {opened.ref}")
         elif wanted != models.num_classes(opened):
             models.set_classes(opened, wanted, seed=seed)
