@@ -20,7 +20,7 @@ import pelacli
 from pelacli import artefact, lowrank, models, record, tasks
 from pelacli.data import loader
 from pelacli.errors import RequestError
-from pelacli.formats import coco
+from pelacli.formats import coco, hub_objects
 from pelacli.models import adopting, detectors
 from pelacli.recipe import Augment, Data, Pretrain
 from pelacli.steps import pretrain
@@ -183,14 +183,14 @@ def test_rows_of_the_hub(form):
     picture = Image.new("RGB", (40, 30))
     row = {"bbox": [[4, 5, 10, 20], [1, 2, 3, 4]], "category": [1, 0]}
     rows = datasets.Dataset.from_dict({"image": [picture], "objects": [row]}, features=features)
-    source = coco.rows_of(rows, "hfds/x", form)
+    source = hub_objects.rows_of(rows, "hfds/x", form)
     raw, number, found = source[0]
     assert isinstance(raw, bytes)
     assert (number, source.classes, found.labels.tolist()) == (0, ["a", "b"], [1, 0])
     first = [4, 5, 14, 25] if form == "xywh" else [4, 5, 10, 20]
     assert found.boxes[0].tolist() == first
     with pytest.raises(RequestError, match="'objects' column; it has image"):
-        coco.rows_of(rows.select_columns("image"), "hfds/x", form)
+        hub_objects.rows_of(rows.select_columns("image"), "hfds/x", form)
 
 
 # Batches -----------------------------------------------------------------------------------------
@@ -365,6 +365,9 @@ def test_figures_need_objects_and_the_same_classes(drawn):
     vit = models.open("vit", weights="random", model_args=VIT)
     with pytest.raises(RequestError, match="no detector; `pela finetune`"):
         task.forward(vit.module, {"inputs": {}})
+    rt_detr = build("rt_detr")
+    with pytest.raises(RequestError, match=r"images of 48x48: .* multiples of 32; set"):
+        task.forward(rt_detr.module, batch_of(drawn, rt_detr))
 
 
 # Models ------------------------------------------------------------------------------------------

@@ -150,6 +150,27 @@ def _processor(settings: str) -> Any:
             raise RequestError(f"preprocessor_config.json: {line[:200]}") from None
 
 
+def run(module: nn.Module, batch: Mapping[str, Tensor], **more: Any) -> Any:
+    """The module's output on a batch.
+
+    Raises:
+        RequestError: it is no detector, or the images' sides do not fit its strides.
+    """
+    if not is_detector(module):
+        raise RequestError(
+            f"{type(module).__name__}: no detector; `pela finetune` with task 'detection' builds "
+            "one around it"
+        )
+    strides = getattr(module.config, "feat_strides", None)
+    if strides and any(side % max(strides) for side in batch["pixel_values"].shape[-2:]):
+        height, width = batch["pixel_values"].shape[-2:]
+        raise RequestError(
+            f"images of {height}x{width}: {type(module).__name__} wants sides that are multiples "
+            f"of {max(strides)}; set data.image_size (or task_args.sizes) so"
+        )
+    return module(**batch, **more)
+
+
 # Losses ------------------------------------------------------------------------------------------
 
 
@@ -165,7 +186,7 @@ def with_loss(
     Args:
         labels: for each image ``class_labels`` [n] and ``boxes`` [n, 4], as the model takes them.
     """
-    output = module(**batch, labels=labels)
+    output = run(module, batch, labels=labels)
     output["loss_dict"] = _parts(module.config, output)
     queries = getattr(module.config, "num_queries", None)
     if queries is not None and output.get("denoising_meta_values") is not None:

@@ -20,7 +20,7 @@ from pelacli.calls import evaluating
 from pelacli.console import say
 from pelacli.data import Batch, Dataset
 from pelacli.errors import RequestError
-from pelacli.formats import coco
+from pelacli.formats import coco, hub_objects
 from pelacli.models import ImageInput, adopting, detectors, to_device
 from pelacli.sources import open_source
 from pelacli.tasks._average_precision import AveragePrecision
@@ -84,7 +84,7 @@ class Task(Base):
     ) -> tuple[Any, str | None, list[str] | None]:
         """(images by index, the split's name, class names)."""
         if spec.startswith("hfds/") and not unlabelled:
-            rows, classes, name = coco.hub(spec, split, self.boxes)
+            rows, classes, name = hub_objects.find(spec, split, self.boxes)
             return rows, name, classes
         place = None if spec.startswith("hfds/") else coco.find(spec, split)
         if place is not None:
@@ -135,9 +135,8 @@ class Task(Base):
 
     def forward(self, module: nn.Module, batch: Batch) -> Any:
         """The model's output; with its loss where that can be asked for."""
-        _check_model(module)
         if "labels" not in batch or not torch.is_grad_enabled():
-            return module(**batch["inputs"])
+            return detectors.run(module, batch["inputs"])
         labels = [
             {"class_labels": image["class_labels"], "boxes": image["boxes"]}
             for image in targets(batch)
@@ -165,7 +164,6 @@ class Task(Base):
         num_classes: int | None,
     ) -> dict[str, float]:
         """COCO's figures of the model's detections, at the images' original sizes."""
-        _check_model(module)
         data = getattr(loader, "dataset", None)
         if data is not None and num_classes and data.classes and len(data.classes) != num_classes:
             raise RequestError(
@@ -200,14 +198,6 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
         except ValueError:
             found[name.strip()] = value.strip()
     return found
-
-
-def _check_model(module: nn.Module) -> None:
-    if not detectors.is_detector(module):
-        raise RequestError(
-            f"{type(module).__name__}: no detector; `pela finetune` with task 'detection' builds "
-            "one around it"
-        )
 
 
 def _places(classes: list[str], labels: tuple[str, ...]) -> tuple[list[str], list[int]]:
