@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import math
+import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import drawn_boxes
@@ -13,11 +15,12 @@ import pytest
 import test_families
 import torch
 import transformers
+from accelerate import init_empty_weights
 from PIL import Image
 from torchvision.ops import generalized_box_iou
 
 import pelacli
-from pelacli import artefact, lowrank, models, record, tasks
+from pelacli import artefact, engine, lowrank, models, ranks, recipe_file, record, tasks
 from pelacli.data import loader
 from pelacli.errors import RequestError
 from pelacli.formats import coco, hub_objects
@@ -558,6 +561,71 @@ def test_rt_detr_is_healed_with_and_without_labels(drawn):
         sum(found.values()).backward()
         low = next(iter(lowrank.low_rank_layers(student.module).values()))
         assert low.up.weight.grad.abs().max() > 0
+
+
+def test_the_recipe_at_full_size():
+    spec = recipe_file.load(Path(pelacli.__file__).parents[1] / "recipes" / "detection.toml", [])
+    assert tasks.get(spec.task, spec.task_args).MAIN == "ap"
+    # The published model's shape: positions of 800×1344 pixels at every depth, COCO's 91 ids.
+    with init_empty_weights(include_buffers=True):
+        config = transformers.YolosConfig(image_size=[800, 1344], num_labels=91)
+        opened = models.wrap(transformers.YolosForObjectDetection(config))
+    layers = lowrank.find_layers(opened.module, head=opened.head)
+    free = [layer for layer in layers if layer.reason is None]
+    assert opened.params == 127_798_368
+    assert len(free) == 12 * 6
+    plan = ranks.plan(
+        [ranks.Spectrum(la.name, la.shape, np.ones(min(la.shape))) for la in free],
+        policy="uniform",
+        ratio=spec.decompose.budget,
+        scope=spec.decompose.scope,
+        fixed_params=engine.fixed_params(opened.module, free),
+    )
+    lowrank.replace_empty(opened.module, plan.ranks())
+    assert opened.params == pytest.approx(85.3e6, rel=1e-3)
+
+
+def _gathers(rank, port, results):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    metrics = AveragePrecision()
+    for number in range(rank, 3, 2):  # two images for one process, one for the other
+        metrics.update(*found_of(number))
+    results[rank] = metrics.compute()
+    torch.distributed.destroy_process_group()
+
+
+def found_of(number):
+    """(findings, batch) of an image with one object, found with an error that grows."""
+    box = torch.tensor([[0.5, 0.5, 0.4, 0.4]])
+    batch = {
+        "sizes": torch.tensor([[100, 100]]), "numbers": torch.tensor([number]),
+        "counts": torch.tensor([1]), "labels": torch.tensor([0]), "boxes": box,
+        "crowd": torch.tensor([False]), "area": torch.tensor([1600.0]),
+    }  # fmt: skip
+    found = {
+        "boxes": torch.tensor([[30.0 + 4 * number, 30, 70, 70]]),
+        "scores": torch.tensor([0.5 + 0.1 * number]),
+        "labels": torch.tensor([0]),
+    }
+    return [found], batch
+
+
+@pytest.mark.slow
+def test_all_processes_get_the_figures_of_all_images():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with torch.multiprocessing.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(_gathers, (port, results), nprocs=2)
+        both = dict(results)
+    alone = AveragePrecision()
+    for number in range(3):
+        alone.update(*found_of(number))
+    assert both[0] == both[1] == alone.compute()
+    assert 0 < both[0]["ap"] < 100
 
 
 # Learning ----------------------------------------------------------------------------------------

@@ -60,8 +60,12 @@ def describe(module: nn.Module, processor: Mapping[str, Any]) -> ImageInput:
     settings = dict(processor)
     if "image_processor_type" not in settings and "feature_extractor_type" not in settings:
         settings["image_processor_type"] = _default_processor(config.model_type)
+    own = getattr(config, "image_size", None)
+    if own is not None and "size" not in settings:
+        edges = [own, own] if isinstance(own, int) else own
+        settings["size"] = {"shortest_edge": min(edges), "longest_edge": max(edges)}
     made = _processor(json.dumps(settings))
-    size = getattr(config, "image_size", None) or getattr(config, "anchor_image_size", None)
+    size = own or getattr(config, "anchor_image_size", None)
     if size is None:  # it takes any; most of COCO's images are 4:3
         short = made.size.get("shortest_edge")
         size = (short, short * 4 // 3) if short else (made.size["height"], made.size["width"])
