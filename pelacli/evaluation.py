@@ -125,6 +125,8 @@ class Judge:
                     classes=self._classes,
                     device=self._place,
                 )
+            if self.metric not in found:  # an output for each of many places has no one class
+                self._classes, self.metric = False, "cosine"
             return found[self.metric] * (1 if self._classes else 100)
         finally:
             module.to("cpu")

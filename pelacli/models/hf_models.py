@@ -15,7 +15,7 @@ from torch import nn
 
 from pelacli.aliases import closest
 from pelacli.errors import RequestError
-from pelacli.models import hf_pairs
+from pelacli.models import detectors, hf_pairs
 from pelacli.models.types import ImageInput, Inputs, PairInput, TextInput
 
 _TOKENS = 128  # of an example
@@ -129,6 +129,8 @@ def config(module: nn.Module) -> dict[str, Any]:
 
 def inputs(module: nn.Module, directory: Path | None) -> Inputs:
     """What a sample of this model looks like, from its own files where there are any."""
+    if detectors.is_detector(module):
+        return detectors.inputs(module, directory)
     config: Any = module.config
     vision = getattr(config, "vision_config", config)
     sees = hasattr(vision, "image_size")
@@ -170,11 +172,16 @@ def head(module: nn.Module) -> frozenset[str]:
             names.add(name)
     if base is not module:
         names |= {name for name, child in module.named_children() if child is not base}
+    if detectors.is_detector(module):
+        names |= detectors.head(module)
     return frozenset(names)
 
 
 def set_classes(module: nn.Module, num_classes: int) -> None:
     """Give the model a fresh classifier in the place of the one it has."""
+    if detectors.is_detector(module):
+        detectors.set_classes(module, num_classes)
+        return
     old = getattr(module, "classifier", None)
     if not isinstance(old, nn.Linear):
         raise RequestError(

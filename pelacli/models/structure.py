@@ -60,6 +60,7 @@ def no_decay(module: nn.Module) -> set[str]:
         "dist_token",
         "distillation_token",
         "mask_token",
+        "detection_tokens",
         "reg_token",
         "register_token",
         "logit_scale",

@@ -15,7 +15,12 @@ from pelacli.manifest import SourceRecord
 
 @dataclass(frozen=True)
 class ImageInput:
-    """What an image model wants: size is (channels, height, width)."""
+    """What an image model wants: size is (channels, height, width).
+
+    Attributes:
+        mask: whether it takes ``pixel_mask`` beside images that are padded to one size.
+        labels: names of its classes, where its files tell them.
+    """
 
     size: tuple[int, int, int]
     mean: tuple[float, ...]
@@ -23,6 +28,8 @@ class ImageInput:
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
     processor: Mapping[str, Any] | None = None  # preprocessor_config.json, where there is one
+    mask: bool = False
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,9 +151,10 @@ class OwnAdapter(Adapter, Protocol):
 def predict(module: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
     """The model's main output for a batch.
 
-    Logits where the model has a head; else its embedding of the sample: pooled features, or the
-    mean of the last hidden states over the tokens that are no padding. What that is for pairs of
-    images and texts its family says (`pairs.PairModel.output`).
+    Logits where the model has a head (a detector's with the boxes beside them); else its embedding
+    of the sample: pooled features, or the mean of the last hidden states over the tokens that are
+    no padding. What that is for pairs of images and texts its family says
+    (`pairs.PairModel.output`).
 
     Args:
         inputs: images [B, C, H, W], or the model's keyword arguments as tensors [B, ...].
@@ -174,7 +182,8 @@ def main_output(result: Any, mask: Tensor | None = None) -> Tensor:
             # A text encoder's pooler is trained for next-sentence prediction, not for meaning.
             found = result.get(key)
             if isinstance(found, Tensor) and not (key == "pooler_output" and mask is not None):
-                return found
+                boxes = result.get("pred_boxes") if key == "logits" else None
+                return found if boxes is None else torch.cat([found, boxes.to(found.dtype)], -1)
         hidden = result.get("last_hidden_state")
         if isinstance(hidden, Tensor):
             if mask is None or mask.shape != hidden.shape[:2]:

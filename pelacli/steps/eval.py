@@ -86,7 +86,7 @@ def run(
         found.main = chosen.MAIN if labelled else None
         found.metrics = measure(opened, samples, chosen, labelled, place)
         if dense is not None and dense_described is not None:
-            same_outputs = models.num_classes(dense) == models.num_classes(opened)
+            same_outputs = _alike(opened, dense)
             found.baseline = {
                 "artefact": against,
                 "params": dense_described.params.after,
@@ -128,11 +128,18 @@ def _open(ref: str, how: dict[str, Any] | None) -> tuple[OpenModel, Manifest]:
     return opened, described
 
 
+def _alike(opened: OpenModel, dense: OpenModel) -> bool:
+    """Whether the two answer the same question: a detector around a backbone has other outputs than
+    the classifier that the backbone came from."""
+    same_kind = type(opened.module) is type(dense.module)
+    return same_kind and models.num_classes(dense) == models.num_classes(opened)
+
+
 def _agreement(
     opened: OpenModel, dense: OpenModel, samples: Loader, place: torch.device
 ) -> dict[str, float]:
     """Agreement of the outputs; empty where they are of different kinds."""
-    if models.num_classes(opened) != models.num_classes(dense):
+    if not _alike(opened, dense):
         return {}
     with console.progress("comparing outputs"):
         return agreement(
@@ -153,6 +160,8 @@ def _time(
     place: torch.device,
 ) -> None:
     batch = models.example(opened) if samples is None else next(iter(samples))["inputs"]
+    if dense is not None and type(dense.module) is not type(opened.module):
+        dense = None  # it may not even take these samples
     modules = [opened.module] + ([dense.module] if dense is not None else [])
     with console.progress("timing"):
         times = latency.side_by_side(modules, batch, predict, seconds=_SECONDS, device=place)

@@ -98,9 +98,11 @@ class Stage:
     done: float = 1.0  # share of the run that is over: all taps are distilled, unless told less
 
     def __post_init__(self) -> None:
-        self.taps = (
-            taps.choose(self.student.module, self.section.taps) if self.section.loss.feature else []
-        )
+        module, wanted = self.student.module, self.section.taps
+        self.taps: list[str] = []
+        if self.section.loss.feature:
+            usual = self.task.taps(module) if wanted is None else None
+            self.taps = usual or taps.choose(module, wanted)
         if self.section.compile:
             taps.check_compiled(self.student.module, self.taps)
         # Each has its dense layer in the teacher: checked here, not matched in the loop.

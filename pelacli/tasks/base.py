@@ -81,6 +81,10 @@ class Base(Section):
         They are in checkpoints, and in no artefact."""
         return nullcontext()
 
+    def taps(self, module: nn.Module) -> list[str] | None:
+        """Names of the modules to distil where the recipe names none; None: all blocks."""
+        return None
+
     # Batches ------------------------------------------------------------------------------------
 
     def forward(self, module: nn.Module, batch: Batch) -> Any:
