@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pelacli.models.types import ImageInput, Inputs, TextInput
     from pelacli.recipe import Augment
 
-__all__ = ["Batch", "Dataset", "Loader", "loader", "open_dataset"]
+__all__ = ["Batch", "Dataset", "Loader", "decode", "loader", "open_dataset"]
 
 
 @dataclass
@@ -146,11 +146,11 @@ class _PrepareImage:
     transform: Callable[[Any], Tensor]
 
     def __call__(self, raw: Any, where: str) -> Tensor:
-        return self.transform(_decode(raw, self.mode, where))
+        return self.transform(decode(raw, self.mode, where))
 
 
-def _decode(raw: Any, mode: str, where: str) -> Any:
-    """A PIL image of the mode from a path, bytes, an array or an image."""
+def decode(raw: Any, mode: str, where: str) -> Any:
+    """A PIL image of the mode from a path, bytes, an array or an image; ``where`` names it."""
     from PIL import Image
 
     try:
