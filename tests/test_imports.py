@@ -6,6 +6,7 @@ import ast
 import functools
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,13 @@ def imported(path: Path, top_level: bool) -> frozenset[str]:
 
 def test_every_module_has_its_place():
     assert {room(path) for path in files()} == set(LEVEL)
+
+
+def test_every_package_is_installed():
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())
+    listed = set(project["tool"]["setuptools"]["packages"])
+    there = {p.parent.relative_to(ROOT.parent) for p in ROOT.rglob("__init__.py")}
+    assert listed == {".".join(p.parts) for p in there} | {"pelacli._recipes"}
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
