@@ -28,7 +28,7 @@ def maps(library: str) -> Maps:
     """
     known: dict[str, Maps] = {"timm": _timm, "transformers": _transformers}
     if library not in known:
-        raise RequestError(f"a model of {library!r} can't be a backbone; timm's and transformers' can")
+        raise RequestError(f"library {library!r}: backbones are timm's and transformers' models")
     return known[library]
 
 
@@ -82,6 +82,8 @@ def bare(library: str, module: nn.Module) -> nn.Module:
             module.reset_classifier(0, "")  # type: ignore[operator]
         return module
     base: nn.Module = getattr(module, "base_model", module)
+    if "pixel_values" not in inspect.signature(base.forward).parameters:
+        base = module  # DINOv3's base is its encoder, which takes no images
     if isinstance(getattr(base, "pooler", None), nn.Module):
         base.pooler = None  # type: ignore[assignment]  # its output would be thrown away
     return base
@@ -97,9 +99,9 @@ def resize(library: str, backbone: nn.Module, size: int) -> None:
     if library != "timm" or set_size is None:
         return
     kept = {}
-    if "window_size" in inspect.signature(set_size).parameters:
-        if windows := _windows(backbone):  # timm would let them grow with the image
-            kept["window_size"] = windows
+    windows = _windows(backbone)
+    if windows and "window_size" in inspect.signature(set_size).parameters:
+        kept["window_size"] = windows  # timm would let them grow with the image
     set_size(img_size=(size, size), **kept)
 
 
@@ -154,7 +156,7 @@ def _map(output: Tensor) -> Tensor:
         return output
     side = isqrt(output.shape[1])
     places = output[:, output.shape[1] - side * side :]
-    return places.transpose(1, 2).unflatten(2, (side, side))
+    return places.transpose(1, 2).reshape(len(output), -1, side, side)
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from transformers import UperNetConfig
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
 from pelacli.errors import RequestError
-from pelacli.models import features
+from pelacli.models import features, hf_segmenters
 from pelacli.models.opening import library
 from pelacli.models.types import ImageInput, Inputs, OpenModel
 
@@ -197,7 +197,7 @@ def around(
 
 def segments(opened: OpenModel) -> bool:
     """Whether the model's outputs are a map of classes already."""
-    return opened.library == NAME or "SemanticSegmentation" in type(opened.module).__name__
+    return opened.library == NAME or hf_segmenters.segments(opened.module)
 
 
 # The adapter (see `types.OwnAdapter`) ------------------------------------------------------------

@@ -26,12 +26,12 @@ from pelacli.data import Batch, Dataset, decode
 from pelacli.errors import RequestError
 from pelacli.fields import Range
 from pelacli.formats import masks
-from pelacli.models import segmenter
+from pelacli.models import ImageInput, segmenter
 from pelacli.sources import open_source
 from pelacli.tasks.base import Base
 
 if TYPE_CHECKING:
-    from pelacli.models import ImageInput, Inputs, OpenModel
+    from pelacli.models import Inputs, OpenModel
     from pelacli.recipe import Augment, Data
 
 
@@ -48,7 +48,7 @@ class Task(Base):
     )
     channels: int = Field(512, ge=1, description="width of UperNet's maps")
     pool_scales: list[int] = Field([1, 2, 3, 6], description="grids that UperNet pools to")
-    auxiliary: float = Field(0.4, ge=0, description="weight of the FCN head's loss; 0: no such head")
+    auxiliary: float = Field(0.4, ge=0, description="weight of the FCN head's loss; 0: without it")
     auxiliary_channels: int = Field(256, ge=1, description="width of the FCN head")
 
     @model_validator(mode="after")
@@ -70,9 +70,10 @@ class Task(Base):
     ) -> Dataset:
         """Images and masks as `pelacli.formats.masks` reads them; without labels, any images."""
         spec, augment = data.dataset, data.augment
-        sees = inputs.image if hasattr(inputs, "image") else inputs
-        if not hasattr(sees, "mean"):
-            raise RequestError(f"{spec}: the model reads texts, so it can't segment images")
+        if not isinstance(inputs, ImageInput):
+            raise RequestError(
+                f"{spec}: the model wants more than images, so it can't segment them"
+            )
         if augment.mixup or augment.cutmix or augment.smoothing:
             raise RequestError("data.augment: mixup, cutmix and smoothing are not for masks")
         if unlabelled and not masks.is_masks(spec):
@@ -83,12 +84,14 @@ class Task(Base):
         else:
             source, found, names = masks.open_masks(spec, split, images_only=unlabelled)
         count = self._count(names, spec) if not unlabelled else None
-        _, height, width = sees.size
+        _, height, width = inputs.size
         size = (data.image_size, data.image_size) if data.image_size else (height, width)
-        random = training and not augment.none
-        make = Make(self, sees, size, _joint(self, augment, sees, size) if random else None, count)
+        joint = None
+        if training and not augment.none:
+            joint = _joint(self, augment, inputs, size)
+        make, join = Make(self, inputs, size, joint, count), collate(self.ignore_index)
         listed = None if count is None else names or [str(number) for number in range(count)]
-        return Dataset(spec, source, make, collate(self.ignore_index), found, listed, not unlabelled)
+        return Dataset(spec, source, make, join, found, listed, not unlabelled)
 
     def _count(self, names: list[str] | None, spec: str) -> int:
         count = self.classes or (len(names) if names else None)
@@ -108,6 +111,9 @@ class Task(Base):
         return count
 
     # Model --------------------------------------------------------------------------------------
+
+    def fits(self, opened: OpenModel) -> bool:
+        return segmenter.segments(opened)
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """A segmenter around the model, or the segmenter that it is, with the data's classes."""
