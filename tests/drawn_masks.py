@@ -1,4 +1,4 @@
-"""Drawn images with masks: striped discs and squares, told apart by the direction of their stripes."""
+"""Drawn images with masks: discs and squares, told apart by the direction of their stripes."""
 
 from __future__ import annotations
 

@@ -102,7 +102,9 @@ def test_a_hub_dataset(tmp_path):
 def test_other_is_no_class(ade):
     """ADE20K: 0 is what nobody named; 255 stays what does not count."""
     numbers = np.array([[0, 1, 2, 3, 255]])
-    found = read_mask(numbers.astype(np.uint8), "x", size=(1, 5), classes=3, ignore=255, reduce=True)
+    found = read_mask(
+        numbers.astype(np.uint8), "x", size=(1, 5), classes=3, ignore=255, reduce=True
+    )
     assert found.tolist() == [[255, 0, 1, 2, 255]]
     mask(ade / "annotations/training/0.png", np.full((10, 12), 3))
     assert opened(ade, reduce_labels=True)[0]["masks"].unique().tolist() == [2]
@@ -192,7 +194,7 @@ def test_without_labels_no_mask_is_read(ade, tmp_path):
 
 @pytest.fixture
 def marked(tmp_path):
-    """Grey pictures in which a pixel's value is 80 · its class + 20, so the mask can be read off."""
+    """Grey pictures in which a pixel's value tells its class: 80 · class + 20."""
     rng = np.random.default_rng(0)
     for index in range(4):
         blocks = np.kron(rng.integers(0, 3, (4, 5)), np.ones((6, 6))).astype(np.uint8)
