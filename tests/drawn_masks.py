@@ -10,13 +10,20 @@ from PIL import Image, ImageDraw
 CLASSES = ["ground", "across", "down", "chequered"]
 
 
-def draw(rng: np.random.Generator, side: int = 32, most: int = 3) -> tuple[Image.Image, np.ndarray]:
-    """An image and the class of each of its pixels, [side, side]."""
+def draw(
+    rng: np.random.Generator, side: int = 32, most: int = 3, radii: tuple[int, int] = (6, 11)
+) -> tuple[Image.Image, np.ndarray]:
+    """An image and the class of each of its pixels, [side, side].
+
+    Args:
+        most: shapes in it, at most.
+        radii: half their width, from the first on, below the second.
+    """
     image = np.full((side, side), float(rng.integers(100, 156)))
     mask = np.zeros((side, side), np.uint8)
     rows, columns = np.mgrid[:side, :side]
     for _ in range(rng.integers(1, most + 1)):
-        kind, radius = int(rng.integers(1, 4)), int(rng.integers(6, 11))
+        kind, radius = int(rng.integers(1, 4)), int(rng.integers(*radii))
         x, y = (int(v) for v in rng.integers(radius, side - radius, 2))
         shape = Image.new("1", (side, side))
         pen = ImageDraw.Draw(shape)
@@ -47,11 +54,11 @@ def write(root: Path, counts: dict[str, int], side: int = 32, seed: int = 0) -> 
 
 
 def write_kinds(root: Path, counts: dict[str, int], side: int = 32, seed: int = 1) -> Path:
-    """For a classifier: a folder per class, of images with one shape each."""
+    """For a classifier: a folder per class, of images with one large shape each."""
     rng = np.random.default_rng(seed)
     for split, count in counts.items():
         for index in range(count):
-            image, mask = draw(rng, side, most=1)
+            image, mask = draw(rng, side, most=1, radii=(12, 16))
             folder = root / split / CLASSES[int(mask.max())]
             folder.mkdir(parents=True, exist_ok=True)
             image.save(folder / f"{index}.png")

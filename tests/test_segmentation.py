@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import init_empty_weights
 from drawn_masks import write, write_kinds
 
-from pelacli import artefact, lowrank, manifest, recipe, tasks
+from pelacli import (
+    artefact,
+    engine,
+    lowrank,
+    manifest,
+    models,
+    ranks,
+    recipe,
+    recipe_file,
+    tasks,
+    train,
+)  # fmt: skip
 from pelacli.agreement import agreement
 from pelacli.errors import RequestError
 from pelacli.recipe import Recipe
 from pelacli.steps import decompose, finetune, pretrain
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 VIT = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2}
 HEAD = {"channels": 16, "pool_scales": [1, 2], "auxiliary": 0.0}
 
@@ -216,7 +230,7 @@ def classifier(tmp_path_factory) -> Path:
             "output": str(folder / "run"),
             "device": "cpu",
             "data": {"dataset": str(kinds), "batch_size": 16, "augment": {"none": True}},
-            "teacher": {"epochs": 8, "lr": 2e-3, "eval_every": 100},
+            "teacher": {"epochs": 12, "lr": 3e-3, "warmup_epochs": 1, "eval_every": 100},
             "decompose": {"ratio": "0.5", "scope": "layers"},
         }
     )
@@ -226,7 +240,8 @@ def classifier(tmp_path_factory) -> Path:
 
 
 def test_a_compressed_classifier_becomes_a_segmenter(classifier, shapes, tmp_path, pela):
-    """The recipe of the README: model = an artefact, task = segmentation, at a larger size too."""
+    """Measured: miou 70.0; the dense classifier comes to 68.4 in the same steps. A map of ground
+    alone has some 15."""
     written = tmp_path / "recipe.toml"
     written.write_text(
         f"""
@@ -255,7 +270,7 @@ def test_a_compressed_classifier_becomes_a_segmenter(classifier, shapes, tmp_pat
     code, out, err = pela("run", written, "--json")
     assert code == 0, err
     found = json.loads(out)["eval"]
-    assert found["metrics"]["miou"] > 60  # measured: see the docstring of the module's run
+    assert found["metrics"]["miou"] > 60
     assert found["baseline"]["metrics"] == {}  # a classifier is no baseline of a segmenter
     assert found["drop"] is None
     before, after = manifest.read(classifier), manifest.read(tmp_path / "run/finetune")
@@ -265,6 +280,37 @@ def test_a_compressed_classifier_becomes_a_segmenter(classifier, shapes, tmp_pat
     assert {row.name: row.rank for row in after.layers if row.rank is not None} == old
     module = artefact.load(tmp_path / "run/finetune").module
     assert after.params.after == sum(p.numel() for p in module.parameters())
+
+
+def test_the_recipe_for_ade20k():
+    """The Swin-B of the paper's recipe, of which UperNet keeps every factor. No weights."""
+    imagenet = recipe_file.load(RECIPES / "imagenet/swin_base.toml", [])
+    spec = recipe_file.load(RECIPES / "segmentation.toml", [])
+    assert Path(spec.model) == imagenet.output
+    swin = models.open(imagenet.model, weights="random", meta=True)
+    free = [la for la in decompose.find(swin, imagenet.decompose) if la.reason is None]
+    plan = ranks.plan(
+        [ranks.Spectrum(la.name, la.shape, np.ones(min(la.shape))) for la in free],
+        policy=imagenet.decompose.policy,
+        ratio=imagenet.decompose.budget,
+        scope=imagenet.decompose.scope,
+        fixed_params=engine.fixed_params(swin.module, free),
+    )
+    lowrank.replace_empty(swin.module, plan.ranks())
+    chosen = tasks.get(*recipe.task_of(spec, spec.finetune))
+    make = SimpleNamespace(size=(spec.data.image_size,) * 2)
+    dataset = SimpleNamespace(num_classes=chosen.classes, make=make)
+    with init_empty_weights(include_buffers=True):
+        fitted = chosen.fit(swin, dataset, spec.num_classes, spec.seed)
+    saved = 87_768_224 - 62_164_128  # by the paper's recipe, of a classifier
+    assert fitted.params == 121_279_716 - saved == 95_675_620
+    assert len(lowrank.low_rank_layers(fitted.module)) == 72
+    with torch.no_grad():
+        logits = fitted.module.eval()(torch.empty(1, 3, 512, 512, device="meta"))
+    assert logits.shape == (1, 150, 128, 128)
+    batches = 20_210 // spec.data.batch_size  # images of ADE20K for training
+    assert train.updates(spec.finetune, batches) == 160_000
+    assert round(spec.finetune.warmup_epochs * batches) == pytest.approx(1_500, abs=5)
 
 
 def test_what_is_no_segmenter_is_refused(classifier, shapes, pela, tmp_path):

@@ -76,7 +76,7 @@ def open_masks(
 
     Args:
         spec: a folder, or "hfds/NAME".
-        images_only: masks may be missing; those given are no paths of files then.
+        images_only: of a folder; its masks may be missing, and those given are empty.
 
     Returns:
         (source of (image, mask), the split's own name or None, names of the classes or None).
