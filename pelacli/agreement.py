@@ -27,37 +27,39 @@ def agreement(
     Args:
         predict: (module, inputs) → output [B, ..., D].
         classes: the outputs are logits, so that their largest entries can be compared where
-            there is one vector [D] a sample.
+            there is one vector [D] a sample, or a map of them [D, height, width].
 
     Returns:
         ``cosine``: mean cosine of the outputs of one sample; ``relative_error``: Σ‖y − y′‖² over
         Σ‖y − ȳ‖², the share of the dense outputs' variance that is lost; with ``classes``,
-        ``same_class``: percent of samples with the same first choice.
+        ``same_class``: percent of samples (of a map's pixels) with the same first choice.
     """
-    samples = cosine = same = error = 0.0
+    samples = cosine = same = places = error = 0.0
     total = square = None
     for batch in batches:
         inputs = to_device(batch["inputs"], device)
         ours, theirs = predict(model, inputs), predict(dense, inputs)
-        classes = classes and ours.ndim == 2
+        classes = classes and ours.ndim in (2, 4)
+        if classes:
+            alike = ours.argmax(1) == theirs.argmax(1)
+            same, places = same + int(alike.sum()), places + alike.numel()
         ours, theirs = ours.flatten(1).double(), theirs.flatten(1).double()
         samples += len(ours)
         cosine += float(F.cosine_similarity(ours, theirs).sum())
-        same += int((ours.argmax(1) == theirs.argmax(1)).sum())
         error += float((ours - theirs).square().sum())
         total = theirs.sum(0) if total is None else total + theirs.sum(0)
         square = theirs.square().sum() if square is None else square + theirs.square().sum()
     if total is None or square is None:
         return {}
-    sums = torch.stack([total.new_tensor(v) for v in (samples, cosine, same, error)])
+    sums = torch.stack([total.new_tensor(v) for v in (samples, cosine, same, places, error)])
     sums, total, square = (_over_processes(t) for t in (sums, total, square))
-    samples, cosine, same, error = sums.tolist()
+    samples, cosine, same, places, error = sums.tolist()
     variance = float(square - total.square().sum() / samples)
     found = {"cosine": cosine / samples}
     if samples > 1 and variance > 0:
         found["relative_error"] = error / variance
     if classes:
-        found["same_class"] = 100 * same / samples
+        found["same_class"] = 100 * same / places
     return found
 
 

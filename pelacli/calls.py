@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pelacli.lowrank import Layer, linear_arguments
+from pelacli.lowrank import FactoredWeight, Layer, linear_arguments
 
 # (layer, input [..., in], weight as out × in, bias [out] or None) → the output to use instead
 Apply = Callable[[Layer, Tensor, Tensor, "Tensor | None"], Tensor]
@@ -40,6 +40,9 @@ class LinearCalls(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.linear:
             x, weight, bias = linear_arguments(args, kwargs)
+            if isinstance(weight, FactoredWeight):  # its factors are applied one by one
+                inner = self.__torch_function__(F.linear, types, (x, weight.down))
+                return self.__torch_function__(F.linear, types, (inner, weight.up, bias))
             layer = self._layers.get(id(weight))
             if layer is not None and layer.kind == "linear":
                 return self._apply(layer, x, weight, bias)

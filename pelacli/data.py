@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pelacli.models.types import ImageInput, Inputs, TextInput
     from pelacli.recipe import Augment
 
-__all__ = ["Batch", "Dataset", "Loader", "loader", "open_dataset"]
+__all__ = ["Batch", "Dataset", "Loader", "decode", "loader", "open_dataset"]
 
 
 @dataclass
@@ -152,7 +152,7 @@ class PrepareImage:
 
 
 def decode(raw: Any, mode: str, where: str) -> Any:
-    """A PIL image of the mode from a path, bytes, an array or an image."""
+    """A PIL image of the mode from a path, bytes, an array or an image; ``where`` names it."""
     from PIL import Image
 
     try:

@@ -40,6 +40,11 @@ def samples(
     chosen = tasks.get(task or ("image-classification" if classes else "unlabelled"), task_args)
     dataset = chosen.open(data, split or data.val, inputs=opened.inputs)
     labelled = chosen.LABELLED and dataset.labelled
+    if labelled and not chosen.fits(opened):
+        raise RequestError(
+            f"{opened.ref}: gives no output that task {task!r} could judge; `pela finetune` builds "
+            "what the task needs around it"
+        )
     if chosen.LABELLED and not labelled:
         dataset = chosen.open(data, split or data.val, inputs=opened.inputs, unlabelled=True)
     size = batch_size or data.batch_size

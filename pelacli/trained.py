@@ -68,10 +68,16 @@ class Splits:
         )
         if labelled is None:
             labelled = train.labelled and (train.classes is None or len(train.classes) == classes)
+            labelled = labelled and task.fits(opened)
             if not labelled:
                 train = task.open(
                     data, data.train, inputs=opened.inputs, training=True, unlabelled=True
                 )
+        if labelled and not task.fits(opened):
+            raise RequestError(
+                f"{opened.ref}: gives no output that the task could learn from; heal it without "
+                "labels (pretrain.labels = false), or with the task that it has"
+            )
         size = section.batch_size or data.batch_size
         validation = None
         if train.split is not None:

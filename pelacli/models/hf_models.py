@@ -15,11 +15,12 @@ from torch import nn
 
 from pelacli.aliases import closest
 from pelacli.errors import RequestError
-from pelacli.models import detectors, hf_pairs
+from pelacli.models import detectors, hf_pairs, hf_segmenters
 from pelacli.models.types import ImageInput, Inputs, PairInput, TextInput
 
 _TOKENS = 128  # of an example
 _ANSWER = 6  # of the answer to an example question
+_ANY_SIZE = 224  # pixels a side of an image, where neither model nor processor says
 
 
 def is_type(name: str) -> bool:
@@ -132,9 +133,11 @@ def inputs(module: nn.Module, directory: Path | None) -> Inputs:
     if detectors.is_detector(module):
         return detectors.inputs(module, directory)
     config: Any = module.config
-    vision = getattr(config, "vision_config", config)
-    sees = hasattr(vision, "image_size")
-    reads = hasattr(config, "text_config") or hasattr(config, "vocab_size")
+    vision = getattr(config, "vision_config", getattr(config, "backbone_config", None) or config)
+    first = getattr(module, "main_input_name", "") == "pixel_values"
+    sees = hasattr(vision, "image_size") or first
+    # BEiT's vocabulary is of visual tokens.
+    reads = hasattr(config, "text_config") or (hasattr(config, "vocab_size") and not first)
     if sees and not reads:
         return _image_input(vision, directory)
     text = _text_input(getattr(config, "text_config", None) or config, directory)
@@ -181,6 +184,9 @@ def set_classes(module: nn.Module, num_classes: int) -> None:
     """Give the model a fresh classifier in the place of the one it has."""
     if detectors.is_detector(module):
         detectors.set_classes(module, num_classes)
+        return
+    if hf_segmenters.segments(module):
+        hf_segmenters.set_classes(module, num_classes)
         return
     old = getattr(module, "classifier", None)
     if not isinstance(old, nn.Linear):
@@ -229,7 +235,7 @@ def _image_input(vision: Any, directory: Path | None) -> ImageInput:
     processor: dict[str, Any] = {}
     if directory is not None and (directory / "preprocessor_config.json").is_file():
         processor = json.loads((directory / "preprocessor_config.json").read_text())
-    size = vision.image_size
+    size = getattr(vision, "image_size", None) or _size_of(processor)
     height, width = (size, size) if isinstance(size, int) else size
     channels = getattr(vision, "num_channels", 3)
     crop = processor.get("crop_size") or {}
@@ -243,6 +249,15 @@ def _image_input(vision: Any, directory: Path | None) -> ImageInput:
         float(crop.get("height", height)) / resize if crop else 1.0,
         processor or None,
     )
+
+
+def _size_of(processor: dict[str, Any]) -> int | tuple[int, int]:
+    """Of a model that takes images of any size (SegFormer): its processor's, or else ImageNet's."""
+    size = processor.get("size") or _ANY_SIZE
+    if isinstance(size, dict):
+        short = size.get("shortest_edge")
+        return short or (size["height"], size["width"])
+    return int(size)
 
 
 def _refuse_unknown(config: Any, model_args: dict[str, Any], where: str) -> None:

@@ -78,7 +78,7 @@ def run(
         metrics={},
         max_drop=max_drop,
     )
-    samples = None
+    samples, comparable = None, True
     if data is not None:
         samples, chosen, labelled = evaluation.samples(
             opened, data, task, split, batch_size, task_args
@@ -86,7 +86,8 @@ def run(
         found.main = chosen.MAIN if labelled else None
         found.metrics = measure(opened, samples, chosen, labelled, place)
         if dense is not None and dense_described is not None:
-            same_outputs = _alike(opened, dense)
+            comparable = chosen.fits(dense) == chosen.fits(opened)
+            same_outputs = models.num_classes(dense) == models.num_classes(opened) and comparable
             found.baseline = {
                 "artefact": against,
                 "params": dense_described.params.after,
@@ -94,13 +95,13 @@ def run(
                 "metrics": measure(dense, samples, chosen, labelled and same_outputs, place),
                 "latency_ms": None,
             }
-            found.agreement = _agreement(opened, dense, samples, place)
+            found.agreement = _agreement(opened, dense, samples, place) if comparable else {}
             if found.main and found.main in found.baseline["metrics"]:
                 found.drop = found.baseline["metrics"][found.main] - found.metrics[found.main]
     elif max_drop is not None:
         raise RequestError("--max-drop needs --data, the samples to measure the drop on")
     if with_latency:
-        _time(found, opened, dense, samples, place)
+        _time(found, opened, dense if comparable else None, samples, place)
     return found
 
 
@@ -128,18 +129,11 @@ def _open(ref: str, how: dict[str, Any] | None) -> tuple[OpenModel, Manifest]:
     return opened, described
 
 
-def _alike(opened: OpenModel, dense: OpenModel) -> bool:
-    """Whether the two answer the same question: a detector around a backbone has other outputs than
-    the classifier that the backbone came from."""
-    same_kind = type(opened.module) is type(dense.module)
-    return same_kind and models.num_classes(dense) == models.num_classes(opened)
-
-
 def _agreement(
     opened: OpenModel, dense: OpenModel, samples: Loader, place: torch.device
 ) -> dict[str, float]:
     """Agreement of the outputs; empty where they are of different kinds."""
-    if not _alike(opened, dense):
+    if models.num_classes(opened) != models.num_classes(dense):
         return {}
     with console.progress("comparing outputs"):
         return agreement(
@@ -160,8 +154,6 @@ def _time(
     place: torch.device,
 ) -> None:
     batch = models.example(opened) if samples is None else next(iter(samples))["inputs"]
-    if dense is not None and type(dense.module) is not type(opened.module):
-        dense = None  # it may not even take these samples
     modules = [opened.module] + ([dense.module] if dense is not None else [])
     with console.progress("timing"):
         times = latency.side_by_side(modules, batch, predict, seconds=_SECONDS, device=place)

@@ -62,6 +62,11 @@ class Base(Section):
 
     # Model --------------------------------------------------------------------------------------
 
+    def fits(self, opened: OpenModel) -> bool:
+        """Whether the task can judge the model as it is. A classifier is none that `fit` has made
+        a segmenter of, nor a baseline for that."""
+        return True
+
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """The model to train on the task, from the one that is given: with a fresh head where the
         data asks for one, or around the given one as its backbone. Low-rank layers stay low-rank.

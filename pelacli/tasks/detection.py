@@ -101,6 +101,10 @@ class Task(Base):
 
     # Model --------------------------------------------------------------------------------------
 
+    def fits(self, opened: OpenModel) -> bool:
+        """Whether the model finds boxes."""
+        return detectors.is_detector(opened.module)
+
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """A detector around a backbone; a fresh classifier where the data has other classes."""
         names = dataset.classes or []
