@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pelacli.manifest import SourceRecord
+from pelacli.models.pooling import Pooling
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,21 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class TextInput:
-    """What a text model wants. ``tokenizer`` is None where the model came without one."""
+    """What a text model wants.
+
+    Attributes:
+        tokenizer: None where the model came without one.
+        max_length: in tokens, the special ones included.
+        classes: the model's own names of its classes, in the order of its outputs; None where it
+            has no classes, or only numbers for them.
+        causal: whether it predicts the next token (True) or masked ones (False); None where it
+            has no output for tokens.
+    """
 
     tokenizer: Any
     max_length: int
+    classes: tuple[str, ...] | None = None
+    causal: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -134,8 +146,9 @@ class OwnAdapter(Adapter, Protocol):
 def predict(module: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
     """The model's main output for a batch.
 
-    Logits where the model has a head; else its embedding of the sample: pooled features, or the
-    mean of the last hidden states over the tokens that are no padding.
+    Logits where the model has a head; else its embedding of the sample: pooled features, or of a
+    text the last hidden states pooled as sentence-transformers' files beside the model say, else
+    their mean over the tokens that are no padding.
 
     Args:
         inputs: images [B, C, H, W], or the model's keyword arguments as tensors [B, ...].
@@ -145,10 +158,10 @@ def predict(module: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
     """
     result = module(**inputs) if isinstance(inputs, Mapping) else module(inputs)
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    return main_output(result, mask)
+    return main_output(result, mask, getattr(module, "pela_pooling", None))
 
 
-def main_output(result: Any, mask: Tensor | None = None) -> Tensor:
+def main_output(result: Any, mask: Tensor | None = None, pooling: Pooling | None = None) -> Tensor:
     """The main tensor of what a model returned; see `predict`."""
     if isinstance(result, Tensor):
         return result
@@ -162,8 +175,7 @@ def main_output(result: Any, mask: Tensor | None = None) -> Tensor:
         if isinstance(hidden, Tensor):
             if mask is None or mask.shape != hidden.shape[:2]:
                 return hidden.flatten(1, -2).mean(1) if hidden.ndim == 3 else hidden
-            weight = mask[..., None].to(hidden.dtype)
-            return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
+            return (pooling or Pooling())(hidden, mask)
         result = list(result.values())
     if isinstance(result, tuple | list):
         for item in result:
