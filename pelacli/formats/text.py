@@ -123,7 +123,7 @@ def open_texts(
         raise RequestError(
             f"{place}, entry {none[0] + 1}: no {label!r}, which other entries have; fill it in"
         )
-    kept = [i for i, value in enumerate(values) if str(value) not in _NO_LABEL]
+    kept = [i for i, value in enumerate(values) if scores or str(value) not in _NO_LABEL]
     if not kept:
         return Texts(rows, texts, None, place, found)
     if len(kept) < len(values):

@@ -39,6 +39,8 @@ def with_head(
         adopt(new, module)
     adopt(new_base, old_base)
     new.tie_weights()  # type: ignore[operator]
+    if hasattr(module, "pela_pooling"):
+        new.pela_pooling = module.pela_pooling
     return new
 
 

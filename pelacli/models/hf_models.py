@@ -158,6 +158,11 @@ def _text_input(module: nn.Module, config: Any, directory: Path | None) -> TextI
             if name in takes and not (name == "token_type_ids" and one_kind)
         ]
     longest = int(getattr(config, "max_position_embeddings", 0) or 512)
+    for name, table in module.named_modules():  # RoBERTa and its kin count from the padding on
+        offset = getattr(table, "padding_idx", None)
+        if name.endswith("position_embeddings") and offset is not None:
+            longest -= offset + 1
+            break
     limit = int(getattr(tokenizer, "model_max_length", longest) or longest)
     if directory is not None and (directory / "sentence_bert_config.json").is_file():
         # sentence-transformers trained the model on shorter texts than its positions allow.
@@ -214,8 +219,8 @@ def example(module: nn.Module, inputs: Inputs) -> dict[str, torch.Tensor]:
         batch["pixel_values"] = torch.zeros(1, *image.size, device=device)
     if isinstance(inputs, TextInput | PairInput):
         text = getattr(config, "text_config", config)
-        longest = int(getattr(text, "max_position_embeddings", 0) or _TOKENS)
-        ids = torch.zeros(1, min(_TOKENS, longest), dtype=torch.long, device=device)
+        wanted = inputs.text if isinstance(inputs, PairInput) else inputs
+        ids = torch.zeros(1, min(_TOKENS, wanted.max_length), dtype=torch.long, device=device)
         # Models that pool at the end-of-text token look for it.
         end = getattr(text, "eos_token_id", 0) or 0
         ids[:, -1] = min(end, int(getattr(text, "vocab_size", end + 1)) - 1)
