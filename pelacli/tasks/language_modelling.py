@@ -57,7 +57,8 @@ class Task(Base):
         assert isinstance(inputs, TextInput)
         if self.block is not None and self.block > inputs.max_length:
             raise RequestError(
-                f"task_args.block: {self.block} tokens are more than the model's {inputs.max_length}"
+                f"task_args.block: {self.block} tokens are more than the {inputs.max_length} that "
+                "the model reads"
             )
         column = None if self.text is None else Columns((self.text,))
         texts = open_texts(data.dataset, split, column, unlabelled=True)
