@@ -7,7 +7,7 @@ told apart by the very weight tensor that is applied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,9 +59,23 @@ def token_rows(t: Tensor, mask: Tensor | None) -> Tensor:
     Args:
         mask: [B, N] bool, where there are tokens; it counts for tensors [B, N, width] alone.
     """
-    if mask is not None and t.shape[:-1] == mask.shape:
-        t = t[mask]
-    return t.detach().reshape(-1, t.shape[-1]).float()
+    return unpadded(t, mask).detach().reshape(-1, t.shape[-1]).float()
+
+
+def unpadded(t: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, N, width] → [tokens, width] without padding; any other tensor as it is.
+
+    Args:
+        mask: [B, N], where there are tokens.
+    """
+    if mask is None or t.shape[:-1] != mask.shape:
+        return t
+    return t[mask.bool()]
+
+
+def padding_mask(inputs: Any) -> Tensor | None:
+    """The mask [B, N] of the tokens that are no padding, of what a model takes; None without."""
+    return inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
 
 
 @contextmanager

@@ -34,10 +34,12 @@ def samples(
     """The samples, the task, and whether the samples have labels that fit the model.
 
     Args:
-        task: its name; None takes image classification where there are labels for it.
+        task: its name; None takes classification, of images or of texts, where there are labels
+            for it.
     """
     classes = models.num_classes(opened)
-    chosen = tasks.get(task or ("image-classification" if classes else "unlabelled"), task_args)
+    kind = "text" if isinstance(opened.inputs, models.TextInput) else "image"
+    chosen = tasks.get(task or (f"{kind}-classification" if classes else "unlabelled"), task_args)
     dataset = chosen.open(data, split or data.val, inputs=opened.inputs)
     labelled = chosen.LABELLED and dataset.labelled
     if labelled and not chosen.fits(opened):

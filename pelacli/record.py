@@ -82,9 +82,12 @@ def moved(opened: OpenModel, record: Manifest, before: Mapping[str, nn.Module]) 
         record: of the model before.
         before: `lowrank.places` of that.
     """
-    now = {id(module): name for name, module in lowrank.places(opened.module).items()}
+    places = lowrank.places(opened.module)
+    now = {id(module): name for name, module in places.items()}
     rows = {now.get(id(before.get(row.name)), row.name): row for row in record.layers}
-    if opened.library == record.library and all(name == row.name for name, row in rows.items()):
+    stayed = all(name == row.name for name, row in rows.items())
+    # A head that came or went has moved nothing, and is in no row all the same.
+    if opened.library == record.library and stayed and set(places) == set(before):
         return record
     layers = lowrank.find_layers(opened.module, head=opened.head)
     spent = cost(opened, layers)

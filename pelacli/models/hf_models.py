@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,10 @@ from torch import nn
 
 from pelacli.aliases import closest
 from pelacli.errors import RequestError
-from pelacli.models import detectors, hf_pairs, hf_segmenters
+from pelacli.models import detectors, hf_pairs, hf_segmenters, pooling
+from pelacli.models.hf_heads import causal as _causal
+from pelacli.models.hf_heads import own_classes as _own_classes
+from pelacli.models.hf_heads import with_head as with_head
 from pelacli.models.types import ImageInput, Inputs, PairInput, TextInput
 
 _TOKENS = 128  # of an example
@@ -60,7 +64,9 @@ def open_directory(
     """
     config = _with_classes(read_config(directory, model_args), num_classes)
     if random:
-        return from_config(config), []
+        module = from_config(config)
+        pooling.hold(module, directory)
+        return module, []
     if not any(directory.glob("*.safetensors")):
         raise RequestError(
             f"{directory}: has no safetensors weights, and pela never unpickles; convert them, "
@@ -80,6 +86,7 @@ def open_directory(
             raise RequestError(
                 f"{directory}: the weights can't be loaded: {_first(error)}"
             ) from None
+    pooling.hold(module, directory)
     return module, sorted(info["missing_keys"])
 
 
@@ -116,7 +123,8 @@ def rebuild(directory: Path) -> nn.Module:
         module = from_config(read_config(directory, {}))
     module.tie_weights()  # type: ignore[operator]  # built without memory, shared weights come apart
     if any(b.is_meta for b in module.buffers()):  # computed from a weight, so only the long way
-        return from_config(read_config(directory, {}))
+        module = from_config(read_config(directory, {}))
+    pooling.hold(module, directory)
     return module
 
 
@@ -140,18 +148,30 @@ def inputs(module: nn.Module, directory: Path | None) -> Inputs:
     reads = hasattr(config, "text_config") or (hasattr(config, "vocab_size") and not first)
     if sees and not reads:
         return _image_input(vision, directory)
-    text = _text_input(getattr(config, "text_config", None) or config, directory)
+    text = _text_input(module, getattr(config, "text_config", None) or config, directory)
     fill = "siglip" in str(getattr(config, "model_type", ""))
     text = replace(text, fill=fill, marks=hf_pairs.marks(module))
     return PairInput(_image_input(vision, directory), text) if sees else text
 
 
-def _text_input(config: Any, directory: Path | None) -> TextInput:
+def _text_input(module: nn.Module, config: Any, directory: Path | None) -> TextInput:
     tokenizer = None
     if directory is not None and any(directory.glob("tokenizer*")):
         with _quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        takes = inspect.signature(module.forward).parameters
+        one_kind = int(getattr(config, "type_vocab_size", 0) or 0) < 2
+        tokenizer.model_input_names = [
+            name
+            for name in tokenizer.model_input_names
+            if name in takes and not (name == "token_type_ids" and one_kind)
+        ]
     longest = int(getattr(config, "max_position_embeddings", 0) or 512)
+    for name, table in module.named_modules():  # RoBERTa and its kin count from the padding on
+        offset = getattr(table, "padding_idx", None)
+        if name.endswith("position_embeddings") and offset is not None:
+            longest -= offset + 1
+            break
     limit = int(getattr(tokenizer, "model_max_length", longest) or longest)
     if directory is not None and (directory / "sentence_bert_config.json").is_file():
         # sentence-transformers trained the model on shorter texts than its positions allow.
@@ -160,7 +180,7 @@ def _text_input(config: Any, directory: Path | None) -> TextInput:
                 "max_seq_length", limit
             )
         )
-    return TextInput(tokenizer, min(longest, limit))
+    return TextInput(tokenizer, min(longest, limit), _own_classes(module), _causal(module))
 
 
 def head(module: nn.Module) -> frozenset[str]:
@@ -217,8 +237,8 @@ def example(module: nn.Module, inputs: Inputs) -> dict[str, torch.Tensor]:
         batch["pixel_values"] = torch.zeros(1, *image.size, device=device)
     if isinstance(inputs, TextInput | PairInput):
         text = getattr(config, "text_config", config)
-        longest = int(getattr(text, "max_position_embeddings", 0) or _TOKENS)
-        ids = torch.zeros(1, min(_TOKENS, longest), dtype=torch.long, device=device)
+        wanted = inputs.text if isinstance(inputs, PairInput) else inputs
+        ids = torch.zeros(1, min(_TOKENS, wanted.max_length), dtype=torch.long, device=device)
         # Models that pool at the end-of-text token look for it.
         end = getattr(text, "eos_token_id", 0) or 0
         ids[:, -1] = min(end, int(getattr(text, "vocab_size", end + 1)) - 1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from pelacli.errors import RequestError
 from pelacli.models.opening import library
-from pelacli.models.types import OpenModel
+from pelacli.models.types import OpenModel, TextInput
 
 
 def example(opened: OpenModel) -> Tensor | dict[str, Tensor]:
@@ -86,6 +89,45 @@ def set_classes(opened: OpenModel, classes: int, seed: int) -> None:
     adapter = library(opened.library)
     adapter.set_classes(opened.module, classes)
     opened.config, opened.head = adapter.config(opened.module), adapter.head(opened.module)
+
+
+def with_head(
+    opened: OpenModel,
+    kind: str,
+    seed: int,
+    classes: Sequence[str] = (),
+    pad_token_id: int | None = None,
+) -> OpenModel:
+    """The model as another of its family's classes, around the layers that it has: those that both
+    classes have in the same shape are the very modules, low-rank ones too; the others are fresh.
+
+    Args:
+        kind: in transformers' words: "SequenceClassification", "MaskedLM", "CausalLM", or "" for
+            the encoder alone.
+        seed: of fresh weights.
+        classes: names of the outputs, one each.
+        pad_token_id: what padding looks like, where the model has no word of its own for it.
+
+    Raises:
+        RequestError: the model's library or family has no such class.
+    """
+    adapter = library(opened.library)
+    build = getattr(adapter, "with_head", None)
+    if build is None:
+        raise RequestError(f"{opened.ref}: {opened.library} has no text models to put a head on")
+    torch.manual_seed(seed)
+    module = build(opened.module, kind, classes, pad_token_id)
+    module.eval()
+    inputs, before = adapter.inputs(module, None), opened.inputs
+    if isinstance(inputs, TextInput) and isinstance(before, TextInput):
+        inputs = replace(inputs, tokenizer=before.tokenizer, max_length=before.max_length)
+    return replace(
+        opened,
+        module=module,
+        config=adapter.config(module),
+        head=adapter.head(module),
+        inputs=inputs,
+    )
 
 
 def set_drop_path(module: nn.Module, rate: float, rule: str = "linear") -> None:

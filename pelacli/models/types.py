@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pelacli.manifest import SourceRecord
+from pelacli.models.pooling import Pooling
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,22 @@ class TextInput:
 
     Attributes:
         tokenizer: None where the model came without one.
-        max_length: in tokens.
+        max_length: in tokens, the special ones included.
         fill: texts are padded to that length, as the model was trained (SigLIP reads its last
             position), and not just to the longest of a batch.
         marks: (start, end) tokens of what the model's decoder writes; None where it has none.
+        classes: the model's own names of its classes, in the order of its outputs; None where it
+            has no classes, or only numbers for them.
+        causal: whether it predicts the next token (True) or masked ones (False); None where it
+            has no output for tokens.
     """
 
     tokenizer: Any
     max_length: int
     fill: bool = False
     marks: tuple[int, int] | None = None
+    classes: tuple[str, ...] | None = None
+    causal: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -152,9 +159,9 @@ def predict(module: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
     """The model's main output for a batch.
 
     Logits where the model has a head (a detector's with the boxes beside them); else its embedding
-    of the sample: pooled features, or the mean of the last hidden states over the tokens that are
-    no padding. What that is for pairs of images and texts its family says
-    (`pairs.PairModel.output`).
+    of the sample: pooled features, or of a text the last hidden states pooled as
+    sentence-transformers' files beside the model say, else their mean over the tokens that are no
+    padding. What that is for pairs of images and texts its family says (`pairs.PairModel.output`).
 
     Args:
         inputs: images [B, C, H, W], or the model's keyword arguments as tensors [B, ...].
@@ -170,10 +177,10 @@ def predict(module: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
             return view.output(inputs)
     result = module(**inputs) if isinstance(inputs, Mapping) else module(inputs)
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    return main_output(result, mask)
+    return main_output(result, mask, getattr(module, "pela_pooling", None))
 
 
-def main_output(result: Any, mask: Tensor | None = None) -> Tensor:
+def main_output(result: Any, mask: Tensor | None = None, pooling: Pooling | None = None) -> Tensor:
     """The main tensor of what a model returned; see `predict`."""
     if isinstance(result, Tensor):
         return result
@@ -188,8 +195,7 @@ def main_output(result: Any, mask: Tensor | None = None) -> Tensor:
         if isinstance(hidden, Tensor):
             if mask is None or mask.shape != hidden.shape[:2]:
                 return hidden.flatten(1, -2).mean(1) if hidden.ndim == 3 else hidden
-            weight = mask[..., None].to(hidden.dtype)
-            return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
+            return (pooling or Pooling())(hidden, mask)
         result = list(result.values())
     if isinstance(result, tuple | list):
         for item in result:

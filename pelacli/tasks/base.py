@@ -35,10 +35,12 @@ class Base(Section):
         MAIN: the metric that models are compared by, larger is better, in percent points where
             it is a share; None where the task has none.
         LABELLED: whether its samples have labels, so that `loss` can be asked for.
+        JUDGES_LABEL_FREE: whether training without labels is judged by validation's labels.
     """
 
     MAIN: ClassVar[str | None] = None
     LABELLED: ClassVar[bool] = True
+    JUDGES_LABEL_FREE: ClassVar[bool] = False
 
     # Data ---------------------------------------------------------------------------------------
 
