@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +148,6 @@ def inputs(module: nn.Module, directory: Path | None) -> Inputs:
     if sees and not reads:
         return _image_input(vision, directory)
     text = _text_input(module, getattr(config, "text_config", None) or config, directory)
-    fill = "siglip" in str(getattr(config, "model_type", ""))
-    text = replace(text, fill=fill, marks=hf_pairs.marks(module))
     return PairInput(_image_input(vision, directory), text) if sees else text
 
 
@@ -180,7 +177,14 @@ def _text_input(module: nn.Module, config: Any, directory: Path | None) -> TextI
                 "max_seq_length", limit
             )
         )
-    return TextInput(tokenizer, min(longest, limit), _own_classes(module), _causal(module))
+    return TextInput(
+        tokenizer,
+        min(longest, limit),
+        fill="siglip" in str(getattr(module.config, "model_type", "")),
+        marks=hf_pairs.marks(module),
+        classes=_own_classes(module),
+        causal=_causal(module),
+    )
 
 
 def head(module: nn.Module) -> frozenset[str]:

@@ -96,7 +96,7 @@ class Task(Base):
                 f"{spec}: no COCO data: neither annotations/instances_SPLIT.json nor "
                 "SPLIT/_annotations.coco.json is in it"
             )
-        source, found, _ = open_source(spec, split, text=False, training=False, unlabelled=True)
+        source, found, _ = open_source(spec, split, training=False, unlabelled=True)
         return source, found, None
 
     # Model --------------------------------------------------------------------------------------

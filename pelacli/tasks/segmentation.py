@@ -77,9 +77,7 @@ class Task(Base):
         if augment.mixup or augment.cutmix or augment.smoothing:
             raise RequestError("data.augment: mixup, cutmix and smoothing are not for masks")
         if unlabelled and not masks.is_masks(spec):
-            source, found, _ = open_source(
-                spec, split, text=False, training=training, unlabelled=True
-            )
+            source, found, _ = open_source(spec, split, training=training, unlabelled=True)
             names = None
         else:
             source, found, names = masks.open_masks(spec, split, images_only=unlabelled)
