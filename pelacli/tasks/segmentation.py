@@ -11,7 +11,6 @@ to the mask's own size, so that figures are of the pixels that were annotated.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -22,17 +21,19 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pelacli import models
 from pelacli.console import say
-from pelacli.data import Batch, Dataset, decode
+from pelacli.data import Batch, Dataset
 from pelacli.errors import RequestError
 from pelacli.fields import Range
 from pelacli.formats import masks
 from pelacli.models import ImageInput, segmenter
 from pelacli.sources import open_source
+from pelacli.tasks import _masked
+from pelacli.tasks._masked import Collate, Make
 from pelacli.tasks.base import Base
 
 if TYPE_CHECKING:
     from pelacli.models import Inputs, OpenModel
-    from pelacli.recipe import Augment, Data
+    from pelacli.recipe import Data
 
 
 class Task(Base):
@@ -86,8 +87,9 @@ class Task(Base):
         size = (data.image_size, data.image_size) if data.image_size else (height, width)
         joint = None
         if training and not augment.none:
-            joint = _joint(self, augment, inputs, size)
-        make, join = Make(self, inputs, size, joint, count), collate(self.ignore_index)
+            joint = _masked.joint(inputs, size, augment, self.resize, self.ignore_index)
+        make = Make(inputs, size, joint, count, self.ignore_index, self.reduce_labels)
+        join = Collate(self.ignore_index)
         listed = None if count is None else names or [str(number) for number in range(count)]
         return Dataset(spec, source, make, join, found, listed, not unlabelled)
 
@@ -211,103 +213,3 @@ class Overlap:
             "pixel_accuracy": hit.sum()[None] / counts.sum(),
         }
         return {name: 100 * float(values.mean()) for name, values in figures.items()}
-
-
-# Samples -----------------------------------------------------------------------------------------
-
-
-@dataclass
-class Make:
-    """A sample from (image, mask): ``inputs`` [C, H, W], ``masks`` [h, w] and their ``size``.
-
-    Attributes:
-        size: (height, width) of the inputs.
-        joint: random transform of image and mask together; None in evaluation, where the image is
-            stretched and the mask stays as it is.
-        classes: how many there are; None where there are no masks.
-    """
-
-    task: Task
-    sees: ImageInput
-    size: tuple[int, int]
-    joint: Any
-    classes: int | None
-
-    def __call__(self, sample: tuple[Any, Any], where: str) -> Batch:
-        from torchvision import tv_tensors
-        from torchvision.transforms.v2 import functional as V
-
-        image = decode(sample[0], "L" if self.sees.size[0] == 1 else "RGB", where)
-        mask = None
-        if self.classes is not None:
-            mask = masks.read_mask(
-                sample[1],
-                where,
-                size=(image.height, image.width),
-                classes=self.classes,
-                ignore=self.task.ignore_index,
-                reduce=self.task.reduce_labels,
-            )
-        picture = tv_tensors.Image(V.pil_to_tensor(image))
-        if self.joint is None:
-            method = V.InterpolationMode(self.sees.interpolation)
-            picture = V.resize(picture, list(self.size), interpolation=method, antialias=True)
-        elif mask is None:
-            picture = self.joint(picture)
-        else:
-            picture, mask = self.joint(picture, tv_tensors.Mask(mask))
-        mean, std = _statistics(self.sees)
-        pixels = V.to_dtype(picture.as_subclass(Tensor), torch.float32, scale=True)
-        item: Batch = {"inputs": V.normalize(pixels, mean, std)}
-        if mask is not None:
-            item["masks"] = mask.as_subclass(Tensor)
-        return item
-
-
-def _statistics(sees: ImageInput) -> tuple[list[float], list[float]]:
-    """Mean and deviation per channel; a grey model may carry the colour model's."""
-    channels, mean, std = sees.size[0], list(sees.mean), list(sees.std)
-    if channels == 1:
-        return [sum(mean) / len(mean)], [sum(std) / len(std)]
-    return mean, std
-
-
-def _joint(task: Task, augment: Augment, sees: ImageInput, size: tuple[int, int]) -> Any:
-    """Scale, crop, mirror and colour, of image and mask together where that is meant. What lies
-    outside of a small image is the mean colour, and does not count."""
-    from torchvision import tv_tensors
-    from torchvision.transforms import v2
-
-    short = min(size)
-    least, most = (max(1, round(factor * short)) for factor in task.resize)
-    mean, _ = _statistics(sees)
-    fill = {tv_tensors.Image: [255 * one for one in mean], tv_tensors.Mask: task.ignore_index}
-    jitter = augment.color_jitter
-    parts = [
-        v2.RandomResize(least, most + 1, interpolation=v2.InterpolationMode(sees.interpolation)),
-        v2.RandomCrop(size, pad_if_needed=True, fill=fill),
-        v2.RandomHorizontalFlip(augment.hflip),
-        v2.RandomVerticalFlip(augment.vflip),
-        *([v2.ColorJitter(jitter, jitter, jitter)] if jitter and len(mean) == 3 else []),
-    ]
-    return v2.Compose(parts)
-
-
-@dataclass
-class collate:  # noqa: N801  (a function that workers can be sent)
-    """Batches of samples; masks of several sizes are padded with pixels that do not count."""
-
-    ignore_index: int
-
-    def __call__(self, items: list[Batch]) -> Batch:
-        batch: Batch = {"inputs": torch.stack([item["inputs"] for item in items])}
-        if "masks" not in items[0]:
-            return batch
-        found = [item["masks"] for item in items]
-        sizes = torch.tensor([list(mask.shape) for mask in found])
-        height, width = sizes.amax(0).tolist()
-        batch["masks"] = torch.full((len(found), height, width), self.ignore_index)
-        for place, mask in zip(batch["masks"], found, strict=True):
-            place[: mask.shape[0], : mask.shape[1]] = mask
-        batch["sizes"] = sizes
-        return batch
