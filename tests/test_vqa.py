@@ -349,7 +349,7 @@ def learns(pela, here: Path, kind: str, **values: object) -> dict[str, float]:
 
 def test_vilt_learns_falls_and_comes_back(pela, here):
     """Always saying "no" is worth 32; knowing colours and places, 68."""
-    scores = learns(pela, here, "ViltForQuestionAnswering", epochs=12, ratio=0.45, heal=4)
+    scores = learns(pela, here, "ViltForQuestionAnswering", epochs=20, ratio=0.4, heal=4)
     assert scores["dense"] > 60
     assert scores["decompose"] < scores["dense"] - 10
     assert scores["finetune"] > scores["dense"] - 5
