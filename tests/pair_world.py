@@ -198,7 +198,8 @@ def albef(folder: Path, variant: str, seed: int = 0, **settings: object) -> Path
     from safetensors.torch import save_file
 
     sizes = {"image_size": SIZE, "vocab_size": len(VOCABULARY), "max_positions": 16,
-             "vision_width": WIDTH, "text_width": WIDTH, "text_hidden": 96, "dropout": 0.0}  # fmt: skip
+             "vision_width": WIDTH, "text_width": WIDTH, "text_hidden": 96,
+             "dropout": 0.0}  # fmt: skip
     made = tiny(variant, seed, **{**sizes, **settings})
     for parameter in made.parameters():  # fresh ones are too even to tell things apart
         if parameter.ndim > 1:

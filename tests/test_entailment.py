@@ -103,19 +103,19 @@ task = "entailment"
 
 [data]
 dataset = "data"
-batch_size = 24
+batch_size = 16
 
 [data.augment]
 none = true
 
 [teacher]
-epochs = 20
+epochs = 18
 lr = 1e-3
 warmup_epochs = 1
 eval_every = 100
 
 [decompose]
-ratio = 0.42
+ratio = 0.39
 calibrate = "train"
 samples = 96
 
