@@ -190,3 +190,27 @@ def model(kind: str, folder: Path, seed: int = 0, **settings: object) -> Path:
                  "size": {"height": SIZE, "width": SIZE}}  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
+
+
+def albef(folder: Path, variant: str, seed: int = 0, **settings: object) -> Path:
+    """A tiny ALBEF with fresh weights, saved with its tokenizer."""
+    from albef_tiny import tiny
+    from safetensors.torch import save_file
+
+    sizes = {"image_size": SIZE, "vocab_size": len(VOCABULARY), "max_positions": 16,
+             "vision_width": WIDTH, "text_width": WIDTH, "text_hidden": 96,
+             "dropout": 0.0}  # fmt: skip
+    made = tiny(variant, seed, **{**sizes, **settings})
+    for parameter in made.parameters():  # fresh ones are too even to tell things apart
+        if parameter.ndim > 1:
+            parameter.data.mul_(4)
+    folder.mkdir(exist_ok=True)
+    config = {**made.config.to_json(), "pela_model": "albef"}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = {name: t.contiguous() for name, t in made.state_dict().items()}
+    save_file(
+        {n: t for n, t in tensors.items() if "predictions.decoder" not in n},
+        folder / "model.safetensors",
+    )
+    tokenizer(folder)
+    return folder

@@ -110,7 +110,7 @@ class PairModel:
         """Parts that are for training alone (momentum copies), attached while active.
 
         Args:
-            settings: ``alpha``, ``decay``, ``queue`` and ``ramp`` (in steps), as ALBEF has them.
+            settings: ``alpha``, ``momentum``, ``queue`` and ``ramp`` (in pairs), as ALBEF has them.
                 A family without momentum ignores them.
         """
         return nullcontext()

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from pelacli import models
@@ -38,13 +38,33 @@ class PairTask(Base):
     max_words: int | None = Field(None, ge=1, description="texts are cut there; ALBEF's is 30")
     max_tokens: int | None = Field(None, ge=2, description="less than the model's own limit")
     alpha: float = Field(0.4, ge=0, le=1, description="share of momentum's soft targets")
-    decay: float = Field(0.995, ge=0, lt=1, description="of the momentum copies, per step")
+    momentum: float = Field(0.995, ge=0, le=1, description="decay of momentum's slow copies")
     queue: int = Field(65536, ge=1, description="pairs that momentum remembers")
-    ramp: int = Field(0, ge=0, description="steps over which alpha rises from 0, with momentum")
+    ramp: float = Field(1.0, ge=0, description="epochs over which alpha rises, with momentum")
+
+    _pairs: int = PrivateAttr(0)  # of the training split, which an epoch of the ramp is
 
     def training(self, module: nn.Module) -> AbstractContextManager[Any]:
-        settings = {name: getattr(self, name) for name in ("alpha", "decay", "queue", "ramp")}
-        return pairs.of(module).training(settings)
+        ramp = round(self.ramp * self._pairs)
+        settings = {"alpha": self.alpha, "momentum": self.momentum, "queue": self.queue}
+        return pairs.of(module).training(settings | {"ramp": ramp})
+
+    def dataset(
+        self,
+        spec: str,
+        entries: Sequence[Any],
+        make: Callable[[Any, str], Batch],
+        collate: Callable[[list[Batch]], Batch],
+        split: str | None,
+        *,
+        training: bool,
+        labelled: bool,
+        classes: list[str] | None = None,
+    ) -> Dataset:
+        """The samples of a split; of the training split the number of pairs is kept."""
+        if training:
+            self._pairs = len(entries)
+        return Dataset(spec, Entries(entries), make, collate, split, classes, labelled)
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         return fitted(opened, self.KIND, seed, dataset)

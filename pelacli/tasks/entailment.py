@@ -15,7 +15,6 @@ from pelacli.formats import entailment
 from pelacli.formats.entailment import LABELS, Claim
 from pelacli.models import OpenModel, pairs
 from pelacli.tasks._joint import (
-    Entries,
     Look,
     PairTask,
     both,
@@ -49,7 +48,16 @@ class Task(PairTask):
         make = Make(Look(wanted, data, training), self.wording, not unlabelled)
         collate = Collate(self.tokens(wanted.text))
         classes = None if unlabelled else LABELS
-        return Dataset(data.dataset, Entries(entries), make, collate, name, classes, not unlabelled)
+        return self.dataset(
+            data.dataset,
+            entries,
+            make,
+            collate,
+            name,
+            training=training,
+            labelled=not unlabelled,
+            classes=classes,
+        )
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """A head of three classes, where the model has none with their names."""

@@ -26,7 +26,7 @@ from pelacli.formats import referring
 from pelacli.formats.referring import Box, Referring
 from pelacli.models import pairs, to_device
 from pelacli.tasks import retrieval
-from pelacli.tasks._joint import Entries, Look, PairTask, both, mirrored, stacked, together
+from pelacli.tasks._joint import Look, PairTask, both, mirrored, stacked, together
 
 if TYPE_CHECKING:
     from pelacli.models import Inputs
@@ -64,7 +64,15 @@ class Task(PairTask):
         ))}  # fmt: skip
         make = Make(Look(wanted, data, training, crop=False), self.wording, numbers)
         collate = Collate(self.tokens(wanted.text), judged)
-        return Dataset(data.dataset, Entries(entries), make, collate, name, labelled=not unlabelled)
+        return self.dataset(
+            data.dataset,
+            entries,
+            make,
+            collate,
+            name,
+            training=training,
+            labelled=not unlabelled,
+        )
 
     def forward(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
         return retrieval.Task().forward(module, batch)

@@ -16,7 +16,7 @@ from pelacli.formats import pairs as captions
 from pelacli.formats.pairs import Captioned
 from pelacli.models import pairs, to_device
 from pelacli.tasks import _ranking
-from pelacli.tasks._joint import Entries, Look, PairTask, both, mirrored, stacked, together
+from pelacli.tasks._joint import Look, PairTask, both, mirrored, stacked, together
 
 if TYPE_CHECKING:
     from pelacli.models import Inputs
@@ -53,7 +53,15 @@ class Task(PairTask):
         look = Look(wanted, data, training)
         make = Make(look, self.wording)
         collate = Collate(self.tokens(wanted.text), training)
-        return Dataset(data.dataset, Entries(entries), make, collate, name, labelled=not unlabelled)
+        return self.dataset(
+            data.dataset,
+            entries,
+            make,
+            collate,
+            name,
+            training=training,
+            labelled=not unlabelled,
+        )
 
     def forward(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
         """Both sides of the pairs by themselves, and matched where the model matches."""

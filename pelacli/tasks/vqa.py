@@ -77,9 +77,10 @@ class Task(PairTask):
         labelled = not unlabelled and (answered or (self.results is not None and not training))
         make = Make(Look(wanted, data, training), self.wording)
         collate = Collate(self.tokens(wanted.text), wanted.text)
-        dataset = Dataset(data.dataset, Entries(entries), make, collate, name, labelled=labelled)
-        self._listed(wanted.text)
-        return dataset
+        self._listed(wanted.text)  # its mistakes are found before there is work
+        return self.dataset(
+            data.dataset, entries, make, collate, name, training=training, labelled=labelled
+        )
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """A class for each answer, for a model that answers by classes and has no names of its

@@ -133,7 +133,7 @@ def _momentum(module: network.Albef, settings: Mapping[str, Any]) -> Iterator[No
     momentum.attach(
         module,
         queue=settings["queue"],
-        decay=settings["decay"],
+        decay=settings["momentum"],
         weight=settings["alpha"],
         ramp=settings["ramp"],
     )
