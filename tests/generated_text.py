@@ -84,10 +84,20 @@ def labelled(count: int, seed: int) -> list[dict[str, object]]:
         words.insert(dice.randrange(len(words)), KEYS[key])
         if negated:
             words.insert(dice.randrange(len(words)), "not")
-        rows.append(
-            {"text": " ".join(words), "label": COLOURS[(key // 6 + negated) % 4], "key": key}
-        )
+        rows.append({"text": " ".join(words), "label": COLOURS[(key // 6 + negated) % 4]})
     return rows
+
+
+def counted(count: int, seed: int) -> list[tuple[str, int]]:
+    """Sentences of eight words, and how many of them are key words."""
+    dice = random.Random(seed)
+    found = []
+    for _ in range(count):
+        keys = dice.randint(0, 8)
+        words = dice.choices(KEYS, k=keys) + dice.choices(FILLERS, k=8 - keys)
+        dice.shuffle(words)
+        found.append((" ".join(words), keys))
+    return found
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> Path:

@@ -41,13 +41,25 @@ def chains(count: int, seed: int) -> str:
     return "\n".join(lines)
 
 
+def topics(count: int, seed: int) -> str:
+    """Lines of sixty words, four of five of them the same key word."""
+    dice = random.Random(seed)
+    lines = []
+    for _ in range(count):
+        key = dice.choice(KEYS)
+        lines.append(
+            " ".join(key if dice.random() < 0.8 else dice.choice(FILLERS) for _ in range(60))
+        )
+    return "\n".join(lines)
+
+
 # Blocks ------------------------------------------------------------------------------------------
 
 
 def test_blocks_hold_all_tokens_in_order(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("w0 w1 w2 w3 w4\nw5 w6\nw7 w8 w9\n")
-    ids = {word: number for word, number in ENCODER.tokenizer.get_vocab().items()}
+    ids = ENCODER.tokenizer.get_vocab()
     end = ids["[SEP]"]
     stream = []
     for line in file.read_text().splitlines():
@@ -57,7 +69,7 @@ def test_blocks_hold_all_tokens_in_order(tmp_path):
     assert plain[0]["labels"].tolist() == [*stream[1:8], -100]
     framed = opened(file, ENCODER, block=8, unlabelled=True)
     assert len(framed) == 3
-    assert framed[0] == {"inputs": framed[0]["inputs"]}
+    assert set(framed[0]) == {"inputs"}
     assert framed[0]["inputs"].tolist() == [ids["[CLS]"], *stream[:6], end]
     batch = next(iter(data.loader(plain, batch_size=2)))
     last = len(stream) - 8
@@ -119,7 +131,7 @@ def test_figures_by_the_formulas():
     assert found["perplexity"] == pytest.approx(math.exp(np.mean(terms)), rel=1e-4)
     assert found["accuracy"] == pytest.approx(100 * np.mean(right), abs=1e-3)
     nothing = {"labels": torch.full((3, 5), -100)}
-    assert float(task.loss(output.requires_grad_(), nothing)) == 0
+    assert task.loss(output.requires_grad_(), nothing).item() == 0
 
 
 def test_the_loss_of_a_decoder_is_transformers_own(here):
@@ -231,11 +243,13 @@ def test_the_pipeline_on(family, pela, here):
         back = artefact.load(here / "run" / name)
         module, rows = back.module, back.manifest.layers
         maps, depth = FAMILIES[family]
-        inner = [row for row in rows if row.reason is None]
-        head = [row for row in rows if row.reason is not None]
+        head = [
+            row for row in rows if row.reason and ("head" in row.reason or "tied" in row.reason)
+        ]
+        inner = [row for row in rows if row not in head]
         assert len(inner) == maps
         assert len(lowrank.low_rank_layers(module)) == sum(row.rank is not None for row in inner)
-        assert all(row.reason == "output head" or "tied to" in row.reason for row in head)
+        assert head
         assert back.manifest.params.after == sum(p.numel() for p in module.parameters())
         if family != "llama":  # whose output is a matrix of its own
             output = module.get_output_embeddings().weight
@@ -251,20 +265,27 @@ def test_the_pipeline_on(family, pela, here):
 # Learning ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["gpt2", "bert"])
-def test_it_learns_falls_and_comes_back(family, pela, here):
-    save_model(family, "CausalLM" if family == "gpt2" else "MaskedLM", here / "model")
+@pytest.mark.parametrize(
+    ("family", "kind", "text", "ratio", "healing", "margin"),
+    [
+        ("gpt2", "CausalLM", chains, 0.12, "labels = false\nepochs = 5", 3),
+        ("bert", "MaskedLM", topics, 0.13, "epochs = 8", 5),
+    ],
+)
+def test_it_learns_falls_and_comes_back(family, kind, text, ratio, healing, margin, pela, here):
+    save_model(family, kind, here / "model")
     (here / "data").mkdir()
-    (here / "data" / "train.txt").write_text(chains(600, 0))
-    (here / "data" / "validation.txt").write_text(chains(100, 1))
+    lines = 600 if family == "gpt2" else 200
+    (here / "data" / "train.txt").write_text(text(lines, 0))
+    (here / "data" / "validation.txt").write_text(text(lines // 5, 1))
     Path("r.toml").write_text(
         'model = "model"\noutput = "run"\ntask = "language-modelling"\n'
         "task_args = { block = 32 }\n"
         '[data]\ndataset = "data"\nbatch_size = 16\n'
-        "[teacher]\nepochs = 8\nlr = 1e-2\nwarmup_epochs = 1\neval_every = 20\n"
-        '[decompose]\nratio = 0.12\nscope = "layers"\npolicy = "uniform"\n'
-        "[pretrain]\nepochs = 5\nlr = 5e-3\neval_every = 20\n"
-        "[pretrain.loss]\ntask = 0.0\nfeature = 1.0\nkl = 1.0\n"
+        "[teacher]\nepochs = 6\nlr = 1e-2\nwarmup_epochs = 1\neval_every = 20\n"
+        f'[decompose]\nratio = {ratio}\nscope = "layers"\npolicy = "uniform"\n'
+        f"[pretrain]\n{healing}\nlr = 5e-3\neval_every = 20\n"
+        "[pretrain.loss]\nfeature = 1.0\nkl = 1.0\n"
     )
     code, _, err = pela("run", "r.toml")
     assert code == 0, err
@@ -273,7 +294,9 @@ def test_it_learns_falls_and_comes_back(family, pela, here):
         code, out, err = pela("eval", f"run/{name}", "--no-latency", "--json")
         assert code == 0, err
         found[name] = json.loads(out)["metrics"]
-    print(
-        family, {n: (round(f["accuracy"], 1), round(f["perplexity"], 2)) for n, f in found.items()}
-    )
-    assert found["dense"]["accuracy"] > 70
+    # Measured: 79.3, 5.2, 78.9 of the decoder; 72.2, 28.9, 70.8 of the masked model.
+    accuracy = {name: figures["accuracy"] for name, figures in found.items()}
+    assert accuracy["dense"] > 65
+    assert accuracy["decompose"] < accuracy["dense"] - 20
+    assert accuracy["pretrain"] > accuracy["dense"] - margin
+    assert found["pretrain"]["perplexity"] < found["decompose"]["perplexity"]

@@ -14,7 +14,7 @@ import torch
 from generated_text import counted, labelled, save_model, tokenizer, write
 from scipy import stats
 
-from pelacli import artefact, data, models, tasks
+from pelacli import artefact, data, manifest, models, tasks
 from pelacli.errors import RequestError
 from pelacli.formats.similarity import open_pairs
 from pelacli.models import TextInput
@@ -203,25 +203,41 @@ def test_the_encoder_is_taken_out_of_its_class(here):
 # Learning ----------------------------------------------------------------------------------------
 
 
-def test_training_on_scored_pairs_orders_them(pela, here):
+def test_it_learns_falls_and_heals_without_labels(pela, here):
     save_model("bert", "", here / "model")
     rows = [
         {"sentence1": one, "sentence2": two, "score": 5 - abs(keys - others) / 2}
         for (one, keys), (two, others) in zip(counted(400, 0), counted(400, 1), strict=True)
     ]
-    write(here / "data" / "train.jsonl", rows[:320])
-    write(here / "data" / "validation.jsonl", rows[320:])
+    write(here / "pairs" / "train.jsonl", rows[:320])
+    write(here / "pairs" / "validation.jsonl", rows[320:])
+    (here / "plain").mkdir()
+    Path("plain/train.txt").write_text("\n".join(text for text, _ in counted(320, 2)))
+    shutil.copy("pairs/validation.jsonl", "plain/validation.jsonl")
     Path("r.toml").write_text(
-        'model = "model"\noutput = "run"\ntask = "sentence-embedding"\n[data]\ndataset = "data"\n'
-        "batch_size = 32\n[finetune]\nepochs = 8\nlr = 5e-3\neval_every = 20\n"
+        'model = "model"\noutput = "run"\ntask = "sentence-embedding"\n'
+        '[data]\ndataset = "plain"\nbatch_size = 32\n'
+        '[teacher]\nepochs = 6\nlr = 5e-3\neval_every = 20\n[teacher.data]\ndataset = "pairs"\n'
+        'batch_size = 32\n[decompose]\nratio = 0.12\nscope = "layers"\npolicy = "uniform"\n'
+        "[pretrain]\nepochs = 6\nlr = 3e-3\neval_every = 20\n"
+        "[pretrain.loss]\nfeature = 1.0\ncosine = 1.0\n"
     )
-    before = json.loads(pela("eval", "model", "--data", "data", "--task", "sentence-embedding",
-                             "--no-latency", "--json")[1])["metrics"]  # fmt: skip
-    code, out, err = pela("finetune", "r.toml", "--json")
+    code, _, err = pela("run", "r.toml")
     assert code == 0, err
-    after = json.loads(out)["metrics"]
-    assert before["spearman"] < 35
-    assert after["spearman"] > 60
+    found = {}
+    for name in ("model", "run/dense", "run/decompose", "run/pretrain"):
+        code, out, err = pela("eval", name, "--data", "pairs", "--task", "sentence-embedding",
+                              "--no-latency", "--json")  # fmt: skip
+        assert code == 0, err
+        found[name.removeprefix("run/")] = json.loads(out)["metrics"]["spearman"]
+    last = manifest.read(Path("run/pretrain")).history[-1].metrics
+    assert last["spearman"] == pytest.approx(found["pretrain"], abs=1e-3)  # judged by the labels
+    assert set(last["losses"]) == {"loss", "feature", "cosine"}  # and trained without
+    # Measured: 9, 97.1, 93.7 and 96.9.
+    assert found["model"] < 40
+    assert found["dense"] > 90
+    assert found["decompose"] < found["dense"] - 2
+    assert found["pretrain"] > found["dense"] - 1.5
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +255,7 @@ def documents() -> list[str]:
     return list(dict.fromkeys(found))[:260]
 
 
+@pytest.mark.slow
 def test_healing_without_labels_brings_the_real_encoder_back(pela, here, documents):
     dense = models.open(str(MINILM))
     tokens = data.Tokens.of(dense.inputs, "x")
@@ -259,7 +276,7 @@ def test_healing_without_labels_brings_the_real_encoder_back(pela, here, documen
         'task_args = { similarity = "similar.jsonl" }\n'
         '[data]\ndataset = "known.txt"\nbatch_size = 16\n'
         '[decompose]\nratio = 0.5\nscope = "layers"\npolicy = "uniform"\n'
-        "[pretrain]\nsteps = 20\nlr = 1e-4\neval_every = 20\n[pretrain.loss]\nfeature = 1.0\n"
+        "[pretrain]\nepochs = 5\nlr = 2e-4\neval_every = 20\n[pretrain.loss]\nfeature = 1.0\n"
         "cosine = 1.0\n"
     )
     code, _, err = pela("decompose", "r.toml")
@@ -271,6 +288,7 @@ def test_healing_without_labels_brings_the_real_encoder_back(pela, here, documen
     assert code == 0, err
     cut = json.loads(out)
     assert cut["baseline"]["metrics"]["spearman"] == pytest.approx(100, abs=0.1)
-    print(cut, healed)
-    assert healed["spearman"] > cut["metrics"]["spearman"] + 10
-    assert healed["cosine"] > cut["agreement"]["cosine"] + 0.1
+    # Measured: from 29.6 to 54.6, and from 0.35 to 0.67, by 200 sentences seen five times.
+    assert cut["drop"] > 60
+    assert healed["spearman"] > cut["metrics"]["spearman"] + 15
+    assert healed["cosine"] > cut["agreement"]["cosine"] + 0.2

@@ -37,6 +37,7 @@ _AT_ONCE = 1000  # texts per call of the tokenizer
 
 class Task(Base):
     MAIN: ClassVar[str | None] = "accuracy"
+    JUDGES_LABEL_FREE: ClassVar[bool] = True
 
     block: int | None = Field(
         None, ge=8, description=f"tokens per sample; the model's longest if unset, up to {_BLOCK}"
