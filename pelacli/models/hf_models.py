@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,16 @@ from pelacli.models.types import ImageInput, TextInput
 _CARRIED = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
 _NOT_CARRIED = {"config.json", "pela.json"}
 _TOKENS = 128  # of an example
+_IMAGE = 224  # side of an example where neither configuration nor processor tell one
+# Arguments that are sound → its forms: the sizes that a configuration names, and the shape.
+_SOUND: dict[str, list[tuple[tuple[str, ...], Callable[..., tuple[int, ...]]]]] = {
+    "input_values": [(("max_length", "num_mel_bins"), lambda length, bins: (length, bins))],
+    "input_features": [
+        (("num_mel_bins", "max_source_positions"), lambda bins, half: (bins, 2 * half)),
+        (("input_feat_per_channel", "input_channels"), lambda bins, n: (_TOKENS, bins * n)),
+        (("feature_projection_input_dim",), lambda bins: (_TOKENS, bins)),
+    ],
+}
 _CARRY_LIMIT = 64 * 2**20  # bytes; anything larger is data, not configuration
 
 
@@ -130,9 +141,9 @@ def config(module: nn.Module) -> dict[str, Any]:
 def inputs(module: nn.Module, directory: Path | None) -> ImageInput | TextInput:
     """What a sample of this model looks like, from its own files where there are any."""
     config: Any = module.config
-    vision = getattr(config, "vision_config", config)
-    if hasattr(vision, "image_size") and not hasattr(config, "vocab_size"):
-        return _image_input(vision, directory)
+    takes = _arguments(module)
+    if "pixel_values" in takes and "input_ids" not in takes:
+        return _image_input(getattr(config, "vision_config", config), directory)
     tokenizer = None
     if directory is not None and any(directory.glob("tokenizer*")):
         with _quiet():
@@ -193,32 +204,81 @@ def carried(directory: Path) -> dict[str, bytes]:
 
 
 def example(module: nn.Module, inputs: ImageInput | TextInput) -> dict[str, torch.Tensor]:
-    """A sample to count FLOPs at: an image, 128 tokens, or both where the model wants both."""
+    """A sample to count FLOPs at: an image, 128 tokens, a second of sound, or what of these the
+    model wants together."""
     config: Any = module.config
-    device = next(module.parameters()).device
+    takes, device = _arguments(module), next(module.parameters()).device
     batch: dict[str, torch.Tensor] = {}
     vision = getattr(config, "vision_config", None)
-    if isinstance(inputs, ImageInput) or vision is not None:
+    if "pixel_values" in takes and (isinstance(inputs, ImageInput) or vision is not None):
         size = inputs.size if isinstance(inputs, ImageInput) else _image_input(vision, None).size
-        batch["pixel_values"] = torch.zeros(1, *size, device=device)
-    if isinstance(inputs, TextInput) or hasattr(config, "text_config"):
-        text = getattr(config, "text_config", config)
-        longest = int(getattr(text, "max_position_embeddings", 0) or _TOKENS)
-        ids = torch.zeros(1, min(_TOKENS, longest), dtype=torch.long, device=device)
-        # Models that pool at the end-of-text token look for it.
-        end = getattr(text, "eos_token_id", 0) or 0
-        ids[:, -1] = min(end, int(getattr(text, "vocab_size", end + 1)) - 1)
-        batch |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if getattr(config, "is_encoder_decoder", False):
-            batch["decoder_input_ids"] = ids
+        frames = getattr(vision or config, "num_frames", None)  # of a model of videos
+        batch["pixel_values"] = torch.zeros(1, *([frames] if frames else []), *size, device=device)
+    for name in takes & _SOUND.keys():
+        batch[name] = torch.zeros(1, *_sound(config, name), device=device)
+    wants_text = isinstance(inputs, TextInput) and not batch.keys() & _SOUND.keys()
+    if "input_ids" in takes and (wants_text or hasattr(config, "text_config")):
+        ids = _token_ids(getattr(config, "text_config", config), device)
+        ids = torch.cat([_image_tokens(module, batch.get("pixel_values")), ids], dim=1)
+        batch["input_ids"] = ids
+        if "attention_mask" in takes:
+            batch["attention_mask"] = torch.ones_like(ids)
+    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in takes:
+        batch["decoder_input_ids"] = _token_ids(getattr(config, "decoder", config), device)
     return batch
+
+
+def _arguments(module: nn.Module) -> set[str]:
+    """What the module's forward takes by name."""
+    return set(inspect.signature(module.forward).parameters)
+
+
+def _token_ids(text: Any, device: torch.device) -> torch.Tensor:
+    """128 tokens, or as many as fit, the end of text at the end: models that pool there look for
+    it."""
+    longest = int(getattr(text, "max_position_embeddings", 0) or _TOKENS)
+    ids = torch.zeros(1, min(_TOKENS, longest), dtype=torch.long, device=device)
+    end = getattr(text, "eos_token_id", 0) or 0
+    end = end[0] if isinstance(end, list) else end
+    ids[:, -1] = min(end, int(getattr(text, "vocab_size", end + 1)) - 1)
+    return ids
+
+
+def _image_tokens(module: nn.Module, images: torch.Tensor | None) -> torch.Tensor:
+    """The places in the text, [1, N], that a language model fills with what it sees in an image;
+    N is 0 for all others."""
+    config: Any = module.config
+    token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    places = torch.zeros(1, 0, dtype=torch.long, device=next(module.parameters()).device)
+    if token is None or images is None or not hasattr(module, "get_image_features"):
+        return places
+    get: Any = module.get_image_features
+    with torch.no_grad():
+        seen = get(pixel_values=images)
+    seen = getattr(seen, "pooler_output", seen)
+    parts = [seen] if isinstance(seen, torch.Tensor) else seen
+    count = sum(part.numel() // part.shape[-1] for part in parts)
+    return places.new_full((1, count), token)
+
+
+def _sound(config: Any, name: str) -> tuple[int, ...]:
+    """Shape of a sample of sound, without the batch: the first form whose sizes are configured."""
+    for keys, shape in _SOUND[name]:
+        sizes = [getattr(config, key, None) for key in keys]
+        if all(isinstance(size, int) for size in sizes):
+            return shape(*sizes)
+    return (16000,)  # a second of plain samples
 
 
 def _image_input(vision: Any, directory: Path | None) -> ImageInput:
     processor: dict[str, Any] = {}
     if directory is not None and (directory / "preprocessor_config.json").is_file():
         processor = json.loads((directory / "preprocessor_config.json").read_text())
-    size = vision.image_size
+    size = getattr(vision, "image_size", None)
+    if size is None:  # it takes any; its processor knows what it is used with
+        usual = processor.get("size") or {}
+        side = usual.get("shortest_edge", _IMAGE)
+        size = (usual.get("height", side), usual.get("width", side))
     height, width = (size, size) if isinstance(size, int) else size
     channels = getattr(vision, "num_channels", 3)
     crop = processor.get("crop_size") or {}

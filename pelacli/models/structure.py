@@ -22,9 +22,10 @@ def example(opened: OpenModel) -> Tensor | dict[str, Tensor]:
 def blocks(module: nn.Module) -> list[str]:
     """Names of the repeated blocks, in order: the default taps.
 
-    A block is a child of an ``nn.ModuleList`` or ``nn.Sequential`` whose children are all of one
-    class and hold at least two linear maps each; the innermost such containers count, so Swin's
-    stages give way to their blocks.
+    A block is a child of an ``nn.ModuleList`` or ``nn.Sequential`` whose children hold at least
+    two linear maps each and are all of one class (in a list they may differ, as attention and
+    recurrence take turns in hybrids); the innermost such containers count, so Swin's stages give
+    way to their blocks.
     """
 
     def is_stack(container: nn.Module) -> bool:
@@ -32,7 +33,7 @@ def blocks(module: nn.Module) -> list[str]:
         return (
             isinstance(container, nn.ModuleList | nn.Sequential)
             and len(children) >= 1
-            and len({type(child) for child in children}) == 1
+            and (isinstance(container, nn.ModuleList) or len({type(c) for c in children}) == 1)
             and all(_matrices(child) >= 2 for child in children)
         )
 

@@ -1,0 +1,106 @@
+"""Configurations of transformers made tiny by rules on their keys, with exceptions as data.
+
+A rule is a pattern of whole key names and what becomes of an integer under it. Sub-configurations
+are made tiny by the same rules. What an architecture needs beyond that stands in `EXCEPTIONS`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+VOCABULARY, WIDTH, HEADS = 200, 64, 4
+SPECIAL = 100  # from here on token numbers are special ones; samples are drawn from below
+
+
+def _at_most(limit: int) -> Callable[[int], int]:
+    return lambda value: min(value, limit)
+
+
+# The first that matches counts.
+RULES: list[tuple[str, Callable[[int], int]]] = [
+    (r"(.*_)?vocab(ulary)?_size|.*vocab_size.*|n_(words|tokens)", _at_most(VOCABULARY)),
+    (r"qk_(nope|rope)_head_dim|v_head_dim", _at_most(16)),
+    (r"(.*_)?head_(dim|size)|d_kv|.*head_dim|attention_head_size", _at_most(WIDTH // HEADS)),
+    (r".*(key_value|kv)_heads?", _at_most(2)),
+    (r".*(heads|n_head|num_head)s?", lambda value: min(value, HEADS) if value % 3 else 4),
+    (r"(.*_)?(num|n)_(.*_)?(layers?|blocks|stages_layers)|.*_layers|n_layers?|depth", _at_most(2)),
+    (
+        r"(.*_)?(hidden_size|d_model|n_embd|embed_dim|emb_dim|dim|hidden_dim|embedding_size|"
+        r"hidden_channels|projection_dim|d_embed|hidden_sizes?|encoder_stride_dim)",
+        _at_most(WIDTH),
+    ),
+    (r"(.*_)?(intermediate_size|ffn_dim|d_ff|d_inner|ffn|mlp_dim|ffn_hidden_size|dim_feedforward)"
+     r"(_.*)?", _at_most(2 * WIDTH)),
+    (r"(n_inner|inner_dim|linear_width)", _at_most(2 * WIDTH)),
+    (r"(.*_)?(q|kv|o|k|v)_lora_rank|.*lora_rank", _at_most(16)),
+    (r"qk_(nope|rope)_head_dim|v_head_dim", _at_most(16)),
+    (r"(.*_)?num_(.*_)?experts|n_(routed|shared)_experts", _at_most(4)),
+    (r".*experts_per_tok(en)?|top_?k|moe_topk|moe_k", _at_most(2)),
+    (r"n_group|topk_group|num_expert_groups?", _at_most(1)),
+    (r"num_(object_)?quer(y|ies)(_tokens)?|num_query_tokens", _at_most(10)),
+]  # fmt: skip
+
+# architecture or model type → settings beyond the rules, nested as the configuration is.
+EXCEPTIONS: dict[str, dict[str, Any]] = {}
+
+
+def tiny(config: Any) -> dict[str, Any]:
+    """The settings that make a model of this configuration tiny: what differs from ``config``."""
+    found: dict[str, Any] = {}
+    plain = config.to_dict()
+    for key, value in plain.items():
+        nested = getattr(config, key, None)
+        if hasattr(nested, "to_diff_dict"):
+            found[key] = tiny(nested) | {"model_type": nested.model_type}
+            continue
+        small = _smaller(key, value)
+        if small != value:
+            found[key] = small
+    return _images(config, found)
+
+
+def _smaller(key: str, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | list | tuple):
+        return value
+    if isinstance(value, int):
+        if re.fullmatch(r".*token_(id|index)|.*_id|.*_idx", key):
+            return value if value < SPECIAL else SPECIAL + value % SPECIAL
+        for pattern, rule in RULES:
+            if re.fullmatch(pattern, key):
+                return rule(value)
+        return value
+    if not value or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+        return value
+    if re.fullmatch(r".*depths?", key):
+        return [min(v, 1) for v in value]
+    if re.fullmatch(r".*heads", key):
+        return [min(v, HEADS) for v in value]
+    if re.fullmatch(r".*(hidden_sizes|embed_dims?|dims|channels|widths)", key):
+        if len(set(value)) == 1:
+            return [min(value[0], WIDTH // 2)] * len(value)
+        return [min(v, WIDTH // 2 * min(2**i, 4)) for i, v in enumerate(value)]
+    return value
+
+
+def _images(config: Any, found: dict[str, Any]) -> dict[str, Any]:
+    """Images of a few patches a side."""
+    size = getattr(config, "image_size", None)
+    if not size:
+        return found
+    patch = getattr(config, "patch_size", 16)
+    patch = patch if isinstance(patch, int) else 16
+    side = 64 if 64 % patch == 0 else 4 * patch
+    found["image_size"] = side if isinstance(size, int) else [side] * len(size)
+    return found
+
+
+def merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``more`` laid over it, sub-configurations one by one."""
+    result = dict(base)
+    for key, value in more.items():
+        old = result.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(old, value) if both else value
+    return result
