@@ -20,6 +20,7 @@ def _at_most(limit: int) -> Callable[[int], int]:
 
 # The first that matches counts.
 RULES: list[tuple[str, Callable[[int], int]]] = [
+    (r"num_feat_extract_layers|num_encoder_blocks", lambda value: value),
     (r"(.*_)?vocab(ulary)?_size|.*vocab_size.*|n_(words|tokens)", _at_most(VOCABULARY)),
     (r"qk_(nope|rope)_head_dim|v_head_dim", _at_most(16)),
     (r"(.*_)?head_(dim|size)|d_kv|.*head_dim|attention_head_size", _at_most(WIDTH // HEADS)),
@@ -28,7 +29,7 @@ RULES: list[tuple[str, Callable[[int], int]]] = [
     (r"(.*_)?(num|n)_(.*_)?(layers?|blocks|stages_layers)|.*_layers|n_layers?|depth", _at_most(2)),
     (
         r"(.*_)?(hidden_size|d_model|n_embd|embed_dim|emb_dim|dim|hidden_dim|embedding_size|"
-        r"hidden_channels|projection_dim|d_embed|hidden_sizes?|encoder_stride_dim)",
+        r"hidden_channels|projection_(dim|size)|d_embed|hidden_sizes?|encoder_stride_dim)",
         _at_most(WIDTH),
     ),
     (r"(.*_)?(intermediate_size|ffn_dim|d_ff|d_inner|ffn|mlp_dim|ffn_hidden_size|dim_feedforward)"
@@ -42,6 +43,8 @@ RULES: list[tuple[str, Callable[[int], int]]] = [
     (r"num_(object_)?quer(y|ies)(_tokens)?|num_query_tokens", _at_most(10)),
 ]  # fmt: skip
 
+_NO_SETTINGS = {"transformers_version", "_name_or_path", "id2label", "label2id"}
+
 # architecture or model type → settings beyond the rules, nested as the configuration is.
 EXCEPTIONS: dict[str, dict[str, Any]] = {}
 
@@ -51,17 +54,26 @@ def tiny(config: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     plain = config.to_dict()
     for key, value in plain.items():
-        nested = getattr(config, key, None)
+        nested = vars(config).get(key)
         if hasattr(nested, "to_diff_dict"):
-            found[key] = tiny(nested) | {"model_type": nested.model_type}
+            own = {k: v for k, v in nested.to_diff_dict().items() if k not in _NO_SETTINGS}
+            found[key] = merged(own, tiny(nested)) | {"model_type": nested.model_type}
             continue
         small = _smaller(key, value)
-        if small != value:
+        if small != value and not (key in ("hidden_size", "num_layers") and "depths" in plain):
             found[key] = small
+    if "kv_lora_rank" in plain and "num_key_value_heads" in plain:
+        found["num_key_value_heads"] = HEADS
+    kinds = list(dict.fromkeys(plain.get("layer_types") or []))
+    if kinds:  # one layer of each kind, and two at least
+        found["layer_types"] = kinds if len(kinds) > 1 else 2 * kinds
+        found["num_hidden_layers"] = len(found["layer_types"])
     return _images(config, found)
 
 
 def _smaller(key: str, value: Any) -> Any:
+    if key == "backbone" and value == "resnet50":
+        return "resnet10t"
     if isinstance(value, bool) or not isinstance(value, int | list | tuple):
         return value
     if isinstance(value, int):
@@ -76,7 +88,7 @@ def _smaller(key: str, value: Any) -> Any:
     if re.fullmatch(r".*depths?", key):
         return [min(v, 1) for v in value]
     if re.fullmatch(r".*heads", key):
-        return [min(v, HEADS) for v in value]
+        return [HEADS // 2] * len(value)
     if re.fullmatch(r".*(hidden_sizes|embed_dims?|dims|channels|widths)", key):
         if len(set(value)) == 1:
             return [min(value[0], WIDTH // 2)] * len(value)

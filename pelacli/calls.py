@@ -1,8 +1,8 @@
 """Watch a model apply its linear layers: one mechanism for FLOPs, moments and correction.
 
 Forward hooks miss the models that read ``layer.weight`` and call ``F.linear`` themselves. So the
-calls are caught where they all meet: ``F.linear`` (and ``torch.addmm`` for transformers' Conv1D),
-told apart by the very weight tensor that is applied.
+calls are caught where they all meet: ``F.linear``, ``x @ weight.T``, and ``torch.addmm`` for
+transformers' Conv1D, told apart by the very weight tensor that is applied.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pelacli.lowrank import Layer, linear_arguments
+from pelacli.lowrank import MATMULS, Layer, attention_body, linear_arguments
 
 # (layer, input [..., in], weight as out × in, bias [out] or None) → the output to use instead
 Apply = Callable[[Layer, Tensor, Tensor, "Tensor | None"], Tensor]
@@ -26,7 +26,7 @@ class LinearCalls(TorchFunctionMode):
     """While active, every application of a known layer's weight goes through ``apply``.
 
     The layers must be dense: their weights are known by identity. Kinds that are not applied by
-    ``F.linear`` or ``torch.addmm`` are passed over.
+    ``F.linear``, a product with the transposed weight or ``torch.addmm`` are passed over.
     """
 
     def __init__(self, layers: Iterable[Layer], apply: Apply) -> None:
@@ -43,11 +43,28 @@ class LinearCalls(TorchFunctionMode):
             layer = self._layers.get(id(weight))
             if layer is not None and layer.kind == "linear":
                 return self._apply(layer, x, weight, bias)
+        elif func in MATMULS and not kwargs and len(args) == 2:
+            weight = _transposed(args[1])
+            layer = None if weight is None else self._layers.get(id(weight))
+            if weight is not None and layer is not None and layer.kind == "linear":
+                return self._apply(layer, args[0], weight, None)
+        elif func is F.multi_head_attention_forward:
+            with self:
+                return attention_body(*args, **kwargs)
         elif func is torch.addmm and not kwargs and len(args) == 3:
             layer = self._layers.get(id(args[2]))
             if layer is not None and layer.kind == "conv1d":
                 return self._apply(layer, args[1], args[2].T, args[0])
         return func(*args, **kwargs)
+
+
+def _transposed(view: Any) -> Tensor | None:
+    """The matrix that a tensor is the transpose of; None where it is none."""
+    base = view._base if isinstance(view, Tensor) else None
+    if base is None or view.ndim != 2 or view.data_ptr() != base.data_ptr():
+        return None
+    same = view.shape == base.shape[::-1] and view.stride() == base.stride()[::-1]
+    return base if same else None
 
 
 def token_rows(t: Tensor, mask: Tensor | None) -> Tensor:

@@ -6,7 +6,8 @@ One multiply–add is 2 FLOPs. Convolutions, matrix products and attention are c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +54,7 @@ def count(
     # composition does the same products where the counter sees them.
     with (
         evaluating(module),
+        _frozen(module),
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
@@ -62,6 +64,20 @@ def count(
     return Cost(
         counter.get_total_flops() // samples, {name: n // samples for name, n in tokens.items()}
     )
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """While active, no parameter wants gradients: the counter would hook one that is itself the
+    input of a module (DETR's queries), and can't do so where gradients are off."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def layer_flops(shape: tuple[int, int], tokens: int, rank: int | None) -> int:

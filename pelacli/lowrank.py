@@ -5,10 +5,12 @@ Words (``out`` × ``in`` weight W, rank r): ``down`` is r × in, ``up`` is out �
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, cast
 
 import torch
@@ -68,11 +70,24 @@ class LowRankLinear(nn.Module):
 
 
 # Properties that are views of the product; all others (shape, dtype, …) are known without it.
-_VIEWS = {"T", "mT", "H", "mH", "data", "real", "imag"}
+_VIEWS = {"H", "mH", "data", "real", "imag"}
+_TRANSPOSES = {torch.Tensor.T.__get__, torch.Tensor.mT.__get__, torch.Tensor.t, torch.t}
+MATMULS = {
+    torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__,
+}  # fmt: skip
+
+# The body of the function without its first lines, which hand it over as a whole to whoever
+# overrides one of its tensors: its own calls of ``F.linear`` are what can be followed.
+attention_body: Any = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**F.__dict__, "has_torch_function": lambda tensors: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
 
 
 class FactoredWeight(torch.Tensor):
-    """The product up·down [out, in] as a tensor that ``F.linear`` applies as two thin products.
+    """The product up·down [out, in] as a tensor that is applied as two thin products: by
+    ``F.linear``, by ``x @ weight.T`` and inside of ``F.multi_head_attention_forward``.
 
     Any other operation gets the dense product, with gradients to both factors. So a model that
     reads ``layer.weight`` still runs the factors at their price.
@@ -95,6 +110,14 @@ class FactoredWeight(torch.Tensor):
             x, weight, bias = linear_arguments(args, kwargs)
             if isinstance(weight, FactoredWeight) and not isinstance(x, FactoredWeight):
                 return F.linear(F.linear(x, weight.down), weight.up, bias)
+        if func is F.multi_head_attention_forward:
+            return attention_body(*args, **kwargs)
+        if func in _TRANSPOSES:
+            return FactoredWeight(args[0].down.T, args[0].up.T)
+        if func in MATMULS and isinstance(args[-1], FactoredWeight) and not kwargs:
+            x, weight = args
+            if not isinstance(x, FactoredWeight):
+                return (x @ weight.up) @ weight.down
         with torch._C.DisableTorchFunctionSubclass():
             reads = func.__self__.__name__ if getattr(func, "__name__", "") == "__get__" else None
             if reads is not None and reads not in _VIEWS:
@@ -325,12 +348,8 @@ def _describe(m: nn.Module) -> tuple[str, tuple[int, int], str | None] | None:
         return None
     if isinstance(m, nn.Linear):
         # A subclass that computes something else with its weight is not the map we know.
-        same = type(m).forward is nn.Linear.forward
-        return (
-            "linear",
-            (m.out_features, m.in_features),
-            None if same else (f"{type(m).__name__} has a forward of its own"),
-        )
+        reason = None if _is_plain(m) else f"{type(m).__name__} has a forward of its own"
+        return "linear", (m.out_features, m.in_features), reason
     weight = getattr(m, "weight", None)
     if type(m).__name__ == "Conv1D" and hasattr(m, "nf") and isinstance(weight, Tensor):
         return "conv1d", (weight.shape[1], weight.shape[0]), None
@@ -340,6 +359,29 @@ def _describe(m: nn.Module) -> tuple[str, tuple[int, int], str | None] | None:
     if isinstance(m, nn.MultiheadAttention) and isinstance(in_proj, Tensor):
         return "in_proj", (in_proj.shape[0], in_proj.shape[1]), "fused in_proj"
     return None
+
+
+def _is_plain(m: nn.Linear) -> bool:
+    """Whether a linear layer computes what ``nn.Linear`` does. A forward of a subclass's own
+    (Falcon's) is tried on a small copy."""
+    if type(m).forward is nn.Linear.forward:
+        return True
+    if set(m._parameters) != {"weight", "bias"} or m._buffers or m._modules:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(*shape, generator=generator, device="cpu") for shape in ((2, 5), (3, 5), (3,))
+    )
+    small = copy.copy(m)
+    given = {"weight": weight, "bias": None if m.bias is None else bias}
+    small.__dict__ |= {"_parameters": given, "in_features": 5, "out_features": 3}
+    try:
+        with torch.no_grad():
+            found = small.forward(x)
+    except Exception:  # whatever a forward that we don't know may raise
+        return False
+    wanted = F.linear(x, weight, given["bias"])
+    return isinstance(found, Tensor) and torch.allclose(found, wanted, atol=1e-5)
 
 
 def _within(name: str, roots: Collection[str]) -> bool:
