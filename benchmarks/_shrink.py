@@ -45,8 +45,62 @@ RULES: list[tuple[str, Callable[[int], int]]] = [
 
 _NO_SETTINGS = {"transformers_version", "_name_or_path", "id2label", "label2id"}
 
-# architecture or model type → settings beyond the rules, nested as the configuration is.
-EXCEPTIONS: dict[str, dict[str, Any]] = {}
+_SWIN = {"window_size": 2}  # transformers' Swin can't take less than a window
+_RESNET = {"hidden_sizes": [64, 64, 128, 128], "embedding_size": 64}
+_DETR = {"backbone_config": _RESNET, "encoder_in_channels": [64, 128, 128]}
+_MLA = {"num_key_value_heads": HEADS}
+_DINO = {"out_features": ["stage1", "stage2"], "out_indices": [1, 2], "num_hidden_layers": 2}
+
+# Architecture or model type → settings beyond the rules, nested as the configuration is.
+EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "esm": {"vocab_size": 200, "pad_token_id": 1},
+    "funnel": {"block_sizes": [1, 1], "block_repeats": [1, 1], "d_head": 16},
+    "lilt": {"hidden_size": 96},
+    "mobilebert": {"intra_bottleneck_size": 32, "true_hidden_size": 32},
+    "xlnet": {"d_head": 16},
+    "xmod": {"default_language": "en_XX"},
+    "layoutlmv3": {"coordinate_size": 12, "shape_size": 8, "input_size": 64},
+    "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 32},
+    "codegen": {"rotary_dim": 8},
+    "gptj": {"rotary_dim": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 8},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2},
+    "nemotron": {"num_key_value_heads": 2},
+    "recurrent_gemma": {"num_hidden_layers": 3, "lru_width": 64},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
+    "swin": _SWIN,
+    "donut-swin": _SWIN,
+    "d_fine": {
+        "backbone_config": {
+            "stem_channels": [3, 16, 16],
+            "stage_in_channels": [16, 32, 64, 64],
+            "stage_mid_channels": [16, 16, 16, 16],
+            "stage_out_channels": [32, 64, 64, 64],
+            "stage_numb_of_layers": [1, 1, 1, 1],
+            "stage_num_blocks": [1, 1, 1, 1],
+        },
+        "encoder_in_channels": [64, 64, 64],
+    },
+    "rt_detr": _DETR,
+    "rt_detr_v2": _DETR,
+    "gemma3": {"mm_tokens_per_image": 4},
+    "siglip2": {"vision_config": {"num_patches": 16}},
+    "qwen2_vl": {"text_config": {"rope_parameters": {"mrope_section": [2, 3, 3]}}},
+    "blip-2": {"image_token_index": 199},
+    "sam": {
+        "vision_config": {
+            "output_channels": 64, "window_size": 2, "global_attn_indexes": [1],
+            "num_pos_feats": 32,
+        },
+        "prompt_encoder_config": {"image_size": 64, "image_embedding_size": 4},
+    },
+    "UperNetForSemanticSegmentation": {"backbone_config": {"model_type": "swin"}},
+    "BeitForSemanticSegmentation": {"out_indices": [1, 1, 2, 2]},
+    "depth_anything": {"backbone_config": _DINO, "neck_hidden_sizes": [16, 32]},
+}  # fmt: skip
 
 
 def tiny(config: Any) -> dict[str, Any]:

@@ -106,15 +106,16 @@ def _shapes(name: str, args: dict[str, Any] | None = None) -> nn.Module:
 
 
 def _tiny(name: str) -> dict[str, Any]:
+    """The first of `TINY` that makes the architecture smaller; none where its constructor takes
+    none of them."""
     whole = _shapes(name)
-    known = inspect.signature(type(whole).__init__).parameters
     params = sum(p.numel() for p in whole.parameters())
-    for wish in TINY:
-        args = dict(wish)
-        if not all(key in known and _fits(known[key].default, args[key]) for key in args):
-            continue
+    stages = inspect.signature(type(whole).__init__).parameters.get("depths")
+    for args in TINY:
         if "depths" in args:
-            args["depths"] = [1] * len(known["depths"].default)
+            if stages is None or not isinstance(stages.default, tuple | list):
+                continue
+            args = {"depths": [1] * len(stages.default)}
         try:
             small = sum(p.numel() for p in _shapes(name, args).parameters())
         except Exception:  # its constructor wants other things together
@@ -122,10 +123,3 @@ def _tiny(name: str) -> dict[str, Any]:
         if small < params:
             return args
     return {}
-
-
-def _fits(default: Any, value: Any) -> bool:
-    """Whether an argument is of the form that we would give it."""
-    if isinstance(default, tuple | list):
-        return value == 1 and all(isinstance(d, int) for d in default)
-    return isinstance(default, int) and value != 1

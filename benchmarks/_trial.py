@@ -23,7 +23,7 @@ from pelacli.models import OpenModel
 
 HALF = Fraction(1, 2)
 LARGEST = 40e6  # parameters
-GAIN = 0.01  # share of the loss that the step is to take away, to first order
+GAIN = 0.001  # share of the loss that the step is to take away, to first order
 DENSE_ERROR = 1e-3  # that full rank may have, relative to the largest entry of the output
 
 

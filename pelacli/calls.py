@@ -1,8 +1,8 @@
 """Watch a model apply its linear layers: one mechanism for FLOPs, moments and correction.
 
 Forward hooks miss the models that read ``layer.weight`` and call ``F.linear`` themselves. So the
-calls are caught where they all meet: ``F.linear``, ``x @ weight.T``, and ``torch.addmm`` for
-transformers' Conv1D, told apart by the very weight tensor that is applied.
+calls are caught where they all meet: ``F.linear``, ``x @ weight.T``, ``weight @ x``, and
+``torch.addmm`` for transformers' Conv1D, told apart by the very weight tensor that is applied.
 """
 
 from __future__ import annotations
@@ -44,10 +44,14 @@ class LinearCalls(TorchFunctionMode):
             if layer is not None and layer.kind == "linear":
                 return self._apply(layer, x, weight, bias)
         elif func in MATMULS and not kwargs and len(args) == 2:
-            weight = _transposed(args[1])
+            left, right = args
+            layer = self._layers.get(id(left))
+            if layer is not None and layer.kind == "linear" and right.ndim > 1:
+                return self._apply(layer, right.mT, left, None).mT
+            weight = _transposed(right)
             layer = None if weight is None else self._layers.get(id(weight))
             if weight is not None and layer is not None and layer.kind == "linear":
-                return self._apply(layer, args[0], weight, None)
+                return self._apply(layer, left, weight, None)
         elif func is F.multi_head_attention_forward:
             with self:
                 return attention_body(*args, **kwargs)

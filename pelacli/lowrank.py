@@ -87,7 +87,8 @@ attention_body: Any = FunctionType(
 
 class FactoredWeight(torch.Tensor):
     """The product up·down [out, in] as a tensor that is applied as two thin products: by
-    ``F.linear``, by ``x @ weight.T`` and inside of ``F.multi_head_attention_forward``.
+    ``F.linear``, by ``x @ weight.T`` or ``weight @ x``, and inside of
+    ``F.multi_head_attention_forward``.
 
     Any other operation gets the dense product, with gradients to both factors. So a model that
     reads ``layer.weight`` still runs the factors at their price.
@@ -114,10 +115,12 @@ class FactoredWeight(torch.Tensor):
             return attention_body(*args, **kwargs)
         if func in _TRANSPOSES:
             return FactoredWeight(args[0].down.T, args[0].up.T)
-        if func in MATMULS and isinstance(args[-1], FactoredWeight) and not kwargs:
-            x, weight = args
-            if not isinstance(x, FactoredWeight):
-                return (x @ weight.up) @ weight.down
+        if func in MATMULS and not kwargs:
+            left, right = args
+            if isinstance(right, FactoredWeight) and not isinstance(left, FactoredWeight):
+                return (left @ right.up) @ right.down
+            if isinstance(left, FactoredWeight) and not isinstance(right, FactoredWeight):
+                return left.up @ (left.down @ right)
         with torch._C.DisableTorchFunctionSubclass():
             reads = func.__self__.__name__ if getattr(func, "__name__", "") == "__get__" else None
             if reads is not None and reads not in _VIEWS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pelacli.models.types import ImageInput, TextInput
 _CARRIED = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
 _NOT_CARRIED = {"config.json", "pela.json"}
 _TOKENS = 128  # of an example
+_PATCHES = 256  # of an example that comes in patches
 _IMAGE = 224  # side of an example where neither configuration nor processor tell one
 # Arguments that are sound → its forms: the sizes that a configuration names, and the shape.
 _SOUND: dict[str, list[tuple[tuple[str, ...], Callable[..., tuple[int, ...]]]]] = {
@@ -28,6 +30,8 @@ _SOUND: dict[str, list[tuple[tuple[str, ...], Callable[..., tuple[int, ...]]]]] 
         (("num_mel_bins", "max_source_positions"), lambda bins, half: (bins, 2 * half)),
         (("input_feat_per_channel", "input_channels"), lambda bins, n: (_TOKENS, bins * n)),
         (("feature_projection_input_dim",), lambda bins: (_TOKENS, bins)),
+        (("num_mel_bins", "spec_size"), lambda bins, size: (1, size * size // bins, bins)),
+        (("num_mel_bins",), lambda bins: (_TOKENS, bins)),
     ],
 }
 _CARRY_LIMIT = 64 * 2**20  # bytes; anything larger is data, not configuration
@@ -210,20 +214,20 @@ def example(module: nn.Module, inputs: ImageInput | TextInput) -> dict[str, torc
     takes, device = _arguments(module), next(module.parameters()).device
     batch: dict[str, torch.Tensor] = {}
     vision = getattr(config, "vision_config", None)
-    if "pixel_values" in takes and (isinstance(inputs, ImageInput) or vision is not None):
-        size = inputs.size if isinstance(inputs, ImageInput) else _image_input(vision, None).size
-        frames = getattr(vision or config, "num_frames", None)  # of a model of videos
-        batch["pixel_values"] = torch.zeros(1, *([frames] if frames else []), *size, device=device)
+    if "pixel_values" in takes and (isinstance(inputs, ImageInput) or _sees(module)):
+        batch |= {k: v.to(device) for k, v in _image(config, takes, inputs).items()}
     for name in takes & _SOUND.keys():
         batch[name] = torch.zeros(1, *_sound(config, name), device=device)
     wants_text = isinstance(inputs, TextInput) and not batch.keys() & _SOUND.keys()
     if "input_ids" in takes and (wants_text or hasattr(config, "text_config")):
         ids = _token_ids(getattr(config, "text_config", config), device)
-        ids = torch.cat([_image_tokens(module, batch.get("pixel_values")), ids], dim=1)
+        ids = torch.cat([_image_tokens(module, batch), ids], dim=1)
         batch["input_ids"] = ids
         if "attention_mask" in takes:
             batch["attention_mask"] = torch.ones_like(ids)
-    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in takes:
+        if "bbox" in takes:  # of each word on its page
+            batch["bbox"] = ids.new_zeros(*ids.shape, 4)
+    if "decoder_input_ids" in takes:
         batch["decoder_input_ids"] = _token_ids(getattr(config, "decoder", config), device)
     return batch
 
@@ -244,17 +248,46 @@ def _token_ids(text: Any, device: torch.device) -> torch.Tensor:
     return ids
 
 
-def _image_tokens(module: nn.Module, images: torch.Tensor | None) -> torch.Tensor:
+def _sees(module: nn.Module) -> bool:
+    """Whether a model of texts takes images too, and not as an extra that it can do without."""
+    config: Any = module.config
+    wanted = inspect.signature(module.forward).parameters["pixel_values"]
+    own = hasattr(config, "vision_config") or hasattr(config, "image_size")
+    return own or wanted.default is inspect.Parameter.empty
+
+
+def _image(config: Any, takes: set[str], inputs: Any) -> dict[str, torch.Tensor]:
+    """An image as the model takes it: pixels, or a row of patches and how many a side it has."""
+    vision = getattr(config, "vision_config", config)
+    if takes & {"spatial_shapes", "image_grid_thw"}:
+        side = math.isqrt(getattr(vision, "num_patches", _PATCHES))
+        channels = getattr(vision, "num_channels", getattr(vision, "in_channels", 3))
+        width = channels * getattr(vision, "temporal_patch_size", 1) * vision.patch_size**2
+        if "image_grid_thw" in takes:
+            grid = torch.tensor([[1, side, side]])
+            return {"pixel_values": torch.zeros(side**2, width), "image_grid_thw": grid}
+        return {
+            "pixel_values": torch.zeros(1, side**2, width),
+            "pixel_attention_mask": torch.ones(1, side**2, dtype=torch.long),
+            "spatial_shapes": torch.tensor([[side, side]]),
+        }
+    size = inputs.size if isinstance(inputs, ImageInput) else _image_input(vision, None).size
+    frames = getattr(vision, "num_frames", None)  # of a model of videos
+    return {"pixel_values": torch.zeros(1, *([frames] if frames else []), *size)}
+
+
+def _image_tokens(module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The places in the text, [1, N], that a language model fills with what it sees in an image;
     N is 0 for all others."""
     config: Any = module.config
     token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
     places = torch.zeros(1, 0, dtype=torch.long, device=next(module.parameters()).device)
-    if token is None or images is None or not hasattr(module, "get_image_features"):
+    if token is None or "pixel_values" not in batch or not hasattr(module, "get_image_features"):
         return places
     get: Any = module.get_image_features
+    takes = inspect.signature(get).parameters
     with torch.no_grad():
-        seen = get(pixel_values=images)
+        seen = get(**{name: value for name, value in batch.items() if name in takes})
     seen = getattr(seen, "pooler_output", seen)
     parts = [seen] if isinstance(seen, torch.Tensor) else seen
     count = sum(part.numel() // part.shape[-1] for part in parts)
@@ -263,6 +296,7 @@ def _image_tokens(module: nn.Module, images: torch.Tensor | None) -> torch.Tenso
 
 def _sound(config: Any, name: str) -> tuple[int, ...]:
     """Shape of a sample of sound, without the batch: the first form whose sizes are configured."""
+    config = getattr(config, "audio_config", config)
     for keys, shape in _SOUND[name]:
         sizes = [getattr(config, key, None) for key in keys]
         if all(isinstance(size, int) for size in sizes):

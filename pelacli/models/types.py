@@ -87,6 +87,8 @@ def main_output(result: Any, mask: Tensor | None = None) -> Tensor:
         for key in ("logits", "logits_per_image", "pooler_output", "image_embeds"):
             # A text encoder's pooler is trained for next-sentence prediction, not for meaning.
             found = result.get(key)
+            if isinstance(found, tuple | list) and found:  # one for each of several outputs
+                found = found[0]
             if isinstance(found, Tensor) and not (key == "pooler_output" and mask is not None):
                 return found
         hidden = result.get("last_hidden_state")
