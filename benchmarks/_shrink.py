@@ -84,6 +84,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         },
         "encoder_in_channels": [64, 64, 64],
     },
+    "mask2former": {"feature_size": 64, "mask_feature_size": 64},
     "rt_detr": _DETR,
     "rt_detr_v2": _DETR,
     "gemma3": {"mm_tokens_per_image": 4},

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pelacli.lowrank import MATMULS, Layer, attention_body, linear_arguments
+from pelacli.lowrank import MATMULS, TRANSPOSES, Layer, attention_body, linear_arguments
 
 # (layer, input [..., in], weight as out × in, bias [out] or None) → the output to use instead
 Apply = Callable[[Layer, Tensor, Tensor, "Tensor | None"], Tensor]
@@ -27,6 +27,9 @@ class LinearCalls(TorchFunctionMode):
 
     The layers must be dense: their weights are known by identity. Kinds that are not applied by
     ``F.linear``, a product with the transposed weight or ``torch.addmm`` are passed over.
+
+    Attributes:
+        reads: layer name → what else was done with its weight, as LayoutLMv3 looks up rows of one.
     """
 
     def __init__(self, layers: Iterable[Layer], apply: Apply) -> None:
@@ -35,6 +38,7 @@ class LinearCalls(TorchFunctionMode):
             id(layer.module.weight): layer for layer in layers if layer.kind in ("linear", "conv1d")
         }
         self._apply = apply
+        self.reads: dict[str, str] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -48,10 +52,10 @@ class LinearCalls(TorchFunctionMode):
             layer = self._layers.get(id(left))
             if layer is not None and layer.kind == "linear" and right.ndim > 1:
                 return self._apply(layer, right.mT, left, None).mT
-            weight = _transposed(right)
-            layer = None if weight is None else self._layers.get(id(weight))
-            if weight is not None and layer is not None and layer.kind == "linear":
-                return self._apply(layer, left, weight, None)
+            whole = _transposed(right)
+            layer = self._layers.get(id(whole))
+            if whole is not None and layer is not None and layer.kind == "linear":
+                return self._apply(layer, left, whole, None)
         elif func is F.multi_head_attention_forward:
             with self:
                 return attention_body(*args, **kwargs)
@@ -59,7 +63,19 @@ class LinearCalls(TorchFunctionMode):
             layer = self._layers.get(id(args[2]))
             if layer is not None and layer.kind == "conv1d":
                 return self._apply(layer, args[1], args[2].T, args[0])
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func not in TRANSPOSES and isinstance(result, Tensor):
+            self._note(func, [*args, *kwargs.values()], result)
+        return result
+
+    def _note(self, func: Any, given: list[Any], result: Tensor) -> None:
+        name = getattr(func, "__name__", "")
+        for value in given if name != "__get__" else ():
+            if isinstance(value, Tensor) and value is not result:
+                base = value._base
+                layer = self._layers.get(id(value)) or self._layers.get(id(base))
+                if layer is not None:
+                    self.reads[layer.name] = name
 
 
 def _transposed(view: Any) -> Tensor | None:

@@ -29,10 +29,12 @@ class Cost:
         total: FLOPs of the whole model.
         tokens: layer name → positions the layer is applied to; a layer that the pass never
             applies is missing.
+        reads: layer name → what the model does with its weight other than apply it.
     """
 
     total: int
     tokens: dict[str, int] = field(default_factory=dict)
+    reads: dict[str, str] = field(default_factory=dict)
 
 
 def count(
@@ -58,11 +60,13 @@ def count(
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
-        LinearCalls(layers, apply),
+        LinearCalls(layers, apply) as calls,
     ):
         run(module)
     return Cost(
-        counter.get_total_flops() // samples, {name: n // samples for name, n in tokens.items()}
+        counter.get_total_flops() // samples,
+        {name: n // samples for name, n in tokens.items()},
+        calls.reads,
     )
 
 

@@ -71,8 +71,13 @@ class LowRankLinear(nn.Module):
 
 # Properties that are views of the product; all others (shape, dtype, …) are known without it.
 _VIEWS = {"H", "mH", "data", "real", "imag"}
-_TRANSPOSES = {torch.Tensor.T.__get__, torch.Tensor.mT.__get__, torch.Tensor.t, torch.t}
-MATMULS = {
+TRANSPOSES: set[Any] = {
+    torch.Tensor.T.__get__,  # type: ignore[attr-defined]
+    torch.Tensor.mT.__get__,  # type: ignore[attr-defined]
+    torch.Tensor.t,
+    torch.t,
+}
+MATMULS: set[Any] = {
     torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__,
 }  # fmt: skip
 
@@ -113,7 +118,7 @@ class FactoredWeight(torch.Tensor):
                 return F.linear(F.linear(x, weight.down), weight.up, bias)
         if func is F.multi_head_attention_forward:
             return attention_body(*args, **kwargs)
-        if func in _TRANSPOSES:
+        if func in TRANSPOSES:
             return FactoredWeight(args[0].down.T, args[0].up.T)
         if func in MATMULS and not kwargs:
             left, right = args
@@ -247,11 +252,30 @@ def replace(module: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor, Tenso
     Raises:
         RequestError: a name is no layer of the module.
     """
-    names: dict[int, list[str]] = {}
-    for name, child in module.named_modules(remove_duplicate=False):
-        names.setdefault(id(child), []).append(name)
-    for name, (down, up, bias) in factors.items():
+    _put(module, _built(module, factors))
+
+
+@contextmanager
+def replaced(
+    module: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]
+) -> Iterator[None]:
+    """`replace` for a while: afterwards the very modules from before are back in their places."""
+    pairs = _built(module, factors)
+    _put(module, pairs)
+    try:
+        yield
+    finally:
+        _put(module, [(new, old) for old, new in pairs])
+
+
+def _built(
+    module: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]
+) -> list[tuple[nn.Module, nn.Module]]:
+    """(the layer there is, the low-rank one for its place) of each name."""
+    pairs: list[tuple[nn.Module, nn.Module]] = []
+    for name, found in factors.items():
         old = submodule(module, name)
+        down, up, bias = found
         new = LowRankLinear(
             down.shape[1],
             up.shape[0],
@@ -263,27 +287,23 @@ def replace(module: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor, Tenso
         new.down.weight, new.up.weight = _parameter(down, old), _parameter(up, old)
         if bias is not None:
             new.up.bias = _parameter(bias, old)
-        new.train(old.training)
-        for alias in names[id(old)]:
-            parent, _, child_name = alias.rpartition(".")
-            setattr(module.get_submodule(parent), child_name, new)
+        pairs.append((old, new.train(old.training)))
+    return pairs
 
 
-@contextmanager
-def replaced(
-    module: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]
-) -> Iterator[None]:
-    """`replace` for a while: afterwards the very modules from before are back in their places."""
-    before = list(module.named_modules(remove_duplicate=False))
-    out = {id(submodule(module, name)) for name in factors}
-    replace(module, factors)
-    try:
-        yield
-    finally:
-        for name, old in before:
-            if id(old) in out:
-                parent, _, child_name = name.rpartition(".")
-                setattr(module.get_submodule(parent), child_name, old)
+def _put(module: nn.Module, pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
+    """Put new modules in the places of old ones: under all their names, and in the plain lists
+    that some models keep beside and run (Mask2Former's heads)."""
+    new = dict(pairs)
+    for parent in list(module.modules()):
+        for name, child in list(parent._modules.items()):  # named_children would skip a twin
+            if child in new:
+                setattr(parent, name, new[child])
+        for value in vars(parent).values():
+            if type(value) is list:
+                for i, item in enumerate(value):
+                    if isinstance(item, nn.Module) and item in new:
+                        value[i] = new[item]
 
 
 def replace_empty(module: nn.Module, ranks: Mapping[str, int]) -> None:
@@ -307,20 +327,15 @@ def replace_empty(module: nn.Module, ranks: Mapping[str, int]) -> None:
 
 def fold(module: nn.Module) -> nn.Module:
     """Turn every `LowRankLinear` back into a dense ``nn.Linear`` of the same map, in place."""
-    names: dict[LowRankLinear, list[str]] = {}
-    for name, child in module.named_modules(remove_duplicate=False):
-        if isinstance(child, LowRankLinear):
-            names.setdefault(child, []).append(name)
-    for low, aliases in names.items():
+    pairs: list[tuple[nn.Module, nn.Module]] = []
+    for low in low_rank_layers(module).values():
         bias = low.bias
         dense = nn.Linear(low.in_features, low.out_features, bias is not None, device="meta")
         dense.weight = nn.Parameter((low.up.weight @ low.down.weight).detach())
         if bias is not None:
             dense.bias = nn.Parameter(bias.detach().clone())
-        dense.train(low.training)
-        for name in aliases:
-            parent, _, child_name = name.rpartition(".")
-            setattr(module.get_submodule(parent), child_name, dense)
+        pairs.append((low, dense.train(low.training)))
+    _put(module, pairs)
     return module
 
 
