@@ -3,11 +3,14 @@ them, and the classes with heads that people load."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 import transformers
 from _shrink import EXCEPTIONS, merged, tiny
 from _trial import Case
+from torch import Tensor
 
 TYPES = """
 albert bert bert-generation big_bird bros camembert canine convbert data2vec-text deberta deberta-v2
@@ -63,6 +66,43 @@ OwlViTForObjectDetection LlavaForConditionalGeneration
 """.split()
 
 
+# What pela can't guess of a sample: its FLOPs are unknown then, and all else must work.
+# Type → the batch of one sample for a model of this configuration.
+INPUTS: dict[str, Callable[[Any], dict[str, Tensor]]] = {
+    "idefics3": lambda c: words(1, c.image_token_id) | {"pixel_values": torch.zeros(1, 1, *PICTURE)},
+    "instructblip": lambda c: (
+        words(10, c.image_token_index)
+        | {"qformer_input_ids": words()["input_ids"], "pixel_values": torch.zeros(1, 3, 56, 56)}
+    ),
+    "kosmos-2": lambda c: (
+        words(64)
+        | {
+            "pixel_values": torch.zeros(1, 3, 56, 56),
+            "image_embeds_position_mask": (torch.arange(80) < 64).long()[None],
+        }
+    ),
+    "lxmert": lambda c: (
+        words()
+        | {
+            "visual_feats": torch.zeros(1, 10, c.visual_feat_dim),
+            "visual_pos": torch.zeros(1, 10, c.visual_pos_dim),
+        }
+    ),
+    "oneformer": lambda c: {
+        "pixel_values": torch.zeros(1, *PICTURE),
+        "task_inputs": torch.ones(1, c.task_seq_len),
+    },
+    "vjepa2": lambda c: {"pixel_values_videos": torch.zeros(1, 4, *PICTURE)},
+}  # fmt: skip
+PICTURE = (3, 64, 64)
+
+
+def words(images: int = 0, token: int = 7) -> dict[str, Tensor]:
+    """A text of sixteen tokens behind the places of an image."""
+    ids = torch.cat([torch.full((1, images), token), torch.zeros(1, 16, dtype=torch.long)], dim=1)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
 def cases() -> list[Case]:
     """All of them: the types, then the classes with heads."""
     return [case(name) for name in TYPES] + [case(name) for name in WITH_HEADS]
@@ -71,7 +111,9 @@ def cases() -> list[Case]:
 def case(name: str) -> Case:
     """A model type or class at tiny size."""
     if name in transformers.CONFIG_MAPPING:
-        return Case("transformers", name, name, name, lambda: arguments(name))
+        return Case(
+            "transformers", name, name, name, lambda: arguments(name), INPUTS.get(name)
+        )
     kind = getattr(transformers, name).config_class.model_type
     return Case(
         "transformers", name, kind, kind, lambda: arguments(kind, name) | {"architectures": [name]}

@@ -81,6 +81,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
             "stage_out_channels": [32, 64, 64, 64],
             "stage_numb_of_layers": [1, 1, 1, 1],
             "stage_num_blocks": [1, 1, 1, 1],
+            "hidden_sizes": [32, 64, 64, 64],
         },
         "encoder_in_channels": [64, 64, 64],
     },
@@ -90,7 +91,35 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "gemma3": {"mm_tokens_per_image": 4},
     "siglip2": {"vision_config": {"num_patches": 16}},
     "qwen2_vl": {"text_config": {"rope_parameters": {"mrope_section": [2, 3, 3]}}},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
+    "zamba2": {
+        "num_hidden_layers": 2, "layers_block_type": ["linear_attention", "hybrid"],
+        "layer_types": ["linear_attention", "hybrid"], "hybrid_layer_ids": [1],
+        "attention_hidden_size": 128, "attention_head_dim": 32, "kv_channels": 16,
+        "mamba_headdim": 32, "adapter_rank": 16, "num_key_value_heads": 4, "num_query_groups": 4,
+    },
+    "clap": {"audio_config": {"patch_embeds_hidden_size": 16, "hidden_size": 128}},
+    "cvt": {"depth": [1, 2, 3]},  # it looks up a rate of each stage among those of its layers
+    "align": {
+        "projection_dim": 16,
+        "vision_config": {"width_coefficient": 0.1, "depth_coefficient": 0.2},
+    },
+    "CLIPSegForImageSegmentation": {"extract_layers": [0, 1], "reduce_dim": 32},
+    "DPTForDepthEstimation": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
     "blip-2": {"image_token_index": 199},
+    "instructblip": {"image_token_index": 199},
+    "sam2": {
+        "vision_config": {
+            "backbone_config": {
+                "hidden_size": 16, "embed_dim_per_stage": [16, 32, 64, 64],
+                "num_attention_heads_per_stage": [1, 1, 2, 2], "blocks_per_stage": [1, 1, 2, 1],
+                "global_attention_blocks": [3], "window_size_per_stage": [4, 4, 4, 4],
+            },
+            "backbone_channel_list": [64, 64, 32, 16], "fpn_hidden_size": 64,
+            "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+        },
+        "prompt_encoder_config": {"image_size": 64},
+    },
     "sam": {
         "vision_config": {
             "output_channels": 64, "window_size": 2, "global_attn_indexes": [1],
@@ -99,7 +128,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "prompt_encoder_config": {"image_size": 64, "image_embedding_size": 4},
     },
     "UperNetForSemanticSegmentation": {"backbone_config": {"model_type": "swin"}},
-    "BeitForSemanticSegmentation": {"out_indices": [1, 1, 2, 2]},
+    "BeitForSemanticSegmentation": {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]},
     "depth_anything": {"backbone_config": _DINO, "neck_hidden_sizes": [16, 32]},
 }  # fmt: skip
 
@@ -146,7 +175,7 @@ def _smaller(key: str, value: Any) -> Any:
         return [HEADS // 2] * len(value)
     if re.fullmatch(r".*(hidden_sizes|embed_dims?|dims|channels|widths)", key):
         if len(set(value)) == 1:
-            return [min(value[0], WIDTH // 2)] * len(value)
+            return [min(value[0], WIDTH)] * len(value)
         return [min(v, WIDTH // 2 * min(2**i, 4)) for i, v in enumerate(value)]
     return value
 

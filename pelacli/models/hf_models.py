@@ -114,6 +114,7 @@ def read_config(directory: Path, model_args: dict[str, Any]) -> Any:
 def from_config(config: Any) -> nn.Module:
     """The class that the config names, built from it, with fresh weights."""
     cls = _class(config)
+    config.architectures = config.architectures or []  # Funnel's two are looked for in it
     build = cls._from_config if hasattr(cls, "_from_config") else cls.from_config
     module: nn.Module = build(config)
     return module
@@ -152,7 +153,7 @@ def inputs(module: nn.Module, directory: Path | None) -> ImageInput | TextInput:
     if directory is not None and any(directory.glob("tokenizer*")):
         with _quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    longest = int(getattr(config, "max_position_embeddings", 0) or 512)
+    longest = _longest(config) or 512
     limit = int(getattr(tokenizer, "model_max_length", longest) or longest)
     if directory is not None and (directory / "sentence_bert_config.json").is_file():
         # sentence-transformers trained the model on shorter texts than its positions allow.
@@ -221,10 +222,14 @@ def example(module: nn.Module, inputs: ImageInput | TextInput) -> dict[str, torc
     wants_text = isinstance(inputs, TextInput) and not batch.keys() & _SOUND.keys()
     if "input_ids" in takes and (wants_text or hasattr(config, "text_config")):
         ids = _token_ids(getattr(config, "text_config", config), device)
-        ids = torch.cat([_image_tokens(module, batch), ids], dim=1)
+        seen = _image_tokens(module, batch)
+        ids = torch.cat([seen, ids], dim=1)
         batch["input_ids"] = ids
         if "attention_mask" in takes:
             batch["attention_mask"] = torch.ones_like(ids)
+        if "mm_token_type_ids" in takes:
+            batch["mm_token_type_ids"] = torch.zeros_like(ids)
+            batch["mm_token_type_ids"][:, : seen.shape[1]] = 1
         if "bbox" in takes:  # of each word on its page
             batch["bbox"] = ids.new_zeros(*ids.shape, 4)
     if "decoder_input_ids" in takes:
@@ -237,11 +242,15 @@ def _arguments(module: nn.Module) -> set[str]:
     return set(inspect.signature(module.forward).parameters)
 
 
+def _longest(text: Any) -> int:
+    """Tokens that a model of texts takes; 0 where no number is set (XLNet says −1)."""
+    return max(0, int(getattr(text, "max_position_embeddings", 0) or 0))
+
+
 def _token_ids(text: Any, device: torch.device) -> torch.Tensor:
     """128 tokens, or as many as fit, the end of text at the end: models that pool there look for
     it."""
-    longest = int(getattr(text, "max_position_embeddings", 0) or _TOKENS)
-    ids = torch.zeros(1, min(_TOKENS, longest), dtype=torch.long, device=device)
+    ids = torch.zeros(1, min(_TOKENS, _longest(text) or _TOKENS), dtype=torch.long, device=device)
     end = getattr(text, "eos_token_id", 0) or 0
     end = end[0] if isinstance(end, list) else end
     ids[:, -1] = min(end, int(getattr(text, "vocab_size", end + 1)) - 1)
@@ -309,6 +318,7 @@ def _image_input(vision: Any, directory: Path | None) -> ImageInput:
     if directory is not None and (directory / "preprocessor_config.json").is_file():
         processor = json.loads((directory / "preprocessor_config.json").read_text())
     size = getattr(vision, "image_size", None)
+    size = size or getattr(getattr(vision, "backbone_config", None), "image_size", None)
     if size is None:  # it takes any; its processor knows what it is used with
         usual = processor.get("size") or {}
         side = usual.get("shortest_edge", _IMAGE)

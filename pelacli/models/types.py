@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,12 +97,21 @@ def main_output(result: Any, mask: Tensor | None = None) -> Tensor:
                 return hidden.flatten(1, -2).mean(1) if hidden.ndim == 3 else hidden
             weight = mask[..., None].to(hidden.dtype)
             return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
-        result = list(result.values())
-    if isinstance(result, tuple | list):
-        for item in result:
-            if isinstance(item, Tensor) and item.is_floating_point():
-                return item
-    raise TypeError(f"the model returned {type(result).__name__}, in which there is no tensor")
+    found = next(_tensors(result), None)
+    if found is None:
+        what = type(result).__name__
+        raise TypeError(f"the model returned {what}, in which there is no tensor")
+    return found
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in nested tuples, lists and mappings, in their order."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping | tuple | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
 
 
 def place(module: nn.Module, device: torch.device | str, channels_last: bool = False) -> nn.Module:
