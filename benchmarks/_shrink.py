@@ -63,7 +63,9 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 32},
     "codegen": {"rotary_dim": 8},
     "gptj": {"rotary_dim": 8},
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]},
+    "gpt_neo": {
+        "attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"],
+    },
     "hunyuan_v1_dense": {"head_dim": 16},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 8},
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2},
@@ -111,14 +113,13 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "sam2": {
         "vision_config": {
             "backbone_config": {
-                "hidden_size": 16, "embed_dim_per_stage": [16, 32, 64, 64],
-                "num_attention_heads_per_stage": [1, 1, 2, 2], "blocks_per_stage": [1, 1, 2, 1],
-                "global_attention_blocks": [3], "window_size_per_stage": [4, 4, 4, 4],
+                "hidden_size": 16, "embed_dim_per_stage": [16, 32, 64, 128],
+                "num_attention_heads_per_stage": [1, 1, 2, 2], "image_size": [256, 256],
             },
-            "backbone_channel_list": [64, 64, 32, 16], "fpn_hidden_size": 64,
-            "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+            "backbone_channel_list": [128, 64, 32, 16], "fpn_hidden_size": 64,
+            "backbone_feature_sizes": [[64, 64], [32, 32], [16, 16]],
         },
-        "prompt_encoder_config": {"image_size": 64},
+        "prompt_encoder_config": {"image_size": 256},
     },
     "sam": {
         "vision_config": {

@@ -16,12 +16,11 @@ from typing import Any
 
 import timm
 import torch
+from _trial import LARGEST, Case
 from torch import nn
 
 from pelacli import lowrank
 from pelacli.models import timm_models
-
-from _trial import LARGEST, Case
 
 KEPT = Path(__file__).parent / "results" / "coverage-timm.json"
 # Tried in this order, where the constructor knows the names: the first that builds is taken.

@@ -214,7 +214,6 @@ def example(module: nn.Module, inputs: ImageInput | TextInput) -> dict[str, torc
     config: Any = module.config
     takes, device = _arguments(module), next(module.parameters()).device
     batch: dict[str, torch.Tensor] = {}
-    vision = getattr(config, "vision_config", None)
     if "pixel_values" in takes and (isinstance(inputs, ImageInput) or _sees(module)):
         batch |= {k: v.to(device) for k, v in _image(config, takes, inputs).items()}
     for name in takes & _SOUND.keys():
