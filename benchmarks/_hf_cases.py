@@ -16,6 +16,7 @@ from torch import Tensor
 ARCHITECTURES = Path(__file__).parent / "architectures.txt"
 
 
+PICTURE = (3, 64, 64)
 # What pela can't guess of a sample: its FLOPs are unknown then, and all else must work.
 # Type → the batch of one sample for a model of this configuration.
 INPUTS: dict[str, Callable[[Any], dict[str, Tensor]]] = {
@@ -46,7 +47,6 @@ INPUTS: dict[str, Callable[[Any], dict[str, Tensor]]] = {
     },
     "vjepa2": lambda c: {"pixel_values_videos": torch.zeros(1, 4, *PICTURE)},
 }
-PICTURE = (3, 64, 64)
 
 
 def words(images: int = 0, token: int = 7) -> dict[str, Tensor]:

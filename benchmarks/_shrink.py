@@ -139,7 +139,7 @@ def tiny(config: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     plain = config.to_dict()
     for key, value in plain.items():
-        nested = vars(config).get(key)
+        nested: Any = vars(config).get(key)
         if hasattr(nested, "to_diff_dict"):
             own = {k: v for k, v in nested.to_diff_dict().items() if k not in _NO_SETTINGS}
             found[key] = merged(own, tiny(nested)) | {"model_type": nested.model_type}
@@ -198,6 +198,7 @@ def merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in more.items():
         old = result.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        result[key] = merged(old, value) if both else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = merged(old, value)
+        result[key] = value
     return result

@@ -265,7 +265,7 @@ def step(student: nn.Module, teacher: nn.Module, batch: Any) -> tuple[float, flo
         )
 
     before = loss()
-    before.backward()
+    before.backward()  # type: ignore[no-untyped-call]
     gradients = [(p, p.grad) for p in student.parameters() if p.grad is not None]
     square = sum(float(g.square().sum()) for _, g in gradients)
     after = before.item()

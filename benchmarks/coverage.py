@@ -106,7 +106,8 @@ def quietly(case: Case) -> Row:
 def share(rows: Sequence[Row]) -> float:
     """Of those that were tried, how many work."""
     tried = [row for row in rows if row["status"] != "left out"]
-    return sum(row["status"] == "works" for row in tried) / max(1, len(tried))
+    works = [row for row in tried if row["status"] == "works"]
+    return len(works) / max(1, len(tried))
 
 
 def line(row: Row) -> str:
