@@ -28,6 +28,18 @@ def cost(opened: OpenModel, layers: Sequence[Layer]) -> Cost | None:
         return None
 
 
+def settled(layers: Sequence[Layer], spent: Cost | None) -> list[Layer]:
+    """The layers, where those whose weight the model does more with than apply it stay dense:
+    factors would be multiplied out each time."""
+    reads = {} if spent is None else spent.reads
+    return [
+        replace(layer, reason=f"its weight is read ({reads[layer.name]})")
+        if layer.reason is None and layer.name in reads
+        else layer
+        for layer in layers
+    ]
+
+
 def describe(
     opened: OpenModel, layers: Sequence[Layer], spent: Cost | None, plan: Plan | None = None
 ) -> Manifest:

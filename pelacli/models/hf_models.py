@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from torch import nn
 
 from pelacli.aliases import closest
 from pelacli.errors import RequestError
 from pelacli.models import detectors, hf_pairs, hf_segmenters, pooling
+from pelacli.models.hf_examples import arguments, longest_text, sees
+from pelacli.models.hf_examples import example as example
 from pelacli.models.hf_heads import causal as _causal
 from pelacli.models.hf_heads import own_classes as _own_classes
 from pelacli.models.hf_heads import with_head as with_head
 from pelacli.models.types import ImageInput, Inputs, PairInput, TextInput
 
-_TOKENS = 128  # of an example
-_ANSWER = 6  # of the answer to an example question
 _ANY_SIZE = 224  # pixels a side of an image, where neither model nor processor says
 
 
@@ -106,6 +104,7 @@ def read_config(directory: Path, model_args: dict[str, Any]) -> Any:
 def from_config(config: Any) -> nn.Module:
     """The class that the config names, built from it, with fresh weights."""
     cls = _class(config)
+    config.architectures = config.architectures or []  # Funnel's two are looked for in it
     build = cls._from_config if hasattr(cls, "_from_config") else cls.from_config
     module: nn.Module = build(config)
     return module
@@ -140,15 +139,13 @@ def inputs(module: nn.Module, directory: Path | None) -> Inputs:
     if detectors.is_detector(module):
         return detectors.inputs(module, directory)
     config: Any = module.config
+    takes = arguments(module)
+    seen = "pixel_values" in takes and ("input_ids" not in takes or sees(module))
     vision = getattr(config, "vision_config", getattr(config, "backbone_config", None) or config)
-    first = getattr(module, "main_input_name", "") == "pixel_values"
-    sees = hasattr(vision, "image_size") or first
-    # BEiT's vocabulary is of visual tokens.
-    reads = hasattr(config, "text_config") or (hasattr(config, "vocab_size") and not first)
-    if sees and not reads:
+    if seen and "input_ids" not in takes:
         return _image_input(vision, directory)
     text = _text_input(module, getattr(config, "text_config", None) or config, directory)
-    return PairInput(_image_input(vision, directory), text) if sees else text
+    return PairInput(_image_input(vision, directory), text) if seen else text
 
 
 def _text_input(module: nn.Module, config: Any, directory: Path | None) -> TextInput:
@@ -156,14 +153,14 @@ def _text_input(module: nn.Module, config: Any, directory: Path | None) -> TextI
     if directory is not None and any(directory.glob("tokenizer*")):
         with _quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-        takes = inspect.signature(module.forward).parameters
+        takes = arguments(module)
         one_kind = int(getattr(config, "type_vocab_size", 0) or 0) < 2
         tokenizer.model_input_names = [
             name
             for name in tokenizer.model_input_names
             if name in takes and not (name == "token_type_ids" and one_kind)
         ]
-    longest = int(getattr(config, "max_position_embeddings", 0) or 512)
+    longest = longest_text(config) or 512
     for name, table in module.named_modules():  # RoBERTa and its kin count from the padding on
         offset = getattr(table, "padding_idx", None)
         if name.endswith("position_embeddings") and offset is not None:
@@ -231,35 +228,13 @@ def num_classes(module: nn.Module) -> int | None:
     return int(labels) if labels and (classifies or hasattr(module, "classifier")) else None
 
 
-def example(module: nn.Module, inputs: Inputs) -> dict[str, torch.Tensor]:
-    """A sample to count FLOPs at: an image, 128 tokens, or both where the model wants both."""
-    config: Any = module.config
-    device = next(module.parameters()).device
-    batch: dict[str, torch.Tensor] = {}
-    if isinstance(inputs, ImageInput | PairInput):
-        image = inputs.image if isinstance(inputs, PairInput) else inputs
-        batch["pixel_values"] = torch.zeros(1, *image.size, device=device)
-    if isinstance(inputs, TextInput | PairInput):
-        text = getattr(config, "text_config", config)
-        wanted = inputs.text if isinstance(inputs, PairInput) else inputs
-        ids = torch.zeros(1, min(_TOKENS, wanted.max_length), dtype=torch.long, device=device)
-        # Models that pool at the end-of-text token look for it.
-        end = getattr(text, "eos_token_id", 0) or 0
-        ids[:, -1] = min(end, int(getattr(text, "vocab_size", end + 1)) - 1)
-        batch |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if getattr(config, "is_encoder_decoder", False):
-            batch["decoder_input_ids"] = ids
-        elif inputs.text.marks if isinstance(inputs, PairInput) else inputs.marks:
-            batch["decoder_input_ids"] = ids[:, :_ANSWER]
-            batch["decoder_attention_mask"] = torch.ones_like(ids[:, :_ANSWER])
-    return batch
-
-
 def _image_input(vision: Any, directory: Path | None) -> ImageInput:
     processor: dict[str, Any] = {}
     if directory is not None and (directory / "preprocessor_config.json").is_file():
         processor = json.loads((directory / "preprocessor_config.json").read_text())
-    size = getattr(vision, "image_size", None) or _size_of(processor)
+    size = getattr(vision, "image_size", None)
+    size = size or getattr(getattr(vision, "backbone_config", None), "image_size", None)
+    size = size or _size_of(processor)
     height, width = (size, size) if isinstance(size, int) else size
     channels = getattr(vision, "num_channels", 3)
     crop = processor.get("crop_size") or {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,18 +21,28 @@ def example(opened: OpenModel) -> Tensor | dict[str, Tensor]:
 def blocks(module: nn.Module) -> list[str]:
     """Names of the repeated blocks, in order: the default taps.
 
-    A block is a child of an ``nn.ModuleList`` or ``nn.Sequential`` whose children are all of one
-    class and hold at least two linear maps each; the innermost such containers count, so Swin's
-    stages give way to their blocks.
+    A block is a child of an ``nn.ModuleList`` or ``nn.Sequential`` whose children hold at least
+    two linear maps each and are all of one class (in a list they may differ, as attention and
+    recurrence take turns in hybrids); the innermost such containers count, so Swin's stages give
+    way to their blocks.
     """
+
+    found = _innermost(module, all)
+    # Or those of a stage whose other children are convolutions (EfficientFormer's last).
+    return found or _innermost(module, any)
+
+
+def _innermost(module: nn.Module, of: Callable[[Iterable[bool]], bool]) -> list[str]:
+    """Children with two linear maps, in the innermost containers where ``of`` them (all, any)
+    have so many."""
 
     def is_stack(container: nn.Module) -> bool:
         children = list(container.children())
         return (
             isinstance(container, nn.ModuleList | nn.Sequential)
             and len(children) >= 1
-            and len({type(child) for child in children}) == 1
-            and all(_matrices(child) >= 2 for child in children)
+            and (isinstance(container, nn.ModuleList) or of is any or _of_one_class(children))
+            and of(_matrices(child) >= 2 for child in children)
         )
 
     stacks = [(name, m) for name, m in module.named_modules() if is_stack(m)]
@@ -41,7 +51,13 @@ def blocks(module: nn.Module) -> list[str]:
         for name, m in stacks
         if not any(inner is not m and is_stack(inner) for inner in m.modules())
     ]
-    return [f"{name}.{i}" for name, m in innermost for i, _ in m.named_children()]
+    return [
+        f"{name}.{i}" for name, m in innermost for i, c in m.named_children() if _matrices(c) >= 2
+    ]
+
+
+def _of_one_class(modules: Iterable[nn.Module]) -> bool:
+    return len({type(m) for m in modules}) == 1
 
 
 def _matrices(module: nn.Module) -> int:

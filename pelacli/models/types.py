@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -188,6 +188,8 @@ def main_output(result: Any, mask: Tensor | None = None, pooling: Pooling | None
         for key in ("logits", "logits_per_image", "pooler_output", "image_embeds"):
             # A text encoder's pooler is trained for next-sentence prediction, not for meaning.
             found = result.get(key)
+            if isinstance(found, tuple | list) and found:  # one for each of several outputs
+                found = found[0]
             if isinstance(found, Tensor) and not (key == "pooler_output" and mask is not None):
                 boxes = result.get("pred_boxes") if key == "logits" else None
                 return found if boxes is None else torch.cat([found, boxes.to(found.dtype)], -1)
@@ -196,12 +198,21 @@ def main_output(result: Any, mask: Tensor | None = None, pooling: Pooling | None
             if mask is None or mask.shape != hidden.shape[:2]:
                 return hidden.flatten(1, -2).mean(1) if hidden.ndim == 3 else hidden
             return (pooling or Pooling())(hidden, mask)
-        result = list(result.values())
-    if isinstance(result, tuple | list):
-        for item in result:
-            if isinstance(item, Tensor) and item.is_floating_point():
-                return item
-    raise TypeError(f"the model returned {type(result).__name__}, in which there is no tensor")
+    found = next(_tensors(result), None)
+    if found is None:
+        what = type(result).__name__
+        raise TypeError(f"the model returned {what}, in which there is no tensor")
+    return found
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in nested tuples, lists and mappings, in their order."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping | tuple | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
 
 
 def place(module: nn.Module, device: torch.device | str, channels_last: bool = False) -> nn.Module:
