@@ -120,6 +120,12 @@ def test_a_directory_is_opened_with_its_tokenizer(here):
     assert models.open(str(folder), weights="random").params == opened.params
 
 
+def test_a_checkpoint_without_its_architecture_is_refused_with_the_remedy(here):
+    _, file = original(here)
+    with pytest.raises(RequestError, match="a checkpoint of albef needs --arch"):
+        models.open(str(file))
+
+
 def test_shapes_alone_need_no_memory():
     opened = models.open("albef", weights="random", meta=True)
     assert opened.params == 209_937_725

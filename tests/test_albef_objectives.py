@@ -278,7 +278,13 @@ def test_the_temperature_stays_in_its_bounds():
 # Learning -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prepare", [lambda n: n, low_rank], ids=["dense", "low-rank"])
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        pytest.param(lambda n: n, id="dense"),
+        pytest.param(low_rank, id="low-rank", marks=pytest.mark.slow),
+    ],
+)
 def test_the_three_objectives_are_learned_by_heart(prepare):
     torch.manual_seed(0)
     network, data = prepare(tiny(dropout=0.0)), batch(8)

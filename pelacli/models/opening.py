@@ -126,7 +126,10 @@ def _open(
         return _directory(ref, path, weights, args, classes)
     if path.is_file():
         if path.suffix != ".safetensors" and arch not in _OWN_NAMES:
-            raise RequestError(f"{ref}: pela reads safetensors files and model directories only")
+            raise RequestError(
+                f"{ref}: pela reads safetensors files and model directories only; a checkpoint of "
+                f"{', '.join(_OWN_NAMES)} needs --arch"
+            )
         if not arch:
             raise RequestError(f"{ref}: a bare safetensors file needs --arch, a timm name")
         return _file(ref, path, arch, args, classes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pelacli.errors import RequestError
 from pelacli.models.albef.config import LIBRARY, PARTS, Config
@@ -130,6 +132,14 @@ class Albef(nn.Module):
         """Answers [B, A] under fused questions [B, T, D] → logits [B, A, V] of each next word."""
         decoder = self.text_decoder
         return decoder.words(decoder.bert(ids, mask, question, question_mask))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass, as timm's models can too."""
+        self.visual_encoder.set_grad_checkpointing(enable)
+        for side in (self.text_encoder, getattr(self, "text_decoder", None)):
+            for layer in side.bert.layers if side is not None else []:
+                layer.gradient_checkpointing = enable
+                layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that decay would only harm: positions, the class token, the temperature."""
