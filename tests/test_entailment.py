@@ -115,12 +115,10 @@ warmup_epochs = 1
 eval_every = 100
 
 [decompose]
-ratio = 0.39
-calibrate = "train"
-samples = 96
+ratio = 0.6
 
 [pretrain]
-epochs = 4
+epochs = 6
 lr = 1e-3
 eval_every = 100
 
@@ -146,5 +144,5 @@ def test_vilt_learns_falls_and_comes_back(pela, here):
         scores[step] = tasks.evaluate(found.module, on, tasks.get("entailment"))["accuracy"]
     print(scores)
     assert scores["dense"] > 90
-    assert scores["decompose"] < scores["dense"] - 10
+    assert scores["decompose"] < scores["dense"] - 15
     assert scores["finetune"] > scores["dense"] - 5

@@ -118,7 +118,7 @@ def test_figures_are_of_all_expressions_and_of_each_part(here, monkeypatch):
     model = models.open(str(world.model("BlipForImageTextRetrieval", here / "m")))
     entries = json.loads(Path("data/val.json").read_text())
     hot = torch.zeros(4, 4)
-    hot[1:3, 0] = 1  # whatever is at the left
+    hot[:2, 1:3] = 1  # whatever is at the top
     monkeypatch.setattr(
         grounding, "heatmaps", lambda _v, i, _l: hot.expand(len(i["input_ids"]), 4, 4)
     )

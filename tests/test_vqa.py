@@ -313,8 +313,6 @@ eval_every = 100
 
 [decompose]
 ratio = {ratio}
-calibrate = "train"
-samples = 96
 
 [pretrain]
 epochs = {heal}
@@ -322,7 +320,7 @@ lr = 1e-3
 eval_every = 100
 
 [finetune]
-epochs = 4
+epochs = 3
 lr = 1e-3
 eval_every = 100
 """
@@ -348,16 +346,17 @@ def learns(pela, here: Path, kind: str, **values: object) -> dict[str, float]:
 
 
 def test_vilt_learns_falls_and_comes_back(pela, here):
-    """Always saying "no" is worth 32; knowing colours and places, 68."""
-    scores = learns(pela, here, "ViltForQuestionAnswering", epochs=18, ratio=0.38, heal=6)
+    """Always saying "no" is worth 32; knowing colours and places, 68. Plain SVD, as calibration
+    leaves too little to heal."""
+    scores = learns(pela, here, "ViltForQuestionAnswering", epochs=18, ratio=0.6, heal=6)
     assert scores["dense"] > 60
-    assert scores["decompose"] < scores["dense"] - 10
+    assert scores["decompose"] < scores["dense"] - 15
     assert scores["finetune"] > scores["dense"] - 5
 
 
 @pytest.mark.slow
 def test_blip_learns_falls_and_comes_back(pela, here):
-    scores = learns(pela, here, "BlipForQuestionAnswering", epochs=14, ratio=0.18, heal=4)
+    scores = learns(pela, here, "BlipForQuestionAnswering", epochs=14, ratio=0.5, heal=6)
     assert scores["dense"] > 60
-    assert scores["decompose"] < scores["dense"] - 10
+    assert scores["decompose"] < scores["dense"] - 15
     assert scores["finetune"] > scores["dense"] - 5
