@@ -16,7 +16,8 @@ from generated_text import FILLERS, KEYS, save_model, tokenizer
 from pelacli import agreement, artefact, data, losses, lowrank, models, tasks
 from pelacli.errors import PelaError, RequestError
 from pelacli.models import TextInput
-from pelacli.recipe import Data
+from pelacli.recipe import Data, Pretrain
+from pelacli.steps.pretrain import Stage
 
 ENCODER = TextInput(tokenizer(), 64, causal=False)
 DECODER = TextInput(tokenizer(decoder=True), 64, causal=True)
@@ -187,7 +188,36 @@ def test_agreement_leaves_padding_out(here):
     assert found["same_class"] == pytest.approx(100 * np.mean(same), abs=1e-3)
 
 
-def test_what_can_t_be_modelled_is_told(here):
+def test_padding_is_not_distilled(here):
+    save_model("gpt2", "CausalLM", here / "model")
+    teacher, student = artefact.open("model")[0], artefact.open("model")[0]
+    for parameter in student.module.parameters():
+        parameter.data.mul_(1.1)
+    tokens = data.Tokens.of(student.inputs, "x")
+    texts = ["w1 w2 k3 k4 w5 w6", "w1 k2"]
+    section = Pretrain(loss={"feature": 1.0, "kl": 1.0}, taps=[r"transformer\.h\.\d"])
+    stage = Stage(section, student, teacher, tasks.get("language-modelling"), labelled=False)
+    found = stage.losses(student.module, {"inputs": tokens(texts)})
+    squares, terms = [], []
+    with torch.no_grad():
+        for text in texts:  # alone, without any padding
+            alone = tokens([text])
+            ours = student.module(**alone, output_hidden_states=True)
+            theirs = teacher.module(**alone, output_hidden_states=True)
+            log_p, log_q = theirs.logits[0].log_softmax(-1), ours.logits[0].log_softmax(-1)
+            terms += (log_p.exp() * (log_p - log_q)).sum(-1).tolist()
+            squares.append((ours.hidden_states[1] - theirs.hidden_states[1]).square().flatten())
+    assert len(terms) == 8
+    assert float(found["kl"].detach()) == pytest.approx(np.mean(terms), rel=1e-4)
+    first = Stage(
+        section.model_copy(update={"taps": [r"transformer\.h\.0"]}),
+        student, teacher, tasks.get("language-modelling"), labelled=False,
+    )  # fmt: skip
+    feature = first.losses(student.module, {"inputs": tokens(texts)})["feature"].detach()
+    assert float(feature) == pytest.approx(float(torch.cat(squares).mean()), rel=1e-4)
+
+
+def test_what_can_t_be_modelled_is_told(pela, here):
     (here / "a.txt").write_text("w1 w2\n")
     with pytest.raises(RequestError, match="block: 65 tokens are more than the 64"):
         opened("a.txt", ENCODER, block=65)
@@ -200,6 +230,9 @@ def test_what_can_t_be_modelled_is_told(here):
     task = tasks.get("language-modelling")
     with pytest.raises(RequestError, match="BertModel has no output for tokens"):
         task.forward(bare.module, batch)
+    save_model("bert", "SequenceClassification", here / "classifier", num_labels=4)
+    code, _, err = pela("eval", "classifier", "--data", "a.txt", "--task", "language-modelling")
+    assert (code, "BertForSequenceClassification has no output for tokens" in err) == (2, True)
     fitted = task.fit(bare, dataset, None, 0)
     assert type(fitted.module).__name__ == "BertForMaskedLM"
     assert fitted.module.bert.encoder.layer[1] is not None
@@ -219,9 +252,6 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_pipeline_on(family, pela, here):
-    from pelacli.recipe import Pretrain
-    from pelacli.steps.pretrain import Stage
-
     kind = "CausalLM" if family in ("gpt2", "llama") else "MaskedLM"
     save_model(family, kind, here / "model")
     (here / "data").mkdir()
