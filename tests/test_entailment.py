@@ -115,15 +115,15 @@ warmup_epochs = 1
 eval_every = 100
 
 [decompose]
-ratio = 0.6
+ratio = 0.7
 
 [pretrain]
-epochs = 6
+epochs = 8
 lr = 1e-3
 eval_every = 100
 
 [finetune]
-epochs = 2
+epochs = 3
 lr = 3e-4
 eval_every = 100
 """

@@ -150,7 +150,7 @@ def test_what_is_meant_may_stand_in_a_file_of_its_own(here):
     bare = [{k: e[k] for k in ("image", "text", "ref_id")} for e in entries]
     Path("data/val.json").write_text(json.dumps(bare))
     with pytest.raises(RequestError, match=r"val.json, entry 1: no bbox .* give task_args.refs"):
-        batches(model)
+        next(iter(batches(model)))
     found = [row for b in batches(model, args=args) for row in b["raw"]]
     assert found == wanted
     bare[1]["ref_id"] = 99
@@ -163,7 +163,7 @@ def test_boxes_are_needed_and_checked(here):
     world.referring(here / "data", 2, name="val")
     model = models.open(str(world.model("BlipForImageTextRetrieval", here / "m")))
     with pytest.raises(RequestError, match=r"entry 1: no boxes to choose from; .*task_args.boxes"):
-        batches(model, args={"layer": 1})
+        next(iter(batches(model, args={"layer": 1})))
     file = Path("data/dets.json")
     dets = json.loads(file.read_text())
     key = next(iter(dets))
@@ -202,8 +202,6 @@ eval_every = 100
 
 [decompose]
 ratio = RATIO
-calibrate = "train"
-samples = 96
 
 [pretrain]
 epochs = 8
@@ -218,13 +216,12 @@ eval_every = 100
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["blip"])
-def test_a_model_learns_where_things_are_falls_and_comes_back(pela, here, kind):
+def test_blip_learns_where_things_are_falls_and_comes_back(pela, here):
     """Nobody tells it boxes; of four that it may choose from one is right."""
     world.model("BlipForImageTextRetrieval", here / "m")
     world.referring(here / "data", 240)
     world.referring(here / "data", 48, seed=9_000_000, name="val")
-    text = RECIPE.replace("LAYER", "1").replace("EPOCHS", "40").replace("RATIO", "0.3")
+    text = RECIPE.replace("LAYER", "1").replace("EPOCHS", "40").replace("RATIO", "0.5")
     (here / "r.toml").write_text(text)
     code, _, err = pela("run", "r.toml")
     assert code == 0, err

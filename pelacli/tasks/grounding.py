@@ -56,13 +56,10 @@ class Task(PairTask):
         judged = not training and not unlabelled
         boxes, refs = (self.boxes, self.refs) if judged else (None, None)
         entries, name = referring.read(data.dataset, split, self.images, boxes, refs)
-        if judged:
-            for one in entries:
-                _check(one)
         numbers = {image: number for number, image in enumerate(dict.fromkeys(
             one.image for one in entries
         ))}  # fmt: skip
-        make = Make(Look(wanted, data, training, crop=False), self.wording, numbers)
+        make = Make(Look(wanted, data, training, crop=False), self.wording, numbers, judged)
         collate = Collate(self.tokens(wanted.text), judged)
         return self.dataset(
             data.dataset,
@@ -182,8 +179,11 @@ class Make:
     look: Look
     wording: Callable[[str], str]
     numbers: Mapping[str, int]
+    judged: bool
 
     def __call__(self, raw: Referring, where: str) -> Batch:
+        if self.judged:
+            _check(raw)
         picture = self.look.read(raw.image, where)
         image, flipped = self.look.show(picture)
         text = self.wording(mirrored(raw.text) if flipped else raw.text)
