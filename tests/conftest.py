@@ -9,10 +9,16 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 from safetensors.torch import save_file
 
 from pelacli import console
 from pelacli.__main__ import main
+
+# Processes that test side by side, and those that they start, would wait for each other's threads.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 # Nothing may reach for a hub; the tests of the hub start their own on loopback.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
