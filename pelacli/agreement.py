@@ -32,7 +32,8 @@ def agreement(
     Returns:
         ``cosine``: mean cosine of the outputs of one sample; ``relative_error``: Σ‖y − y′‖² over
         Σ‖y − ȳ‖², the share of the dense outputs' variance that is lost; with ``classes``,
-        ``same_class``: percent of samples with the same first choice.
+        ``same_class``: percent of samples with the same first choice. Empty where the outputs
+        are of different kinds.
     """
     samples = cosine = same = error = 0.0
     total = square = None
@@ -41,6 +42,8 @@ def agreement(
         ours, theirs = predict(model, inputs), predict(dense, inputs)
         classes = classes and ours.ndim == 2
         ours, theirs = ours.flatten(1).double(), theirs.flatten(1).double()
+        if ours.shape != theirs.shape:
+            return {}
         samples += len(ours)
         cosine += float(F.cosine_similarity(ours, theirs).sum())
         same += int((ours.argmax(1) == theirs.argmax(1)).sum())
