@@ -85,7 +85,8 @@ class Bench:
             self._add("ours", own, lambda: dict(stage.losses(own, self.batch)))
 
     def _supervised(self, module: nn.Module) -> Tensor:
-        return self.task.loss(self.task.forward(module, self.batch), self.batch)
+        output = self.task.forward(module, self.batch)
+        return tasks.losses(self.task, output, self.batch)["task"]
 
     def _add(self, way: str, module: nn.Module, losses: Callable[[], dict[str, Tensor]]) -> None:
         """One step of a way: forward, backward, update. Gives the loss."""

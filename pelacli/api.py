@@ -164,10 +164,11 @@ def _prepare(
     engine.check_patterns(model, include, "include")
     engine.check_patterns(model, exclude, "exclude")
     layers = lowrank.find_layers(model, head=head, include=include, exclude=exclude)
+    spent = None if opened is None else record.cost(opened, layers)
+    layers = record.settled(layers, spent)
     free = [layer for layer in layers if layer.reason is None]
     if not free:
         raise RequestError(f"{type(model).__name__}: has no linear layer that may be factorised")
-    spent = None if opened is None else record.cost(opened, layers)
     if spent is None and limits["unit"] == "flops":
         if not samples:
             raise RequestError(

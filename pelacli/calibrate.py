@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pelacli.calls import LinearCalls, evaluating, token_rows
+from pelacli.calls import LinearCalls, evaluating, token_rows, unpadded
 from pelacli.errors import RequestError
 from pelacli.factorize import Moments, add_gram, mirrored, narrow_in
 from pelacli.lowrank import Layer
@@ -221,7 +221,7 @@ def collect(
                     output = predict(module, batch)
                 if output.requires_grad:  # it does where any layer was on the way to it
                     for left in reversed(range(projections)):
-                        projected = _project(output, generator)
+                        projected = _project(unpadded(output, mask), generator)
                         torch.autograd.backward(projected, retain_graph=left > 0)
             for call in calls:
                 call.finish(floor)

@@ -81,6 +81,8 @@ def correct(
             for call in calls:
                 if layer.bias is None:  # the model may bring one of its own to the call
                     bias = call.bias
+                elif call.bias is None and bias is not None:  # it adds its own later, the dense one
+                    bias = bias - layer.bias
                 call.output = F.linear(F.linear(call.x, down), up, bias)
     return found
 

@@ -2,9 +2,9 @@
 `pelacli.loader`'s matter.
 
 A sample is ``{"inputs": …, "labels": …}`` (no labels where there are none). Here: a tensor
-[C, H, W] for images, the sentence itself for text, which is tokenised and padded batch by batch,
-and the number of a class. Tasks with other samples make a `Dataset` of their own, from a reader in
-`pelacli.formats`.
+[C, H, W] for images, the sentence itself (or a pair of them) for text, which is tokenised and
+padded batch by batch, and the number of a class. Tasks with other samples make a `Dataset` of
+their own, from a reader in `pelacli.formats`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,14 +21,16 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from pelacli.errors import RequestError
+from pelacli.formats.text import Columns, open_texts
 from pelacli.loader import Batch, Loader, loader
+from pelacli.models.types import TextInput
 from pelacli.sources import open_source
 
 if TYPE_CHECKING:
-    from pelacli.models.types import ImageInput, Inputs, TextInput
+    from pelacli.models.types import ImageInput, Inputs
     from pelacli.recipe import Augment
 
-__all__ = ["Batch", "Dataset", "Loader", "loader", "open_dataset"]
+__all__ = ["Batch", "Dataset", "Loader", "decode", "loader", "open_dataset", "open_text"]
 
 
 @dataclass
@@ -86,9 +88,9 @@ def open_dataset(
     Args:
         spec: "digits" (scikit-learn's, 80 % train and 20 % validation); a folder of class folders,
             or of ``train/``, ``validation/`` (or ``val/``), ``test/`` that hold class folders; a
-            .txt file (a sentence a line), .jsonl or .csv (field ``text``, and ``label`` if there is
-            one), or a folder of such files named after splits; "hfds/NAME" (Hugging Face),
-            "torch/NAME" (torchvision's small ones), "wds/DIRECTORY" (WebDataset shards).
+            .txt file (a sentence a line), .jsonl, .csv or .tsv (`pelacli.formats.text`), or a
+            folder of such files named after splits; "hfds/NAME" (Hugging Face), "torch/NAME"
+            (torchvision's small ones), "wds/DIRECTORY" (WebDataset shards).
         split: "train", "validation", "test" or what the dataset has. A folder without folders of
             that kind has no splits: any name gives all of it.
         inputs: what the model wants.
@@ -103,30 +105,99 @@ def open_dataset(
         raise RequestError(
             f"{spec}: the model wants images and texts together; name a task that gives both"
         )
-    text = hasattr(inputs, "tokenizer")
-    if text and cast("TextInput", inputs).tokenizer is None:
-        raise RequestError(f"{spec}: the model came without the tokenizer that text needs")
-    source, found, classes = open_source(
-        spec, split, text=text, training=training, unlabelled=unlabelled
-    )
+    if isinstance(inputs, TextInput):
+        return open_text(spec, split, inputs=inputs, unlabelled=unlabelled)
+    source, found, classes = open_source(spec, split, training=training, unlabelled=unlabelled)
     if not isinstance(source, IterableDataset) and len(source) == 0:
         raise RequestError(f"{spec}: the split {found or split} is empty")
     streamed = isinstance(source, IterableDataset)
     labelled = not unlabelled and (streamed or source[0][1] is not None)
-    prepare: Callable[[Any, str], Any]
-    collate: Callable[[list[Batch]], Batch]
-    if text:
-        words = cast("TextInput", inputs)
-        prepare, collate = _sentence, partial(_collate_text, words.tokenizer, words.max_length)
-    else:
-        pictures = cast("ImageInput", inputs)
-        prepare, collate = image_transform(pictures, training, augment, image_size), _collate
-    make = _Make(prepare, labelled)
-    return Dataset(spec, source, make, collate, found, classes, labelled)
+    prepare = image_transform(inputs, training, augment, image_size)
+    return Dataset(spec, source, Make(prepare, labelled), _collate, found, classes, labelled)
+
+
+def open_text(
+    spec: str,
+    split: str,
+    *,
+    inputs: TextInput,
+    columns: Columns | None = None,
+    unlabelled: bool = False,
+    scores: bool = False,
+) -> Dataset:
+    """Open one split of texts, or pairs of them, for a model that reads a pair as one.
+
+    Args:
+        columns, scores: see `pelacli.formats.text.open_texts`.
+
+    Raises:
+        RequestError: one line that says what is missing or unreadable.
+    """
+    collate = partial(_collate_text, Tokens.of(inputs, spec))
+    texts = open_texts(
+        spec, split, columns, unlabelled=unlabelled, scores=scores, order=inputs.classes
+    )
+    labelled = texts.labels is not None
+    return Dataset(spec, texts, Make(_as_it_is, labelled), collate, texts.split, texts.classes,
+                   labelled)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Texts → what a model reads."""
+
+    tokenizer: Any
+    max_length: int
+    fill: bool = False  # to max_length, not to the longest of a batch
+
+    @classmethod
+    def of(cls, inputs: Inputs, spec: str) -> Tokens:
+        """Those of a model.
+
+        Args:
+            spec: the data, in errors.
+
+        Raises:
+            RequestError: the model reads no text, or came without its tokenizer.
+        """
+        if not isinstance(inputs, TextInput):
+            raise RequestError(f"{spec}: the task is about texts, and the model reads none")
+        if inputs.tokenizer is None:
+            raise RequestError(f"{spec}: the model came without the tokenizer that text needs")
+        return cls(inputs.tokenizer, inputs.max_length, inputs.fill)
+
+    @property
+    def padding(self) -> int:
+        """The token that fills batches up."""
+        self._choose_padding()
+        return int(self.tokenizer.pad_token_id)
+
+    def _choose_padding(self) -> None:
+        if self.tokenizer.pad_token is None:  # GPT-2 and its kin; padding is masked: any will do
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        if self.tokenizer.pad_token is None:
+            raise RequestError(
+                "the model's tokenizer has neither a padding nor an end-of-text token; name one in "
+                "its tokenizer_config.json"
+            )
+
+    def __call__(self, texts: list[str], seconds: list[str] | None = None) -> dict[str, Tensor]:
+        """The texts (or pairs of a text and its second one), padded to the longest: [B, N] each."""
+        self._choose_padding()
+        both = [texts] if seconds is None else [texts, seconds]
+        return dict(
+            self.tokenizer(
+                *both,
+                padding="max_length" if self.fill else True,
+                truncation=True,
+                max_length=self.max_length,
+                return_tensors="pt",
+            )
+        )
 
 
 @dataclass
-class _Make:
+class Make:
     """A sample from a raw (image or sentence, label or None)."""
 
     prepare: Callable[[Any, str], Any]
@@ -152,7 +223,7 @@ class PrepareImage:
 
 
 def decode(raw: Any, mode: str, where: str) -> Any:
-    """A PIL image of the mode from a path, bytes, an array or an image."""
+    """A PIL image of the mode from a path, bytes, an array or an image; ``where`` names it."""
     from PIL import Image
 
     try:
@@ -201,16 +272,17 @@ def _collate(items: list[Batch]) -> Batch:
     return batch
 
 
-def _sentence(text: Any, where: str) -> str:
-    if not isinstance(text, str):
-        raise RequestError(f"{where}: not a sentence but {type(text).__name__}")
-    return text
+def _as_it_is(raw: Any, where: str) -> Any:
+    return raw
 
 
-def _collate_text(tokenizer: Any, max_length: int, items: list[Batch]) -> Batch:
-    """Tokenise and pad to the longest sentence of the batch."""
-    sentences = [item["inputs"] for item in items]
-    batch: Batch = {"inputs": tokenise(tokenizer, sentences, max_length)}
+def _collate_text(tokens: Tokens, items: list[Batch]) -> Batch:
+    """Tokenise and pad to the longest text of the batch."""
+    texts = [item["inputs"] for item in items]
+    if isinstance(texts[0], str):
+        batch: Batch = {"inputs": tokens(texts)}
+    else:
+        batch = {"inputs": tokens([a for a, _ in texts], [b for _, b in texts])}
     if "labels" in items[0]:
         batch["labels"] = torch.tensor([item["labels"] for item in items])
     return batch
@@ -221,13 +293,4 @@ def tokenise(
 ) -> dict[str, Tensor]:
     """What the model takes for sentences: tensors [B, T], padded to the longest of them, or, with
     ``fill``, to ``max_length``."""
-    if tokenizer.pad_token is None:  # GPT-2 and its kin; padding is masked, so any token will do
-        tokenizer.pad_token = tokenizer.eos_token
-    tokens = tokenizer(
-        sentences,
-        padding="max_length" if fill else True,
-        truncation=True,
-        max_length=max_length,
-        return_tensors="pt",
-    )
-    return dict(tokens)
+    return Tokens(tokenizer, max_length, fill)(sentences)

@@ -34,12 +34,19 @@ def samples(
     """The samples, the task, and whether the samples have labels that fit the model.
 
     Args:
-        task: its name; None takes image classification where there are labels for it.
+        task: its name; None takes classification, of images or of texts, where there are labels
+            for it.
     """
     classes = models.num_classes(opened)
-    chosen = tasks.get(task or ("image-classification" if classes else "unlabelled"), task_args)
+    kind = "text" if isinstance(opened.inputs, models.TextInput) else "image"
+    chosen = tasks.get(task or (f"{kind}-classification" if classes else "unlabelled"), task_args)
     dataset = chosen.open(data, split or data.val, inputs=opened.inputs)
     labelled = chosen.LABELLED and dataset.labelled
+    if labelled and not chosen.fits(opened):
+        raise RequestError(
+            f"{opened.ref}: gives no output that task {task!r} could judge; `pela finetune` builds "
+            "what the task needs around it"
+        )
     if chosen.LABELLED and not labelled:
         dataset = chosen.open(data, split or data.val, inputs=opened.inputs, unlabelled=True)
     size = batch_size or data.batch_size
@@ -125,6 +132,8 @@ class Judge:
                     classes=self._classes,
                     device=self._place,
                 )
+            if self.metric not in found:  # an output for each of many places has no one class
+                self._classes, self.metric = False, "cosine"
             return found[self.metric] * (1 if self._classes else 100)
         finally:
             module.to("cpu")

@@ -6,7 +6,8 @@ One multiply–add is 2 FLOPs. Convolutions, matrix products and attention are c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,10 +29,12 @@ class Cost:
         total: FLOPs of the whole model.
         tokens: layer name → positions the layer is applied to; a layer that the pass never
             applies is missing.
+        reads: layer name → what the model does with its weight other than apply it.
     """
 
     total: int
     tokens: dict[str, int] = field(default_factory=dict)
+    reads: dict[str, str] = field(default_factory=dict)
 
 
 def count(
@@ -53,15 +56,32 @@ def count(
     # composition does the same products where the counter sees them.
     with (
         evaluating(module),
+        _frozen(module),
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
-        LinearCalls(layers, apply),
+        LinearCalls(layers, apply) as calls,
     ):
         run(module)
     return Cost(
-        counter.get_total_flops() // samples, {name: n // samples for name, n in tokens.items()}
+        counter.get_total_flops() // samples,
+        {name: n // samples for name, n in tokens.items()},
+        calls.reads,
     )
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """While active, no parameter wants gradients: the counter would hook one that is itself the
+    input of a module (DETR's queries), and can't do so where gradients are off."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def layer_flops(shape: tuple[int, int], tokens: int, rank: int | None) -> int:

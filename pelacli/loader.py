@@ -322,7 +322,8 @@ def _mixing(augment: Augment | None, num_classes: int | None) -> Any:
 
 
 def _check(labels: Tensor, num_classes: int, spec: str) -> None:
-    if labels.is_floating_point() or labels.numel() == 0:
+    # Labels of tokens or pixels have values that mean "none"; their task knows them.
+    if labels.is_floating_point() or labels.numel() == 0 or labels.ndim > 1:
         return
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:

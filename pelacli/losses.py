@@ -46,6 +46,35 @@ def logits(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student.float(), teacher.detach().float())
 
 
+def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Distillation of the outputs as distributions, the mean over samples, or over tokens:
+    ``T² · mean KL(softmax(z^T/T) ‖ softmax(z^S/T))`` (Hinton, Vinyals, Dean 2015).
+
+    Args:
+        student, teacher: logits [..., classes] of one shape.
+
+    Returns:
+        A scalar in float32. No gradient reaches the teacher.
+    """
+    if student.shape != teacher.shape:
+        raise PelaError(f"student gives {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
+    if student.shape[-1] < 2:
+        raise RequestError("loss.kl compares distributions, and the model has but one output")
+    ours, theirs = (
+        F.log_softmax(z.float().flatten(0, -2) / temperature, -1)
+        for z in (student, teacher.detach())
+    )
+    return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
+def cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    """``mean(1 − cos(z^S, z^T))`` of vectors [..., D], a scalar in float32: embeddings are compared
+    by their angle."""
+    if student.shape != teacher.shape:
+        raise PelaError(f"student gives {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
+    return (1 - F.cosine_similarity(student.float(), teacher.detach().float(), dim=-1)).mean()
+
+
 def perturbation(
     pairs: Iterable[tuple[Tensor, Tensor, Tensor]], eps: float, form: str = "two-sided"
 ) -> Tensor:

@@ -5,10 +5,12 @@ Words (``out`` × ``in`` weight W, rank r): ``down`` is r × in, ``up`` is out �
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, cast
 
 import torch
@@ -68,11 +70,30 @@ class LowRankLinear(nn.Module):
 
 
 # Properties that are views of the product; all others (shape, dtype, …) are known without it.
-_VIEWS = {"T", "mT", "H", "mH", "data", "real", "imag"}
+_VIEWS = {"H", "mH", "data", "real", "imag"}
+TRANSPOSES: set[Any] = {
+    torch.Tensor.T.__get__,  # type: ignore[attr-defined]
+    torch.Tensor.mT.__get__,  # type: ignore[attr-defined]
+    torch.Tensor.t,
+    torch.t,
+}
+MATMULS: set[Any] = {
+    torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__,
+}  # fmt: skip
+
+# The body of the function without its first lines, which hand it over as a whole to whoever
+# overrides one of its tensors: its own calls of ``F.linear`` are what can be followed.
+attention_body: Any = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**F.__dict__, "has_torch_function": lambda tensors: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
 
 
 class FactoredWeight(torch.Tensor):
-    """The product up·down [out, in] as a tensor that ``F.linear`` applies as two thin products.
+    """The product up·down [out, in] as a tensor that is applied as two thin products: by
+    ``F.linear``, by ``x @ weight.T`` or ``weight @ x``, and inside of
+    ``F.multi_head_attention_forward``.
 
     Any other operation gets the dense product, with gradients to both factors. So a model that
     reads ``layer.weight`` still runs the factors at their price.
@@ -95,6 +116,16 @@ class FactoredWeight(torch.Tensor):
             x, weight, bias = linear_arguments(args, kwargs)
             if isinstance(weight, FactoredWeight) and not isinstance(x, FactoredWeight):
                 return F.linear(F.linear(x, weight.down), weight.up, bias)
+        if func is F.multi_head_attention_forward:
+            return attention_body(*args, **kwargs)
+        if func in TRANSPOSES:
+            return FactoredWeight(args[0].down.T, args[0].up.T)
+        if func in MATMULS and not kwargs:
+            left, right = args
+            if isinstance(right, FactoredWeight) and not isinstance(left, FactoredWeight):
+                return (left @ right.up) @ right.down
+            if isinstance(left, FactoredWeight) and not isinstance(right, FactoredWeight):
+                return left.up @ (left.down @ right)
         with torch._C.DisableTorchFunctionSubclass():
             reads = func.__self__.__name__ if getattr(func, "__name__", "") == "__get__" else None
             if reads is not None and reads not in _VIEWS:
@@ -221,11 +252,30 @@ def replace(module: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor, Tenso
     Raises:
         RequestError: a name is no layer of the module.
     """
-    names: dict[int, list[str]] = {}
-    for name, child in module.named_modules(remove_duplicate=False):
-        names.setdefault(id(child), []).append(name)
-    for name, (down, up, bias) in factors.items():
+    _put(module, _built(module, factors))
+
+
+@contextmanager
+def replaced(
+    module: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]
+) -> Iterator[None]:
+    """`replace` for a while: afterwards the very modules from before are back in their places."""
+    pairs = _built(module, factors)
+    _put(module, pairs)
+    try:
+        yield
+    finally:
+        _put(module, [(new, old) for old, new in pairs])
+
+
+def _built(
+    module: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]
+) -> list[tuple[nn.Module, nn.Module]]:
+    """(the layer there is, the low-rank one for its place) of each name."""
+    pairs: list[tuple[nn.Module, nn.Module]] = []
+    for name, found in factors.items():
         old = submodule(module, name)
+        down, up, bias = found
         new = LowRankLinear(
             down.shape[1],
             up.shape[0],
@@ -237,27 +287,23 @@ def replace(module: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor, Tenso
         new.down.weight, new.up.weight = _parameter(down, old), _parameter(up, old)
         if bias is not None:
             new.up.bias = _parameter(bias, old)
-        new.train(old.training)
-        for alias in names[id(old)]:
-            parent, _, child_name = alias.rpartition(".")
-            setattr(module.get_submodule(parent), child_name, new)
+        pairs.append((old, new.train(old.training)))
+    return pairs
 
 
-@contextmanager
-def replaced(
-    module: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]
-) -> Iterator[None]:
-    """`replace` for a while: afterwards the very modules from before are back in their places."""
-    before = list(module.named_modules(remove_duplicate=False))
-    out = {id(submodule(module, name)) for name in factors}
-    replace(module, factors)
-    try:
-        yield
-    finally:
-        for name, old in before:
-            if id(old) in out:
-                parent, _, child_name = name.rpartition(".")
-                setattr(module.get_submodule(parent), child_name, old)
+def _put(module: nn.Module, pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
+    """Put new modules in the places of old ones: under all their names, and in the plain lists
+    that some models keep beside and run (Mask2Former's heads)."""
+    new = dict(pairs)
+    for parent in list(module.modules()):
+        for name, child in list(parent._modules.items()):  # named_children would skip a twin
+            if child in new:
+                setattr(parent, name, new[child])
+        for value in vars(parent).values():
+            if type(value) is list:
+                for i, item in enumerate(value):
+                    if isinstance(item, nn.Module) and item in new:
+                        value[i] = new[item]
 
 
 def replace_empty(module: nn.Module, ranks: Mapping[str, int]) -> None:
@@ -281,20 +327,15 @@ def replace_empty(module: nn.Module, ranks: Mapping[str, int]) -> None:
 
 def fold(module: nn.Module) -> nn.Module:
     """Turn every `LowRankLinear` back into a dense ``nn.Linear`` of the same map, in place."""
-    names: dict[LowRankLinear, list[str]] = {}
-    for name, child in module.named_modules(remove_duplicate=False):
-        if isinstance(child, LowRankLinear):
-            names.setdefault(child, []).append(name)
-    for low, aliases in names.items():
+    pairs: list[tuple[nn.Module, nn.Module]] = []
+    for low in low_rank_layers(module).values():
         bias = low.bias
         dense = nn.Linear(low.in_features, low.out_features, bias is not None, device="meta")
         dense.weight = nn.Parameter((low.up.weight @ low.down.weight).detach())
         if bias is not None:
             dense.bias = nn.Parameter(bias.detach().clone())
-        dense.train(low.training)
-        for name in aliases:
-            parent, _, child_name = name.rpartition(".")
-            setattr(module.get_submodule(parent), child_name, dense)
+        pairs.append((low, dense.train(low.training)))
+    _put(module, pairs)
     return module
 
 
@@ -331,12 +372,8 @@ def _describe(m: nn.Module) -> tuple[str, tuple[int, int], str | None] | None:
         return None
     if isinstance(m, nn.Linear):
         # A subclass that computes something else with its weight is not the map we know.
-        same = type(m).forward is nn.Linear.forward
-        return (
-            "linear",
-            (m.out_features, m.in_features),
-            None if same else (f"{type(m).__name__} has a forward of its own"),
-        )
+        reason = None if _is_plain(m) else f"{type(m).__name__} has a forward of its own"
+        return "linear", (m.out_features, m.in_features), reason
     weight = getattr(m, "weight", None)
     if type(m).__name__ == "Conv1D" and hasattr(m, "nf") and isinstance(weight, Tensor):
         return "conv1d", (weight.shape[1], weight.shape[0]), None
@@ -346,6 +383,29 @@ def _describe(m: nn.Module) -> tuple[str, tuple[int, int], str | None] | None:
     if isinstance(m, nn.MultiheadAttention) and isinstance(in_proj, Tensor):
         return "in_proj", (in_proj.shape[0], in_proj.shape[1]), "fused in_proj"
     return None
+
+
+def _is_plain(m: nn.Linear) -> bool:
+    """Whether a linear layer computes what ``nn.Linear`` does. A forward of a subclass's own
+    (Falcon's) is tried on a small copy."""
+    if type(m).forward is nn.Linear.forward:
+        return True
+    if set(m._parameters) != {"weight", "bias"} or m._buffers or m._modules:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(*shape, generator=generator, device="cpu") for shape in ((2, 5), (3, 5), (3,))
+    )
+    small = copy.copy(m)
+    given = {"weight": weight, "bias": None if m.bias is None else bias}
+    small.__dict__ |= {"_parameters": given, "in_features": 5, "out_features": 3}
+    try:
+        with torch.no_grad():
+            found = small.forward(x)
+    except Exception:  # whatever a forward that we don't know may raise
+        return False
+    wanted = F.linear(x, weight, given["bias"])
+    return isinstance(found, Tensor) and torch.allclose(found, wanted, atol=1e-5)
 
 
 def _within(name: str, roots: Collection[str]) -> bool:

@@ -125,6 +125,9 @@ class Loss(Section):
     task: float = Field(1.0, ge=0, description="the task's own loss, where there are labels")
     feature: float = Field(1.0, ge=0, description="mean squared difference at the taps")
     logits: float = Field(0.0, ge=0, description="mean squared difference of the outputs")
+    kl: float = Field(0.0, ge=0, description="divergence of the outputs as distributions")
+    temperature: float = Field(1.0, gt=0, description="of kl's distributions")
+    cosine: float = Field(0.0, ge=0, description="1 - cosine of the outputs, for embeddings")
     perturbation: float = Field(0.0, ge=0, description="largest entry of up·down - W against eps")
     eps: float = Field(1e-3, ge=0, description="target of the perturbation")
     perturbation_form: Literal["two-sided", "hinge"] = Field(
@@ -145,7 +148,7 @@ class Pretrain(Train):
     @model_validator(mode="after")
     def _learns(self) -> Self:
         loss = self.loss
-        label_free = (loss.feature, loss.logits, loss.perturbation)
+        label_free = (loss.feature, loss.logits, loss.kl, loss.cosine, loss.perturbation)
         if not any(label_free) and (self.labels is False or not loss.task):
             raise Mistake("no loss is left to train on; give one a weight above 0", "loss")
         if self.taps_over and not loss.feature:

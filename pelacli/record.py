@@ -28,6 +28,18 @@ def cost(opened: OpenModel, layers: Sequence[Layer]) -> Cost | None:
         return None
 
 
+def settled(layers: Sequence[Layer], spent: Cost | None) -> list[Layer]:
+    """The layers, where those whose weight the model does more with than apply it stay dense:
+    factors would be multiplied out each time."""
+    reads = {} if spent is None else spent.reads
+    return [
+        replace(layer, reason=f"its weight is read ({reads[layer.name]})")
+        if layer.reason is None and layer.name in reads
+        else layer
+        for layer in layers
+    ]
+
+
 def describe(
     opened: OpenModel, layers: Sequence[Layer], spent: Cost | None, plan: Plan | None = None
 ) -> Manifest:
@@ -82,15 +94,16 @@ def moved(opened: OpenModel, record: Manifest, before: Mapping[str, nn.Module]) 
         record: of the model before.
         before: `lowrank.places` of that.
     """
-    now = {id(module): name for name, module in lowrank.places(opened.module).items()}
+    places = lowrank.places(opened.module)
+    now = {id(module): name for name, module in places.items()}
     rows = {now.get(id(before.get(row.name)), row.name): row for row in record.layers}
-    low = lowrank.low_rank_layers(opened.module)
-    unmoved = all(name == row.name for name, row in rows.items()) and low.keys() <= rows.keys()
-    if opened.library == record.library and unmoved:
+    stayed = all(name == row.name for name, row in rows.items())
+    # A head that came or went has moved nothing, and is in no row all the same.
+    if opened.library == record.library and stayed and set(places) == set(before):
         return record
     layers = lowrank.find_layers(opened.module, head=opened.head)
     spent = cost(opened, layers)
-    kept = []
+    kept, low = [], lowrank.low_rank_layers(opened.module)
     for layer in describe(opened, layers, spent).layers:
         parent, _, part = layer.name.rpartition(".")
         if parent not in low:

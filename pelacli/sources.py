@@ -1,4 +1,4 @@
-"""Where samples come from: raw (image or sentence, label or None) by index.
+"""Where images come from: raw (image, label or None) by index. Texts are in `pelacli.formats.text`.
 
 Formats are those the community has; what a folder or file may look like is told in
 `pelacli.data.open_dataset`. Every error is one line that names the file.
@@ -6,11 +6,10 @@ Formats are those the community has; what a folder or file may look like is told
 
 from __future__ import annotations
 
-import csv
 import difflib
-import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,17 @@ import numpy as np
 
 from pelacli.errors import RequestError
 
-_SPLITS: tuple[tuple[str, ...], ...] = (
+SPLITS: tuple[tuple[str, ...], ...] = (
     ("train", "training"),
     ("validation", "val", "valid", "eval"),
     ("test", "testing"),
 )
-_TEXT_FILES = (".txt", ".jsonl", ".csv")
 
 # A source, the name of the split (None where there are no splits), the class names where known.
 Opened = tuple[Any, str | None, list[str] | None]
 
 
-def open_source(spec: str, split: str, *, text: bool, training: bool, unlabelled: bool) -> Opened:
+def open_source(spec: str, split: str, *, training: bool, unlabelled: bool) -> Opened:
     """Find the samples of a split; arguments as in `pelacli.data.open_dataset`."""
     prefix, _, rest = spec.partition("/")
     if prefix in ("hfds", "torch", "wds") and rest:
@@ -38,10 +36,6 @@ def open_source(spec: str, split: str, *, text: bool, training: bool, unlabelled
     if spec == "digits":
         found = choose_split(split, ("train", "validation"), spec)
         return _digits(found), found, [str(digit) for digit in range(10)]
-    if text:
-        file, name = _text_file(spec, split)
-        sentences, classes = _sentences(file)
-        return sentences, name, classes
     root, name = _split_folder(spec, split)
     images, classes = _folder(root, None if unlabelled else _class_folders(spec))
     return images, name, classes
@@ -118,8 +112,8 @@ def _split_folder(spec: str, split: str | None) -> tuple[Path, str | None]:
     if root.is_file():
         raise RequestError(f"{spec}: is a file; images are read from folders")
     if not root.is_dir():
-        raise _unknown(spec)
-    there = [name for family in _SPLITS for name in family if (root / name).is_dir()]
+        raise unknown(spec)
+    there = [name for family in SPLITS for name in family if (root / name).is_dir()]
     if split is not None and split not in there and (root / split).is_dir():
         there.append(split)
     if not there:
@@ -149,82 +143,12 @@ def _natural(name: str) -> list[Any]:
     return list(natural_key(name))
 
 
-# Text --------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Sentences:
-    texts: list[str]
-    labels: list[int] | None
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, index: int) -> tuple[str, int | None]:
-        return self.texts[index], self.labels[index] if self.labels else None
-
-
-def _text_file(spec: str, split: str) -> tuple[Path, str | None]:
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        files = {f.stem: f for f in sorted(path.iterdir()) if f.suffix in _TEXT_FILES}
-        if not files:
-            raise RequestError(f"{spec}: no text files (split names ending in .txt, .jsonl, .csv)")
-        name = choose_split(split, list(files), spec)
-        return files[name], name
-    if not path.is_file():
-        raise _unknown(spec)
-    if path.suffix not in _TEXT_FILES:
-        raise RequestError(f"{spec}: text is read from .txt, .jsonl and .csv files")
-    return path, None
-
-
-def _sentences(path: Path) -> tuple[_Sentences, list[str] | None]:
-    try:
-        rows = list(_rows(path))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RequestError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    texts = [str(row["text"]).strip() for row in rows]
-    kept = [i for i, text in enumerate(texts) if text]
-    if not kept:
-        raise RequestError(f"{path}: no sentences")
-    values = [rows[i].get("label") for i in kept]
-    texts = [texts[i] for i in kept]
-    if any(value in (None, "") for value in values):
-        return _Sentences(texts, None), None
-    if all(str(value).isdecimal() for value in values):
-        return _Sentences(texts, [int(str(value)) for value in values]), None
-    names = sorted({str(value) for value in values})
-    return _Sentences(texts, [names.index(str(value)) for value in values]), names
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8", newline="" if path.suffix == ".csv" else None) as file:
-        if path.suffix == ".txt":
-            yield from ({"text": line} for line in file)
-            return
-        rows: Any = csv.DictReader(file) if path.suffix == ".csv" else _json_rows(path, file)
-        for number, row in enumerate(rows, 1):
-            if not isinstance(row, dict) or row.get("text") is None:
-                raise RequestError(f"{path}, entry {number}: no field 'text'")
-            yield row
-
-
-def _json_rows(path: Path, file: Any) -> Iterator[Any]:
-    for number, line in enumerate(file, 1):
-        try:
-            if line.strip():
-                yield json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RequestError(f"{path}, line {number}: not JSON ({error})") from None
-
-
 # Datasets that libraries fetch -------------------------------------------------------------------
 
 
 @dataclass
 class _Hub:
-    """A split of a Hugging Face dataset: its image or text column, and its label."""
+    """A split of a Hugging Face dataset: its image column, and its label."""
 
     rows: Any
     column: str
@@ -242,50 +166,75 @@ class _Hub:
 
 
 def _remote(kind: str, name: str, spec: str, split: str, training: bool) -> Opened:
-    """(source, split, classes) of a dataset that another library reads, errors made one line."""
-    try:
-        if kind == "hfds":
-            return _hub(name, spec, split)
+    """(source, split, classes) of a dataset that another library reads."""
+    if kind == "hfds":
+        return _hub(spec, split)
+    with told(spec, split):
         if kind == "torch":
             return _torchvision(name, spec, split)
         from timm.data import create_dataset
 
         source = create_dataset("wds/", root=name, split=split, is_training=training)
         return source, split, None
+
+
+@contextmanager
+def told(spec: str, split: str) -> Iterator[None]:
+    """Errors of the library that reads a dataset, made one line."""
+    try:
+        yield
     except RequestError:
         raise
     except ImportError as error:
         raise RequestError(f"{spec}: needs another package ({error})") from None
     except Exception as error:  # every library and every transport has its own
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise RequestError(f"{spec}, split {split!r}: cannot be opened: {told[:300]}") from None
+        line = " ".join(str(error).split()) or type(error).__name__
+        raise RequestError(f"{spec}, split {split!r}: cannot be opened: {line[:300]}") from None
 
 
-def _hub(name: str, spec: str, split: str) -> Opened:
+def hub_rows(spec: str, split: str) -> tuple[Any, str]:
+    """A split of a dataset of the Hugging Face hub, as `datasets` has it, and the split's name.
+
+    Args:
+        spec: hfds/NAME, hfds/OWNER/NAME or hfds/OWNER/NAME/CONFIG; hfds/ and the path of a folder
+            with data files does too.
+    """
     import datasets
 
-    splits = datasets.get_dataset_split_names(name)
-    found = (
-        choose_split(split, splits, spec) if "[" not in split else split
-    )  # "train[:80%]" is theirs
-    rows = datasets.load_dataset(name, split=found)
+    name = spec.removeprefix("hfds/")
+    owner, _, rest = name.partition("/")
+    config = None
+    if not Path(name).exists() and "/" in rest:
+        rest, _, config = rest.partition("/")
+        name = f"{owner}/{rest}"
+    with told(spec, split):
+        found = split
+        if "[" not in split:  # "train[:80%]" is theirs
+            found = choose_split(split, datasets.get_dataset_split_names(name, config), spec)
+        return datasets.load_dataset(name, config, split=found), found
+
+
+def _hub(spec: str, split: str) -> Opened:
+    import datasets
+
+    rows, found = hub_rows(spec, split)
     columns = rows.features
     images = [c for c, feature in columns.items() if isinstance(feature, datasets.Image)]
-    column = images[0] if images else next((c for c in ("text", "sentence") if c in columns), None)
-    if column is None:
-        raise RequestError(f"{spec}: neither an image nor a text column in {', '.join(columns)}")
-    if images:  # decoded here, where an unreadable one gets its error
-        rows = rows.cast_column(column, datasets.Image(decode=False))
+    if not images:
+        raise RequestError(f"{spec}: no image column in {', '.join(columns)}")
+    # Decoded here, where an unreadable one gets its error.
+    rows = rows.cast_column(images[0], datasets.Image(decode=False))
     named = [c for c, feature in columns.items() if isinstance(feature, datasets.ClassLabel)]
     label = named[0] if named else next((c for c in ("label", "labels") if c in columns), None)
-    return _Hub(rows, column, label), found, list(columns[named[0]].names) if named else None
+    classes = list(columns[named[0]].names) if named else None
+    return _Hub(rows, images[0], label), found, classes
 
 
 def _torchvision(name: str, spec: str, split: str) -> Opened:
     from timm.data import create_dataset
 
     # These sets have a training and a test part, and timm gives the latter for any other name.
-    found = "train" if split in _SPLITS[0] else choose_split(split, ("test", "validation"), spec)
+    found = "train" if split in SPLITS[0] else choose_split(split, ("test", "validation"), spec)
     root = os.environ.get("PELA_DATA") or str(Path("~/.cache/pela/datasets").expanduser())
     os.makedirs(root, exist_ok=True)
     source = create_dataset(f"torch/{name}", root=root, split=found, download=True)
@@ -297,14 +246,15 @@ def _torchvision(name: str, spec: str, split: str) -> Opened:
 
 def choose_split(split: str, there: Sequence[str], spec: str) -> str:
     """The name under which a dataset has the split: "val" finds "validation"."""
-    family = next((names for names in _SPLITS if split in names), (split,))
+    family = next((names for names in SPLITS if split in names), (split,))
     for name in (split, *family):
         if name in there:
             return name
     raise RequestError(f"{spec}: no split {split!r}; it has {', '.join(there)}")
 
 
-def _unknown(spec: str) -> RequestError:
+def unknown(spec: str) -> RequestError:
+    """The error for a dataset that is nowhere."""
     if "/" in spec or spec.startswith((".", "~")) or Path(spec).suffix:
         return RequestError(f"{spec}: no such folder or file")
     near = " (did you mean 'digits'?)" if difflib.get_close_matches(spec, ["digits"]) else ""

@@ -35,13 +35,18 @@ class Outcome:
 
 @dataclass
 class Splits:
-    """The loaders of a training section; ``validation`` is None where the data has no splits."""
+    """The loaders of a training section; ``validation`` is None where the data has no splits.
+
+    Attributes:
+        labelled: whether training has labels, and ``judged`` whether validation has.
+    """
 
     task: Base
     train: Loader
     validation: Loader | None
     num_classes: int | None
     labelled: bool
+    judged: bool
 
     @classmethod
     def open(
@@ -68,20 +73,28 @@ class Splits:
         )
         if labelled is None:
             labelled = train.labelled and (train.classes is None or len(train.classes) == classes)
+            labelled = labelled and task.fits(opened)
             if not labelled:
                 train = task.open(
                     data, data.train, inputs=opened.inputs, training=True, unlabelled=True
                 )
+        if labelled and not task.fits(opened):
+            raise RequestError(
+                f"{opened.ref}: gives no output that the task could learn from; heal it without "
+                "labels (pretrain.labels = false), or with the task that it has"
+            )
         size = section.batch_size or data.batch_size
-        validation = None
+        validation, judged = None, labelled
         if train.split is not None:
-            held_out = task.open(data, data.val, inputs=opened.inputs, unlabelled=not labelled)
+            plain = not labelled and not task.JUDGES_LABEL_FREE
+            held_out = task.open(data, data.val, inputs=opened.inputs, unlabelled=plain)
+            judged = not plain and held_out.labelled
             validation = loader(
                 held_out,
                 batch_size=size,
                 seed=spec.seed,
                 workers=data.workers,
-                num_classes=classes if labelled else None,
+                num_classes=classes if judged else None,
             )
         return cls(
             task,
@@ -98,6 +111,7 @@ class Splits:
             validation,
             classes,
             labelled,
+            judged,
         )
 
 

@@ -335,7 +335,8 @@ def test_text_errors(tmp_path):
     for name, content, told in [
         ("a.txt", "\n \n", "no sentences"),
         ("b.jsonl", '{"text": "x"}\n{oops', "line 2: not JSON"),
-        ("c.csv", "sentence\nhello\n", "entry 1: no field 'text'"),
+        ("c.csv", "words\nhello\n", "no field 'text'.*it has words"),
+        ("f.jsonl", '{"text": "x"}\n{"label": 1}', "entry 2: no field 'text'"),
         ("d.md", "x", "read from .txt"),
     ]:
         (tmp_path / name).write_text(content)
@@ -356,6 +357,9 @@ def test_labels_and_batches_must_fit_the_model(tmp_path):
         loader(digits, batch_size=4, num_classes=5)
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "label": 7}))
     text = open_dataset(str(tmp_path / "a.jsonl"), "train", inputs=TEXT)
+    with pytest.raises(RequestError, match=r"8 classes, but the model has 3 .*num_classes = 8"):
+        loader(text, batch_size=4, num_classes=3)
+    text.classes = None
     with pytest.raises(RequestError, match="label 7 is outside the model's 3 classes"):
         next(iter(loader(text, batch_size=4, num_classes=3)))
     with pytest.raises(RequestError, match="batch_size 33 is odd"):

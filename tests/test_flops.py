@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pelacli import flops, lowrank, models
+from pelacli import flops, lowrank, models, record
 
 
 class Net(nn.Module):
@@ -67,6 +67,33 @@ def test_shapes_alone_are_enough():
     ]
     assert next(opened.module.parameters()).is_meta
     assert spent[0] == spent[1]
+
+
+class Looked(nn.Module):
+    """A weight whose rows are looked up, one that is applied transposed, a parameter as input."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.turned, self.sized = (nn.Linear(6, 6, bias=False) for _ in range(3))
+        self.query = nn.Parameter(torch.ones(2, 6))
+
+    def forward(self, x):
+        rows = self.table.weight.t()[torch.arange(2)]
+        scale = self.sized.weight.shape[0] + len(self.sized.weight.size())
+        return self.sized(self.query) * scale + rows + x @ self.turned.weight.T
+
+
+def test_what_else_is_done_with_a_weight_is_told():
+    net = Looked()
+    layers = lowrank.find_layers(net)
+    spent = flops.count(net, layers, lambda m: m(torch.zeros(2, 6)))
+    assert spent.tokens == {"turned": 2, "sized": 2}
+    assert set(spent.reads) == {"table"}
+    assert spent.total == 2 * (2 * 2 * 6 * 6)
+    assert net.query.requires_grad
+    found = {la.name: la.reason for la in record.settled(layers, spent)}
+    assert found == {"table": "its weight is read (__getitem__)", "turned": None, "sized": None}
+    assert record.settled(layers, None) == layers
 
 
 def test_modes_are_given_back_even_after_an_error():

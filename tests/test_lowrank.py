@@ -107,6 +107,110 @@ def test_a_subclass_with_its_own_forward_is_left_alone():
     assert layer.reason == "Scaled has a forward of its own"
 
 
+class Spelt(nn.Linear):
+    """As Falcon's: the same map in other words, its own bias after it."""
+
+    def forward(self, x):
+        product = x @ self.weight.T
+        return product if self.bias is None else product + self.bias
+
+
+class Rounded(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.round())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_subclass_that_computes_the_same_is_a_layer(bias):
+    for device in ("cpu", "meta"):
+        layers = nn.Sequential(Spelt(4, 6, bias, device=device), Rounded(4, 6, device=device))
+        same, other = lowrank.find_layers(layers)
+        assert same.reason is None
+        assert other.reason == "Rounded has a forward of its own"
+
+
+@pytest.mark.parametrize("form", ["x @ w.T", "x @ w.t()", "w @ x"])
+def test_a_weight_runs_as_factors_in_every_form_it_is_applied_in(layer, form):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    dense = (layer.up.weight @ layer.down.weight).detach()
+    apply = {
+        "x @ w.T": lambda w: torch.ones(5, 8) @ w.T,
+        "x @ w.t()": lambda w: torch.mm(torch.ones(5, 8), w.t()),
+        "w @ x": lambda w: w @ torch.ones(2, 8, 5),
+    }
+    flops = {"x @ w.T": 5, "x @ w.t()": 5, "w @ x": 10}
+    with FlopCounterMode(display=False) as counter:
+        ours = apply[form](layer.weight)
+    assert counter.get_total_flops() == 2 * flops[form] * 3 * (8 + 12)
+    assert torch.allclose(ours, apply[form](dense), atol=1e-5)
+    ours.sum().backward()
+    assert layer.down.weight.grad.abs().sum() > 0
+
+
+def attend(x, q, k, v, out):
+    """As WavLM: torch's function for attention, with the weights of four layers."""
+    return F.multi_head_attention_forward(
+        x, x, x, 8, 2, None, torch.zeros(24), None, None, False, 0.0, out.weight, out.bias,
+        use_separate_proj_weight=True, need_weights=False,
+        q_proj_weight=q.weight, k_proj_weight=k.weight, v_proj_weight=v.weight,
+    )[0]  # fmt: skip
+
+
+def test_torchs_attention_runs_the_factors_and_its_layers_are_seen():
+    from pelacli import flops
+
+    torch.manual_seed(0)
+    net = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+    net.forward = lambda x: attend(x, *net)
+    x = torch.randn(5, 1, 8)
+    spent = flops.count(net, lowrank.find_layers(net), lambda m: m(x))
+    assert spent.tokens == dict.fromkeys("0123", 5)
+    dense = net(x)
+    factors = {}
+    for name in "0123":
+        U, S, V = torch.linalg.svd(net[int(name)].weight.detach())
+        factors[name] = (S[:3, None] * V[:3], U[:, :3], net[int(name)].bias.detach())
+    lowrank.replace(net, factors)
+    saved = 4 * (2 * 5 * 8 * 8 - 2 * 5 * 3 * (8 + 8))
+    assert flops.count(net, [], lambda m: m(x)).total == spent.total - saved
+    ours = net(x)
+    lowrank.fold(net)
+    assert torch.allclose(ours, net(x), atol=1e-5)
+    assert not torch.allclose(ours, dense, atol=1e-3)
+
+
+class Listed(nn.Module):
+    """As Mask2Former's heads: what runs is a plain list beside the registered modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)]
+        for i, layer in enumerate(self.layers):
+            self.add_module(str(i), layer)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_a_plain_list_of_layers_runs_what_was_put_there():
+    model, x = Listed(), torch.randn(3, 4)
+    before = list(model.layers)
+    dense = model(x)
+    zero = (torch.zeros(1, 4), torch.zeros(4, 1), None)
+    with lowrank.replaced(model, {"2": zero}):
+        assert torch.equal(model(x), torch.zeros(3, 4))
+    assert model.layers == before
+    assert torch.equal(model(x), dense)
+    lowrank.replace(model, {"2": zero})
+    assert model.layers[2] is model.get_submodule("2")
+    lowrank.fold(model)
+    assert isinstance(model.layers[2], nn.Linear)
+    assert torch.equal(model(x), torch.zeros(3, 4))
+
+
 def test_a_module_under_two_names_is_replaced_under_both():
     model = Odd()
     weight, bias = model.free.weight.detach(), model.free.bias.detach()
@@ -158,7 +262,7 @@ def test_weights_are_out_by_in_whatever_the_module():
 
 
 def test_attention_of_torch_can_be_calibrated_around():
-    """Its fused weights are no ``weight``, and no call of them is seen."""
+    """Its fused weights are no ``weight``, and no call of them is seen, unlike its output's."""
     from pelacli import calibrate, flops
 
     class Net(nn.Module):
@@ -173,9 +277,10 @@ def test_attention_of_torch_can_be_calibrated_around():
     net, x = Net(), torch.randn(4, 5, 8)
     layers = lowrank.find_layers(net)
     spent = flops.count(net, layers, lambda m: m(x[:1]))
-    assert spent.tokens == {"last": 5}
+    assert spent.tokens == {"attention.out_proj": 5, "last": 5}
     assert spent.total == 2 * 5 * 8 * 8 * 5 + 2 * 2 * (5 * 5 * 8)  # in_proj, out_proj, last; bmm
-    assert set(calibrate.collect(net, layers, [x], lambda m, b: m(b))) == {"last"}
+    free = [layer for layer in layers if layer.reason is None]
+    assert set(calibrate.collect(net, free, [x], lambda m, b: m(b))) == {"last"}
 
 
 def test_conv1d_becomes_a_low_rank_layer_of_the_same_map():

@@ -156,6 +156,22 @@ def test_blocks_are_the_residual_stream():
     assert models.blocks(models.open("resnet18", weights="random", meta=True).module) == []
 
 
+def test_blocks_of_two_kinds():
+    class Mlp(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    class Other(Mlp):
+        pass
+
+    hybrid = nn.ModuleDict({"layers": nn.ModuleList([Mlp(), Other()])})
+    assert models.blocks(hybrid) == ["layers.0", "layers.1"]
+    last = nn.Sequential(nn.Conv2d(3, 4, 4), nn.Flatten(2), Mlp())  # EfficientFormer's last stage
+    assert models.blocks(nn.Sequential(nn.Conv2d(3, 3, 1), last)) == ["1.2"]
+    assert models.blocks(nn.Sequential(last, nn.Sequential(Mlp(), Mlp()))) == ["1.0", "1.1"]
+
+
 def test_blocks_are_found_in_a_decomposed_model_too():
     opened = tiny()
     names = models.blocks(opened.module)
@@ -191,6 +207,28 @@ def test_positions_and_temperatures_do_not_decay():
     assert any("position_embeddings" in name for name in models.no_decay(bert()))
 
 
+@pytest.mark.parametrize(
+    ("kind", "args", "wants"),
+    [
+        ("beit", {"num_hidden_layers": 1, "image_size": 64}, {"pixel_values": (1, 3, 64, 64)}),
+        ("segformer", {}, {"pixel_values": (1, 3, 224, 224)}),
+        ("videomae", {"num_frames": 2, "image_size": 32}, {"pixel_values": (1, 2, 3, 32, 32)}),
+        ("vilt", {"image_size": 64, "max_position_embeddings": 40},
+         {"pixel_values": (1, 3, 64, 64), "input_ids": (1, 40), "attention_mask": (1, 40)}),
+        ("wav2vec2", {}, {"input_values": (1, 16000)}),
+        ("audio-spectrogram-transformer", {}, {"input_values": (1, 1024, 128)}),
+        ("whisper", {"max_source_positions": 60, "num_mel_bins": 8},
+         {"input_features": (1, 8, 120), "decoder_input_ids": (1, 128)}),
+        ("xlnet", {}, {"input_ids": (1, 128), "attention_mask": (1, 128)}),
+    ],
+)  # fmt: skip
+def test_a_plain_sample_is_what_the_model_takes(kind, args, wants):
+    opened = models.open(kind, weights="random", model_args=args, meta=True)
+    batch = models.example(opened)
+    assert {name: tuple(value.shape) for name, value in batch.items()} == wants
+    assert isinstance(opened.inputs, ImageInput) == (list(wants) == ["pixel_values"])
+
+
 def test_the_main_output():
     hidden = torch.randn(2, 3, 4)
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
@@ -200,6 +238,8 @@ def test_the_main_output():
     assert main_output({"logits": hidden, "last_hidden_state": hidden[:1]}) is hidden
     assert main_output({"last_hidden_state": hidden, "pooler_output": hidden[:, 0]}).shape == (2, 4)
     assert main_output((None, torch.ones(2).long(), hidden)) is hidden
+    assert main_output(((None, hidden), hidden[:1])) is hidden  # a block of two streams
+    assert main_output({"logits": [hidden, hidden[:1]]}) is hidden  # an output for each head
     with pytest.raises(TypeError, match="no tensor"):
         main_output([None])
 
@@ -208,5 +248,5 @@ def test_wrap_needs_a_known_library():
     assert models.wrap(nn.Linear(2, 2), must=False) is None
     with pytest.raises(RequestError, match="neither timm's nor transformers'"):
         models.wrap(nn.Linear(2, 2))
-    with pytest.raises(RequestError, match="knows timm, transformers, albef only"):
+    with pytest.raises(RequestError, match="this version of pela knows timm, transformers"):
         models.library("jax")

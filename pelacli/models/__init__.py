@@ -12,6 +12,7 @@ from pelacli.models.structure import (
     num_classes,
     set_classes,
     set_drop_path,
+    with_head,
 )
 from pelacli.models.types import (
     ImageInput,
@@ -45,5 +46,6 @@ __all__ = [
     "set_classes",
     "set_drop_path",
     "to_device",
+    "with_head",
     "wrap",
 ]

@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from torch import nn
 
 from pelacli.aliases import closest
 from pelacli.errors import RequestError
-from pelacli.models import hf_pairs
+from pelacli.models import detectors, hf_pairs, hf_segmenters, pooling
+from pelacli.models.hf_examples import arguments, longest_text, sees
+from pelacli.models.hf_examples import example as example
+from pelacli.models.hf_heads import causal as _causal
+from pelacli.models.hf_heads import own_classes as _own_classes
+from pelacli.models.hf_heads import with_head as with_head
 from pelacli.models.types import ImageInput, Inputs, PairInput, TextInput
 
-_TOKENS = 128  # of an example
-_ANSWER = 6  # of the answer to an example question
+_ANY_SIZE = 224  # pixels a side of an image, where neither model nor processor says
 
 
 def is_type(name: str) -> bool:
@@ -59,7 +61,9 @@ def open_directory(
     """
     config = _with_classes(read_config(directory, model_args), num_classes)
     if random:
-        return from_config(config), []
+        module = from_config(config)
+        pooling.hold(module, directory)
+        return module, []
     if not any(directory.glob("*.safetensors")):
         raise RequestError(
             f"{directory}: has no safetensors weights, and pela never unpickles; convert them, "
@@ -79,6 +83,7 @@ def open_directory(
             raise RequestError(
                 f"{directory}: the weights can't be loaded: {_first(error)}"
             ) from None
+    pooling.hold(module, directory)
     return module, sorted(info["missing_keys"])
 
 
@@ -99,6 +104,7 @@ def read_config(directory: Path, model_args: dict[str, Any]) -> Any:
 def from_config(config: Any) -> nn.Module:
     """The class that the config names, built from it, with fresh weights."""
     cls = _class(config)
+    config.architectures = config.architectures or []  # Funnel's two are looked for in it
     build = cls._from_config if hasattr(cls, "_from_config") else cls.from_config
     module: nn.Module = build(config)
     return module
@@ -115,7 +121,8 @@ def rebuild(directory: Path) -> nn.Module:
         module = from_config(read_config(directory, {}))
     module.tie_weights()  # type: ignore[operator]  # built without memory, shared weights come apart
     if any(b.is_meta for b in module.buffers()):  # computed from a weight, so only the long way
-        return from_config(read_config(directory, {}))
+        module = from_config(read_config(directory, {}))
+    pooling.hold(module, directory)
     return module
 
 
@@ -129,24 +136,36 @@ def config(module: nn.Module) -> dict[str, Any]:
 
 def inputs(module: nn.Module, directory: Path | None) -> Inputs:
     """What a sample of this model looks like, from its own files where there are any."""
+    if detectors.is_detector(module):
+        return detectors.inputs(module, directory)
     config: Any = module.config
-    vision = getattr(config, "vision_config", config)
-    sees = hasattr(vision, "image_size")
-    reads = hasattr(config, "text_config") or hasattr(config, "vocab_size")
-    if sees and not reads:
+    takes = arguments(module)
+    seen = "pixel_values" in takes and ("input_ids" not in takes or sees(module))
+    vision = getattr(config, "vision_config", getattr(config, "backbone_config", None) or config)
+    if seen and "input_ids" not in takes:
         return _image_input(vision, directory)
-    text = _text_input(getattr(config, "text_config", None) or config, directory)
-    fill = "siglip" in str(getattr(config, "model_type", ""))
-    text = replace(text, fill=fill, marks=hf_pairs.marks(module))
-    return PairInput(_image_input(vision, directory), text) if sees else text
+    text = _text_input(module, getattr(config, "text_config", None) or config, directory)
+    return PairInput(_image_input(vision, directory), text) if seen else text
 
 
-def _text_input(config: Any, directory: Path | None) -> TextInput:
+def _text_input(module: nn.Module, config: Any, directory: Path | None) -> TextInput:
     tokenizer = None
     if directory is not None and any(directory.glob("tokenizer*")):
         with _quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    longest = int(getattr(config, "max_position_embeddings", 0) or 512)
+        takes = arguments(module)
+        one_kind = int(getattr(config, "type_vocab_size", 0) or 0) < 2
+        tokenizer.model_input_names = [
+            name
+            for name in tokenizer.model_input_names
+            if name in takes and not (name == "token_type_ids" and one_kind)
+        ]
+    longest = longest_text(config) or 512
+    for name, table in module.named_modules():  # RoBERTa and its kin count from the padding on
+        offset = getattr(table, "padding_idx", None)
+        if name.endswith("position_embeddings") and offset is not None:
+            longest -= offset + 1
+            break
     limit = int(getattr(tokenizer, "model_max_length", longest) or longest)
     if directory is not None and (directory / "sentence_bert_config.json").is_file():
         # sentence-transformers trained the model on shorter texts than its positions allow.
@@ -155,7 +174,14 @@ def _text_input(config: Any, directory: Path | None) -> TextInput:
                 "max_seq_length", limit
             )
         )
-    return TextInput(tokenizer, min(longest, limit))
+    return TextInput(
+        tokenizer,
+        min(longest, limit),
+        fill="siglip" in str(getattr(module.config, "model_type", "")),
+        marks=hf_pairs.marks(module),
+        classes=_own_classes(module),
+        causal=_causal(module),
+    )
 
 
 def head(module: nn.Module) -> frozenset[str]:
@@ -170,11 +196,19 @@ def head(module: nn.Module) -> frozenset[str]:
             names.add(name)
     if base is not module:
         names |= {name for name, child in module.named_children() if child is not base}
+    if detectors.is_detector(module):
+        names |= detectors.head(module)
     return frozenset(names)
 
 
 def set_classes(module: nn.Module, num_classes: int) -> None:
     """Give the model a fresh classifier in the place of the one it has."""
+    if detectors.is_detector(module):
+        detectors.set_classes(module, num_classes)
+        return
+    if hf_segmenters.segments(module):
+        hf_segmenters.set_classes(module, num_classes)
+        return
     old = getattr(module, "classifier", None)
     if not isinstance(old, nn.Linear):
         raise RequestError(
@@ -194,35 +228,13 @@ def num_classes(module: nn.Module) -> int | None:
     return int(labels) if labels and (classifies or hasattr(module, "classifier")) else None
 
 
-def example(module: nn.Module, inputs: Inputs) -> dict[str, torch.Tensor]:
-    """A sample to count FLOPs at: an image, 128 tokens, or both where the model wants both."""
-    config: Any = module.config
-    device = next(module.parameters()).device
-    batch: dict[str, torch.Tensor] = {}
-    if isinstance(inputs, ImageInput | PairInput):
-        image = inputs.image if isinstance(inputs, PairInput) else inputs
-        batch["pixel_values"] = torch.zeros(1, *image.size, device=device)
-    if isinstance(inputs, TextInput | PairInput):
-        text = getattr(config, "text_config", config)
-        longest = int(getattr(text, "max_position_embeddings", 0) or _TOKENS)
-        ids = torch.zeros(1, min(_TOKENS, longest), dtype=torch.long, device=device)
-        # Models that pool at the end-of-text token look for it.
-        end = getattr(text, "eos_token_id", 0) or 0
-        ids[:, -1] = min(end, int(getattr(text, "vocab_size", end + 1)) - 1)
-        batch |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if getattr(config, "is_encoder_decoder", False):
-            batch["decoder_input_ids"] = ids
-        elif inputs.text.marks if isinstance(inputs, PairInput) else inputs.marks:
-            batch["decoder_input_ids"] = ids[:, :_ANSWER]
-            batch["decoder_attention_mask"] = torch.ones_like(ids[:, :_ANSWER])
-    return batch
-
-
 def _image_input(vision: Any, directory: Path | None) -> ImageInput:
     processor: dict[str, Any] = {}
     if directory is not None and (directory / "preprocessor_config.json").is_file():
         processor = json.loads((directory / "preprocessor_config.json").read_text())
-    size = vision.image_size
+    size = getattr(vision, "image_size", None)
+    size = size or getattr(getattr(vision, "backbone_config", None), "image_size", None)
+    size = size or _size_of(processor)
     height, width = (size, size) if isinstance(size, int) else size
     channels = getattr(vision, "num_channels", 3)
     crop = processor.get("crop_size") or {}
@@ -236,6 +248,15 @@ def _image_input(vision: Any, directory: Path | None) -> ImageInput:
         float(crop.get("height", height)) / resize if crop else 1.0,
         processor or None,
     )
+
+
+def _size_of(processor: dict[str, Any]) -> int | tuple[int, int]:
+    """Of a model that takes images of any size (SegFormer): its processor's, or else ImageNet's."""
+    size = processor.get("size") or _ANY_SIZE
+    if isinstance(size, dict):
+        short = size.get("shortest_edge")
+        return short or (size["height"], size["width"])
+    return int(size)
 
 
 def _refuse_unknown(config: Any, model_args: dict[str, Any], where: str) -> None:

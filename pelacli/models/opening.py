@@ -21,7 +21,7 @@ from pelacli.models.types import Adapter, OpenModel, OwnAdapter
 _LIBRARIES = {"timm": "timm_models", "transformers": "hf_models"}
 # The same for models of pela's own. Their config.json says which under "pela_model"; the names are
 # what `open` knows them by.
-_OWN: dict[str, str] = {"albef": "albef.adapter"}
+_OWN: dict[str, str] = {"albef": "albef.adapter", "segmenter": "segmenter"}
 _OWN_NAMES: dict[str, str] = {"albef": "albef"}  # name → library
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from pelacli.errors import RequestError
 from pelacli.models.opening import library
-from pelacli.models.types import OpenModel
+from pelacli.models.types import OpenModel, TextInput
 
 
 def example(opened: OpenModel) -> Tensor | dict[str, Tensor]:
@@ -18,18 +21,28 @@ def example(opened: OpenModel) -> Tensor | dict[str, Tensor]:
 def blocks(module: nn.Module) -> list[str]:
     """Names of the repeated blocks, in order: the default taps.
 
-    A block is a child of an ``nn.ModuleList`` or ``nn.Sequential`` whose children are all of one
-    class and hold at least two linear maps each; the innermost such containers count, so Swin's
-    stages give way to their blocks.
+    A block is a child of an ``nn.ModuleList`` or ``nn.Sequential`` whose children hold at least
+    two linear maps each and are all of one class (in a list they may differ, as attention and
+    recurrence take turns in hybrids); the innermost such containers count, so Swin's stages give
+    way to their blocks.
     """
+
+    found = _innermost(module, all)
+    # Or those of a stage whose other children are convolutions (EfficientFormer's last).
+    return found or _innermost(module, any)
+
+
+def _innermost(module: nn.Module, of: Callable[[Iterable[bool]], bool]) -> list[str]:
+    """Children with two linear maps, in the innermost containers where ``of`` them (all, any)
+    have so many."""
 
     def is_stack(container: nn.Module) -> bool:
         children = list(container.children())
         return (
             isinstance(container, nn.ModuleList | nn.Sequential)
             and len(children) >= 1
-            and len({type(child) for child in children}) == 1
-            and all(_matrices(child) >= 2 for child in children)
+            and (isinstance(container, nn.ModuleList) or of is any or _of_one_class(children))
+            and of(_matrices(child) >= 2 for child in children)
         )
 
     stacks = [(name, m) for name, m in module.named_modules() if is_stack(m)]
@@ -38,7 +51,13 @@ def blocks(module: nn.Module) -> list[str]:
         for name, m in stacks
         if not any(inner is not m and is_stack(inner) for inner in m.modules())
     ]
-    return [f"{name}.{i}" for name, m in innermost for i, _ in m.named_children()]
+    return [
+        f"{name}.{i}" for name, m in innermost for i, c in m.named_children() if _matrices(c) >= 2
+    ]
+
+
+def _of_one_class(modules: Iterable[nn.Module]) -> bool:
+    return len({type(m) for m in modules}) == 1
 
 
 def _matrices(module: nn.Module) -> int:
@@ -60,6 +79,7 @@ def no_decay(module: nn.Module) -> set[str]:
         "dist_token",
         "distillation_token",
         "mask_token",
+        "detection_tokens",
         "reg_token",
         "register_token",
         "logit_scale",
@@ -85,6 +105,45 @@ def set_classes(opened: OpenModel, classes: int, seed: int) -> None:
     adapter = library(opened.library)
     adapter.set_classes(opened.module, classes)
     opened.config, opened.head = adapter.config(opened.module), adapter.head(opened.module)
+
+
+def with_head(
+    opened: OpenModel,
+    kind: str,
+    seed: int,
+    classes: Sequence[str] = (),
+    pad_token_id: int | None = None,
+) -> OpenModel:
+    """The model as another of its family's classes, around the layers that it has: those that both
+    classes have in the same shape are the very modules, low-rank ones too; the others are fresh.
+
+    Args:
+        kind: in transformers' words: "SequenceClassification", "MaskedLM", "CausalLM", or "" for
+            the encoder alone.
+        seed: of fresh weights.
+        classes: names of the outputs, one each.
+        pad_token_id: what padding looks like, where the model has no word of its own for it.
+
+    Raises:
+        RequestError: the model's library or family has no such class.
+    """
+    adapter = library(opened.library)
+    build = getattr(adapter, "with_head", None)
+    if build is None:
+        raise RequestError(f"{opened.ref}: {opened.library} has no text models to put a head on")
+    torch.manual_seed(seed)
+    module = build(opened.module, kind, classes, pad_token_id)
+    module.eval()
+    inputs, before = adapter.inputs(module, None), opened.inputs
+    if isinstance(inputs, TextInput) and isinstance(before, TextInput):
+        inputs = replace(inputs, tokenizer=before.tokenizer, max_length=before.max_length)
+    return replace(
+        opened,
+        module=module,
+        config=adapter.config(module),
+        head=adapter.head(module),
+        inputs=inputs,
+    )
 
 
 def set_drop_path(module: nn.Module, rate: float, rule: str = "linear") -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,11 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from pelacli.manifest import SourceRecord
+from pelacli.models.pooling import Pooling
 
 
 @dataclass(frozen=True)
 class ImageInput:
-    """What an image model wants: size is (channels, height, width)."""
+    """What an image model wants: size is (channels, height, width).
+
+    Attributes:
+        mask: whether it takes ``pixel_mask`` beside images that are padded to one size.
+        labels: names of its classes, where its files tell them.
+    """
 
     size: tuple[int, int, int]
     mean: tuple[float, ...]
@@ -23,6 +29,8 @@ class ImageInput:
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
     processor: Mapping[str, Any] | None = None  # preprocessor_config.json, where there is one
+    mask: bool = False
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -31,16 +39,22 @@ class TextInput:
 
     Attributes:
         tokenizer: None where the model came without one.
-        max_length: in tokens.
+        max_length: in tokens, the special ones included.
         fill: texts are padded to that length, as the model was trained (SigLIP reads its last
             position), and not just to the longest of a batch.
         marks: (start, end) tokens of what the model's decoder writes; None where it has none.
+        classes: the model's own names of its classes, in the order of its outputs; None where it
+            has no classes, or only numbers for them.
+        causal: whether it predicts the next token (True) or masked ones (False); None where it
+            has no output for tokens.
     """
 
     tokenizer: Any
     max_length: int
     fill: bool = False
     marks: tuple[int, int] | None = None
+    classes: tuple[str, ...] | None = None
+    causal: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -144,9 +158,10 @@ class OwnAdapter(Adapter, Protocol):
 def predict(module: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
     """The model's main output for a batch.
 
-    Logits where the model has a head; else its embedding of the sample: pooled features, or the
-    mean of the last hidden states over the tokens that are no padding. What that is for pairs of
-    images and texts its family says (`pairs.PairModel.output`).
+    Logits where the model has a head (a detector's with the boxes beside them); else its embedding
+    of the sample: pooled features, or of a text the last hidden states pooled as
+    sentence-transformers' files beside the model say, else their mean over the tokens that are no
+    padding. What that is for pairs of images and texts its family says (`pairs.PairModel.output`).
 
     Args:
         inputs: images [B, C, H, W], or the model's keyword arguments as tensors [B, ...].
@@ -162,10 +177,10 @@ def predict(module: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
             return view.output(inputs)
     result = module(**inputs) if isinstance(inputs, Mapping) else module(inputs)
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    return main_output(result, mask)
+    return main_output(result, mask, getattr(module, "pela_pooling", None))
 
 
-def main_output(result: Any, mask: Tensor | None = None) -> Tensor:
+def main_output(result: Any, mask: Tensor | None = None, pooling: Pooling | None = None) -> Tensor:
     """The main tensor of what a model returned; see `predict`."""
     if isinstance(result, Tensor):
         return result
@@ -173,20 +188,31 @@ def main_output(result: Any, mask: Tensor | None = None) -> Tensor:
         for key in ("logits", "logits_per_image", "pooler_output", "image_embeds"):
             # A text encoder's pooler is trained for next-sentence prediction, not for meaning.
             found = result.get(key)
+            if isinstance(found, tuple | list) and found:  # one for each of several outputs
+                found = found[0]
             if isinstance(found, Tensor) and not (key == "pooler_output" and mask is not None):
-                return found
+                boxes = result.get("pred_boxes") if key == "logits" else None
+                return found if boxes is None else torch.cat([found, boxes.to(found.dtype)], -1)
         hidden = result.get("last_hidden_state")
         if isinstance(hidden, Tensor):
             if mask is None or mask.shape != hidden.shape[:2]:
                 return hidden.flatten(1, -2).mean(1) if hidden.ndim == 3 else hidden
-            weight = mask[..., None].to(hidden.dtype)
-            return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
-        result = list(result.values())
-    if isinstance(result, tuple | list):
-        for item in result:
-            if isinstance(item, Tensor) and item.is_floating_point():
-                return item
-    raise TypeError(f"the model returned {type(result).__name__}, in which there is no tensor")
+            return (pooling or Pooling())(hidden, mask)
+    found = next(_tensors(result), None)
+    if found is None:
+        what = type(result).__name__
+        raise TypeError(f"the model returned {what}, in which there is no tensor")
+    return found
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in nested tuples, lists and mappings, in their order."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping | tuple | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
 
 
 def place(module: nn.Module, device: torch.device | str, channels_last: bool = False) -> nn.Module:

@@ -82,8 +82,9 @@ def run(
         spectra_file.check_target(side)
     opened, before = artefact.open(source, **rundir.how_to_open(spec, source))
     layers = find(opened, section)
-    free = [layer for layer in layers if layer.reason is None]
     spent = record.cost(opened, layers)
+    layers = record.settled(layers, spent)
+    free = [layer for layer in layers if layer.reason is None]
     if section.unit == "flops" and spent is None:
         raise RequestError(
             f"{opened.ref}: its FLOPs are unknown, as it can't be run on a plain sample; "

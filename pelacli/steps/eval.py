@@ -79,7 +79,7 @@ def run(
         metrics={},
         max_drop=max_drop,
     )
-    samples = None
+    samples, comparable = None, True
     if data is not None:
         samples, chosen, labelled = evaluation.samples(
             opened, data, task, split, batch_size, task_args
@@ -87,7 +87,8 @@ def run(
         found.main = chosen.MAIN if labelled else None
         found.metrics = measure(opened, samples, chosen, labelled, place)
         if dense is not None and dense_described is not None:
-            same_outputs = models.num_classes(dense) == models.num_classes(opened)
+            comparable = chosen.fits(dense) == chosen.fits(opened)
+            same_outputs = models.num_classes(dense) == models.num_classes(opened) and comparable
             found.baseline = {
                 "artefact": against,
                 "params": dense_described.params.after,
@@ -95,13 +96,13 @@ def run(
                 "metrics": _baseline(dense, samples, chosen, labelled and same_outputs, place),
                 "latency_ms": None,
             }
-            found.agreement = _agreement(opened, dense, samples, place)
+            found.agreement = _agreement(opened, dense, samples, place) if comparable else {}
             if found.main and found.main in found.baseline["metrics"]:
                 found.drop = found.baseline["metrics"][found.main] - found.metrics[found.main]
     elif max_drop is not None:
         raise RequestError("--max-drop needs --data, the samples to measure the drop on")
     if with_latency:
-        _time(found, opened, dense, samples, place)
+        _time(found, opened, dense if comparable else None, samples, place)
     return found
 
 

@@ -26,7 +26,7 @@ from pelacli import (
 )
 from pelacli.agreement import agreement
 from pelacli.artefact import Artefact
-from pelacli.calls import evaluating
+from pelacli.calls import evaluating, padding_mask, unpadded
 from pelacli.data import Batch
 from pelacli.errors import RequestError
 from pelacli.models import OpenModel, predict
@@ -62,7 +62,7 @@ def run(spec: Recipe, *, resume: bool = False) -> Outcome:
             seed=spec.seed,
             output=work,
             evaluate=lambda module: stage.evaluate(module, data),
-            main_metric=data.task.MAIN if data.labelled else "cosine",
+            main_metric=data.task.MAIN if data.judged else "cosine",
             no_weight_decay=models.no_decay(student.module),
             resume=resume,
             device=spec.device,
@@ -98,9 +98,11 @@ class Stage:
     done: float = 1.0  # share of the run that is over: all taps are distilled, unless told less
 
     def __post_init__(self) -> None:
-        self.taps = (
-            taps.choose(self.student.module, self.section.taps) if self.section.loss.feature else []
-        )
+        module, wanted = self.student.module, self.section.taps
+        self.taps: list[str] = []
+        if self.section.loss.feature:
+            usual = self.task.taps(module) if wanted is None else None
+            self.taps = usual or taps.choose(module, wanted)
         if self.section.compile:
             taps.check_compiled(self.student.module, self.taps)
         # Each has its dense layer in the teacher: checked here, not matched in the loop.
@@ -137,7 +139,7 @@ class Stage:
         named = {} if shards else self._perturbation(student)
         features: Mapping[str, list[Tensor]] = {}
         target: Any = None
-        if loss.feature or loss.logits:
+        if loss.feature or loss.logits or loss.kl or loss.cosine:
             # The teacher goes first: what its pass takes and frees is no peak above the student's
             # graph, which is still to come.
             with torch.no_grad(), taps.caught(self.teacher.module, names) as features:
@@ -147,15 +149,29 @@ class Stage:
             output = self.task.forward(student, batch)
         if self.labelled and loss.task:
             named |= tasks.losses(self.task, output, batch, loss.task)
+        mask = padding_mask(batch["inputs"])  # what a text is filled up with is not distilled
         if loss.feature:
             named["feature"] = loss.feature * losses.feature(
-                [output for name in names for output in caught[name]],
-                [output for name in names for output in features[name]],
+                [unpadded(output, mask) for name in names for output in caught[name]],
+                [unpadded(output, mask) for name in names for output in features[name]],
             )
-        if loss.logits:
-            ours, theirs = models.main_output(output), models.main_output(target)
-            named["logits"] = loss.logits * losses.logits(ours, theirs)
+        if loss.logits or loss.kl or loss.cosine:
+            named |= self._outputs(
+                unpadded(models.main_output(output), mask),
+                unpadded(models.main_output(target), mask),
+            )
         return named | self._perturbation(student) if shards else named
+
+    def _outputs(self, ours: Tensor, theirs: Tensor) -> dict[str, Tensor]:
+        """The losses between the outputs of student and teacher."""
+        loss, named = self.section.loss, {}
+        if loss.logits:
+            named["logits"] = loss.logits * losses.logits(ours, theirs)
+        if loss.kl:
+            named["kl"] = loss.kl * losses.kl(ours, theirs, loss.temperature)
+        if loss.cosine:
+            named["cosine"] = loss.cosine * losses.cosine(ours, theirs)
+        return named
 
     def _perturbation(self, student: nn.Module) -> dict[str, Tensor]:
         loss = self.section.loss
@@ -176,7 +192,7 @@ class Stage:
         self.place(device)
         with evaluating(module):
             found = agreement(module, self.teacher.module, data.validation, predict, device=device)
-        if data.labelled:
+        if data.judged:
             found |= tasks.evaluate(module, data.validation, self.task, device, data.num_classes)
         return found
 

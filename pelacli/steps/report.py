@@ -191,4 +191,5 @@ def _manifests(ref: str, arch: str | None) -> dict[str, Manifest]:
         ref, weights="pretrained" if local else "random", arch=arch, meta=not local
     )
     layers = lowrank.find_layers(opened.module, head=opened.head)
-    return {ref: record.describe(opened, layers, record.cost(opened, layers))}
+    spent = record.cost(opened, layers)
+    return {ref: record.describe(opened, record.settled(layers, spent), spent)}

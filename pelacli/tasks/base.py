@@ -35,10 +35,12 @@ class Base(Section):
         MAIN: the metric that models are compared by, larger is better, in percent points where
             it is a share; None where the task has none.
         LABELLED: whether its samples have labels, so that `loss` can be asked for.
+        JUDGES_LABEL_FREE: whether training without labels is judged by validation's labels.
     """
 
     MAIN: ClassVar[str | None] = None
     LABELLED: ClassVar[bool] = True
+    JUDGES_LABEL_FREE: ClassVar[bool] = False
 
     # Data ---------------------------------------------------------------------------------------
 
@@ -62,6 +64,11 @@ class Base(Section):
 
     # Model --------------------------------------------------------------------------------------
 
+    def fits(self, opened: OpenModel) -> bool:
+        """Whether the task can judge the model as it is. A classifier is none that `fit` has made
+        a segmenter of, nor a baseline for that."""
+        return True
+
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """The model to train on the task, from the one that is given: with a fresh head where the
         data asks for one, or around the given one as its backbone. Low-rank layers stay low-rank.
@@ -80,6 +87,10 @@ class Base(Section):
         """While active, the module may have parts that are for training alone (momentum copies).
         They are in checkpoints, and in no artefact."""
         return nullcontext()
+
+    def taps(self, module: nn.Module) -> list[str] | None:
+        """Names of the modules to distil where the recipe names none; None: all blocks."""
+        return None
 
     # Batches ------------------------------------------------------------------------------------
 

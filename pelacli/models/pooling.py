@@ -1,0 +1,101 @@
+"""From the tokens of a sentence to its embedding, as sentence-transformers' files say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pelacli.console import warn
+from pelacli.errors import RequestError
+
+MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+# Up to version 5 each mode had a switch of its own in the file.
+_SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
+             "pooling_mode_mean_tokens": "mean",
+             "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+             "pooling_mode_weightedmean_tokens": "weightedmean",
+             "pooling_mode_lasttoken": "lasttoken"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How hidden states become one vector.
+
+    Attributes:
+        modes: their vectors are put one after another.
+        normalise: the result gets length 1.
+    """
+
+    modes: tuple[str, ...] = ("mean",)
+    normalise: bool = False
+
+    def __call__(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """[B, N, C] and a mask [B, N] of the tokens that are no padding → [B, C · modes]."""
+        pooled = torch.cat([_pool(mode, hidden, mask) for mode in self.modes], dim=-1)
+        return F.normalize(pooled, dim=-1) if self.normalise else pooled
+
+
+def _pool(mode: str, hidden: Tensor, mask: Tensor) -> Tensor:
+    if mode == "max":
+        return hidden.masked_fill(mask[..., None] == 0, -torch.inf).amax(1)
+    number = torch.arange(1, mask.shape[1] + 1, device=mask.device) * mask
+    if mode in ("cls", "lasttoken"):
+        at = mask.int().argmax(1) if mode == "cls" else number.argmax(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), at]
+    weight = (number - mask.int().argmax(1)[:, None]) * mask if mode == "weightedmean" else mask
+    weight = weight[..., None].to(hidden.dtype)
+    total = weight.sum(1).clamp_min(1e-9)
+    return (hidden * weight).sum(1) / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total)
+
+
+def read(directory: Path) -> Pooling | None:
+    """The pooling that modules.json and its neighbours describe; None where there are none.
+
+    Raises:
+        RequestError: a file is damaged, or asks for a pooling that nobody knows.
+    """
+    if not (directory / "modules.json").is_file():
+        return None
+    modes: tuple[str, ...] = ("mean",)
+    normalise = False
+    for module in _json(directory / "modules.json"):
+        kind = str(module.get("type", "")).rpartition(".")[2]
+        if kind == "Pooling":
+            modes = _modes(directory / str(module.get("path", "")) / "config.json")
+        elif kind == "Normalize":
+            normalise = True
+        elif kind != "Transformer":
+            warn(f"{directory}: its module {kind!r} is not applied; embeddings are those before it")
+            break
+    return Pooling(modes, normalise)
+
+
+def _modes(file: Path) -> tuple[str, ...]:
+    config = _json(file)
+    asked = config.get("pooling_mode")
+    modes = [asked] if isinstance(asked, str) else list(asked or ())
+    modes = modes or [mode for switch, mode in _SWITCHES.items() if config.get(switch)] or ["mean"]
+    for mode in modes:
+        if mode not in MODES:
+            raise RequestError(f"{file}: pooling {mode!r} is none of {', '.join(MODES)}")
+    return tuple(modes)
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{file}: not readable JSON ({error}); restore the file") from None
+
+
+def hold(module: Any, directory: Path) -> None:
+    """Let a module know how its files pool."""
+    found = read(directory)
+    if found is not None:
+        module.pela_pooling = found

@@ -1,0 +1,218 @@
+"""Object detection: boxes and classes of objects in images; COCO's average precision.
+
+Data are COCO's JSON files or hub datasets with an ``objects`` column (`pelacli.formats.coco`);
+models are transformers' detectors, or a backbone that a detector is built around. Processor, loss
+(with its matching of queries to objects) and post-processing are the model's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pelacli import models
+from pelacli.calls import evaluating
+from pelacli.console import say
+from pelacli.data import Batch, Dataset
+from pelacli.errors import RequestError
+from pelacli.formats import coco, hub_objects
+from pelacli.models import ImageInput, adopting, detectors, to_device
+from pelacli.sources import open_source
+from pelacli.tasks._average_precision import AveragePrecision
+from pelacli.tasks._detection_data import Collate, Plain, Prepare, augmented, targets
+from pelacli.tasks.base import Base
+
+if TYPE_CHECKING:
+    from pelacli.models import Inputs, OpenModel
+    from pelacli.recipe import Augment, Data
+
+
+class Task(Base):
+    MAIN: ClassVar[str | None] = "ap"
+
+    crop: float = Field(0.5, ge=0, le=1, description="share of images that are cropped")
+    zoom_out: float = Field(0.0, ge=0, le=1, description="share of images set into a canvas")
+    sizes: list[int] = Field([], description="sides that training draws from; one if unset")
+    boxes: Literal["xywh", "xyxy"] = Field("xywh", description="form of a hub dataset's boxes")
+    detector: Literal["yolos", "detr"] | None = Field(
+        None, description="what to build around a backbone; YOLOS for a ViT, else DETR, if unset"
+    )
+    queries: int = Field(100, ge=1, description="objects that a built one can find in an image")
+    detector_args: list[str] = Field([], description='its architecture, as ["d_model=128"]')
+
+    # Data ---------------------------------------------------------------------------------------
+
+    def open(
+        self,
+        data: Data,
+        split: str,
+        *,
+        inputs: Inputs,
+        training: bool = False,
+        unlabelled: bool = False,
+    ) -> Dataset:
+        if not isinstance(inputs, ImageInput):
+            raise RequestError("detection needs a model of images, and this one reads text")
+        if training:
+            _check(data.augment)
+        source, found, classes = self._source(data.dataset, split, unlabelled)
+        labelled = classes is not None and not unlabelled
+        names, places = _places(classes or [], inputs.labels)
+        processor = detectors.image_processor(inputs)
+        sides: list[int | None] = [data.image_size]
+        if training and self.sizes:
+            sides = list(self.sizes)
+        transform = None
+        if training and not data.augment.none:
+            crop, zoom_out = (self.crop, self.zoom_out) if labelled else (0.0, 0.0)
+            transform = augmented(data.augment, crop, zoom_out)
+        sizes = [detectors.sized(processor, side) for side in sides]
+        mode = "L" if inputs.size[0] == 1 else "RGB"
+        prepare = Prepare(processor, sizes, mode, places, transform)
+        if not labelled:
+            source = Plain(source)
+        known = names if labelled else None
+        return Dataset(data.dataset, source, prepare, Collate(inputs.mask), found, known, labelled)
+
+    def _source(
+        self, spec: str, split: str, unlabelled: bool
+    ) -> tuple[Any, str | None, list[str] | None]:
+        """(images by index, the split's name, class names)."""
+        if spec.startswith("hfds/") and not unlabelled:
+            rows, classes, name = hub_objects.find(spec, split, self.boxes)
+            return rows, name, classes
+        place = None if spec.startswith("hfds/") else coco.find(spec, split)
+        if place is not None:
+            file, folders, name = place
+            images, classes = coco.read(file, folders)
+            return images, name, classes
+        if not unlabelled:
+            raise RequestError(
+                f"{spec}: no COCO data: neither annotations/instances_SPLIT.json nor "
+                "SPLIT/_annotations.coco.json is in it"
+            )
+        source, found, _ = open_source(spec, split, training=False, unlabelled=True)
+        return source, found, None
+
+    # Model --------------------------------------------------------------------------------------
+
+    def fits(self, opened: OpenModel) -> bool:
+        """Whether the model finds boxes."""
+        return detectors.is_detector(opened.module)
+
+    def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
+        """A detector around a backbone; a fresh classifier where the data has other classes."""
+        names = dataset.classes or []
+        wanted = classes or len(names)
+        if not detectors.is_detector(opened.module):
+            kind, args = self.detector, _settings(self.detector_args)
+            size = dataset.make.sizes[0] if isinstance(dataset.make, Prepare) else None
+            opened = adopting.detector(opened, kind, wanted, self.queries, args, seed, size)
+            say(f"a {type(opened.module).__name__} around {opened.ref}")
+        elif wanted != models.num_classes(opened):
+            models.set_classes(opened, wanted, seed=seed)
+            say(f"a fresh head of {wanted} classes")
+        else:
+            return opened
+        extra = [f"class {number}" for number in range(len(names), wanted)]
+        detectors.name_classes(opened, names[:wanted] + extra)
+        return opened
+
+    def taps(self, module: nn.Module) -> list[str]:
+        """The blocks; not those of the heads, nor of a decoder whose queries are about places of
+        the model's own choice, which two models need not share."""
+        apart = set(detectors.head(module))
+        if detectors.selects_queries(module):
+            apart |= {name for name, _ in module.named_modules() if name.endswith("decoder")}
+        return [
+            block
+            for block in models.blocks(module)
+            if not any(f"{block}.".startswith(f"{name}.") for name in apart)
+        ]
+
+    # Batches ------------------------------------------------------------------------------------
+
+    def forward(self, module: nn.Module, batch: Batch) -> Any:
+        """The model's output; with its loss where that can be asked for."""
+        if "labels" not in batch or not torch.is_grad_enabled():
+            return detectors.run(module, batch["inputs"])
+        labels = [
+            {"class_labels": image["class_labels"], "boxes": image["boxes"]}
+            for image in targets(batch)
+        ]
+        return detectors.with_loss(module, batch["inputs"], labels)
+
+    def loss(self, output: Any, batch: Batch) -> dict[str, Tensor]:
+        """The model's own loss by parts."""
+        if "labels" not in batch:
+            raise RequestError("the data has no boxes, which detection needs")
+        parts: dict[str, Tensor] = output["loss_dict"]
+        return parts
+
+    # Judging ------------------------------------------------------------------------------------
+
+    def metrics(self, num_classes: int | None) -> AveragePrecision:
+        return AveragePrecision()
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        module: nn.Module,
+        loader: Iterable[Batch],
+        device: torch.device,
+        num_classes: int | None,
+    ) -> dict[str, float]:
+        """COCO's figures of the model's detections, at the images' original sizes."""
+        data = getattr(loader, "dataset", None)
+        if data is not None and num_classes and data.classes and len(data.classes) != num_classes:
+            raise RequestError(
+                f"{data.spec}: has {len(data.classes)} classes ({', '.join(data.classes[:3])}, …) "
+                f"and the model {num_classes} others: fine-tune it on them first"
+            )
+        metrics = self.metrics(num_classes)
+        with evaluating(module):
+            for batch in loader:
+                batch = to_device(batch, device)
+                output = self.forward(module, batch)
+                metrics.update(detectors.detections(module, output, batch["sizes"]), batch)
+        return metrics.compute()
+
+
+def _check(augment: Augment) -> None:
+    """Refuse what would need other labels than boxes are."""
+    for name in ("mixup", "cutmix", "smoothing", "reprob", "auto_augment"):
+        if getattr(augment, name):
+            raise RequestError(f"data.augment.{name}: detection has none; leave it out")
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    """ "name=value" pairs, whose values are JSON or else text."""
+    found = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign:
+            raise RequestError(f"task_args.detector_args: {pair!r} is no name=value")
+        try:
+            found[name.strip()] = json.loads(value)
+        except ValueError:
+            found[name.strip()] = value.strip()
+    return found
+
+
+def _places(classes: list[str], labels: tuple[str, ...]) -> tuple[list[str], list[int]]:
+    """(class names, place of each of the data's classes among them).
+
+    A model that names its classes keeps its own numbers where it has all of the data's (COCO's
+    detectors have gaps in theirs); else the data's order counts.
+    """
+    own = {name.strip().lower(): number for number, name in enumerate(labels)}
+    places = [own.get(name.strip().lower()) for name in classes]
+    known = [place for place in places if place is not None]
+    if classes and len(known) == len(classes) == len(set(known)):
+        return list(labels), known
+    return classes, list(range(len(classes)))

@@ -1,0 +1,139 @@
+"""Text classification: texts, or pairs of them, with one label each; accuracy in percent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MulticlassMatthewsCorrCoef,
+)
+
+from pelacli import models
+from pelacli.console import say
+from pelacli.data import Batch, Dataset, Tokens, open_text
+from pelacli.errors import RequestError
+from pelacli.formats.text import Columns
+from pelacli.models.types import TextInput
+from pelacli.tasks.base import Base
+
+if TYPE_CHECKING:
+    from pelacli.models import Inputs, OpenModel
+    from pelacli.recipe import Data
+
+
+class Task(Base):
+    MAIN: ClassVar[str | None] = "accuracy"
+    SCORES: ClassVar[bool] = False  # labels are numbers to be met
+
+    text: list[str] | None = Field(None, description="columns of the text, or of the pair")
+    label: str | None = Field(None, description="column of the label")
+
+    @field_validator("text")
+    @classmethod
+    def _one_or_two(cls, names: list[str] | None) -> list[str] | None:
+        if names is not None and len(names) not in (1, 2):
+            raise ValueError("name one column, or two")
+        return names
+
+    def open(
+        self,
+        data: Data,
+        split: str,
+        *,
+        inputs: Inputs,
+        training: bool = False,
+        unlabelled: bool = False,
+    ) -> Dataset:
+        Tokens.of(inputs, data.dataset)  # or its error
+        assert isinstance(inputs, TextInput)
+        return open_text(
+            data.dataset,
+            split,
+            inputs=inputs,
+            columns=Columns(None if self.text is None else tuple(self.text), self.label),
+            unlabelled=unlabelled,
+            scores=self.SCORES,
+        )
+
+    def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
+        """The model as a classifier: a fresh head where it has none, or other classes."""
+        if not dataset.labelled:
+            raise RequestError(f"{dataset.spec}: the texts have no labels, which the task needs")
+        return with_outputs(opened, dataset, _names(dataset.classes or [], classes), seed)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy with class numbers [B], or with smoothed labels [B, classes]."""
+        return F.cross_entropy(output.float(), labels(batch))
+
+    def metrics(self, num_classes: int | None) -> Figures:
+        if not num_classes or num_classes < 2:
+            raise RequestError("text classification needs a model with two classes or more")
+        return Figures(num_classes)
+
+
+def labels(batch: Batch) -> Tensor:
+    """The labels of a batch, or an error that says that there are none."""
+    if "labels" not in batch:
+        raise RequestError("the texts have no labels, which the task needs")
+    return cast(Tensor, batch["labels"])
+
+
+def _names(found: list[str], wanted: int | None) -> list[str]:
+    """As many names as outputs are wanted; a recipe may want more than the data has."""
+    if wanted is None or wanted <= len(found):
+        return found
+    return found + [str(number) for number in range(len(found), wanted)]
+
+
+def with_outputs(opened: OpenModel, dataset: Dataset, names: list[str], seed: int) -> OpenModel:
+    """The model where it has these outputs, else a fresh head of them."""
+    assert isinstance(opened.inputs, TextInput)
+    known = opened.inputs.classes
+    numbered = all(name == str(number) for number, name in enumerate(names))
+    if models.num_classes(opened) == len(names) and (
+        numbered or known is None or [*known] == names
+    ):
+        return opened
+    pad = Tokens.of(opened.inputs, dataset.spec).padding
+    fitted = models.with_head(opened, "SequenceClassification", seed, names, pad)
+    say(f"a fresh head: {type(fitted.module).__name__} of {len(names)} outputs")
+    return fitted
+
+
+class Figures:
+    """``accuracy``; ``f1``, the mean of the classes' F1; ``matthews``, the correlation
+    coefficient: all in percent. ``loss``, the cross-entropy."""
+
+    def __init__(self, num_classes: int) -> None:
+        some = {"num_classes": num_classes, "validate_args": False}
+        self.shares = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(average="micro", **some),
+                "f1": MulticlassF1Score(average="macro", **some),
+                "matthews": MulticlassMatthewsCorrCoef(**some),
+            },
+            compute_groups=False,
+        )
+        self.loss = MeanMetric()
+
+    def to(self, device: torch.device) -> Figures:
+        self.shares.to(device)
+        self.loss.to(device)
+        return self
+
+    def update(self, output: Tensor, batch: Batch) -> None:
+        wanted = labels(batch)
+        self.shares.update(output, wanted)
+        self.loss.update(F.cross_entropy(output.float(), wanted), weight=len(output))
+
+    def compute(self) -> dict[str, float]:
+        """The figures so far."""
+        shares = {name: 100 * float(share) for name, share in self.shares.compute().items()}
+        return shares | {"loss": float(self.loss.compute())}

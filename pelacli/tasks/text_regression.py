@@ -1,0 +1,68 @@
+"""A score for a text, or for a pair of them: STS-B and its kin, by one output."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MeanMetric, PearsonCorrCoef, SpearmanCorrCoef
+
+from pelacli.data import Batch, Dataset
+from pelacli.errors import RequestError
+from pelacli.tasks import text_classification
+
+if TYPE_CHECKING:
+    from pelacli.models import OpenModel
+
+
+class Task(text_classification.Task):
+    MAIN: ClassVar[str | None] = "spearman"
+    SCORES: ClassVar[bool] = True
+
+    def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
+        """The model with one output, fresh where it has another number of them."""
+        if not dataset.labelled:
+            raise RequestError(f"{dataset.spec}: the texts have no scores, which the task needs")
+        return text_classification.with_outputs(opened, dataset, ["0"], seed)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Mean squared error of the output [B, 1] and the scores [B]."""
+        return F.mse_loss(one(output), text_classification.labels(batch).float())
+
+    def metrics(self, num_classes: int | None) -> Figures:  # type: ignore[override]
+        return Figures()
+
+
+def one(output: Tensor) -> Tensor:
+    """[B, 1] → [B]."""
+    if output.ndim != 2 or output.shape[1] != 1:
+        raise RequestError("text regression needs a model of one output; fine-tune it for that")
+    return output[:, 0].float()
+
+
+class Figures:
+    """``spearman`` and ``pearson``, the correlations with the scores times 100; ``mse``."""
+
+    def __init__(self) -> None:
+        self.spearman, self.pearson, self.mse = SpearmanCorrCoef(), PearsonCorrCoef(), MeanMetric()
+
+    def to(self, device: torch.device) -> Figures:
+        for metric in (self.spearman, self.pearson, self.mse):
+            metric.to(device)
+        return self
+
+    def update(self, output: Tensor, batch: Batch) -> None:
+        predicted, scores = one(output), text_classification.labels(batch).float()
+        self.spearman.update(predicted, scores)
+        self.pearson.update(predicted, scores)
+        self.mse.update(F.mse_loss(predicted, scores), weight=len(scores))
+
+    def compute(self) -> dict[str, float]:
+        """The figures so far."""
+        return {
+            "spearman": 100 * float(self.spearman.compute()),
+            "pearson": 100 * float(self.pearson.compute()),
+            "mse": float(self.mse.compute()),
+        }
