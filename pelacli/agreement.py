@@ -37,7 +37,8 @@ def agreement(
     Returns:
         ``cosine``: mean cosine of the outputs of one sample; ``relative_error``: Σ‖y − y′‖² over
         Σ‖y − ȳ‖², the share of the dense outputs' variance that is lost; with ``classes``,
-        ``same_class``: percent of samples (of a map's pixels) with the same first choice.
+        ``same_class``: percent of samples (of a map's pixels) with the same first choice. Empty
+        where the outputs are of different kinds.
     """
     samples = cosine = same = places = error = 0.0
     total = square = None
@@ -46,6 +47,8 @@ def agreement(
         mask = padding_mask(inputs)
         whole = predict(model, inputs), predict(dense, inputs)
         ours, theirs = (unpadded(output, mask) for output in whole)
+        if ours.shape != theirs.shape:
+            return {}
         classes = (classes and ours.ndim in (2, 4)) or ours.ndim < whole[0].ndim
         # In parts: a vocabulary for every token of a batch is large in double precision.
         for y, z in zip(torch.split(ours, _PART), torch.split(theirs, _PART), strict=True):

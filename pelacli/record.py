@@ -10,7 +10,7 @@ from torch import nn
 from pelacli import __version__, flops, lowrank, manifest, models, planning
 from pelacli.console import warn
 from pelacli.flops import Cost, layer_flops
-from pelacli.lowrank import Layer
+from pelacli.lowrank import Layer, LowRankLinear
 from pelacli.manifest import Count, LayerRecord, Manifest
 from pelacli.models import OpenModel
 from pelacli.ranks import Plan, Spectrum
@@ -87,7 +87,7 @@ def measured(spectra: Sequence[Spectrum], spent: Cost | None) -> list[Spectrum]:
 def moved(opened: OpenModel, record: Manifest, before: Mapping[str, nn.Module]) -> Manifest:
     """The record of a model that was built around another's layers, as a segmenter around a
     compressed backbone: they keep their figures under the names that they have now, and the new
-    model's own layers join as dense ones. Where nothing moved, the record as it is.
+    model's own layers join, as dense ones or as copies. Where nothing moved, the record as it is.
 
     Args:
         opened: the model as it is now.
@@ -103,15 +103,15 @@ def moved(opened: OpenModel, record: Manifest, before: Mapping[str, nn.Module]) 
         return record
     layers = lowrank.find_layers(opened.module, head=opened.head)
     spent = cost(opened, layers)
-    kept = []
-    low = lowrank.low_rank_layers(opened.module)
+    kept, low = [], lowrank.low_rank_layers(opened.module)
     for layer in describe(opened, layers, spent).layers:
         parent, _, part = layer.name.rpartition(".")
         if parent not in low:
             kept.append(layer)
-        elif part == "down" and parent in rows:
+        elif part == "down":
             tokens = spent.tokens.get(layer.name) if spent is not None else None
-            kept.append(_renamed(rows[parent], parent, tokens))
+            row = rows.get(parent) or _copied(low[parent], parent)
+            kept.append(_renamed(row, parent, tokens))
     saved = [(r.params, r.flops) for r in kept if r.rank is not None]
     params = opened.params + sum(p.before - p.after for p, _ in saved)
     flops_saved = sum(f.before - f.after for _, f in saved if f is not None)
@@ -125,6 +125,14 @@ def moved(opened: OpenModel, record: Manifest, before: Mapping[str, nn.Module]) 
             else Count(before=spent.total + flops_saved, after=spent.total),
         }
     )
+
+
+def _copied(layer: LowRankLinear, name: str) -> LayerRecord:
+    """A row for a low-rank layer that the task made by copying another (a decoder of fusion
+    layers); of what it keeps nothing is known."""
+    out, in_, rank = layer.out_features, layer.in_features, layer.rank
+    params = Count(before=out * in_, after=rank * (out + in_))
+    return LayerRecord(name=name, shape=(out, in_), rank=rank, params=params)
 
 
 def _renamed(row: LayerRecord, name: str, tokens: int | None) -> LayerRecord:

@@ -16,6 +16,7 @@ from pelacli.evaluation import measure
 from pelacli.manifest import Manifest
 from pelacli.models import OpenModel, predict
 from pelacli.recipe import Data
+from pelacli.tasks import Base
 
 _SECONDS = 2.0  # of timing, per model
 
@@ -92,7 +93,7 @@ def run(
                 "artefact": against,
                 "params": dense_described.params.after,
                 "flops": dense_described.flops.after if dense_described.flops else None,
-                "metrics": measure(dense, samples, chosen, labelled and same_outputs, place),
+                "metrics": _baseline(dense, samples, chosen, labelled and same_outputs, place),
                 "latency_ms": None,
             }
             found.agreement = _agreement(opened, dense, samples, place) if comparable else {}
@@ -127,6 +128,17 @@ def _open(ref: str, how: dict[str, Any] | None) -> tuple[OpenModel, Manifest]:
         layers = lowrank.find_layers(opened.module, head=opened.head)
         described = record.describe(opened, layers, record.cost(opened, layers))
     return opened, described
+
+
+def _baseline(
+    dense: OpenModel, samples: Loader, task: Base, labelled: bool, place: torch.device
+) -> dict[str, float]:
+    """The baseline's figures; empty where it is not (yet) a model for the task."""
+    try:
+        return measure(dense, samples, task, labelled, place)
+    except RequestError as error:
+        console.warn(f"{dense.ref}: has no figures to compare with: {error}")
+        return {}
 
 
 def _agreement(

@@ -32,7 +32,7 @@ class PairModel(pairs.PairModel):
     def output(self, inputs: Inputs) -> Tensor:
         """Features and the fused class token where it compares; the mean logits of an answer's
         words where it writes; else its logits, or the fused text."""
-        if self.module.config.variant == "retrieval":
+        if self.compares:
             images, texts = self.encode_images(inputs["pixel_values"]), self.encode_texts(inputs)
             fused = self._fused(images, texts)[:, 0]
             sides = [side for side in (images.features, texts.features) if side is not None]
