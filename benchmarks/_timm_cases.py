@@ -15,7 +15,7 @@ from typing import Any
 
 import timm
 import torch
-from _trial import LARGEST, Case
+from _trial import FEWEST, LARGEST, Case
 from torch import nn
 
 from pelacli import lowrank
@@ -88,7 +88,7 @@ def _look(advance: Callable[[str], None] = lambda name: None) -> tuple[list[Any]
 
 def _layers(module: nn.Module) -> tuple[list[str], dict[str, int], int]:
     """(classes that hold layers which may be factorised, reasons of the others, parameters)."""
-    found = lowrank.find_layers(module, head=timm_models.head(module))
+    found = _found(module)
     holders = {
         type(module.get_submodule(layer.name.rpartition(".")[0])).__name__
         for layer in found
@@ -98,6 +98,10 @@ def _layers(module: nn.Module) -> tuple[list[str], dict[str, int], int]:
     return sorted(holders), dict(why), sum(p.numel() for p in module.parameters())
 
 
+def _found(module: nn.Module) -> list[lowrank.Layer]:
+    return lowrank.find_layers(module, head=timm_models.head(module))
+
+
 def _shapes(name: str, args: dict[str, Any] | None = None) -> nn.Module:
     with torch.device("meta"):
         module: nn.Module = timm.create_model(name, **(args or {}))
@@ -105,15 +109,16 @@ def _shapes(name: str, args: dict[str, Any] | None = None) -> nn.Module:
 
 
 def _tiny(name: str) -> dict[str, Any]:
-    """The first of `TINY` that makes the architecture smaller; none where its constructor takes
-    none of them."""
-    whole = _shapes(name)
-    params = sum(p.numel() for p in whole.parameters())
+    """The first of `TINY` that makes the architecture smaller and keeps its kind; none where its
+    constructor takes none of them."""
+    holders, _, params = _layers(_shapes(name))
     for args in TINY:
         try:
-            small = sum(p.numel() for p in _shapes(name, args).parameters())
+            module = _shapes(name, args)
         except Exception:  # its constructor wants other things together
             continue
-        if small < params:
+        kind, _, small = _layers(module)
+        enough = sum(layer.reason is None for layer in _found(module)) >= FEWEST
+        if small < params and kind == holders and enough:
             return args
     return {}
