@@ -68,6 +68,17 @@ _WITHOUT = {
     "perturbation": {"perturbation": 0.0},
     "both": {"feature": 0.0, "perturbation": 0.0},
 }
+# What makes our healing what it is: one setting at a time, in a quarter of the steps.
+_SETTINGS: dict[str, tuple[dict[str, float], dict[str, float]]] = {
+    "": ({}, {}),
+    ", without labels": ({}, {"task": 0.0}),
+    ", without logits": ({}, {"logits": 0.0}),
+    ", labels alone": ({}, {"feature": 0.0, "logits": 0.0}),
+    ", taps joining over half": ({"taps_over": 0.5}, {}),
+    ", factors at a third of the rate": ({"factor_lr": 1 / 3}, {}),
+    ", averaged weights": ({"ema": 0.95}, {}),
+    ", from plain SVD": ({}, {}),
+}
 METHODS = {
     "dense": Method(None, transfer=True),
     # What labels alone would still teach the dense model in the steps that healing takes.
@@ -80,6 +91,17 @@ METHODS = {
     **{
         f"the paper's without {what}": Method("svd", PAPER, PAPER_LOSS | off, at=("1/2",))
         for what, off in _WITHOUT.items()
+    },
+    **{
+        f"ours, N/4 steps{what}": Method(
+            "svd" if "SVD" in what else "ours",
+            OURS | train,
+            OURS_LOSS | loss,
+            Fraction(1, 4),
+            at=("1/2",),
+            seeded=False,
+        )
+        for what, (train, loss) in _SETTINGS.items()
     },
     "backbone: dense": Method(None, backbone=True, seeded=False),
     "backbone: ours, untrained": Method("ours", backbone=True, seeded=False),
@@ -146,7 +168,8 @@ class Cell:
 
 
 def cells(ratios: Sequence[str], seeds: Sequence[int], methods: Sequence[str]) -> list[Cell]:
-    """All cells, those that say most first: the first seed of all ratios, then the others at 1/2.
+    """All cells, those that say most first: the first seed of all ratios, the others at 1/2, and
+    last the ablations, which are for one ratio.
 
     The dense model has no ratio and is fine-tuned by every seed.
     """
@@ -164,7 +187,7 @@ def cells(ratios: Sequence[str], seeds: Sequence[int], methods: Sequence[str]) -
                         found.append(Cell(name, "1", seed))
                 elif method.at is None or ratio in method.at:
                     found.append(Cell(name, ratio, seed))
-    return found
+    return sorted(found, key=lambda cell: cell.method.at is not None)
 
 
 class Workshop:

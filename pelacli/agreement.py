@@ -26,7 +26,8 @@ def agreement(
 
     Args:
         predict: (module, inputs) → output [B, ..., D].
-        classes: the outputs are logits, so that their largest entries can be compared.
+        classes: the outputs are logits, so that their largest entries can be compared where
+            there is one vector [D] a sample.
 
     Returns:
         ``cosine``: mean cosine of the outputs of one sample; ``relative_error``: Σ‖y − y′‖² over
@@ -37,8 +38,9 @@ def agreement(
     total = square = None
     for batch in batches:
         inputs = to_device(batch["inputs"], device)
-        ours = predict(model, inputs).flatten(1).double()
-        theirs = predict(dense, inputs).flatten(1).double()
+        ours, theirs = predict(model, inputs), predict(dense, inputs)
+        classes = classes and ours.ndim == 2
+        ours, theirs = ours.flatten(1).double(), theirs.flatten(1).double()
         samples += len(ours)
         cosine += float(F.cosine_similarity(ours, theirs).sum())
         same += int((ours.argmax(1) == theirs.argmax(1)).sum())

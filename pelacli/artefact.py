@@ -98,7 +98,7 @@ def load(path: Path) -> Artefact:
             names the file and the tensor.
     """
     record = manifest.read(path)
-    adapter = models.library(record.source.library)
+    adapter = models.library(record.library)
     config = _config(path)
     try:
         module: nn.Module = adapter.rebuild(path)
@@ -111,20 +111,14 @@ def load(path: Path) -> Artefact:
     lowrank.replace_empty(module, ranks)
     _load_strictly(module, path)
     module.eval()
-    inputs = (
-        adapter.inputs(module)
-        if record.source.library == "timm"
-        else (adapter.inputs(module, path))
-    )
-    carried = models.library("transformers").carried(path)
     opened = OpenModel(
         module,
         str(path),
-        record.source.library,
+        record.library,
         config,
-        carried,
+        models.carried(path),
         record.source,
-        inputs,
+        adapter.inputs(module, path),
         adapter.head(module),
     )
     return Artefact(opened, record)

@@ -1,8 +1,10 @@
 """Datasets: from the words of a recipe to samples a model can eat. Their order and batching is
 `pelacli.loader`'s matter.
 
-A sample is ``{"inputs": …, "labels": int}`` (no labels where there are none): a tensor [C, H, W]
-for images, the sentence itself for text, which is tokenised and padded batch by batch.
+A sample is ``{"inputs": …, "labels": …}`` (no labels where there are none). Here: a tensor
+[C, H, W] for images, the sentence itself for text, which is tokenised and padded batch by batch,
+and the number of a class. Tasks with other samples make a `Dataset` of their own, from a reader in
+`pelacli.formats`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pelacli.loader import Batch, Loader, loader
 from pelacli.sources import open_source
 
 if TYPE_CHECKING:
-    from pelacli.models.types import ImageInput, TextInput
+    from pelacli.models.types import ImageInput, Inputs, TextInput
     from pelacli.recipe import Augment
 
 __all__ = ["Batch", "Dataset", "Loader", "loader", "open_dataset"]
@@ -35,17 +37,18 @@ class Dataset:
 
     Attributes:
         spec: what the user called it.
-        source: gives raw (image or sentence, label or None) by index, or in turn (a stream).
-        prepare: makes a model's input of a raw one; images pass through it, sample by sample.
+        source: gives raw samples by index, or in turn (a stream).
+        make: (raw sample, its name in errors) → a sample; random augmentation happens here.
         collate: makes a batch of samples.
         split: the split's own name; None where the dataset has no splits, so that training and
             validation would see the same samples.
-        classes: their names where known.
+        classes: their names, where a label is the number of a class and they are known.
+        labelled: whether its samples have labels.
     """
 
     spec: str
     source: Any
-    prepare: Callable[[Any, str], Any]
+    make: Callable[[Any, str], Batch]
     collate: Callable[[list[Batch]], Batch]
     split: str | None = None
     classes: list[str] | None = None
@@ -59,13 +62,9 @@ class Dataset:
         where = name(index) if name else f"{self.spec}, sample {index}"
         return self.item(self.source[index], where)
 
-    def item(self, sample: tuple[Any, Any], where: str) -> Batch:
+    def item(self, sample: Any, where: str) -> Batch:
         """A sample from a raw one; ``where`` names it in errors."""
-        raw, label = sample
-        item = {"inputs": self.prepare(raw, where)}
-        if self.labelled and label is not None:
-            item["labels"] = label
-        return item
+        return self.make(sample, where)
 
     @property
     def num_classes(self) -> int | None:
@@ -76,7 +75,7 @@ def open_dataset(
     spec: str,
     split: str,
     *,
-    inputs: ImageInput | TextInput,
+    inputs: Inputs,
     training: bool = False,
     augment: Augment | None = None,
     image_size: int | None = None,
@@ -100,6 +99,10 @@ def open_dataset(
     Raises:
         RequestError: one line that says what is missing or unreadable.
     """
+    if hasattr(inputs, "image"):
+        raise RequestError(
+            f"{spec}: the model wants images and texts together; name a task that gives both"
+        )
     text = hasattr(inputs, "tokenizer")
     if text and cast("TextInput", inputs).tokenizer is None:
         raise RequestError(f"{spec}: the model came without the tokenizer that text needs")
@@ -108,6 +111,8 @@ def open_dataset(
     )
     if not isinstance(source, IterableDataset) and len(source) == 0:
         raise RequestError(f"{spec}: the split {found or split} is empty")
+    streamed = isinstance(source, IterableDataset)
+    labelled = not unlabelled and (streamed or source[0][1] is not None)
     prepare: Callable[[Any, str], Any]
     collate: Callable[[list[Batch]], Batch]
     if text:
@@ -116,7 +121,23 @@ def open_dataset(
     else:
         pictures = cast("ImageInput", inputs)
         prepare, collate = _image_transform(pictures, training, augment, image_size), _collate
-    return Dataset(spec, source, prepare, collate, found, classes, labelled=not unlabelled)
+    make = _Make(prepare, labelled)
+    return Dataset(spec, source, make, collate, found, classes, labelled)
+
+
+@dataclass
+class _Make:
+    """A sample from a raw (image or sentence, label or None)."""
+
+    prepare: Callable[[Any, str], Any]
+    labelled: bool
+
+    def __call__(self, sample: tuple[Any, Any], where: str) -> Batch:
+        raw, label = sample
+        item = {"inputs": self.prepare(raw, where)}
+        if self.labelled and label is not None:
+            item["labels"] = label
+        return item
 
 
 @dataclass

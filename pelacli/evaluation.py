@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,16 +29,17 @@ def samples(
     task: str | None = None,
     split: str | None = None,
     batch_size: int | None = None,
-) -> tuple[Loader, tasks.Task, bool]:
+    task_args: Mapping[str, Any] | None = None,
+) -> tuple[Loader, tasks.Base, bool]:
     """The samples, the task, and whether the samples have labels that fit the model.
 
     Args:
         task: its name; None takes image classification where there are labels for it.
     """
     classes = models.num_classes(opened)
-    chosen = tasks.get(task or ("image-classification" if classes else "unlabelled"))
+    chosen = tasks.get(task or ("image-classification" if classes else "unlabelled"), task_args)
     dataset = chosen.open(data, split or data.val, inputs=opened.inputs)
-    labelled = chosen.LABELLED and bool(dataset.classes)
+    labelled = chosen.LABELLED and dataset.labelled
     if chosen.LABELLED and not labelled:
         dataset = chosen.open(data, split or data.val, inputs=opened.inputs, unlabelled=True)
     size = batch_size or data.batch_size
@@ -50,7 +52,7 @@ def samples(
 
 
 def measure(
-    opened: OpenModel, samples: Loader, task: tasks.Task, labelled: bool, place: torch.device
+    opened: OpenModel, samples: Loader, task: tasks.Base, labelled: bool, place: torch.device
 ) -> dict[str, float]:
     """The task's metrics; empty where there are no labels. The model moves to the device."""
     if not labelled:
@@ -77,9 +79,17 @@ class Judge:
     """
 
     def __init__(
-        self, opened: OpenModel, data: Data, task: str | None, split: str | None, device: str
+        self,
+        opened: OpenModel,
+        data: Data,
+        task: str | None,
+        split: str | None,
+        device: str,
+        task_args: Mapping[str, Any] | None = None,
     ) -> None:
-        self.samples, self._task, self._labelled = samples(opened, data, task, split)
+        self.samples, self._task, self._labelled = samples(
+            opened, data, task, split, task_args=task_args
+        )
         self._opened, self._place = opened, place(device)
         self._dense: list[Tensor] = []
         self._classes = models.num_classes(opened) is not None

@@ -344,6 +344,12 @@ def low_rank_layers(module: nn.Module) -> dict[str, LowRankLinear]:
     return {n: m for n, m in module.named_modules() if isinstance(m, LowRankLinear)}
 
 
+def places(module: nn.Module) -> dict[str, nn.Module]:
+    """Name → the very module, of all linear maps, dense and low-rank."""
+    layers = {layer.name: layer.module for layer in find_layers(module)}
+    return layers | dict(low_rank_layers(module))
+
+
 def weight_of(layer: nn.Module) -> Tensor:
     """The weight of a dense layer as out × in, detached."""
     described = _describe(layer)

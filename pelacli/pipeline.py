@@ -11,6 +11,7 @@ from typing import Any
 from pelacli import console, manifest, processes, rundir
 from pelacli import recipe as recipes
 from pelacli.errors import RequestError
+from pelacli.fingerprint import fingerprint
 from pelacli.recipe import Recipe
 
 
@@ -65,7 +66,7 @@ def is_done(spec: Recipe, section: str) -> bool:
     inputs = last.inputs
     if manifest.is_artefact(source):
         inputs = manifest.weights_digest(source)
-    return last.fingerprint == recipes.fingerprint(spec, section, inputs)
+    return last.fingerprint == fingerprint(spec, section, inputs)
 
 
 def _do(spec: Recipe, section: str, output: Path, force: bool) -> None:
@@ -108,10 +109,13 @@ def evaluation(spec: Recipe) -> dict[str, Any]:
     """The recipe's [eval] as the keyword arguments of `steps.eval.run`."""
     section = spec.eval or recipes.Eval()
     result, against = rundir.result(spec), section.against or rundir.dense(spec)
+    trained = spec.finetune if section.task is None and spec.finetune else section
+    task, task_args = recipes.task_of(spec, trained)
     return {
         "ref": rundir.require(result, "eval"),
         "data": section.data or (spec.finetune.data if spec.finetune else None) or spec.data,
-        "task": section.task or (spec.finetune.task if spec.finetune else None) or spec.task,
+        "task": task,
+        "task_args": task_args if section.task_args is None else section.task_args,
         "against": rundir.require(against, "eval") if against != result else None,
         "max_drop": section.max_drop,
         "split": section.split,

@@ -18,7 +18,7 @@ from pelacli.recipe import Decompose
 # Keys of [decompose] that the spectra depend on, or that need the weights.
 OF_WEIGHTS = (
     "calibrate", "samples", "correct", "include", "exclude",
-    "max_drop", "data", "split", "task",
+    "max_drop", "data", "split", "task", "task_args",
 )  # fmt: skip
 # … and those of which each says by itself how small.
 BUDGETS = ("ratio", "threshold", "plan", "energy", "max_drop")

@@ -5,12 +5,9 @@ Reading a file, overriding keys and reporting mistakes is `pelacli.recipe_file`'
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -72,6 +69,7 @@ class Train(Section):
     """How to train: [teacher] and [finetune]."""
 
     task: str | None = Field(None, description="task, where it is not the recipe's")
+    task_args: dict[str, Argument] | None = Field(None, description="settings of that task")
     data: Data | None = Field(None, description="data, where it is not the recipe's")
     epochs: float = Field(1, gt=0, description="passes over the data; a fraction will do")
     steps: int | None = Field(None, ge=1, description="stop after so many updates")
@@ -172,6 +170,7 @@ class Decompose(Section):
     data: Data | None = Field(None, description="max_drop's samples, where not the recipe's data")
     split: str | None = Field(None, description="of max_drop's samples, in place of data.val")
     task: str | None = Field(None, description="of max_drop, where it is not the recipe's")
+    task_args: dict[str, Argument] | None = Field(None, description="settings of that task")
     policy: Literal["energy", "uniform", "threshold"] = Field(
         "energy", description="how ranks are chosen"
     )
@@ -218,7 +217,7 @@ class Decompose(Section):
                 raise Mistake(f"belongs to policy 'energy', not to {self.policy!r}", "energy")
             if self.policy == "threshold":
                 raise Mistake("policy 'threshold' has no ratio to search", "max_drop", "policy")
-        for key in ("data", "split", "task"):
+        for key in ("data", "split", "task", "task_args"):
             if getattr(self, key) is not None and self.max_drop is None:
                 raise Mistake("is what max_drop measures on; give that too", key)
 
@@ -236,6 +235,7 @@ class Eval(Section):
 
     data: Data | None = Field(None, description="data, where it is not the recipe's")
     task: str | None = Field(None, description="task, where it is not the recipe's")
+    task_args: dict[str, Argument] | None = Field(None, description="settings of that task")
     batch_size: int | None = Field(None, ge=1, description="in place of data.batch_size")
     split: str | None = Field(None, description="in place of data.val")
     latency: bool = Field(True, description="time the forward pass")
@@ -254,6 +254,7 @@ class Recipe(Section):
     output: FilePath = Field(description="directory of the run; each step writes into it")
     seed: int = Field(0, ge=0, description="of everything random")
     task: str = Field("image-classification", description="what the model is trained and judged on")
+    task_args: dict[str, Argument] = Field({}, description="settings of the task")
     device: str = Field("auto", description="auto, cpu, cuda, mps")
     data: Data | None = Field(None, description="data of all steps that name none of their own")
     teacher: Train | None = Field(None, description="train the dense model first")
@@ -289,6 +290,17 @@ class Recipe(Section):
         return self
 
 
+def task_of(
+    recipe: Recipe, section: Train | Decompose | Eval | None = None
+) -> tuple[str, dict[str, Any]]:
+    """(name, settings) of the task of a section: its own, or else the recipe's."""
+    own = getattr(section, "task", None)
+    args = getattr(section, "task_args", None)
+    if args is None:
+        args = recipe.task_args if own in (None, recipe.task) else {}
+    return own or recipe.task, dict(args)
+
+
 def _not_finite(value: Any, key: str = "") -> Iterator[str]:
     """The keys, dotted, of numbers that are infinite or none."""
     if isinstance(value, dict):
@@ -309,55 +321,3 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 def schema() -> dict[str, Any]:
     """The JSON schema of recipes."""
     return Recipe.model_json_schema()
-
-
-# What changes how a result is come by, and not the result.
-_NO_EFFECT = {
-    "workers", "compile", "checkpointing", "save_every", "keep", "log_every", "eval_every",
-    "trackers",
-}  # fmt: skip
-
-
-def fingerprint(recipe: Recipe, section: str, inputs: str) -> str:
-    """What decides the result of a step, as a SHA-256.
-
-    Args:
-        section: the step's, as "decompose".
-        inputs: digest of the weights that the step starts from.
-    """
-    whole = resolved(recipe)
-    top = ("model", "weights", "arch", "model_args", "num_classes", "seed")
-    own = {key: value for key, value in (whole[section] or {}).items() if key not in _NO_EFFECT}
-    task = own.pop("task", None) or whole["task"]
-    data = own.pop("data", None) or whole["data"] or {}
-    data = {key: value for key, value in data.items() if key not in _NO_EFFECT}
-    if size := own.pop("batch_size", None):
-        data["batch_size"] = size
-    if section == "decompose" and recipe.decompose is not None:
-        data = _decompose_data(recipe, recipe.decompose)
-        own["ratio"] = str(recipe.decompose.budget)  # 0.5 and 1/2 are one ratio
-        own["plan"] = _digest(recipe.decompose.plan)  # people edit it under its old name
-        del own["split"]
-    parts = {key: whole[key] for key in top}
-    parts |= {"task": task, "section": own, "data": data, "inputs": inputs}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _decompose_data(recipe: Recipe, section: Decompose) -> dict[str, Any]:
-    """It sees no more of the data than what it calibrates on, and measures the drop on."""
-    found: dict[str, Any] = {}
-    if section.calibrate == "train" and recipe.data is not None:
-        found |= recipe.data.model_dump(include={"dataset", "train", "image_size"})
-    data = section.data or recipe.data
-    if section.max_drop is not None and data is not None:
-        seen = data.model_dump(mode="json", include={"dataset", "image_size"})
-        crop = data.augment.crop_pct
-        found["max_drop"] = seen | {"split": section.split or data.val, "crop_pct": crop}
-    return found
-
-
-def _digest(file: Path | None) -> str | None:
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None else None
-    except OSError:
-        return None  # the step itself will say so

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -82,6 +82,55 @@ def measured(spectra: Sequence[Spectrum], spent: Cost | None) -> list[Spectrum]:
     if spent is None:
         return list(spectra)
     return [replace(s, tokens=float(spent.tokens.get(s.name, 0))) for s in spectra]
+
+
+def moved(opened: OpenModel, record: Manifest, before: Mapping[str, nn.Module]) -> Manifest:
+    """The record of a model that was built around another's layers, as a segmenter around a
+    compressed backbone: they keep their figures under the names that they have now, and the new
+    model's own layers join as dense ones. Where nothing moved, the record as it is.
+
+    Args:
+        opened: the model as it is now.
+        record: of the model before.
+        before: `lowrank.places` of that.
+    """
+    now = {id(module): name for name, module in lowrank.places(opened.module).items()}
+    rows = {now.get(id(before.get(row.name)), row.name): row for row in record.layers}
+    if opened.library == record.library and all(name == row.name for name, row in rows.items()):
+        return record
+    layers = lowrank.find_layers(opened.module, head=opened.head)
+    spent = cost(opened, layers)
+    kept = []
+    low = lowrank.low_rank_layers(opened.module)
+    for layer in describe(opened, layers, spent).layers:
+        parent, _, part = layer.name.rpartition(".")
+        if parent not in low:
+            kept.append(layer)
+        elif part == "down" and parent in rows:
+            tokens = spent.tokens.get(layer.name) if spent is not None else None
+            kept.append(_renamed(rows[parent], parent, tokens))
+    saved = [(r.params, r.flops) for r in kept if r.rank is not None]
+    params = opened.params + sum(p.before - p.after for p, _ in saved)
+    flops_saved = sum(f.before - f.after for _, f in saved if f is not None)
+    return record.model_copy(
+        update={
+            "library": opened.library,
+            "layers": kept,
+            "params": Count(before=params, after=opened.params),
+            "flops": None
+            if spent is None
+            else Count(before=spent.total + flops_saved, after=spent.total),
+        }
+    )
+
+
+def _renamed(row: LayerRecord, name: str, tokens: int | None) -> LayerRecord:
+    """A low-rank layer's row under its new name, at the tokens it is applied to there."""
+    found = None
+    if tokens is not None:
+        dense, low = (layer_flops(row.shape, tokens, rank) for rank in (None, row.rank))
+        found = Count(before=dense, after=low)
+    return row.model_copy(update={"name": name, "flops": found})
 
 
 def recount(opened: OpenModel, record: Manifest) -> Manifest:

@@ -68,7 +68,7 @@ def decompose(
 
 
 _BUDGETS = {"ratio", "energy", "threshold", "max_drop", "plan"}
-_MEASURED = {"data", "split", "task"}  # what belongs to max_drop
+_MEASURED = {"data", "split", "task", "task_args"}  # what belongs to max_drop
 
 
 def _replaced(own: Decompose | None, given: Mapping[str, Any]) -> set[str]:
@@ -122,10 +122,12 @@ def evaluations(
         if ref.endswith(".toml"):
             job = pipeline.evaluation(recipe_file.load(Path(ref), overrides))
         else:
-            data, task = _own_data(ref)
+            data, task, task_args = _own_data(ref)
             path = rundir.latest(Path(ref))
-            job = {"ref": str(path or ref), "data": data, "task": task}
+            job = {"ref": str(path or ref), "data": data, "task": task, "task_args": task_args}
             job["how"] = {} if path else how
+        if flags.get("task") not in (None, job.get("task")):
+            job["task_args"] = None
         job |= flags
         if dataset is not None:
             job["data"] = _data(dataset, job["data"])
@@ -137,18 +139,18 @@ def evaluations(
     return jobs
 
 
-def _own_data(ref: str) -> tuple[Data | None, str | None]:
+def _own_data(ref: str) -> tuple[Data | None, str | None, dict[str, Any] | None]:
     path = rundir.latest(Path(ref))
     if path is None:
-        return None, None
+        return None, None, None
     history = manifest.read(path).history
     for step in reversed(history):
         spec = Recipe.model_validate(step.recipe) if step.recipe else None
         section = getattr(spec, step.step, None) if spec else None
         data = getattr(section, "data", None) or (spec.data if spec else None)
         if spec is not None and data is not None:
-            return data, getattr(section, "task", None) or spec.task
-    return None, None
+            return data, *recipes.task_of(spec, section)
+    return None, None, None
 
 
 def _data(dataset: str, base: Data | None) -> Data:

@@ -13,10 +13,11 @@ from pelacli import artefact, checkpoint, manifest, processes, recipe, record, r
 from pelacli.artefact import Artefact
 from pelacli.data import Loader, loader
 from pelacli.errors import RequestError
+from pelacli.fingerprint import fingerprint
 from pelacli.manifest import Manifest, StepRecord
 from pelacli.models import OpenModel, num_classes
 from pelacli.recipe import Recipe, Train
-from pelacli.tasks import Task
+from pelacli.tasks import Base
 from pelacli.train import Trained
 
 _METRICS = "metrics.jsonl"
@@ -36,7 +37,7 @@ class Outcome:
 class Splits:
     """The loaders of a training section; ``validation`` is None where the data has no splits."""
 
-    task: Task
+    task: Base
     train: Loader
     validation: Loader | None
     num_classes: int | None
@@ -58,7 +59,7 @@ class Splits:
         data = section.data or spec.data
         if data is None:
             raise RequestError("the recipe has no [data] section")
-        task = tasks.get(section.task or spec.task)
+        task = tasks.get(*recipe.task_of(spec, section))
         if not task.LABELLED:
             labelled = False
         classes = num_classes(opened)
@@ -66,7 +67,7 @@ class Splits:
             data, data.train, inputs=opened.inputs, training=True, unlabelled=labelled is False
         )
         if labelled is None:
-            labelled = bool(train.classes) and len(train.classes or []) == classes
+            labelled = train.labelled and (train.classes is None or len(train.classes) == classes)
             if not labelled:
                 train = task.open(
                     data, data.train, inputs=opened.inputs, training=True, unlabelled=True
@@ -113,7 +114,7 @@ def workplace(
             give weights that neither recipe describes.
     """
     work = rundir.workplace(output)
-    mark = recipe.fingerprint(spec, section, artefact.input_digest(source, opened))
+    mark = fingerprint(spec, section, artefact.input_digest(source, opened))
     note = work / "fingerprint"
     old = note.read_text(encoding="utf-8") if note.is_file() else mark
     if old != mark and checkpoint.steps(work):
@@ -159,7 +160,7 @@ def finish(
             metrics=metrics,
             seconds=result.seconds,
             inputs=inputs,
-            fingerprint=recipe.fingerprint(spec, section, inputs),
+            fingerprint=fingerprint(spec, section, inputs),
         ),
     ]
     model.opened.module.to("cpu")

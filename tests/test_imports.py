@@ -6,6 +6,7 @@ import ast
 import functools
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ TIERS = [
         "recipe", "search",
     },
     {"refusals"},
-    {"ranks", "recipe_file", "rundir", "tables"},
+    {"fingerprint", "ranks", "recipe_file", "rundir", "tables"},
     {"card", "curves", "gallery", "planning", "spectra_file"},
     {"replan"},
     {"sweep"},
@@ -30,7 +31,7 @@ TIERS = [
         "factorize", "journal", "lean", "loader", "losses", "lowrank", "parallel", "shelf",
         "sources", "stopping",
     },
-    {"calls", "models", "residual"},
+    {"calls", "formats", "models", "residual"},
     {
         "agreement", "calibrate", "checkpoint", "data", "flops", "holding", "latency", "lockstep",
         "optim", "taps",
@@ -47,9 +48,9 @@ TIERS = [
 LEVEL = {name: level for level, names in enumerate(TIERS) for name in names}
 TORCH_FREE = [
     "__main__", "aliases", "atomic", "card", "cli", "console", "curves", "errors", "fields",
-    "gallery", "heap", "manifest", "options", "pipeline", "planning", "plans", "policies",
-    "processes", "ranks", "recipe", "recipe_file", "refusals", "replan", "requests", "results",
-    "rundir", "search", "spectra_file", "sweep", "tables",
+    "fingerprint", "gallery", "heap", "manifest", "options", "pipeline", "planning", "plans",
+    "policies", "processes", "ranks", "recipe", "recipe_file", "refusals", "replan", "requests",
+    "results", "rundir", "search", "spectra_file", "sweep", "tables",
 ]  # fmt: skip
 HEAVY = {"torch", "timm", "transformers", "accelerate", "datasets", "torchmetrics"}
 
@@ -89,6 +90,13 @@ def imported(path: Path, top_level: bool) -> frozenset[str]:
 
 def test_every_module_has_its_place():
     assert {room(path) for path in files()} == set(LEVEL)
+
+
+def test_every_package_is_installed():
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())
+    listed = set(project["tool"]["setuptools"]["packages"])
+    there = {p.parent.relative_to(ROOT.parent) for p in ROOT.rglob("__init__.py")}
+    assert listed == {".".join(p.parts) for p in there} | {"pelacli._recipes"}
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))

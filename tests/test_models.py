@@ -248,5 +248,5 @@ def test_wrap_needs_a_known_library():
     assert models.wrap(nn.Linear(2, 2), must=False) is None
     with pytest.raises(RequestError, match="neither timm's nor transformers'"):
         models.wrap(nn.Linear(2, 2))
-    with pytest.raises(RequestError, match="knows timm and transformers only"):
+    with pytest.raises(RequestError, match="knows timm, transformers only"):
         models.library("jax")

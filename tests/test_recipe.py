@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from pelacli import gallery
 from pelacli.errors import RequestError
+from pelacli.fingerprint import fingerprint
 from pelacli.recipe import (
     Augment,
     Data,
@@ -27,7 +28,6 @@ from pelacli.recipe import (
     Pretrain,
     Recipe,
     Train,
-    fingerprint,
     parse_ratio,
     resolved,
     schema,
@@ -260,7 +260,7 @@ UNKNOWN = {
     "quoted": (
         TOP + '[decompose]\n"a.b" = 3\n',
         "x.toml:4: decompose.'a.b': unknown key; known keys: ratio, unit, scope, energy, "
-        "max_drop, data, split, task, policy, threshold, calibrate, samples, correct, "
+        "max_drop, data, split, task, task_args, policy, threshold, calibrate, samples, correct, "
         "include, exclude, pin, min_rank, max_rank, multiple, plan",
     ),
     "of another section": (
@@ -882,6 +882,7 @@ def test_the_schema_describes_every_key() -> None:
 
 OTHER: dict[str, Any] = {  # another value for every key of [pretrain], which has most keys
     "task": "unlabelled",
+    "task_args": {"top": 1},
     "data": {"dataset": "other"},
     "epochs": 7,
     "steps": 7,
@@ -949,6 +950,7 @@ def test_which_keys_of_a_training_section_count() -> None:
         {"num_classes": 3},
         {"seed": 1},
         {"task": "unlabelled"},
+        {"task_args": {"top": 1}},
         {"data": {"dataset": "e"}},
         {"data": {"dataset": "d", "augment": {"mixup": 0.5}}},
         {"data": {"dataset": "d", "batch_size": 8}},

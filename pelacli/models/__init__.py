@@ -1,11 +1,10 @@
 """Open any model: the only package that knows timm and transformers by name.
 
-A new family that timm or transformers can build needs nothing here. A further library is one more
-file beside `timm_models` and `hf_models`, and one more branch in `opening.open` and
-`opening.library`.
+A new family that timm or transformers can build needs nothing here. A model that neither of them
+has is one file with the functions of `types.OwnAdapter`, and its names in the tables of `opening`.
 """
 
-from pelacli.models.opening import library, open, resolve_alias, wrap
+from pelacli.models.opening import carried, library, open, resolve_alias, wrap
 from pelacli.models.structure import (
     blocks,
     example,
@@ -16,7 +15,9 @@ from pelacli.models.structure import (
 )
 from pelacli.models.types import (
     ImageInput,
+    Inputs,
     OpenModel,
+    PairInput,
     TextInput,
     main_output,
     place,
@@ -26,9 +27,12 @@ from pelacli.models.types import (
 
 __all__ = [
     "ImageInput",
+    "Inputs",
     "OpenModel",
+    "PairInput",
     "TextInput",
     "blocks",
+    "carried",
     "example",
     "library",
     "main_output",

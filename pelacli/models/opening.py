@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import nn
@@ -14,10 +15,14 @@ from pelacli.console import warn
 from pelacli.errors import RequestError
 from pelacli.manifest import SourceRecord, digest_file
 from pelacli.models import hub
-from pelacli.models.types import OpenModel
+from pelacli.models.types import Adapter, OpenModel, OwnAdapter
 
-if TYPE_CHECKING:
-    from types import ModuleType
+# library → its adapter
+_LIBRARIES = {"timm": "timm_models", "transformers": "hf_models"}
+# The same for models of pela's own. Their config.json says which under "pela_model"; the names are
+# what `open` knows them by.
+_OWN: dict[str, str] = {}
+_OWN_NAMES: dict[str, str] = {}  # name → library
 
 
 def resolve_alias(ref: str) -> str:
@@ -39,7 +44,8 @@ def open(
 
     Args:
         ref: a timm name or alias, a hub id, a local directory in timm's hub layout or in
-            transformers' layout, or a bare safetensors file (then ``arch`` says of what).
+            transformers' layout, a name of pela's own models, or a bare safetensors file (then
+            ``arch`` says of what).
         weights: "pretrained", "random", or the path of a safetensors file or of a directory.
         arch: architecture (a timm name) of a bare safetensors file.
         model_args: handed to the architecture (timm's keyword arguments, transformers' config).
@@ -66,17 +72,17 @@ def open(
     return opened
 
 
-def library(name: str) -> ModuleType:
-    """The adapter module of a library ("timm" or "transformers")."""
-    if name == "timm":
-        from pelacli.models import timm_models
+def library(name: str) -> Adapter:
+    """The adapter of a library."""
+    known = _LIBRARIES | _OWN
+    if name not in known:
+        raise RequestError(f"library {name!r}: this version of pela knows {', '.join(known)} only")
+    return cast(Adapter, import_module(f"pelacli.models.{known[name]}"))
 
-        return timm_models
-    if name == "transformers":
-        from pelacli.models import hf_models
 
-        return hf_models
-    raise RequestError(f"library {name!r}: this version of pela knows timm and transformers only")
+def own(name: str) -> OwnAdapter:
+    """The adapter of a model of pela's own."""
+    return cast(OwnAdapter, library(name))
 
 
 @overload
@@ -93,6 +99,8 @@ def wrap(module: nn.Module, *, must: bool = True) -> OpenModel | None:
         RequestError: the module is neither timm's nor transformers'.
     """
     name = type(module).__name__
+    if hasattr(module, "pela_model"):
+        return _describe(name, module, str(module.pela_model), None, name, "in memory", None)
     if hasattr(module, "pretrained_cfg"):
         return _describe(name, module, "timm", None, name, "in memory", None)
     if hasattr(getattr(module, "config", None), "to_json_string"):
@@ -117,11 +125,15 @@ def _open(
     if path.is_dir():
         return _directory(ref, path, weights, args, classes)
     if path.is_file():
-        if path.suffix != ".safetensors":
+        if path.suffix != ".safetensors" and arch not in _OWN_NAMES:
             raise RequestError(f"{ref}: pela reads safetensors files and model directories only")
         if not arch:
             raise RequestError(f"{ref}: a bare safetensors file needs --arch, a timm name")
         return _file(ref, path, arch, args, classes)
+    if name in _OWN_NAMES:
+        if weights != "random":
+            raise RequestError(f"{ref}: give its checkpoint with --weights FILE, or random")
+        return _own(ref, name, None, args, classes)
     from pelacli.models import timm_models
 
     if timm_models.is_model(name):
@@ -142,7 +154,7 @@ def _open(
             f"{ref}: is a family of transformers, not a checkpoint; give a hub id (owner/name), "
             "or --weights random for its default shape"
         )
-    near = closest(name, [*ALIASES, *timm_models.names(), *hf_models.types()])
+    near = closest(name, [*ALIASES, *_OWN_NAMES, *timm_models.names(), *hf_models.types()])
     hint = (
         f"did you mean {', '.join(near)}?" if near else "see `timm.list_models()`, or give a hub id"
     )
@@ -167,9 +179,11 @@ def _timm_name(
 
 
 def _file(ref: str, file: Path, arch: str, args: dict[str, Any], classes: int | None) -> OpenModel:
+    arch = resolve_alias(arch)
+    if arch in _OWN_NAMES:
+        return _own(ref, arch, file, args, classes)
     from pelacli.models import timm_models
 
-    arch = resolve_alias(arch)
     if not timm_models.is_model(arch):
         near = closest(arch, [*ALIASES, *timm_models.names()])
         hint = f"; did you mean {', '.join(near)}?" if near else ""
@@ -184,6 +198,15 @@ def _file(ref: str, file: Path, arch: str, args: dict[str, Any], classes: int | 
         file_classes=own_classes,
     )
     return _describe(ref, module, "timm", None, arch, str(file), _digest(file))
+
+
+def _own(
+    ref: str, name: str, file: Path | None, args: dict[str, Any], classes: int | None
+) -> OpenModel:
+    lib = _OWN_NAMES[name]
+    module = own(lib).build(name, model_args=args, num_classes=classes, weights=file)
+    weights, digest = ("random", None) if file is None else (str(file), _digest(file))
+    return _describe(ref, module, lib, None, name, weights, digest)
 
 
 def _directory(
@@ -206,6 +229,14 @@ def _directory(
         _shapes(file)  # a truncated file is found here, with its name
     digest = _digest(*files) if files and weights == "pretrained" else None
     asked = hub_id or str(folder)
+    if isinstance(config, dict) and "pela_model" in config:
+        lib = str(config["pela_model"])
+        library(lib)
+        random = weights == "random"
+        module = own(lib).open_directory(folder, random=random, num_classes=classes)
+        opened = _describe(ref, module, lib, folder, asked, weights, digest)
+        opened.carried = carried(folder)
+        return opened
     if isinstance(config, dict) and "architecture" in config:
         from pelacli.models import timm_models
 
@@ -222,7 +253,7 @@ def _directory(
             folder, random=weights == "random", model_args=args, num_classes=classes
         )
         opened = _describe(ref, module, "transformers", folder, asked, weights, digest)
-        opened.carried = hf_models.carried(folder)
+        opened.carried = carried(folder)
         if fresh:
             warn(f"{ref}: the checkpoint lacks {', '.join(fresh[:4])}; randomly initialised")
         return opened
@@ -246,8 +277,30 @@ def _describe(
     source = SourceRecord(
         model=asked, library=lib, architecture=architecture, weights=weights, digest=digest
     )
-    inputs = adapter.inputs(module) if lib == "timm" else adapter.inputs(module, folder)
+    inputs = adapter.inputs(module, folder)
     return OpenModel(module, ref, lib, config, {}, source, inputs, adapter.head(module))
+
+
+_CARRIED = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
+_NOT_CARRIED = {"config.json", "pela.json"}
+_CARRY_LIMIT = 64 * 2**20  # bytes; anything larger is data, not configuration
+
+
+def carried(directory: Path) -> dict[str, bytes]:
+    """Processors, tokenizers and the like: the small files beside the weights."""
+    found = {}
+    for path in sorted([*directory.glob("*"), *directory.glob("*/*")]):
+        name = path.relative_to(directory).as_posix()
+        if (
+            path.suffix in _CARRIED
+            and path.is_file()
+            and name not in _NOT_CARRIED
+            and not name.endswith(".index.json")
+            and not any(part.startswith(".") for part in Path(name).parts)
+            and path.stat().st_size <= _CARRY_LIMIT
+        ):
+            found[name] = path.read_bytes()
+    return found
 
 
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:

@@ -9,16 +9,12 @@ from torch import Tensor, nn
 
 from pelacli.errors import RequestError
 from pelacli.models.opening import library
-from pelacli.models.types import ImageInput, OpenModel
+from pelacli.models.types import OpenModel
 
 
 def example(opened: OpenModel) -> Tensor | dict[str, Tensor]:
     """A batch of one sample, where the model is: what its FLOPs are counted at."""
-    if opened.library == "timm":
-        assert isinstance(opened.inputs, ImageInput)  # timm has no other kind
-        return torch.zeros(1, *opened.inputs.size, device=next(opened.module.parameters()).device)
-    found: dict[str, Tensor] = library(opened.library).example(opened.module, opened.inputs)
-    return found
+    return library(opened.library).example(opened.module, opened.inputs)
 
 
 def blocks(module: nn.Module) -> list[str]:
@@ -94,10 +90,7 @@ def no_decay(module: nn.Module) -> set[str]:
 
 def num_classes(opened: OpenModel) -> int | None:
     """Outputs of the model's classifier; None for a model without one."""
-    if opened.library == "timm":
-        return int(getattr(opened.module, "num_classes", 0) or 0) or None
-    labels = getattr(opened.module.config, "num_labels", None)
-    return int(labels) if opened.head and labels else None
+    return library(opened.library).num_classes(opened.module)
 
 
 def set_classes(opened: OpenModel, classes: int, seed: int) -> None:

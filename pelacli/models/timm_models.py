@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from pelacli.errors import RequestError
-from pelacli.models.types import ImageInput
+from pelacli.models.types import ImageInput, Inputs
 
 
 def is_model(name: str) -> bool:
@@ -126,8 +126,8 @@ def config(module: nn.Module) -> dict[str, Any]:
     return result
 
 
-def inputs(module: nn.Module) -> ImageInput:
-    """Size and preprocessing of the model's images."""
+def inputs(module: nn.Module, directory: Path | None = None) -> ImageInput:
+    """Size and preprocessing of the model's images; the module itself knows them."""
     data = timm.data.model_config.resolve_input_data_config(module)
     return ImageInput(
         tuple(data["input_size"]),
@@ -148,6 +148,17 @@ def head(module: nn.Module) -> frozenset[str]:
         for name, child in module.named_modules()
         if any(child is part for part in parts) and not isinstance(child, nn.Identity)
     )
+
+
+def example(module: nn.Module, inputs: Inputs) -> torch.Tensor:
+    """One image, to count FLOPs at."""
+    assert isinstance(inputs, ImageInput)  # timm has no other kind
+    return torch.zeros(1, *inputs.size, device=next(module.parameters()).device)
+
+
+def num_classes(module: nn.Module) -> int | None:
+    """Outputs of the classifier; None for a model without one."""
+    return int(getattr(module, "num_classes", 0) or 0) or None
 
 
 def set_classes(module: nn.Module, num_classes: int) -> None:

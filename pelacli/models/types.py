@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ class ImageInput:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
+    processor: Mapping[str, Any] | None = None  # preprocessor_config.json, where there is one
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,17 @@ class TextInput:
     max_length: int
 
 
+@dataclass(frozen=True)
+class PairInput:
+    """What a model wants that sees an image and reads a text."""
+
+    image: ImageInput
+    text: TextInput
+
+
+Inputs = ImageInput | TextInput | PairInput
+
+
 @dataclass
 class OpenModel:
     """A model, ready to run, with what is needed to write it down again.
@@ -38,7 +51,7 @@ class OpenModel:
     Attributes:
         module: the network, on the CPU, in eval mode (on "meta" where only its shape was asked).
         ref: what the user asked for.
-        library: "timm" or "transformers".
+        library: "timm", "transformers", or one of pela's own (`pelacli.models.opening`).
         config: becomes config.json of an artefact; the library can rebuild the dense network
             from it.
         carried: further files of the model's directory (processors, tokenizers), by relative path.
@@ -53,13 +66,69 @@ class OpenModel:
     config: dict[str, Any]
     carried: dict[str, bytes]
     source: SourceRecord
-    inputs: ImageInput | TextInput
+    inputs: Inputs
     head: frozenset[str] = field(default_factory=frozenset)
 
     @property
     def params(self) -> int:
         """Parameters of the whole model; a shared one counts once."""
         return sum(p.numel() for p in self.module.parameters())
+
+
+class Adapter(Protocol):
+    """What the file of a library in `pelacli.models` offers, as functions."""
+
+    def rebuild(self, directory: Path) -> nn.Module:
+        """The dense architecture that config.json describes, its weights without values; buffers
+        that no checkpoint holds have theirs."""
+
+    def config(self, module: nn.Module) -> dict[str, Any]:
+        """config.json, from which `rebuild` works."""
+
+    def inputs(self, module: nn.Module, directory: Path | None) -> Inputs:
+        """What a sample looks like, from the model's own files where there are any."""
+
+    def example(self, module: nn.Module, inputs: Any) -> Tensor | dict[str, Tensor]:
+        """A sample to count FLOPs at, as a batch of one."""
+
+    def head(self, module: nn.Module) -> frozenset[str]:
+        """Names of the modules that make the output and stay dense."""
+
+    def num_classes(self, module: nn.Module) -> int | None:
+        """Outputs of the classifier; None for a model without one."""
+
+    def set_classes(self, module: nn.Module, num_classes: int) -> None:
+        """Give the model a fresh classifier.
+
+        Raises:
+            RequestError: it has none that can be exchanged.
+        """
+
+
+class OwnAdapter(Adapter, Protocol):
+    """What a model of pela's own offers beyond that."""
+
+    def build(
+        self,
+        name: str,
+        *,
+        model_args: dict[str, Any],
+        num_classes: int | None,
+        weights: Path | None,
+    ) -> nn.Module:
+        """The model of this name.
+
+        Args:
+            weights: a checkpoint file; None: fresh weights.
+
+        Raises:
+            RequestError: arguments or weights that don't fit.
+        """
+
+    def open_directory(
+        self, directory: Path, *, random: bool, num_classes: int | None
+    ) -> nn.Module:
+        """The dense model of a directory with config.json and weights."""
 
 
 def predict(module: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:

@@ -28,10 +28,12 @@ from pelacli import (
     replan,
     rundir,
     spectra_file,
+    tasks,
 )
 from pelacli.errors import RequestError
 from pelacli.evaluation import Judge
 from pelacli.factorize import Moments
+from pelacli.fingerprint import fingerprint
 from pelacli.flops import Cost
 from pelacli.lowrank import Layer
 from pelacli.manifest import Manifest, StepRecord
@@ -146,7 +148,7 @@ def run(
                 },
                 seconds=time.perf_counter() - start,
                 inputs=inputs,
-                fingerprint=recipe.fingerprint(spec, "decompose", inputs),
+                fingerprint=fingerprint(spec, "decompose", inputs),
             ),
         ]
         extra = {spectra_file.FILE: spectra_file.dumps(stored)}
@@ -167,9 +169,11 @@ def judge_of(opened: OpenModel, spec: Recipe, section: Decompose) -> Judge:
     """What the drop is measured by: the section's own samples and task, or the recipe's."""
     samples = section.data or spec.data
     assert samples is not None  # the recipe's validation has seen to it
-    # The recipe's task has a default, which fits images alone; unsaid, the model decides.
-    task = section.task or (spec.task if "task" in spec.model_fields_set else None)
-    return Judge(opened, samples, task, section.split, spec.device)
+    task, args = recipe.task_of(spec, section)
+    if section.task is None and "task" not in spec.model_fields_set:
+        # The recipe's task has a default, which fits images alone; unsaid, the model decides.
+        return Judge(opened, samples, None, section.split, spec.device)
+    return Judge(opened, samples, task, section.split, spec.device, args)
 
 
 def at_ratio(section: Decompose, ratio: Fraction) -> Decompose:
@@ -195,13 +199,12 @@ def calibration_samples(opened: OpenModel, spec: Recipe, section: Decompose) -> 
     """Batches of unlabelled samples: what the model takes, in an order that the seed shuffles."""
     if section.calibrate == "train":
         assert spec.data is not None  # the recipe's validation has seen to it
-        dataset, split, size = spec.data.dataset, spec.data.train, spec.data.image_size
+        source = spec.data
     else:
         assert section.calibrate is not None
-        dataset, split, size = section.calibrate, Data.model_fields["train"].default, None
-    samples = data.open_dataset(
-        dataset, split, inputs=opened.inputs, training=False, image_size=size, unlabelled=True
-    )
+        source = Data(dataset=section.calibrate)
+    task = tasks.get(*recipe.task_of(spec))
+    samples = task.open(source, source.train, inputs=opened.inputs, unlabelled=True)
     batches = data.loader(
         samples,
         batch_size=min(_CALIBRATION_BATCH, section.samples),

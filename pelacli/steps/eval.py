@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ def run(
     *,
     data: Data | None,
     task: str | None = None,
+    task_args: Mapping[str, Any] | None = None,
     against: str | None = None,
     max_drop: float | None = None,
     split: str | None = None,
@@ -61,6 +62,7 @@ def run(
         ref: artefact or model; ``how`` are the keyword arguments to open it by.
         data: where the samples come from; None measures size and latency only.
         task: name of the task; None takes image classification where there are labels for it.
+        task_args: its settings.
         against: the baseline, usually the dense model.
         max_drop: largest drop that `gate` lets pass; needs ``against``.
     """
@@ -78,7 +80,9 @@ def run(
     )
     samples = None
     if data is not None:
-        samples, chosen, labelled = evaluation.samples(opened, data, task, split, batch_size)
+        samples, chosen, labelled = evaluation.samples(
+            opened, data, task, split, batch_size, task_args
+        )
         found.main = chosen.MAIN if labelled else None
         found.metrics = measure(opened, samples, chosen, labelled, place)
         if dense is not None and dense_described is not None:

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pelacli import artefact, console, lowrank, models, record, rundir, tasks, train, trained
+from pelacli import (
+    artefact,
+    console,
+    lowrank,
+    models,
+    recipe,
+    record,
+    rundir,
+    tasks,
+    train,
+    trained,
+)
 from pelacli.artefact import Artefact
 from pelacli.data import Batch
 from pelacli.errors import RequestError
+from pelacli.manifest import Manifest
 from pelacli.models import OpenModel
 from pelacli.recipe import Recipe, Train
 from pelacli.trained import Outcome
@@ -22,17 +34,17 @@ def run(spec: Recipe, section_name: str = "finetune", *, resume: bool = False) -
     artefact.check_output(output)
     source = rundir.require(rundir.source(spec, section_name), section_name)
     opened, before = artefact.open(source, **rundir.how_to_open(spec, source))
-    fit_head(opened, spec, section)
     if before is None:
         layers = lowrank.find_layers(opened.module, head=opened.head)
         before = record.describe(opened, layers, record.cost(opened, layers))
+    opened, before = fit(opened, before, spec, section)
     data = trained.Splits.open(spec, section, opened)
     if section.drop_path is not None:
         models.set_drop_path(opened.module, section.drop_path, section.drop_path_rule)
     task = data.task
 
     def losses(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return {"task": task.loss(task.forward(module, batch), batch)}
+        return tasks.losses(task, task.forward(module, batch), batch)
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         if data.validation is None:
@@ -41,6 +53,7 @@ def run(spec: Recipe, section_name: str = "finetune", *, resume: bool = False) -
         return tasks.evaluate(module, data.validation, task, device, data.num_classes)
 
     with (
+        task.training(opened.module),
         trained.workplace(spec, section_name, source, opened, output) as work,
         console.progress(section_name, train.updates(section, len(data.train))) as bar,
     ):
@@ -63,15 +76,16 @@ def run(spec: Recipe, section_name: str = "finetune", *, resume: bool = False) -
     )
 
 
-def fit_head(opened: OpenModel, spec: Recipe, section: Train) -> None:
-    """A fresh head where the data has other classes than the model has outputs."""
+def fit(
+    opened: OpenModel, before: Manifest, spec: Recipe, section: Train
+) -> tuple[OpenModel, Manifest]:
+    """The model as its task wants it, and its record: the same layers under the names that they
+    have there."""
     data = section.data or spec.data
     if data is None:
         raise RequestError("the recipe has no [data] section")
-    task = tasks.get(section.task or spec.task)
-    classes = task.open(data, data.train, inputs=opened.inputs).num_classes
-    wanted = spec.num_classes or classes
-    if wanted is None or wanted == models.num_classes(opened):
-        return
-    models.set_classes(opened, wanted, seed=spec.seed)
-    console.say(f"a fresh head of {wanted} classes")
+    task = tasks.get(*recipe.task_of(spec, section))
+    places = lowrank.places(opened.module)
+    dataset = task.open(data, data.train, inputs=opened.inputs)
+    fitted = task.fit(opened, dataset, spec.num_classes, spec.seed)
+    return fitted, record.moved(fitted, before, places)

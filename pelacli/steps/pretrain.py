@@ -31,7 +31,7 @@ from pelacli.data import Batch
 from pelacli.errors import RequestError
 from pelacli.models import OpenModel, predict
 from pelacli.recipe import Pretrain, Recipe
-from pelacli.tasks import Task
+from pelacli.tasks import Base
 from pelacli.trained import Outcome
 
 
@@ -50,6 +50,7 @@ def run(spec: Recipe, *, resume: bool = False) -> Outcome:
     if section.drop_path is not None:
         models.set_drop_path(student.module, section.drop_path, section.drop_path_rule)
     with (
+        data.task.training(student.module),
         trained.workplace(spec, "pretrain", source, student.opened, output) as work,
         console.progress("pretrain", train.updates(section, len(data.train))) as bar,
     ):
@@ -92,7 +93,7 @@ class Stage:
     section: Pretrain
     student: OpenModel
     teacher: OpenModel
-    task: Task
+    task: Base
     labelled: bool
     done: float = 1.0  # share of the run that is over: all taps are distilled, unless told less
 
@@ -142,17 +143,18 @@ class Stage:
             with torch.no_grad(), taps.caught(self.teacher.module, names) as features:
                 target = self.task.forward(self.teacher.module, batch)
         own_ways = self.section.compile or self.section.checkpointing or shards
-        with taps.caught(student, names) as ours, lean.activations(student, on=not own_ways):
+        with taps.caught(student, names) as caught, lean.activations(student, on=not own_ways):
             output = self.task.forward(student, batch)
         if self.labelled and loss.task:
-            named["task"] = loss.task * self.task.loss(output, batch)
+            named |= tasks.losses(self.task, output, batch, loss.task)
         if loss.feature:
             named["feature"] = loss.feature * losses.feature(
-                [output for name in names for output in ours[name]],
+                [output for name in names for output in caught[name]],
                 [output for name in names for output in features[name]],
             )
         if loss.logits:
-            named["logits"] = loss.logits * losses.logits(output, target)
+            ours, theirs = models.main_output(output), models.main_output(target)
+            named["logits"] = loss.logits * losses.logits(ours, theirs)
         return named | self._perturbation(student) if shards else named
 
     def _perturbation(self, student: nn.Module) -> dict[str, Tensor]:

@@ -1,98 +1,77 @@
 """What a model is trained and judged on: one file per task, imported when it is asked for.
 
-A task file is a module with the names of `Task`. To add a task, write the file and name it in
-`_FILES`; nothing else changes.
+To add a task, write ``tasks/NAME.py`` with a class `Task` derived from `pelacli.tasks.base.Base`;
+nothing else changes. ``task = "some-name"`` in a recipe finds ``some_name.py``, and ``task_args``
+are the fields of its class. Files that begin with an underscore, and ``base``, are no tasks.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import pkgutil
+from collections.abc import Iterable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pelacli.calls import evaluating
-from pelacli.data import Batch, Dataset
 from pelacli.errors import RequestError
-from pelacli.models import to_device
+from pelacli.loader import Batch
+from pelacli.tasks.base import Base, Metrics
 
-if TYPE_CHECKING:
-    from pelacli.models.types import ImageInput, TextInput
-    from pelacli.recipe import Data
-
-_FILES = {
-    "image-classification": "pelacli.tasks.image_classification",
-    "unlabelled": "pelacli.tasks.unlabelled",
-}
-
-
-class Metrics(Protocol):
-    """Figures that are collected batch by batch, over all processes."""
-
-    def to(self, device: torch.device) -> Any: ...
-    def update(self, output: Any, batch: Batch) -> None: ...
-    def compute(self) -> dict[str, float]: ...
-
-
-class Task(Protocol):
-    """What a task module offers.
-
-    Attributes:
-        MAIN: the metric that models are compared by, larger is better, in percent points where
-            it is a share; None where the task has none.
-        LABELLED: whether its samples have labels, so that `loss` can be asked for.
-    """
-
-    MAIN: str | None
-    LABELLED: bool
-
-    def open(
-        self,
-        data: Data,
-        split: str,
-        *,
-        inputs: ImageInput | TextInput,
-        training: bool = False,
-        unlabelled: bool = False,
-    ) -> Dataset:
-        """The samples of one split, as a recipe's section describes them."""
-
-    def forward(self, module: nn.Module, batch: Batch) -> Any:
-        """The model's output for a batch."""
-
-    def loss(self, output: Any, batch: Batch) -> Tensor:
-        """A scalar; the mean over the batch."""
-
-    def metrics(self, num_classes: int | None) -> Metrics:
-        """Fresh figures for an evaluation."""
+__all__ = ["Base", "Metrics", "evaluate", "get", "losses", "names"]
 
 
 def names() -> list[str]:
     """The tasks there are."""
-    return list(_FILES)
+    found = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(
+        name.replace("_", "-") for name in found if name != "base" and not name.startswith("_")
+    )
 
 
-def get(name: str) -> Task:
-    """The task of this name.
+def get(name: str, args: Mapping[str, Any] | None = None) -> Base:
+    """The task of this name, with its settings.
+
+    Args:
+        args: the recipe's ``task_args``.
 
     Raises:
-        RequestError: there is none; the nearest names are given.
+        RequestError: there is no such task, or it has no such setting; the nearest are named.
     """
-    if name not in _FILES:
-        near = difflib.get_close_matches(name, _FILES, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_FILES)}"
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names())}"
         raise RequestError(f"unknown task {name!r}: {hint}")
-    return cast(Task, import_module(_FILES[name]))
+    kind: type[Base] = import_module(f"{__name__}.{name.replace('-', '_')}").Task
+    for key in args or {}:
+        if key not in kind.model_fields:
+            near = difflib.get_close_matches(key, kind.model_fields, 1)
+            known = ", ".join(kind.model_fields) or "no settings"
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {known}"
+            raise RequestError(f"task_args: task {name!r} has no {key!r}; {hint}")
+    try:
+        return kind(**(args or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in ("task_args", *first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise RequestError(f"{place}: {message} (task {name!r})") from None
 
 
-@torch.no_grad()
+def losses(task: Base, output: Any, batch: Batch, weight: float = 1.0) -> dict[str, Tensor]:
+    """The task's losses by name, times a weight; "task" where there is but one."""
+    found = task.loss(output, batch)
+    named = found if isinstance(found, Mapping) else {"task": found}
+    return {name: weight * value for name, value in named.items()}
+
+
 def evaluate(
     module: nn.Module,
     loader: Iterable[Batch],
-    task: Task,
+    task: Base,
     device: torch.device | str = "cpu",
     num_classes: int | None = None,
 ) -> dict[str, float]:
@@ -103,10 +82,5 @@ def evaluate(
     Args:
         num_classes: the model's; by default the loader's.
     """
-    metrics = task.metrics(num_classes or getattr(loader, "num_classes", None))
-    metrics.to(torch.device(device))
-    with evaluating(module):
-        for batch in loader:
-            batch = to_device(batch, device)
-            metrics.update(task.forward(module, batch), batch)
-    return metrics.compute()
+    classes = num_classes or getattr(loader, "num_classes", None)
+    return task.evaluate(module, loader, torch.device(device), classes)

@@ -2,54 +2,49 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pelacli.data import Batch, Dataset, open_dataset
 from pelacli.errors import RequestError
-from pelacli.models import predict
+from pelacli.tasks.base import Base
 
 if TYPE_CHECKING:
-    from pelacli.models.types import ImageInput, TextInput
+    from pelacli.models import Inputs
     from pelacli.recipe import Data
 
-MAIN = None
-LABELLED = False
 
+class Task(Base):
+    LABELLED: ClassVar[bool] = False
 
-def open(
-    data: Data,
-    split: str,
-    *,
-    inputs: ImageInput | TextInput,
-    training: bool = False,
-    unlabelled: bool = True,
-) -> Dataset:
-    return open_dataset(
-        data.dataset,
-        split,
-        inputs=inputs,
-        training=training,
-        augment=data.augment,
-        image_size=data.image_size,
-        unlabelled=True,
-    )
+    def open(
+        self,
+        data: Data,
+        split: str,
+        *,
+        inputs: Inputs,
+        training: bool = False,
+        unlabelled: bool = True,
+    ) -> Dataset:
+        return open_dataset(
+            data.dataset,
+            split,
+            inputs=inputs,
+            training=training,
+            augment=data.augment,
+            image_size=data.image_size,
+            unlabelled=True,
+        )
 
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        raise RequestError(
+            "task 'unlabelled' has no loss of its own: name a task, or set loss.task = 0"
+        )
 
-def forward(module: nn.Module, batch: Batch) -> Tensor:
-    return predict(module, batch["inputs"])
-
-
-def loss(output: Tensor, batch: Batch) -> Tensor:
-    raise RequestError(
-        "task 'unlabelled' has no loss of its own: name a task, or set loss.task = 0"
-    )
-
-
-def metrics(num_classes: int | None) -> Nothing:
-    return Nothing()
+    def metrics(self, num_classes: int | None) -> Nothing:
+        return Nothing()
 
 
 class Nothing:

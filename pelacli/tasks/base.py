@@ -1,0 +1,121 @@
+"""What a task offers to the steps, and what most tasks have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pelacli.calls import evaluating
+from pelacli.fields import Section
+from pelacli.loader import Batch
+from pelacli.models import predict, to_device
+
+if TYPE_CHECKING:
+    from pelacli.data import Dataset
+    from pelacli.models import Inputs, OpenModel
+    from pelacli.recipe import Data
+
+
+class Metrics(Protocol):
+    """Figures that are collected batch by batch, over all processes."""
+
+    def to(self, device: torch.device) -> Any: ...
+    def update(self, output: Any, batch: Batch) -> None: ...
+    def compute(self) -> dict[str, float]: ...
+
+
+class Base(Section):
+    """A task. Its fields are its settings: the recipe's ``task_args``, validated.
+
+    Attributes:
+        MAIN: the metric that models are compared by, larger is better, in percent points where
+            it is a share; None where the task has none.
+        LABELLED: whether its samples have labels, so that `loss` can be asked for.
+    """
+
+    MAIN: ClassVar[str | None] = None
+    LABELLED: ClassVar[bool] = True
+
+    # Data ---------------------------------------------------------------------------------------
+
+    def open(
+        self,
+        data: Data,
+        split: str,
+        *,
+        inputs: Inputs,
+        training: bool = False,
+        unlabelled: bool = False,
+    ) -> Dataset:
+        """The samples of one split, as a recipe's section describes them.
+
+        Args:
+            inputs: what the model wants.
+            training: with random augmentation.
+            unlabelled: without labels, and from places that have none too.
+        """
+        raise NotImplementedError
+
+    # Model --------------------------------------------------------------------------------------
+
+    def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
+        """The model to train on the task, from the one that is given: with a fresh head where the
+        data asks for one, or around the given one as its backbone. Low-rank layers stay low-rank.
+
+        Args:
+            dataset: the training split.
+            classes: the recipe's ``num_classes``; None: as many as the data has.
+            seed: of fresh weights.
+
+        Returns:
+            The same model, changed or not, or another that holds its modules.
+        """
+        return opened
+
+    def training(self, module: nn.Module) -> AbstractContextManager[Any]:
+        """While active, the module may have parts that are for training alone (momentum copies).
+        They are in checkpoints, and in no artefact."""
+        return nullcontext()
+
+    # Batches ------------------------------------------------------------------------------------
+
+    def forward(self, module: nn.Module, batch: Batch) -> Any:
+        """What `loss` and `metrics` need of the model for a batch. ``batch["inputs"]`` is what the
+        model takes: a tensor, or a dict of its keyword arguments."""
+        return predict(module, batch["inputs"])
+
+    def loss(self, output: Any, batch: Batch) -> Tensor | Mapping[str, Tensor]:
+        """A scalar, the mean over the batch; or several that are added, by name.
+
+        Args:
+            output: of `forward`.
+        """
+        raise NotImplementedError
+
+    # Judging ------------------------------------------------------------------------------------
+
+    def metrics(self, num_classes: int | None) -> Metrics:
+        """Fresh figures for an evaluation."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        module: nn.Module,
+        loader: Iterable[Batch],
+        device: torch.device,
+        num_classes: int | None,
+    ) -> dict[str, float]:
+        """All figures of a model over a split; tasks that compare samples with each other have
+        their own way."""
+        metrics = self.metrics(num_classes)
+        metrics.to(device)
+        with evaluating(module):
+            for batch in loader:
+                batch = to_device(batch, device)
+                metrics.update(self.forward(module, batch), batch)
+        return metrics.compute()
