@@ -7,7 +7,6 @@ same classes hold their linear layers. What holds none is left out, with the rea
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -16,18 +15,19 @@ from typing import Any
 
 import timm
 import torch
-from _trial import LARGEST, Case
+from _trial import FEWEST, LARGEST, Case
 from torch import nn
 
 from pelacli import lowrank
 from pelacli.models import timm_models
 
 KEPT = Path(__file__).parent / "results" / "coverage-timm.json"
-# Tried in this order, where the constructor knows the names: the first that builds is taken.
+# Tried in this order: the first that the constructor takes and that makes the model smaller.
 TINY: list[dict[str, Any]] = [
     {"embed_dim": 64, "depth": 2, "num_heads": 4},
     {"depth": 2},
-    {"depths": 1},  # a stage
+    {"num_blocks": 2},
+    *({key: [1] * n} for key in ("depths", "depth", "stages", "layers") for n in (4, 3)),
 ]
 
 
@@ -88,7 +88,7 @@ def _look(advance: Callable[[str], None] = lambda name: None) -> tuple[list[Any]
 
 def _layers(module: nn.Module) -> tuple[list[str], dict[str, int], int]:
     """(classes that hold layers which may be factorised, reasons of the others, parameters)."""
-    found = lowrank.find_layers(module, head=timm_models.head(module))
+    found = _found(module)
     holders = {
         type(module.get_submodule(layer.name.rpartition(".")[0])).__name__
         for layer in found
@@ -98,6 +98,10 @@ def _layers(module: nn.Module) -> tuple[list[str], dict[str, int], int]:
     return sorted(holders), dict(why), sum(p.numel() for p in module.parameters())
 
 
+def _found(module: nn.Module) -> list[lowrank.Layer]:
+    return lowrank.find_layers(module, head=timm_models.head(module))
+
+
 def _shapes(name: str, args: dict[str, Any] | None = None) -> nn.Module:
     with torch.device("meta"):
         module: nn.Module = timm.create_model(name, **(args or {}))
@@ -105,20 +109,16 @@ def _shapes(name: str, args: dict[str, Any] | None = None) -> nn.Module:
 
 
 def _tiny(name: str) -> dict[str, Any]:
-    """The first of `TINY` that makes the architecture smaller; none where its constructor takes
-    none of them."""
-    whole = _shapes(name)
-    params = sum(p.numel() for p in whole.parameters())
-    stages = inspect.signature(type(whole).__init__).parameters.get("depths")
+    """The first of `TINY` that makes the architecture smaller and keeps its kind; none where its
+    constructor takes none of them."""
+    holders, _, params = _layers(_shapes(name))
     for args in TINY:
-        if "depths" in args:
-            if stages is None or not isinstance(stages.default, tuple | list):
-                continue
-            args = {"depths": [1] * len(stages.default)}
         try:
-            small = sum(p.numel() for p in _shapes(name, args).parameters())
+            module = _shapes(name, args)
         except Exception:  # its constructor wants other things together
             continue
-        if small < params:
+        kind, _, small = _layers(module)
+        enough = sum(layer.reason is None for layer in _found(module)) >= FEWEST
+        if small < params and kind == holders and enough:
             return args
     return {}

@@ -18,7 +18,7 @@ FEW = {
     "beit_base_patch16_224": "reads weights and calls F.linear itself",
     "levit_128s": "batch norm folded around its layers",
     "albert": "one layer at every depth",
-    "falcon": "linear layers of a class of its own, x @ weight.T",
+    "falcon": "linear layers of a class of its own",
     "mamba": "weight @ x",
     "wavlm": "weights handed to torch's attention function",
     "layoutlmv3": "rows of a weight looked up",
@@ -66,7 +66,7 @@ def test_the_trial_finds_what_is_wrong(coverage, case, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(lowrank, "MATMULS", set())  # weights that are read are multiplied out again
-        assert tried("falcon") == ("broken", "FLOPs")
+        assert tried("mamba") == ("broken", "FLOPs")
     with monkeypatch.context() as patch:
         load = artefact.load
 
