@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pelacli import heap, parallel
+
 # Shares of the mean diagonal added to the moments so that directions that the samples never
 # showed keep a little weight. Values that worked on DINOv2 and MiniLM (docs/log.md).
 DAMP_INPUT = 1e-4
@@ -30,6 +32,9 @@ _STRIP = 192
 # Float32 does where more than this share of the energy lies past break-even: with less the excess
 # reached 1e-5 of the optimal error, with more 3e-7 (docs/log.md).
 _STEEP = 1e-2
+# Width below which one thread solves: another brings little there (docs/log.md), and its buffers
+# are a third of the matrix and more.
+_ALONE = 1536
 # Rows of a weight that are converted at a time.
 _SLAB = 256
 
@@ -203,7 +208,11 @@ def _eigen(
     weight: Tensor, moments: Moments | None, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
     """(eigenvalues [n] ascending, eigenvectors [n, n] in rows) of the metric."""
-    values, rows = _solve(_metric(weight, moments, dtype or _precision(moments)))
+    metric = _metric(weight, moments, dtype or _precision(moments))
+    if moments is not None:
+        heap.trim()
+    values, rows = _solve(metric)
+    del metric
     if dtype is None and moments is None:
         out, in_ = weight.shape
         dropped = values[: len(values) - out * in_ // (out + in_)].clamp_min(0.0).sum()
@@ -226,14 +235,30 @@ def _metric(weight: Tensor, moments: Moments | None, dtype: torch.dtype) -> Tens
     A = _gram(weight if inputs else weight.T, dtype)
     if moments is None:
         return A
+    heap.trim()  # what a product took is room for the next step
     mirrored(A)  # the products below need the other half too
     if moments.far is not None:
         damp = DAMP_OUTPUT if inputs else DAMP_INPUT
         A.mul_(damp * moments.far_level).add_(moments.far.to(A))
     L = _near_root(weight, moments, dtype)
     if L is not None:
-        torch.mm(L.T @ A, L, out=A)
+        _between(A, L)
     return A
+
+
+def _between(A: Tensor, L: Tensor) -> None:
+    """Lᵀ A L in A's place, of which the lower triangle counts. L is lower-triangular.
+
+    Strip by strip, as each strip of the products needs nothing that was written over before: no
+    other matrix of A's size is made, and what L's zeros and the symmetry save is not multiplied.
+    """
+    starts = range(0, len(A), _STRIP)
+    for i in starts:
+        j = i + _STRIP
+        A[i:j] = L[i:, i:j].T @ A[i:]
+    for i in starts:
+        j = i + _STRIP
+        A[i:, i:j] = A[i:, i:] @ L[i:, i:j]
 
 
 def _near_root(weight: Tensor, moments: Moments, dtype: torch.dtype) -> Tensor | None:
@@ -253,7 +278,8 @@ def _solve(A: Tensor) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(A)
         return values, vectors.T
     values = A.new_empty(len(A))
-    torch.linalg.eigh(A.T, UPLO="U", out=(values, A.T))
+    with parallel.threads(1 if len(A) < _ALONE else None):
+        torch.linalg.eigh(A.T, UPLO="U", out=(values, A.T))
     return values, A
 
 
@@ -328,12 +354,13 @@ def _root(moment: Tensor, damping: float) -> Tensor:
     # A moment of zeros (a layer whose gradient never flows) still needs a root.
     damping = max(damping, torch.finfo(moment.dtype).tiny ** 0.5)
     for _ in range(8):  # rounding can make a singular moment slightly indefinite
-        damped = moment.clone()
-        damped.diagonal().add_(damping)
-        root: Tensor
-        root, info = torch.linalg.cholesky_ex(damped)
+        root = moment.clone()
+        root.diagonal().add_(damping)
+        # It is symmetric: its transpose is laid out as LAPACK wants it, so nothing is copied.
+        info = torch.empty((), dtype=torch.int32, device=moment.device)
+        torch.linalg.cholesky_ex(root.T, out=(root.T, info))
         if not info.any():
-            return root
+            return root.T
         damping *= 10
     values, vectors = torch.linalg.eigh(moment)
     half = vectors * values.clamp_min(damping).sqrt()

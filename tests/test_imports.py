@@ -25,10 +25,10 @@ TIERS = [
     {"fingerprint", "ranks", "recipe_file", "rundir", "tables"},
     {"card", "curves", "gallery", "planning", "spectra_file"},
     {"replan"},
-    {"sweep"},
+    {"parallel", "sweep"},
     {
-        "factorize", "journal", "lean", "loader", "losses", "lowrank", "parallel", "shelf",
-        "sources", "stopping",
+        "factorize", "journal", "lean", "loader", "losses", "lowrank", "shelf", "sources",
+        "stopping",
     },
     {"calls", "formats", "models", "residual"},
     {
