@@ -25,7 +25,7 @@ TIERS = [
     {"fingerprint", "ranks", "recipe_file", "rundir", "tables"},
     {"card", "curves", "gallery", "planning", "spectra_file"},
     {"replan"},
-    {"parallel", "sweep"},
+    {"parallel", "products", "sweep"},
     {
         "factorize", "journal", "lean", "loader", "losses", "lowrank", "shelf", "sources",
         "stopping",
