@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from pelacli.calls import LinearCalls, evaluating, token_rows, unpadded
 from pelacli.errors import RequestError
-from pelacli.factorize import Moments, add_gram, mirrored, narrow_in
+from pelacli.factorize import Moments, narrow_in
 from pelacli.lowrank import Layer
+from pelacli.products import add_gram, mirrored
 
 # Backward passes per batch: each lowers the noise of the signs, at a price above a forward pass.
 PROJECTIONS = 2

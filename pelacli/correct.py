@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelacli.calls import evaluating, token_rows
-from pelacli.factorize import Moments, add_gram, decompose, mirrored, narrow_in
+from pelacli.factorize import Moments, decompose, narrow_in
 from pelacli.lockstep import Call, lockstep
 from pelacli.lowrank import Layer
+from pelacli.products import add_gram, mirrored
 from pelacli.residual import Sum, owed
 
 Factors = tuple[Tensor, Tensor, "Tensor | None"]

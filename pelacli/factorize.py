@@ -14,24 +14,26 @@ truncated SVD.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from pelacli import heap, parallel
+from pelacli.products import between, gram, mirrored, root, times
 
 # Shares of the mean diagonal added to the moments so that directions that the samples never
 # showed keep a little weight. Values that worked on DINOv2 and MiniLM (docs/log.md).
 DAMP_INPUT = 1e-4
 DAMP_OUTPUT = 1e-2
 
-# Columns of a Gram matrix that are made at a time: the fastest of 64 to 384 at 768 and 1024.
-_STRIP = 192
 # Float32 does where more than this share of the energy lies past break-even: with less the excess
 # reached 1e-5 of the optimal error, with more 3e-7 (docs/log.md).
 _STEEP = 1e-2
-# Rows of a weight that are converted at a time.
-_SLAB = 256
+# Width below which one thread solves a calibrated layer where memory counts. A second is worth 1.7
+# times the speed, but its buffers are as large as half the matrix or more (docs/log.md).
+_ALONE = 1536
 
 
 @dataclass
@@ -124,9 +126,9 @@ def solve(
     """(energies [n], the metric's leading eigenvectors [keep, n] in rows, the leading one last).
 
     The vectors are what costs time in a decomposition, and the smallest part of it: with them
-    `cut` only multiplies. Arguments and errors as for `decompose`.
+    `cut` only multiplies. Arguments and errors as for `decompose`, and in less memory.
     """
-    values, rows = _eigen(weight, moments)
+    values, rows = _eigen(weight, moments, lean=True)
     return _descending(values), rows[max(0, len(rows) - (len(rows) if keep is None else keep)) :]
 
 
@@ -171,7 +173,7 @@ def absorb_mean(
     if bias is None or mean is None:
         return bias
     mu = mean.double()[:, None]
-    error = _times(weight, mu) - _times(up, _times(down, mu))
+    error = times(weight, mu) - times(up, times(down, mu))
     return (bias.double() + error[:, 0]).to(bias.dtype)
 
 
@@ -200,11 +202,21 @@ def _balance(narrow: Tensor, wide: Tensor) -> Tensor:
 
 
 def _eigen(
-    weight: Tensor, moments: Moments | None, dtype: torch.dtype | None = None
+    weight: Tensor,
+    moments: Moments | None,
+    dtype: torch.dtype | None = None,
+    *,
+    lean: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(eigenvalues [n] ascending, eigenvectors [n, n] in rows) of the metric."""
-    values, rows = _solve(_metric(weight, moments, dtype or _precision(moments)))
-    if dtype is None and moments is None:
+    metric = _metric(weight, moments, dtype or _precision(moments))
+    if moments is not None:
+        heap.trim()
+        with parallel.threads(1 if lean and len(metric) < _ALONE else None):
+            return _solve(metric)
+    values, rows = _solve(metric)
+    del metric
+    if dtype is None:
         out, in_ = weight.shape
         dropped = values[: len(values) - out * in_ // (out + in_)].clamp_min(0.0).sum()
         # Next to the large eigenvalues float32 can't see the small ones. Where little is dropped
@@ -223,16 +235,17 @@ def _metric(weight: Tensor, moments: Moments | None, dtype: torch.dtype) -> Tens
     if weight.ndim != 2:
         raise ValueError(f"a layer's weight is a matrix, not of shape {tuple(weight.shape)}")
     inputs = narrow_in((weight.shape[0], weight.shape[1]))
-    A = _gram(weight if inputs else weight.T, dtype)
+    A = gram(weight if inputs else weight.T, dtype)
     if moments is None:
         return A
+    heap.trim()  # what a product took is room for the next step
     mirrored(A)  # the products below need the other half too
     if moments.far is not None:
         damp = DAMP_OUTPUT if inputs else DAMP_INPUT
         A.mul_(damp * moments.far_level).add_(moments.far.to(A))
     L = _near_root(weight, moments, dtype)
     if L is not None:
-        torch.mm(L.T @ A, L, out=A)
+        between(A, L)
     return A
 
 
@@ -240,7 +253,7 @@ def _near_root(weight: Tensor, moments: Moments, dtype: torch.dtype) -> Tensor |
     if moments.near is None:
         return None
     damp = DAMP_INPUT if narrow_in((weight.shape[0], weight.shape[1])) else DAMP_OUTPUT
-    return _root(moments.near.to(weight.device, dtype), damp * moments.near_level)
+    return root(moments.near.to(weight.device, dtype), damp * moments.near_level)
 
 
 def _solve(A: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,75 +281,6 @@ def _mapped_back(
     m, k = max(weight.shape), len(rows)
     if narrow_in((weight.shape[0], weight.shape[1])):
         wide = weight.new_empty(m, k, dtype=store)
-        return rows.to(store), _times(weight, inner, out=wide), False
+        return rows.to(store), times(weight, inner, out=wide), False
     wide = weight.new_empty(k, m, dtype=store).T  # in the order in which `down` lies in memory
-    return rows.to(store), _times(weight.T, inner, out=wide), True
-
-
-def _gram(W: Tensor, dtype: torch.dtype) -> Tensor:
-    """WᵀW [n, n], the upper triangle for the most part left out."""
-    A = torch.zeros(W.shape[1], W.shape[1], dtype=dtype, device=W.device)
-    for rows in _slabs(W, dtype):
-        add_gram(A, rows, rows)
-    return A
-
-
-def add_gram(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add aᵀb [n, n] to ``total``, where it is symmetric, in 6/10 of a product's work.
-
-    Of the upper triangle only a part is right afterwards: the lower one counts; see `mirrored`.
-
-    Args:
-        a, b: [tokens, n].
-    """
-    for i in range(0, len(total), _STRIP):
-        j = i + _STRIP
-        total[i:j, :j].addmm_(a[:, i:j].T, b[:, :j])
-
-
-def mirrored(total: Tensor) -> Tensor:
-    """The symmetric matrix of which `add_gram` made the lower triangle, in place."""
-    for i in range(_STRIP, len(total), _STRIP):
-        total[:i, i : i + _STRIP] = total[i : i + _STRIP, :i].T
-    return total
-
-
-def _times(W: Tensor, B: Tensor, out: Tensor | None = None) -> Tensor:
-    """W B in B's precision: [m, n] and [n, k] → [m, k], into ``out`` if given."""
-    if out is None:
-        out = B.new_empty(len(W), B.shape[1])
-    start = 0
-    for rows in _slabs(W, B.dtype):
-        part = out[start : start + len(rows)]
-        if out.dtype == B.dtype:
-            torch.mm(rows, B, out=part)
-        else:
-            part.copy_(rows @ B)
-        start += len(rows)
-    return out
-
-
-def _slabs(W: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """W's rows in another precision, some at a time, so that no whole copy is ever made."""
-    step = max(1, len(W)) if W.dtype == dtype else _SLAB
-    for i in range(0, len(W), step):
-        yield W[i : i + step].to(dtype)
-
-
-def _root(moment: Tensor, damping: float) -> Tensor:
-    """A lower-triangular L with L Lᵀ = moment + damping·1, also for singular moments."""
-    # A moment of zeros (a layer whose gradient never flows) still needs a root.
-    damping = max(damping, torch.finfo(moment.dtype).tiny ** 0.5)
-    for _ in range(8):  # rounding can make a singular moment slightly indefinite
-        damped = moment.clone()
-        damped.diagonal().add_(damping)
-        root: Tensor
-        root, info = torch.linalg.cholesky_ex(damped)
-        if not info.any():
-            return root
-        damping *= 10
-    values, vectors = torch.linalg.eigh(moment)
-    half = vectors * values.clamp_min(damping).sqrt()
-    # Any root will do; the QR of half's transpose gives the triangular one.
-    upper: Tensor = torch.linalg.qr(half.T).R
-    return upper.T
+    return rows.to(store), times(weight.T, inner, out=wide), True

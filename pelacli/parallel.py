@@ -6,8 +6,9 @@ threads that share no matrix never wait for each other when other programs want 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,20 @@ import torch
 from pelacli import heap
 
 T = TypeVar("T")
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """While active, the calling thread's torch calls take so many threads; None: as they would."""
+    before = torch.get_num_threads()
+    if number is None or number == before:
+        yield
+        return
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def each(

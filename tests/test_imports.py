@@ -26,10 +26,10 @@ TIERS = [
     {"fingerprint", "ranks", "recipe_file", "rundir", "tables"},
     {"card", "curves", "gallery", "planning", "spectra_file"},
     {"replan"},
-    {"sweep"},
+    {"parallel", "products", "sweep"},
     {
-        "factorize", "journal", "lean", "loader", "losses", "lowrank", "pair_losses", "parallel",
-        "shelf", "sources", "stopping",
+        "factorize", "journal", "lean", "loader", "losses", "lowrank", "pair_losses", "shelf",
+        "sources", "stopping",
     },
     {"calls", "formats", "models", "residual"},
     {
