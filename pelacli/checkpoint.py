@@ -244,8 +244,10 @@ def _fill(path: Path, modules: Mapping[str, nn.Module]) -> None:
 def prune(output: Path, keep: int) -> None:
     """Leave the newest ``keep`` steps, the best, and no drafts."""
     place = folder(output)
-    bests = sorted(place.glob("best-*"))
-    for path in [*steps(output)[: -max(keep, 1)], *bests[:-1], *place.glob(".*")]:
+    kept = steps(output)[-max(keep, 1) :]
+    # Also what is no checkpoint any more: a run may be killed while it removes one.
+    old = [path for path in place.glob("step-*") if path not in kept]
+    for path in [*old, *sorted(place.glob("best-*"))[:-1], *place.glob(".*")]:
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -187,6 +187,18 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
+def test_a_checkpoint_that_was_being_removed_goes_with_the_next(tmp_path):
+    """A run that is killed in the middle of a removal leaves a directory that is no checkpoint."""
+    for step in (1, 2, 3):
+        place = checkpoint.folder(tmp_path) / f"step-{step:08d}"
+        place.mkdir(parents=True)
+        if step > 1:
+            (place / "state.json").write_text("{}")
+    checkpoint.prune(tmp_path, 2)
+    left = sorted(path.name for path in checkpoint.folder(tmp_path).iterdir())
+    assert left == ["step-00000002", "step-00000003"]
+
+
 def test_checkpoints_are_pruned_and_the_best_is_kept(tmp_path):
     scores = iter([50.0, 70.0, 60.0])
     weights = []
