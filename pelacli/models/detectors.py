@@ -39,8 +39,9 @@ _UNNAMED = re.compile(r"LABEL_\d+")
 
 
 def is_detector(module: nn.Module) -> bool:
-    """Whether the module finds objects."""
-    return "ObjectDetection" in type(module).__name__
+    """Whether the module finds objects of its own classes, and not what a text names (OWL-ViT)."""
+    named = "input_ids" in inspect.signature(module.forward).parameters
+    return "ObjectDetection" in type(module).__name__ and not named
 
 
 # Inputs ------------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ def open_directory(
             raise RequestError(
                 f"{directory}: the weights can't be loaded: {_first(error)}"
             ) from None
+    hf_pairs.settle(module)
     pooling.hold(module, directory)
     return module, sorted(info["missing_keys"])
 
@@ -107,6 +108,7 @@ def from_config(config: Any) -> nn.Module:
     config.architectures = config.architectures or []  # Funnel's two are looked for in it
     build = cls._from_config if hasattr(cls, "_from_config") else cls.from_config
     module: nn.Module = build(config)
+    hf_pairs.settle(module)
     return module
 
 

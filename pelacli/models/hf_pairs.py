@@ -328,6 +328,14 @@ _HEADS = {
 }
 
 
+def settle(module: nn.Module) -> None:
+    """Put right, when a model is built, what transformers does to it: the same module gives the same
+    whether it is asked by its view or called."""
+    view = _VIEWS.get(type(module).__name__)
+    if view is not None:
+        view(module)
+
+
 def _text(inputs: Inputs) -> dict[str, Tensor]:
     return {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
 
