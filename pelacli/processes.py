@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,20 @@ def join(device: str) -> PartialState:
     from accelerate import PartialState
 
     cpu = device.partition(":")[0] == "cpu" or not torch.accelerator.is_available()
-    return PartialState(cpu=cpu) if launched() > 1 else PartialState()
+    if launched() == 1:
+        return PartialState()
+    atexit.unregister(_leave)
+    atexit.register(_leave)
+    return PartialState(cpu=cpu)
+
+
+def _leave() -> None:
+    """Take leave of the others: a process that ends with the group's threads still there may be
+    aborted ("terminate called without an active exception")."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def wait(device: str) -> None:

@@ -329,8 +329,8 @@ _HEADS = {
 
 
 def settle(module: nn.Module) -> None:
-    """Put right, when a model is built, what transformers does to it: the same module gives the same
-    whether it is asked by its view or called."""
+    """Put right, when a model is built, what transformers does to it, so that it gives the same
+    whether its view is asked or it is called."""
     view = _VIEWS.get(type(module).__name__)
     if view is not None:
         view(module)
