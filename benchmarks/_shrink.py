@@ -48,7 +48,6 @@ _NO_SETTINGS = {"transformers_version", "_name_or_path", "id2label", "label2id"}
 _SWIN = {"window_size": 2}  # transformers' Swin can't take less than a window
 _RESNET = {"hidden_sizes": [64, 64, 128, 128], "embedding_size": 64}
 _DETR = {"backbone_config": _RESNET, "encoder_in_channels": [64, 128, 128]}
-_MLA = {"num_key_value_heads": HEADS}
 _DINO = {"out_features": ["stage1", "stage2"], "out_indices": [1, 2], "num_hidden_layers": 2}
 
 # Architecture or model type → settings beyond the rules, nested as the configuration is.
@@ -72,6 +71,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 2},
     "recurrent_gemma": {"num_hidden_layers": 3, "lru_width": 64},
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "deepseek_v3": {"first_k_dense_replace": 1},
     "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
     "swin": _SWIN,
     "donut-swin": _SWIN,

@@ -108,7 +108,7 @@ def _try(case: Case, outcome: Outcome) -> None:
     if sum(layer.reason is None for layer in layers) < FEWEST:
         _describe(layers, outcome)
         outcome.status = "left out"
-        outcome.why = f"{outcome.factorised} linear layers that may be factorised"
+        outcome.why = f"linear layers that may be factorised: {outcome.factorised}"
         return
     outcome.stage = "run"
     given = None if case.inputs is None else case.inputs(opened.module.config)

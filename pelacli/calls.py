@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pelacli.lowrank import (
+from pelacli.factored import (
     MATMULS,
     TRANSPOSES,
     FactoredWeight,
-    Layer,
     attention_body,
     linear_arguments,
 )
+from pelacli.lowrank import Layer
 
 # (layer, input [..., in], weight as out × in, bias [out] or None) → the output to use instead
 Apply = Callable[[Layer, Tensor, Tensor, "Tensor | None"], Tensor]

@@ -10,15 +10,14 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FunctionType
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from pelacli.errors import RequestError
+from pelacli.factored import FactoredWeight
 
 
 class LowRankLinear(nn.Module):
@@ -33,7 +32,7 @@ class LowRankLinear(nn.Module):
     [out, r], ``up.bias`` [out].
 
     ``weight`` and ``bias`` answer as the dense layer's would, because some models read them and
-    call ``F.linear`` themselves (BEiT, EVA, Swin-V2); see `FactoredWeight`.
+    call ``F.linear`` themselves (BEiT, EVA, Swin-V2); see `pelacli.factored`.
     """
 
     def __init__(
@@ -69,85 +68,7 @@ class LowRankLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
 
-# Properties that are views of the product; all others (shape, dtype, …) are known without it.
-_VIEWS = {"H", "mH", "data", "real", "imag"}
-TRANSPOSES: set[Any] = {
-    torch.Tensor.T.__get__,  # type: ignore[attr-defined]
-    torch.Tensor.mT.__get__,  # type: ignore[attr-defined]
-    torch.Tensor.t,
-    torch.t,
-}
-MATMULS: set[Any] = {
-    torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__,
-}  # fmt: skip
-
-# The body of the function without its first lines, which hand it over as a whole to whoever
-# overrides one of its tensors: its own calls of ``F.linear`` are what can be followed.
-attention_body: Any = FunctionType(
-    F.multi_head_attention_forward.__code__,
-    {**F.__dict__, "has_torch_function": lambda tensors: False},
-    argdefs=F.multi_head_attention_forward.__defaults__,
-)
-
-
-class FactoredWeight(torch.Tensor):
-    """The product up·down [out, in] as a tensor that is applied as two thin products: by
-    ``F.linear``, by ``x @ weight.T`` or ``weight @ x``, and inside of
-    ``F.multi_head_attention_forward``.
-
-    Any other operation gets the dense product, with gradients to both factors. So a model that
-    reads ``layer.weight`` still runs the factors at their price.
-    """
-
-    up: Tensor
-    down: Tensor
-
-    @staticmethod
-    def __new__(cls, up: Tensor, down: Tensor) -> FactoredWeight:
-        shape = (up.shape[0], down.shape[1])
-        weight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=up.dtype, device=up.device)
-        weight.up, weight.down = up, down
-        return weight
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.linear:
-            x, weight, bias = linear_arguments(args, kwargs)
-            if isinstance(weight, FactoredWeight) and not isinstance(x, FactoredWeight):
-                return F.linear(F.linear(x, weight.down), weight.up, bias)
-        if func is F.multi_head_attention_forward:
-            return attention_body(*args, **kwargs)
-        if func in TRANSPOSES:
-            return FactoredWeight(args[0].down.T, args[0].up.T)
-        if func in MATMULS and not kwargs:
-            left, right = args
-            if isinstance(right, FactoredWeight) and not isinstance(left, FactoredWeight):
-                return (left @ right.up) @ right.down
-            if isinstance(left, FactoredWeight) and not isinstance(right, FactoredWeight):
-                return left.up @ (left.down @ right)
-        with torch._C.DisableTorchFunctionSubclass():
-            reads = func.__self__.__name__ if getattr(func, "__name__", "") == "__get__" else None
-            if reads is not None and reads not in _VIEWS:
-                return func(*args, **kwargs)
-            return func(*tree_map(_dense, args), **tree_map(_dense, kwargs))
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        return func(*tree_map(_dense, args), **tree_map(_dense, kwargs or {}))
-
-
-def linear_arguments(args: Any, kwargs: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(input, weight, bias) of a call of ``F.linear``, however they were passed."""
-    names = ("input", "weight", "bias")
-    given = dict(zip(names, args, strict=False)) | kwargs
-    return given["input"], given["weight"], given.get("bias")
-
-
-def _dense(value: Any) -> Any:
-    return value.up @ value.down if isinstance(value, FactoredWeight) else value
+_BY_PARAMETER = {"in_proj", "experts"}  # kinds that are one parameter of a module, and named so
 
 
 @dataclass(frozen=True)
@@ -156,8 +77,9 @@ class Layer:
 
     Attributes:
         name: the module's name; for a fused projection the parameter's.
-        shape: (out, in).
-        kind: "linear", "conv1d" (transformers' transposed linear), "conv1x1" or "in_proj".
+        shape: (out, in); of fused experts (experts · a, b), as [experts, a, b] is stored.
+        kind: "linear", "conv1d" (transformers' transposed linear), "conv1x1", "in_proj" or
+            "experts" (a parameter that holds the weights of all experts of a mixture).
         reason: why it cannot or shall not be factorised; None where it can.
     """
 
@@ -179,9 +101,9 @@ class Layer:
     @property
     def weight(self) -> Tensor:
         """The weight as out × in, whatever way the module stores it. A view, detached."""
-        name = "in_proj_weight" if self.kind == "in_proj" else "weight"
+        name = self.name.rpartition(".")[2] if self.kind in _BY_PARAMETER else "weight"
         weight = cast(Tensor, getattr(self.module, name)).detach()
-        return weight.T if self.kind == "conv1d" else weight.flatten(1)
+        return weight.T if self.kind == "conv1d" else weight.reshape(self.shape)
 
     @property
     def bias(self) -> Tensor | None:
@@ -211,8 +133,12 @@ def find_layers(
     # It hands its weights to one fused function, where low-rank factors would be multiplied out.
     fused = {id(m.out_proj) for m in module.modules() if isinstance(m, nn.MultiheadAttention)}
     owners: dict[int, str] = {}
-    found = []
+    found: list[Layer] = []
     for name, child in module.named_modules():
+        found += [
+            Layer(f"{name}.{part}", child, (p.shape[0] * p.shape[1], p.shape[2]), "experts", why)
+            for part, p, why in _experts(child)
+        ]
         described = _describe(child)
         if described is None:
             continue
@@ -383,6 +309,15 @@ def _describe(m: nn.Module) -> tuple[str, tuple[int, int], str | None] | None:
     if isinstance(m, nn.MultiheadAttention) and isinstance(in_proj, Tensor):
         return "in_proj", (in_proj.shape[0], in_proj.shape[1]), "fused in_proj"
     return None
+
+
+def _experts(m: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
+    """(name, parameter [experts, a, b], reason) of what holds the weights of a mixture's experts
+    in one piece, as transformers' do; their product is one grouped call."""
+    count = getattr(m, "num_experts", None)
+    for name, parameter in m.named_parameters(recurse=False):
+        if isinstance(count, int) and parameter.ndim == 3 and len(parameter) == count:
+            yield name, parameter, "experts fused in one parameter"
 
 
 def _is_plain(m: nn.Linear) -> bool:

@@ -39,7 +39,7 @@ class LayerRecord(_Record):
 
     Attributes:
         shape: (out, in).
-        kind: "linear", "conv1d", "conv1x1" or "in_proj".
+        kind: "linear", "conv1d", "conv1x1", "in_proj" or "experts".
         rank: None where dense; ``reason`` then says why.
         energy: share of the layer's energy that is kept, 0 to 1; None where unknown.
         params: of the weight, without the bias.

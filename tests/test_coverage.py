@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from pelacli import artefact, lowrank
+from pelacli import artefact, factored, lowrank
 
 ROOT = Path(__file__).parent.parent
 # What each of them does that others do not.
@@ -54,6 +54,8 @@ def test_architecture(coverage, case, name):
     assert row["factorised"] >= 4
     if name == "layoutlmv3":
         assert row["dense"] == {"its weight is read (__getitem__)": 3}
+    if name == "mixtral":
+        assert row["dense"] == {"experts fused in one parameter": 4}
     assert bool(row["notes"]) == (name == "switch_transformers")
 
 
@@ -65,7 +67,7 @@ def test_the_trial_finds_what_is_wrong(coverage, case, monkeypatch):
         return row["status"], row["stage"]
 
     with monkeypatch.context() as patch:
-        patch.setattr(lowrank, "MATMULS", set())  # weights that are read are multiplied out again
+        patch.setattr(factored, "MATMULS", set())  # weights that are read are multiplied out again
         assert tried("mamba") == ("broken", "FLOPs")
     with monkeypatch.context() as patch:
         load = artefact.load

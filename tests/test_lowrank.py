@@ -9,7 +9,8 @@ from torch import nn
 
 from pelacli import lowrank
 from pelacli.errors import RequestError
-from pelacli.lowrank import FactoredWeight, LowRankLinear
+from pelacli.factored import FactoredWeight
+from pelacli.lowrank import LowRankLinear
 
 
 @pytest.fixture
@@ -178,6 +179,25 @@ def test_torchs_attention_runs_the_factors_and_its_layers_are_seen():
     lowrank.fold(net)
     assert torch.allclose(ours, net(x), atol=1e-5)
     assert not torch.allclose(ours, dense, atol=1e-3)
+
+
+class Experts(nn.Module):
+    """As transformers keeps those of Mixtral: two parameters, and no layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_experts = 3
+        self.gate_up_proj = nn.Parameter(torch.randn(3, 8, 4))
+        self.scale = nn.Parameter(torch.ones(3, 4))
+        self.table = nn.Parameter(torch.ones(1, 3, 4))
+
+
+def test_fused_experts_are_named_and_stay_dense():
+    (layer,) = lowrank.find_layers(nn.ModuleDict({"mlp": Experts()}), include=["mlp"])
+    assert (layer.name, layer.kind) == ("mlp.gate_up_proj", "experts")
+    assert layer.reason == "experts fused in one parameter"
+    assert layer.params == layer.module.gate_up_proj.numel()
+    assert torch.equal(layer.weight, layer.module.gate_up_proj.flatten(0, 1))
 
 
 class Listed(nn.Module):

@@ -1,0 +1,96 @@
+"""A weight that is the product of two thin factors, and stays so where a model applies it itself.
+
+Some models read ``layer.weight`` and call ``F.linear`` (BEiT, EVA, Swin-V2), multiply by it (Mamba)
+or hand it to torch's attention function (WavLM). They must pay the price of the factors all the
+same.
+"""
+
+from __future__ import annotations
+
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+# Properties that are views of the product; all others (shape, dtype, …) are known without it.
+_VIEWS = {"H", "mH", "data", "real", "imag"}
+TRANSPOSES: set[Any] = {
+    torch.Tensor.T.__get__,  # type: ignore[attr-defined]
+    torch.Tensor.mT.__get__,  # type: ignore[attr-defined]
+    torch.Tensor.t,
+    torch.t,
+}
+MATMULS: set[Any] = {
+    torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__,
+}  # fmt: skip
+
+# The body of the function without its first lines, which hand it over as a whole to whoever
+# overrides one of its tensors: its own calls of ``F.linear`` are what can be followed.
+attention_body: Any = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**F.__dict__, "has_torch_function": lambda tensors: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+
+
+class FactoredWeight(torch.Tensor):
+    """The product up·down [out, in] as a tensor that is applied as two thin products: by
+    ``F.linear``, by ``x @ weight.T`` or ``weight @ x``, and inside of
+    ``F.multi_head_attention_forward``.
+
+    Any other operation gets the dense product, with gradients to both factors. So a model that
+    reads ``layer.weight`` still runs the factors at their price.
+    """
+
+    up: Tensor
+    down: Tensor
+
+    @staticmethod
+    def __new__(cls, up: Tensor, down: Tensor) -> FactoredWeight:
+        shape = (up.shape[0], down.shape[1])
+        weight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=up.dtype, device=up.device)
+        weight.up, weight.down = up, down
+        return weight
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear:
+            x, weight, bias = linear_arguments(args, kwargs)
+            if isinstance(weight, FactoredWeight) and not isinstance(x, FactoredWeight):
+                return F.linear(F.linear(x, weight.down), weight.up, bias)
+        if func is F.multi_head_attention_forward:
+            return attention_body(*args, **kwargs)
+        if func in TRANSPOSES:
+            return FactoredWeight(args[0].down.T, args[0].up.T)
+        if func in MATMULS and not kwargs:
+            left, right = args
+            if isinstance(right, FactoredWeight) and not isinstance(left, FactoredWeight):
+                return (left @ right.up) @ right.down
+            if isinstance(left, FactoredWeight) and not isinstance(right, FactoredWeight):
+                return left.up @ (left.down @ right)
+        with torch._C.DisableTorchFunctionSubclass():
+            reads = func.__self__.__name__ if getattr(func, "__name__", "") == "__get__" else None
+            if reads is not None and reads not in _VIEWS:
+                return func(*args, **kwargs)
+            return func(*tree_map(_dense, args), **tree_map(_dense, kwargs))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return func(*tree_map(_dense, args), **tree_map(_dense, kwargs or {}))
+
+
+def linear_arguments(args: Any, kwargs: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(input, weight, bias) of a call of ``F.linear``, however they were passed."""
+    names = ("input", "weight", "bias")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return given["input"], given["weight"], given.get("bias")
+
+
+def _dense(value: Any) -> Any:
+    return value.up @ value.down if isinstance(value, FactoredWeight) else value
