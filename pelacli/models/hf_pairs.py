@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,15 +45,10 @@ def marks(module: Any) -> tuple[int, int] | None:
     return int(config.bos_token_id), int(config.sep_token_id)
 
 
-class Contrastive(PairModel):
-    """Two towers and a temperature: CLIP, and what has its methods (AltCLIP, ChineseCLIP, …)."""
+class _AsItIs(PairModel):
+    """A model that does its tasks as it is, and can be made no other."""
 
-    compares = True
-
-    def output(self, inputs: Inputs) -> Tensor:
-        """Both features side by side: how alike they are depends on the other pairs."""
-        found = self.module(**inputs)
-        return torch.cat([found["image_embeds"], found["text_embeds"]], -1)
+    tasks: ClassVar[tuple[str, ...]] = ()
 
     def fit(
         self,
@@ -62,10 +57,22 @@ class Contrastive(PairModel):
         classes: Sequence[str] | int | None = None,
         image_size: int | None = None,
     ) -> nn.Module:
-        if task != "retrieval":
+        if task not in self.tasks:
             raise self._cannot(task)
         self._own_size(image_size)
         return cast(nn.Module, self.module)
+
+
+class Contrastive(_AsItIs):
+    """Two towers and a temperature: CLIP, and what has its methods (AltCLIP, ChineseCLIP, …)."""
+
+    compares = True
+    tasks = ("retrieval",)
+
+    def output(self, inputs: Inputs) -> Tensor:
+        """Both features side by side: how alike they are depends on the other pairs."""
+        found = self.module(**inputs)
+        return torch.cat([found["image_embeds"], found["text_embeds"]], -1)
 
     def encode_images(self, pixel_values: Tensor) -> Encoded:
         return Encoded(_unit(self.module.get_image_features(pixel_values=pixel_values)))
@@ -89,10 +96,11 @@ class Sigmoid(Contrastive):
         return pair_losses.sigmoid(logits, same)
 
 
-class BlipMatching(PairModel):
+class BlipMatching(_AsItIs):
     """BLIP for retrieval. Its text encoder reads alone, or sees the image in every layer."""
 
     compares = matches = True
+    tasks = ("retrieval", "grounding")
 
     def output(self, inputs: Inputs) -> Tensor:
         images, texts = self.encode_images(inputs["pixel_values"]), self.encode_texts(inputs)
@@ -100,18 +108,6 @@ class BlipMatching(PairModel):
         assert images.features is not None
         assert texts.features is not None
         return torch.cat([images.features, texts.features, fused], -1)
-
-    def fit(
-        self,
-        task: str,
-        *,
-        classes: Sequence[str] | int | None = None,
-        image_size: int | None = None,
-    ) -> nn.Module:
-        if task not in ("retrieval", "grounding"):
-            raise self._cannot(task)
-        self._own_size(image_size)
-        return cast(nn.Module, self.module)
 
     def encode_images(self, pixel_values: Tensor) -> Encoded:
         states = self.module.vision_model(pixel_values=pixel_values).last_hidden_state
@@ -154,10 +150,11 @@ class BlipMatching(PairModel):
             keep.remove()
 
 
-class BlipAnswers(PairModel):
+class BlipAnswers(_AsItIs):
     """BLIP for questions: a decoder writes answers under the fused question."""
 
     answers = "words"
+    tasks = ("vqa",)
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
@@ -171,18 +168,6 @@ class BlipAnswers(PairModel):
         logits = self.decode(inputs["decoder_input_ids"], mask, *self.read(inputs))
         weight = mask[..., None].to(logits.dtype)
         return (logits * weight).sum(1) / weight.sum(1).clamp_min(1)
-
-    def fit(
-        self,
-        task: str,
-        *,
-        classes: Sequence[str] | int | None = None,
-        image_size: int | None = None,
-    ) -> nn.Module:
-        if task != "vqa":
-            raise self._cannot(task)
-        self._own_size(image_size)
-        return cast(nn.Module, self.module)
 
     def read(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         image = self.module.vision_model(pixel_values=inputs["pixel_values"]).last_hidden_state
