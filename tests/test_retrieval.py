@@ -17,7 +17,7 @@ from pelacli.data import loader
 from pelacli.errors import RequestError
 from pelacli.models import pairs
 from pelacli.recipe import Augment, Data
-from pelacli.tasks import _joint, _ranking
+from pelacli.tasks import _pictures, _ranking
 
 FEW = Data(dataset="data", batch_size=7, augment=Augment(none=True))
 COMPARING = ["CLIPModel", "SiglipModel", "BlipForImageTextRetrieval"]
@@ -202,7 +202,8 @@ def test_negatives_are_wrong_and_the_likeliest_most_often():
 
 
 def test_a_mirrored_image_changes_sides_in_the_text(shown, tmp_path):
-    assert _joint.mirrored("Left of the right one, leftmost") == "Right of the left one, rightmost"
+    text = "Left of the right one, leftmost"
+    assert _pictures.mirrored(text) == "Right of the left one, rightmost"
     model = opened("CLIPModel", tmp_path)
     sure = Data(dataset=str(shown), augment=Augment(scale=(1, 1), ratio=(1, 1), hflip=1.0,
                                                     color_jitter=None))  # fmt: skip
@@ -317,9 +318,9 @@ def test_splits_are_found_by_the_names_of_files(tmp_path):
     model = opened("CLIPModel", tmp_path)
     folder = tmp_path / "d"
     folder.mkdir()
-    entry = json.dumps([{"image": "a.png", "caption": "x"}])
     for name in ("flickr30k_train", "flickr30k_val", "more_train"):
-        (folder / f"{name}.json").write_text(entry)
+        entry = [{"image": f"{name}.png", "caption": "x"}]
+        (folder / f"{name}.json").write_text(json.dumps(entry))
     data, task = Data(dataset=str(folder)), tasks.get("retrieval")
     assert task.open(data, "validation", inputs=model.inputs).split == "val"
     with pytest.raises(

@@ -158,8 +158,11 @@ def test_training_pictures_are_varied_and_keep_their_colours(here):
     ("change", "message"),
     [
         (lambda h: (h / "tiny/vocab.txt").unlink(), "came without a tokenizer; put the tokenizer"),
-        (lambda h: (h / "data/train/3.png").write_bytes(b"x"), "entry 3 (data/train/3.png): not a"),
-        (lambda h: (h / "data/train.json").write_text("{}"), "data/train.json: not a list"),
+        (lambda h: (h / "data/train/3.png").write_bytes(b"x"), "entry 4: not a"),
+        (
+            lambda h: (h / "data/train.json").write_text("{}"),
+            "train.json: expected a list of entries",
+        ),
     ],
 )
 def test_bad_data_is_named(here, change, message):
@@ -192,7 +195,7 @@ def test_only_albef_with_all_its_heads(here):
     ):
         pass
     image = models.open("test_vit", weights="random")
-    with pytest.raises(RequestError, match="does not see images beside texts"):
+    with pytest.raises(RequestError, match="takes images alone"):
         task.open(Data(dataset="data"), "train", inputs=image.inputs)
 
 

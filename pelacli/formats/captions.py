@@ -1,116 +1,103 @@
-"""Images with captions, in the JSON that ALBEF is pre-trained from.
+"""Images with captions: ALBEF's JSON, COCO's captions, or a Hugging Face dataset.
 
-A file is a list of ``{"image": path, "caption": text or [texts]}``. Paths are absolute, or seen
-from the file's folder (or from another one that is named).
+ALBEF's form is a list of ``{"image": path, "caption": text or list of texts, "image_id": any}``;
+entries of one image_id (without one, of one image) show the same image.
+COCO's is ``{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}``.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pelacli.errors import RequestError
-from pelacli.sources import choose_split
-
-Raw = tuple[str, tuple[str, ...], int]  # image path, its captions, the image's number
+from pelacli.formats import hub, json_files
 
 
-@dataclass
-class Captions:
-    """Samples by index: (image path, captions, number of the image). Entries that show the same
-    image have the same number."""
+@dataclass(frozen=True)
+class Captioned:
+    """An image and all that is said of it.
 
-    rows: list[Raw]
-    places: list[tuple[str, int]]  # file, its first sample
+    Attributes:
+        image: a path, or a `hub.HubImage`.
+        number: of the image, 0, 1, … in the split.
+        where: its place in words, for errors.
+    """
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Raw:
-        return self.rows[index]
-
-    def name(self, index: int) -> str:
-        """Where a sample stands, for errors."""
-        file, first = [place for place in self.places if place[1] <= index][-1]
-        return f"{file}, entry {index - first} ({self.rows[index][0]})"
+    image: Any
+    number: int
+    where: str
+    captions: list[str] = field(default_factory=list)
 
 
-def read(spec: str, split: str, images: str | None = None) -> tuple[Captions, str | None]:
-    """The samples of a split.
+def read(
+    spec: str, split: str, images: str | None, *, together: bool = True
+) -> tuple[list[Captioned], str | None]:
+    """The images of a split, in the order of its files.
 
     Args:
-        spec: a JSON file (it has no splits), or a folder of such files. A file belongs to the split
-            that its name begins with: ``train.json``, ``train_coco.json``, ``val.json``. Without
-            files of such names there are no splits, and any split is all of them.
-        images: the folder that image paths are seen from, in place of each file's own.
+        spec: a JSON file, a folder with some for each split (see `json_files.files`), hfds/NAME.
+        images: folder that image paths start from; None: that of the JSON file.
+        together: each image once, with all of its captions. Else, as ALBEF is pre-trained: once
+            for every entry that shows it, with the same number; several files may be a split.
 
     Returns:
-        (samples, the split's name; None where there is no other split to be told from).
+        (images, the split's name where there are splits).
 
     Raises:
-        RequestError: no such file or split, or a file that isn't of this form; file and entry are
-            named.
+        RequestError: file and entry of a mistake.
     """
-    path, name = Path(spec).expanduser(), None
-    if path.is_dir():
-        chosen, name = _of_split(path, split)
-    elif path.is_file():
-        chosen = [path]
-    else:
-        raise RequestError(f"{spec}: no such folder or JSON file of images and captions")
-    found = Captions([], [])
-    numbers: dict[str, int] = {}
-    for file in chosen:
-        found.places.append((str(file), len(found)))
-        root = file.parent if images is None else Path(images).expanduser()
-        for at, entry in enumerate(_entries(file)):
-            image, texts = _checked(entry, f"{file}, entry {at}")
-            image = str(root / image)
-            found.rows.append((image, texts, numbers.setdefault(image, len(numbers))))
-    if not found.rows:
-        raise RequestError(f"{spec}: the split {name or split} is empty")
-    return found, name
+    if spec.startswith("hfds/"):
+        names = ("caption", "captions", "text", "sentence", "sentences")
+        rows, part = hub.rows(spec, split, {"caption": names})
+        return [
+            Captioned(image, number, where, json_files.texts(fields, "caption", where))
+            for number, (image, fields, where) in enumerate(rows)
+        ], part
+    files, name = json_files.files(spec, split, several=not together)
+    by_image: dict[str, Captioned] = {}
+    entries = []
+    for file in files:
+        for image, captions, key, where in _rows(file, images):
+            first = by_image.setdefault(key, Captioned(image, len(by_image), where))
+            first.captions.extend(captions)
+            entries.append(Captioned(image, first.number, where, captions))
+    if not entries:
+        raise RequestError(f"{files[0]}: no entries")
+    return list(by_image.values()) if together else entries, name
 
 
-def plain(caption: str, words: int = 30) -> str:
-    """A caption as ALBEF reads it: lower case, without punctuation, at most so many words."""
-    text = re.sub(r"[,.'!?\"()*#:;~]", "", caption.lower()).replace("<person>", "person")
-    return " ".join(re.sub(r"[-/]", " ", text).split()[:words])
-
-
-def _of_split(folder: Path, split: str) -> tuple[list[Path], str | None]:
-    files: dict[str, list[Path]] = {}
-    for file in sorted(folder.glob("*.json")):
-        named = re.match(r"(train|val|eval|test)[a-z]*(?=[._-]|$)", file.stem)
-        files.setdefault(named[0] if named else "", []).append(file)
-    if not files:
-        raise RequestError(f"{folder}: no JSON files (train.json, val.json) in it")
-    others = files.pop("", [])
-    if not files:
-        return others, None
-    name = choose_split(split, list(files), str(folder))
-    return files[name], name if len(files) > 1 else None
-
-
-def _entries(file: Path) -> list[Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{file}: not readable JSON ({error})") from None
-    if not isinstance(found, list):
-        raise RequestError(f'{file}: not a list of {{"image": …, "caption": …}}')
+def _rows(file: Path, root: str | None) -> list[tuple[str, list[str], str, str]]:
+    """(path, captions, what identifies the image, place) of each entry."""
+    if file.suffix == ".json":
+        content = json_files.read(file)
+        if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
+            return _coco(content, file, root)
+    found = []
+    for entry, where in json_files.entries(file):
+        image = json_files.image(entry, where, root)
+        key = json_files.number(entry, "image_id", where) if "image_id" in entry else None
+        same = image if key is None else f"{file} {key}"  # numbers are a file's own, paths are not
+        found.append((image, json_files.texts(entry, "caption", where), same, where))
     return found
 
 
-def _checked(entry: Any, where: str) -> tuple[str, tuple[str, ...]]:
-    image = entry.get("image") if isinstance(entry, dict) else None
-    if not isinstance(image, str) or not image:
-        raise RequestError(f'{where}: has no "image", the path of one')
-    caption = entry.get("caption")
-    texts = caption if isinstance(caption, list) else [caption]
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise RequestError(f'{where}: "caption" is neither a text nor a list of texts')
-    return image, tuple(texts)
+def _coco(
+    content: dict[str, Any], file: Path, root: str | None
+) -> list[tuple[str, list[str], str, str]]:
+    paths = {}
+    for number, entry in enumerate(content["images"], 1):
+        where = f"{file}, images, entry {number}"
+        name = json_files.text(entry, "file_name", where)
+        base = Path(root).expanduser() if root else file.parent
+        paths[json_files.number(entry, "id", where)] = str(base / name)
+    found = []
+    for number, entry in enumerate(content["annotations"], 1):
+        where = f"{file}, annotations, entry {number}"
+        key = json_files.number(entry, "image_id", where)
+        if key not in paths:
+            raise RequestError(f"{where}: image_id {key} is not among the images")
+        caption = json_files.text(entry, "caption", where)
+        found.append((paths[key], [caption], f"{file} {key}", where))
+    return found

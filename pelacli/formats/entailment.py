@@ -27,7 +27,7 @@ class Claim:
 
 
 def read(spec: str, split: str, images: str | None) -> tuple[list[Claim], str | None]:
-    """The claims of a split and its name; arguments as in `formats.pairs.read`.
+    """The claims of a split and its name; arguments as in `formats.captions.read`.
 
     Raises:
         RequestError: file and entry of a mistake.

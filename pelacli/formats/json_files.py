@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from pelacli.errors import RequestError
-from pelacli.sources import choose_split
+from pelacli.sources import SPLITS, choose_split
 
 _KINDS = (".json", ".jsonl")
 
 
-def files(spec: str, split: str) -> tuple[list[Path], str | None]:
+def files(spec: str, split: str, *, several: bool = False) -> tuple[list[Path], str | None]:
     """The files of a split.
 
     Args:
         spec: a JSON file, or a folder of them.
         split: its name, of which the file's name is made or in which it stands as a word
             ("flickr30k_train.json"); or file names in the folder, with commas between.
+        several: all files in whose names it stands are the split; and files whose names hold no
+            split's name are all of the data, whatever the split.
 
     Returns:
-        (files, the split's name; None for a single file, which has no splits).
+        (files, the split's name; None where the data has no splits).
 
     Raises:
         RequestError: there is no such file, or the name fits several.
@@ -47,10 +49,12 @@ def files(spec: str, split: str) -> tuple[list[Path], str | None]:
                 there.setdefault(word, []).append(file)
     if not there:
         raise RequestError(f"{spec}: no JSON files in it")
+    if several and not any(name in there for names in SPLITS for name in names):
+        return sorted({file for some in there.values() for file in some}), None
     found = choose_split(split, list(there), spec)
     exact = [file for file in there[found] if file.stem == found]
     chosen = exact or there[found]
-    if len(chosen) > 1:
+    if len(chosen) > 1 and not several:
         names = ", ".join(file.name for file in chosen)
         raise RequestError(f"{spec}: {names} are all {split!r}; name one in data, or several")
     return chosen, found

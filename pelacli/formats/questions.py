@@ -41,7 +41,7 @@ class Question:
 def read(
     spec: str, split: str, images: Mapping[str, str | None]
 ) -> tuple[list[Question], str | None]:
-    """The questions of a split and its name; arguments as in `formats.pairs.read`.
+    """The questions of a split and its name; arguments as in `formats.captions.read`.
 
     Args:
         images: "vqa" and "vg" → folder that the image paths of that dataset start from.

@@ -45,7 +45,7 @@ class Referring:
 def read(
     spec: str, split: str, images: str | None, boxes: str | None, refs: str | None
 ) -> tuple[list[Referring], str | None]:
-    """The expressions of a split and its name; ``images`` as in `formats.pairs.read`.
+    """The expressions of a split and its name; ``images`` as in `formats.captions.read`.
 
     Args:
         boxes: file of the boxes to choose from; refs: of what is meant. None: not wanted.

@@ -14,12 +14,10 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from pelacli import models
-from pelacli.data import Batch, Dataset, decode, image_transform, tokenise
+from pelacli.data import Batch, Dataset, tokenise
 from pelacli.errors import RequestError
 from pelacli.fields import Text
 from pelacli.models import OpenModel, PairInput, pairs
-from pelacli.recipe import Augment
-from pelacli.tasks._pairs import picture
 from pelacli.tasks.base import Base
 
 if TYPE_CHECKING:
@@ -121,64 +119,7 @@ def both(inputs: Inputs, data: Data) -> PairInput:
     return inputs
 
 
-# Images -----------------------------------------------------------------------------------------
-
-
-class Look:
-    """(a raw image, its name in errors) → (a tensor [C, H, W], whether it was mirrored).
-
-    A mirrored image needs its text changed (`mirrored`), so the flip is drawn here and not by timm.
-
-    Args:
-        crop: random crops in training; else the whole image, always.
-    """
-
-    def __init__(self, inputs: PairInput, data: Data, training: bool, *, crop: bool = True) -> None:
-        augment, image = data.augment, inputs.image
-        if data.image_size:
-            image = replace(image, size=(image.size[0], data.image_size, data.image_size))
-        self.size = image.size[1:]
-        if not training or augment.none:
-            processor = image.processor or {}
-            centre = bool(processor.get("do_center_crop", processor.get("crop_size")))
-            self.flip, still = 0.0, Augment(none=True, crop_pct=augment.crop_pct)
-            self.transform: Callable[[Any], Tensor] = (
-                image_transform(image, False, still, None).transform
-                if centre
-                else picture(image, None)
-            )
-            return
-        self.flip = augment.hflip
-        self.transform = picture(image, augment.model_copy(update={"hflip": 0.0}), crop=crop)
-
-    def __call__(self, raw: Any, where: str) -> tuple[Tensor, bool]:
-        return self.show(self.read(raw, where))
-
-    def read(self, raw: Any, where: str) -> Any:
-        """The picture as it is, of PIL."""
-        return decode(raw.read() if hasattr(raw, "read") else raw, "RGB", where)
-
-    def show(self, shown: Any) -> tuple[Tensor, bool]:
-        mirrors = self.flip > 0 and bool(torch.rand(()) < self.flip)
-        if mirrors:
-            shown = shown.transpose(0)  # PIL's FLIP_LEFT_RIGHT
-        return self.transform(shown), mirrors
-
-
 # Texts ------------------------------------------------------------------------------------------
-
-_SIDES = {"left": "right", "right": "left"}
-
-
-def mirrored(text: str) -> str:
-    """A text for the mirrored image: "left" and "right" change places."""
-
-    def other(found: re.Match[str]) -> str:
-        word = found[0]
-        swapped = _SIDES[word.lower()]
-        return swapped.capitalize() if word[0].isupper() else swapped
-
-    return re.sub(r"\b(left|right)", other, text, flags=re.IGNORECASE)
 
 
 def cleaned(text: str) -> str:

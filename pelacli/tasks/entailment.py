@@ -15,14 +15,13 @@ from pelacli.formats import entailment
 from pelacli.formats.entailment import LABELS, Claim
 from pelacli.models import OpenModel, pairs
 from pelacli.tasks._joint import (
-    Look,
     PairTask,
     both,
     fitted,
-    mirrored,
     stacked,
     together,
 )
+from pelacli.tasks._pictures import Look, mirrored
 from pelacli.tasks.image_classification import Accuracy
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from pelacli.formats import referring
 from pelacli.formats.referring import Box, Referring
 from pelacli.models import pairs, to_device
 from pelacli.tasks import retrieval
-from pelacli.tasks._joint import Look, PairTask, both, mirrored, stacked, together
+from pelacli.tasks._joint import PairTask, both, stacked, together
+from pelacli.tasks._pictures import Look, mirrored
 
 if TYPE_CHECKING:
     from pelacli.models import Inputs

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from pelacli.calls import evaluating
 from pelacli.data import Batch, Dataset
-from pelacli.formats import pairs as captions
-from pelacli.formats.pairs import Captioned
+from pelacli.formats import captions
+from pelacli.formats.captions import Captioned
 from pelacli.models import pairs, to_device
 from pelacli.tasks import _ranking
-from pelacli.tasks._joint import Look, PairTask, both, mirrored, stacked, together
+from pelacli.tasks._joint import PairTask, both, stacked, together
+from pelacli.tasks._pictures import Look, mirrored
 
 if TYPE_CHECKING:
     from pelacli.models import Inputs

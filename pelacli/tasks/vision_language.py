@@ -8,43 +8,37 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from pelacli.data import Batch, Dataset, decode
+from pelacli.data import Batch, Dataset
 from pelacli.errors import RequestError
 from pelacli.formats import captions
-from pelacli.models.albef import momentum, objectives
+from pelacli.formats.captions import Captioned
+from pelacli.models.albef import objectives
 from pelacli.models.albef.network import Albef
-from pelacli.tasks._pairs import padded, picture
-from pelacli.tasks.base import Base
+from pelacli.tasks._joint import PairTask, both, stacked, together
+from pelacli.tasks._pictures import Look, mirrored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pelacli.models import Inputs, PairInput
+    from pelacli.models import Inputs, OpenModel, PairInput
     from pelacli.recipe import Data
 
 
-class Task(Base):
+class Task(PairTask):
     MAIN: ClassVar[str | None] = "matching"
 
-    images: str | None = Field(None, description="folder that image paths are seen from")
-    max_tokens: int = Field(25, ge=3, description="of a caption, with its start and its end")
+    clean: bool = Field(True, description="lower case and no punctuation, as ALBEF reads")
+    max_words: int | None = Field(30, ge=1, description="captions are cut there")
+    max_tokens: int | None = Field(25, ge=3, description="of a caption, with its start and its end")
     mask: float = Field(0.15, gt=0, lt=1, description="share of words that are hidden")
-    queue: int = Field(65536, ge=1, description="pairs that the contrast remembers")
-    momentum: float = Field(0.995, ge=0, le=1, description="decay of the slow copies")
-    alpha: float = Field(0.4, ge=0, le=1, description="share of the slow copies in soft targets")
-    ramp: float = Field(1.0, ge=0, description="epochs over which alpha rises to that")
-
-    _pairs: int = PrivateAttr(0)  # of the training split, which an epoch of the ramp is
 
     def open(
         self,
@@ -55,35 +49,29 @@ class Task(Base):
         training: bool = False,
         unlabelled: bool = False,
     ) -> Dataset:
-        """Images with captions; ``data.dataset`` as in `captions.read`."""
-        pair = _checked(inputs, data)
-        source, found = captions.read(data.dataset, split, self.images)
-        if training:
-            self._pairs = len(source)
-        make = _Make(
-            picture(pair.image, data.augment if training else None),
-            pair.text.tokenizer,
-            min(self.max_tokens, pair.text.max_length),
-            self.mask,
-            training,
+        """A sample is an entry of the data: an image with one caption or several."""
+        wanted = _checked(inputs, data)
+        entries, name = captions.read(data.dataset, split, self.images, together=False)
+        limit = min(self.max_tokens or wanted.text.max_length, wanted.text.max_length)
+        look = Look(wanted, data, training)
+        make = Make(look, self.wording, wanted.text.tokenizer, limit, self.mask, training)
+        return self.dataset(
+            data.dataset,
+            entries,
+            make,
+            make.collate,
+            name,
+            training=training,
+            labelled=not unlabelled,
         )
-        return Dataset(data.dataset, source, make, make.collate, found, labelled=not unlabelled)
+
+    def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
+        return opened
 
     @contextmanager
     def training(self, module: nn.Module) -> Iterator[None]:
-        """With momentum copies of the module as it is now, and queues."""
-        network = _albef(module)
-        momentum.attach(
-            network,
-            queue=self.queue,
-            decay=self.momentum,
-            weight=self.alpha,
-            ramp=round(self.ramp * self._pairs),
-        )
-        try:
+        with super().training(_albef(module)):
             yield
-        finally:
-            momentum.detach(network)
 
     def forward(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
         network = _albef(module)
@@ -137,10 +125,12 @@ class Figures:
 
 
 @dataclass
-class _Make:
-    """A sample from a raw one, and a batch from samples; see `albef.objectives` for their names."""
+class Make:
+    """A sample from an image with its captions, and a batch from samples; see `albef.objectives`
+    for their names."""
 
-    picture: Callable[[Any], Tensor]
+    look: Look
+    wording: Callable[[str], str]
     tokenizer: Any
     max_tokens: int
     mask: float
@@ -151,34 +141,36 @@ class _Make:
 
         self._hide = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=self.mask)
 
-    def __call__(self, raw: captions.Raw, where: str) -> Batch:
-        image, texts, number = raw
-        text = captions.plain(random.choice(texts) if self.training else texts[0])
+    def __call__(self, raw: Captioned, where: str) -> Batch:
+        image, flipped = self.look(raw.image, where)
+        caption = random.choice(raw.captions) if self.training else raw.captions[0]
+        text = self.wording(mirrored(caption) if flipped else caption)
         ids = self.tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"]
         masked, labels = self._hide.torch_mask_tokens(torch.tensor([ids]))
-        pixels = self.picture(decode(image, "RGB", where))
-        return {"image": pixels, "ids": ids, "masked": masked[0].tolist(),
-                "labels": labels[0].tolist(), "number": number}  # fmt: skip
+        return {"image": image, "ids": ids, "masked": masked[0].tolist(),
+                "labels": labels[0].tolist(), "number": raw.number}  # fmt: skip
 
     def collate(self, items: list[Batch]) -> Batch:
         filler = self.tokenizer.pad_token_id
         ids = [item["ids"] for item in items]
+        mask = _padded([[1] * len(row) for row in ids], 0)
+        texts = {"input_ids": _padded(ids, filler), "attention_mask": mask}
         return {
-            "inputs": {
-                "pixel_values": torch.stack([item["image"] for item in items]),
-                "input_ids": padded(ids, filler),
-                "attention_mask": padded([[1] * len(row) for row in ids], 0),
-            },
-            "masked_ids": padded([item["masked"] for item in items], filler),
-            "masked_labels": padded([item["labels"] for item in items], -100),
-            "ids": torch.tensor([item["number"] for item in items]),
+            "inputs": together(items, texts),
+            "masked_ids": _padded([item["masked"] for item in items], filler),
+            "masked_labels": _padded([item["labels"] for item in items], -100),
+            "ids": stacked(items, "number"),
         }
 
 
+def _padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
+    """Rows of token numbers of several lengths → [B, T]."""
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=filler)
+
+
 def _checked(inputs: Inputs, data: Data) -> PairInput:
-    if not hasattr(inputs, "image"):
-        raise RequestError("task 'vision-language': the model does not see images beside texts")
-    pair = cast("PairInput", inputs)
+    pair = both(inputs, data)
     tokenizer = pair.text.tokenizer
     if tokenizer is None:
         raise RequestError(

@@ -29,14 +29,13 @@ from pelacli.models import OpenModel, pairs, to_device
 from pelacli.tasks._answers import accuracy, ranked, written
 from pelacli.tasks._joint import (
     Entries,
-    Look,
     PairTask,
     answers,
     both,
     fitted,
-    mirrored,
     together,
 )
+from pelacli.tasks._pictures import Look, mirrored
 
 if TYPE_CHECKING:
     from pelacli.models import Inputs, TextInput

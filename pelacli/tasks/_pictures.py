@@ -1,23 +1,30 @@
-"""What tasks on images with texts share: pictures as ALBEF takes them, texts padded to a batch."""
+"""Pictures that come with texts: varied as ALBEF varies them, and mirrored with their texts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from pelacli.data import decode, image_transform
 from pelacli.errors import RequestError
+from pelacli.recipe import Augment
 
 if TYPE_CHECKING:
-    from pelacli.models import ImageInput
-    from pelacli.recipe import Augment
+    from pelacli.models import ImageInput, PairInput
+    from pelacli.recipe import Data
 
 # Those of ALBEF's RandAugment. None changes a colour, or what is up, to another that a text may
 # name. timm's "p" stands for its Identity, one in ten: rand-m7-n2-p0.9.
 OPERATIONS = ["AutoContrast", "Equalize", "Brightness", "Sharpness", "ShearX", "ShearY",
               "TranslateXRel", "TranslateYRel", "Rotate"]  # fmt: skip
+
+
+_SIDES = {"left": "right", "right": "left"}
 
 
 def picture(
@@ -78,7 +85,53 @@ def picture(
         raise RequestError(f"data.augment: timm refuses it ({error!r})") from None
 
 
-def padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
-    """Rows of token numbers of several lengths → [B, T]."""
-    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
-    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=filler)
+class Look:
+    """(a raw image, its name in errors) → (a tensor [C, H, W], whether it was mirrored).
+
+    A mirrored image needs its text changed (`mirrored`), so the flip is drawn here and not by timm.
+
+    Args:
+        crop: random crops in training; else the whole image, always.
+    """
+
+    def __init__(self, inputs: PairInput, data: Data, training: bool, *, crop: bool = True) -> None:
+        augment, image = data.augment, inputs.image
+        if data.image_size:
+            image = replace(image, size=(image.size[0], data.image_size, data.image_size))
+        self.size = image.size[1:]
+        if not training or augment.none:
+            processor = image.processor or {}
+            centre = bool(processor.get("do_center_crop", processor.get("crop_size")))
+            self.flip, still = 0.0, Augment(none=True, crop_pct=augment.crop_pct)
+            self.transform: Callable[[Any], Tensor] = (
+                image_transform(image, False, still, None).transform
+                if centre
+                else picture(image, None)
+            )
+            return
+        self.flip = augment.hflip
+        self.transform = picture(image, augment.model_copy(update={"hflip": 0.0}), crop=crop)
+
+    def __call__(self, raw: Any, where: str) -> tuple[Tensor, bool]:
+        return self.show(self.read(raw, where))
+
+    def read(self, raw: Any, where: str) -> Any:
+        """The picture as it is, of PIL."""
+        return decode(raw.read() if hasattr(raw, "read") else raw, "RGB", where)
+
+    def show(self, shown: Any) -> tuple[Tensor, bool]:
+        mirrors = self.flip > 0 and bool(torch.rand(()) < self.flip)
+        if mirrors:
+            shown = shown.transpose(0)  # PIL's FLIP_LEFT_RIGHT
+        return self.transform(shown), mirrors
+
+
+def mirrored(text: str) -> str:
+    """A text for the mirrored image: "left" and "right" change places."""
+
+    def other(found: re.Match[str]) -> str:
+        word = found[0]
+        swapped = _SIDES[word.lower()]
+        return swapped.capitalize() if word[0].isupper() else swapped
+
+    return re.sub(r"\b(left|right)", other, text, flags=re.IGNORECASE)
