@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import json
-import math
-from pathlib import Path
-
 import albef_world as world
-import numpy as np
+import paper_recipes
 import pytest
-import torch
 
-from pelacli import artefact, engine, lowrank, models, optim, ranks, recipe_file, tasks
-from pelacli.steps import decompose, pretrain
-from pelacli.steps.pretrain import Stage
-
-RECIPE = Path(__file__).parents[1] / "recipes" / "albef.toml"
+from pelacli import models, optim
 
 
-@functools.cache
 def built():
-    """(recipe, stage) as `pela run` would make them, of weights that have no values."""
-    spec = recipe_file.load(RECIPE, [])
-    dense = models.open(spec.model, weights="random", meta=True)
-    student = copy.copy(dense)
-    student.module = copy.deepcopy(dense.module)
-    layers = decompose.find(student, spec.decompose)
-    free = [layer for layer in layers if layer.reason is None]
-    plan = ranks.plan(
-        [ranks.Spectrum(la.name, la.shape, np.ones(min(la.shape))) for la in free],
-        policy=spec.decompose.policy,
-        ratio=spec.decompose.budget,
-        scope=spec.decompose.scope,
-        fixed_params=engine.fixed_params(student.module, free),
-    )
-    lowrank.replace_empty(student.module, plan.ranks())
-    dense.module.eval().requires_grad_(False)
-    return spec, Stage(spec.pretrain, student, dense, tasks.get(spec.task, spec.task_args), True)
+    return paper_recipes.built("albef")
 
 
 def test_the_recipe_is_the_papers():
@@ -88,22 +60,11 @@ def test_albef_base_decomposed_trained_saved_and_loaded(here, pela):
     world.draw(here / "data", "train", 4, 0, size=256)
     folder = world.write(here / "albef", models.open("albef", weights="random").module)
     settings = ["model=albef", "data.dataset=data", "data.workers=0", "data.batch_size=2",
-                "pretrain.steps=1", "task_args.queue=64", "output=runs"]  # fmt: skip
-    spec = recipe_file.load(RECIPE, settings)
-    decompose.run(spec, str(folder), here / "runs/decompose")
-    made = pretrain.run(spec)
-    assert made.steps == 1
-    before, after = (artefact.load(here / "runs" / s).module for s in ("decompose", "pretrain"))
-    moved = [n for n, p in after.named_parameters() if not torch.equal(p, before.get_parameter(n))]
-    # All that the three losses reach: everything but words that the batch does not name.
-    assert len(moved) > 0.95 * len(list(after.named_parameters()))
-    history = json.loads((here / "runs/pretrain/pela.json").read_text())["history"]
-    losses = history[-1]["metrics"]["losses"]
+                "task_args.queue=64", "output=runs"]  # fmt: skip
+    losses, moved, row = paper_recipes.step("albef", settings, folder, pela)
     assert losses.keys() == {"loss", "contrast", "matching", "words", "feature", "perturbation"}
-    assert all(math.isfinite(value) for value in losses.values())
-    code, out, err = pela("report", "runs/pretrain", "--json")
-    assert code == 0, err
-    (row,) = json.loads(out)
+    # All that the three losses reach: everything but words that the batch does not name.
+    assert moved > 0.95
     assert row["params"] == {"before": 209_937_725, "after": 87_106_877}
     assert round(row["flops"]["before"] / 1e9, 2) == 54.77
     assert round(row["flops"]["after"] / 1e9, 2) == 20.14

@@ -22,11 +22,11 @@ def files(spec: str, split: str, *, several: bool = False) -> tuple[list[Path], 
         spec: a JSON file, or a folder of them.
         split: its name, of which the file's name is made or in which it stands as a word
             ("flickr30k_train.json"); or file names in the folder, with commas between.
-        several: all files in whose names it stands are the split; and files whose names hold no
-            split's name are all of the data, whatever the split.
+        several: all files in whose names it stands are the split; files whose names hold no split's
+            name are all of the data, whatever the split; and without others, this one is no split.
 
     Returns:
-        (files, the split's name; None where the data has no splits).
+        (files, the split's name; None where there is no other to tell it from).
 
     Raises:
         RequestError: there is no such file, or the name fits several.
@@ -49,15 +49,27 @@ def files(spec: str, split: str, *, several: bool = False) -> tuple[list[Path], 
                 there.setdefault(word, []).append(file)
     if not there:
         raise RequestError(f"{spec}: no JSON files in it")
-    if several and not any(name in there for names in SPLITS for name in names):
-        return sorted({file for some in there.values() for file in some}), None
+    if several:
+        return _together(there, split, spec)
     found = choose_split(split, list(there), spec)
     exact = [file for file in there[found] if file.stem == found]
     chosen = exact or there[found]
-    if len(chosen) > 1 and not several:
+    if len(chosen) > 1:
         names = ", ".join(file.name for file in chosen)
         raise RequestError(f"{spec}: {names} are all {split!r}; name one in data, or several")
     return chosen, found
+
+
+def _together(
+    there: Mapping[str, list[Path]], split: str, spec: str
+) -> tuple[list[Path], str | None]:
+    """`files` where several are a split; ``there`` are the files by the words of their names."""
+    named = there.keys() & {name for names in SPLITS for name in names}
+    if not named:
+        return sorted({file for some in there.values() for file in some}), None
+    found = choose_split(split, list(there), spec)
+    family = next((names for names in SPLITS if found in names), (found,))
+    return there[found], None if named <= set(family) else found
 
 
 def read(file: Path) -> Any:

@@ -1,0 +1,68 @@
+"""The paper's recipes at full size: built without memory, or run for one step; shared by tests."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pelacli import artefact, engine, lowrank, models, ranks, recipe_file, tasks
+from pelacli.steps import decompose, pretrain
+from pelacli.steps.pretrain import Stage
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@functools.cache
+def built(name):
+    """(recipe, stage) as `pela run` would make them, of weights that have no values."""
+    spec = recipe_file.load(RECIPES / f"{name}.toml", [])
+    dense = models.open(spec.model, weights="random", meta=True)
+    student = copy.copy(dense)
+    student.module = copy.deepcopy(dense.module)
+    layers = decompose.find(student, spec.decompose)
+    free = [layer for layer in layers if layer.reason is None]
+    plan = ranks.plan(
+        [ranks.Spectrum(la.name, la.shape, np.ones(min(la.shape))) for la in free],
+        policy=spec.decompose.policy,
+        ratio=spec.decompose.budget,
+        scope=spec.decompose.scope,
+        fixed_params=engine.fixed_params(student.module, free),
+    )
+    lowrank.replace_empty(student.module, plan.ranks())
+    section = spec.pretrain
+    if section.drop_path is not None:
+        models.set_drop_path(student.module, section.drop_path, section.drop_path_rule)
+    dense.module.eval().requires_grad_(False)
+    task = tasks.get(spec.task, spec.task_args)
+    return spec, Stage(section, student, dense, task, labelled=True)
+
+
+def step(name, settings, model, pela):
+    """Decompose, train for one step, save, load and report, with weights and data on the disk.
+
+    Args:
+        settings: what a small machine changes of the recipe.
+        model: directory of the dense model.
+
+    Returns:
+        (the losses by name, the share of the parameters that moved, the row of the report).
+    """
+    spec = recipe_file.load(RECIPES / f"{name}.toml", [*settings, "pretrain.steps=1"])
+    start = decompose.run(spec, str(model), Path(spec.output) / "decompose").path
+    made = pretrain.run(spec)
+    assert made.steps == 1
+    before, after = (artefact.load(path).module for path in (start, made.path))
+    moved = [not torch.equal(p, before.get_parameter(name)) for name, p in after.named_parameters()]
+    history = json.loads((made.path / "pela.json").read_text())["history"]
+    losses = history[-1]["metrics"]["losses"]
+    assert all(math.isfinite(value) for value in losses.values())
+    code, out, err = pela("report", made.path, "--json")
+    assert code == 0, err
+    (row,) = json.loads(out)
+    return losses, sum(moved) / len(moved), row
