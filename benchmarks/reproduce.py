@@ -37,7 +37,7 @@ from _subjects import idx_images
 from rich.console import Console
 
 import pelacli
-from pelacli import artefact, models
+from pelacli import artefact, manifest, models
 from pelacli.errors import PelaError, RequestError
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     """The cells that are not done yet, one after the other; all rows.
 
     Raises:
-        RequestError: ``--out`` holds results of other settings.
+        RequestError: ``--out`` holds results of other settings, or of another teacher.
     """
     work = args.work or args.out.with_suffix(".work")
     work.mkdir(parents=True, exist_ok=True)
@@ -146,8 +146,14 @@ def run(args: argparse.Namespace) -> list[Row]:
     done = {_key(row) for row in rows}
     left = [cell for cell in listed(args) if cell.key not in done]
     shop = Workshop(settings, work, args.device, args.workers)
+    teacher = None
     if any(not cell.method.backbone for cell in left):
-        shop.teacher()
+        teacher = manifest.weights_digest(Path(shop.teacher()))[:16]
+        if any(row["teacher"] not in (None, teacher) for row in rows):
+            raise RequestError(
+                f"{args.out}: its results are of another teacher than that in {work}; name its "
+                "folder with --work, or another --out"
+            )
     probe = _probe(args, work)
     for i, cell in enumerate(left):
         start = time.perf_counter()
@@ -157,6 +163,7 @@ def run(args: argparse.Namespace) -> list[Row]:
             "wall_seconds": time.perf_counter() - start,
             "healing": cell.healing,
             "settings": stamp,
+            "teacher": None if cell.method.backbone else teacher,
             "machine": machine(args.device),
         }
         rows.append(row)

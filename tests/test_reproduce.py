@@ -57,6 +57,12 @@ def test_rows_of_all_kinds_and_none_is_made_twice(modules, tmp_path, capsys):
     for new, old in zip(again, map(json.loads, kept), strict=True):
         for key in ("accuracy", "transfer", "probe", "losses"):
             assert new.get(key) == old.get(key), key
+    assert backbone["teacher"] is None
+    assert ours["teacher"] == dense["teacher"]
+    out.write_text(json.dumps(json.loads(kept[0]) | {"teacher": "0" * 16}) + "\n")
+    with pytest.raises(RequestError, match="another teacher"):
+        reproduce.run(quick(reproduce, tmp_path, "--seeds", "0"))
+    out.write_text("\n".join(kept) + "\n")
     args = quick(reproduce, tmp_path, "--seeds", "0")
     args.steps += 1
     with pytest.raises(RequestError, match="other settings"):
