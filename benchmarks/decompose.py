@@ -1,6 +1,6 @@
 """Speed and memory of the rank engine, against the reference's way and torch's own SVD.
 
-    python benchmarks/decompose.py                       # all parts; some twenty minutes on two cores
+    python benchmarks/decompose.py                       # all parts; twenty-five minutes
     python benchmarks/decompose.py --part speed --json speed.json
     python benchmarks/decompose.py --quick               # tiny shapes, seconds: does it still run?
 
