@@ -529,9 +529,6 @@ def test_positions_of_another_grid_are_resized():
 
 
 def test_what_has_no_place_in_a_detector_is_refused():
-    timm_vit = models.open("test_vit", weights="random")
-    with pytest.raises(RequestError, match=r"a timm model; .* transformers' ViT or DeiT"):
-        adopting.detector(timm_vit, None, 2, 5, {}, seed=0)
     swin, _ = compressed("swin", SWIN)
     with pytest.raises(RequestError, match="YOLOS is a ViT or DeiT, and this is swin"):
         adopting.detector(swin, "yolos", 2, 5, {}, seed=0)

@@ -2,7 +2,7 @@
 
 YOLOS is a ViT with detection tokens (Fang et al., 2021), so a ViT's or DeiT's layers are its own.
 DETR (Carion et al., 2020) reads the last feature map of any of transformers' backbones (Swin,
-Swin-V2, ConvNeXt, DINOv2, …) with an encoder and decoder, which are fresh.
+Swin-V2, ConvNeXt, DINOv2, …) or of a timm model with an encoder and decoder, which are fresh.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from torch import nn
 
 from pelacli.errors import RequestError
 from pelacli.lowrank import low_rank_layers
-from pelacli.models import detectors, hf_models
+from pelacli.models import detectors, hf_models, timm_backbone
 from pelacli.models.types import ImageInput, OpenModel
 
 _VITS = ("vit", "deit")
+_DETR: dict[str, Any] = {"auxiliary_loss": True}  # of all decoder layers: it learns little without
 # A ViT layer's module → the same one's name in a YOLOS layer.
 _YOLOS_LAYER = {
     "attention.q_proj": "attention.attention.query",
@@ -48,11 +49,12 @@ def detector(
     """A detector around the backbone of a model.
 
     Args:
-        kind: "yolos" or "detr"; None: "yolos" for a ViT or DeiT, else "detr".
+        kind: "yolos" or "detr"; None: "yolos" for transformers' ViT or DeiT, else "detr".
         queries: objects that it can find in an image.
         args: further settings of transformers' configuration of that family.
         seed: of the fresh weights.
-        size: of its images, as its processor names it; the family's usual one if unset.
+        size: of its images, as its processor names it; if unset the family's usual one, around a
+            timm model that model's own. Around that it is the same square for all images.
 
     Returns:
         A model of transformers. The layers of the backbone are the very modules.
@@ -60,21 +62,18 @@ def detector(
     Raises:
         RequestError: the model has no backbone that fits.
     """
-    if opened.library != "transformers":
+    if opened.library not in ("timm", "transformers"):
         raise RequestError(
-            f"{opened.ref}: a {opened.library} model; a detector is built around transformers' "
-            "ViT or DeiT (YOLOS) or a backbone as Swin (DETR): start from its transformers form"
+            f"{opened.ref}: pela's {opened.library}; detectors are built around models of timm and "
+            "transformers"
         )
     torch.manual_seed(seed)
-    base: nn.Module = getattr(opened.module, "base_model", opened.module)
-    family = base.config.model_type  # type: ignore[union-attr]
-    chosen = kind or ("yolos" if family in _VITS else "detr")
-    if chosen == "yolos":
-        if family not in _VITS:
-            raise RequestError(f"{opened.ref}: YOLOS is a ViT or DeiT, and this is {family}")
-        module = _yolos(base, classes, queries, args)
+    if opened.library == "timm":
+        side = _side(opened, size)
+        module = _around_timm(opened, kind, side, classes, queries, args)
+        size = {"height": side, "width": side}
     else:
-        module = _detr(opened.ref, base, classes, queries, args)
+        module = _around(opened, kind, classes, queries, args)
     images = cast(ImageInput, getattr(opened.inputs, "image", opened.inputs))
     settings: dict[str, Any] = {"image_mean": list(images.mean), "image_std": list(images.std)}
     if size is not None:
@@ -91,6 +90,50 @@ def detector(
         detectors.describe(module, json.loads(processor)),
         hf_models.head(module),
     )
+
+
+def _around(
+    opened: OpenModel, kind: str | None, classes: int, queries: int, args: Mapping[str, Any]
+) -> nn.Module:
+    base: nn.Module = getattr(opened.module, "base_model", opened.module)
+    family = base.config.model_type  # type: ignore[union-attr]
+    if (kind or ("yolos" if family in _VITS else "detr")) == "detr":
+        return _detr(opened.ref, base, classes, queries, args)
+    if family not in _VITS:
+        raise RequestError(f"{opened.ref}: YOLOS is a ViT or DeiT, and this is {family}")
+    return _yolos(base, classes, queries, args)
+
+
+def _around_timm(
+    opened: OpenModel,
+    kind: str | None,
+    side: int,
+    classes: int,
+    queries: int,
+    args: Mapping[str, Any],
+) -> nn.Module:
+    if kind == "yolos":
+        raise RequestError(
+            f"{opened.ref}: a timm model, whose q, k and v are one layer; YOLOS has three: set "
+            "task_args.detector = 'detr', or start from a ViT of transformers"
+        )
+    channels = cast(ImageInput, opened.inputs).size[0]
+    backbone = timm_backbone.describe(opened.module, opened.config, channels, side)
+    settings = _DETR | {"backbone_config": backbone, "num_channels": channels}
+    settings |= {"num_queries": queries, "num_labels": classes, **args}
+    module: nn.Module = _built("detr", settings)
+    timm_backbone.adopt(module.model.backbone.model, opened.module)  # type: ignore[union-attr,arg-type]
+    return module
+
+
+def _side(opened: OpenModel, size: Mapping[str, int] | None) -> int:
+    """Pixels a side of the images of a detector around a timm model."""
+    _, height, width = cast(ImageInput, opened.inputs).size
+    if size is not None:
+        height, width = size["height"], size["width"]
+    if height != width:
+        raise RequestError(f"{opened.ref}: takes no square images; set data.image_size")
+    return height
 
 
 def _yolos(base: nn.Module, classes: int, queries: int, args: Mapping[str, Any]) -> nn.Module:
@@ -138,9 +181,8 @@ def _detr(
     stages = getattr(config, "stage_names", None)
     if stages:
         config.out_features = [stages[-1]]
-    # Losses of all decoder layers: DETR learns little without.
-    settings = {"backbone_config": config, "num_queries": queries, "num_labels": classes}
-    module: nn.Module = _built("detr", settings | {"auxiliary_loss": True} | dict(args))
+    settings = _DETR | {"backbone_config": config, "num_queries": queries, "num_labels": classes}
+    module: nn.Module = _built("detr", settings | dict(args))
     backbone: Any = module.model.backbone.model  # type: ignore[union-attr]
     # Some backbones hold the whole model (Swin), others its parts under the same names (ConvNeXt).
     target = next((m for m in backbone.modules() if type(m) is type(base)), backbone)

@@ -87,7 +87,7 @@ def describe(module: nn.Module, processor: Mapping[str, Any]) -> ImageInput:
 
 def image_processor(wanted: ImageInput) -> Any:
     """The image processor of transformers that a detector's own settings describe; for a model that
-    is none yet, DETR's with the model's mean and deviation.
+    is none yet, DETR's with the model's mean and deviation, and its size where that is fixed.
 
     Raises:
         RequestError: transformers cannot build it.
@@ -96,8 +96,11 @@ def image_processor(wanted: ImageInput) -> Any:
         made = _processor(json.dumps(dict(wanted.processor)))
         if hasattr(made, "post_process_object_detection"):
             return made
-    settings = {"image_mean": list(wanted.mean), "image_std": list(wanted.std)}
-    return _processor(json.dumps(settings | {"image_processor_type": "DetrImageProcessor"}))
+    settings: dict[str, Any] = {"image_processor_type": "DetrImageProcessor"}
+    settings |= {"image_mean": list(wanted.mean), "image_std": list(wanted.std)}
+    if wanted.fixed:
+        settings["size"] = {"height": wanted.size[1], "width": wanted.size[2]}
+    return _processor(json.dumps(settings))
 
 
 def sized(processor: Any, side: int | None) -> dict[str, int]:

@@ -78,8 +78,12 @@ def bare(library: str, module: nn.Module) -> nn.Module:
     """The model without its classifier: what a head of another kind is put upon. In place, or the
     part of the model that is its backbone."""
     if library == "timm":
-        if hasattr(module, "reset_classifier"):
-            module.reset_classifier(0, "")  # type: ignore[operator]
+        reset: Any = getattr(module, "reset_classifier", None)
+        if reset is not None:
+            try:
+                reset(0, "")
+            except AssertionError:  # it can't do without its pooling, which no map goes through
+                reset(0)
         return module
     base: nn.Module = getattr(module, "base_model", module)
     if "pixel_values" not in inspect.signature(base.forward).parameters:

@@ -14,6 +14,7 @@ from torch import nn
 from pelacli.aliases import closest
 from pelacli.errors import RequestError
 from pelacli.models import detectors, hf_pairs, hf_segmenters, pooling
+from pelacli.models import timm_backbone as timm_backbone  # to be known to transformers' readers
 from pelacli.models.hf_examples import arguments, longest_text, sees
 from pelacli.models.hf_examples import example as example
 from pelacli.models.hf_heads import causal as _causal
@@ -119,10 +120,12 @@ def rebuild(directory: Path) -> nn.Module:
     """
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
+    module: nn.Module | None = None
+    with contextlib.suppress(RuntimeError), init_empty_weights(include_buffers=False):
         module = from_config(read_config(directory, {}))
-    module.tie_weights()  # type: ignore[operator]  # built without memory, shared weights come apart
-    if any(b.is_meta for b in module.buffers()):  # computed from a weight, so only the long way
+        module.tie_weights()  # type: ignore[operator]  # without memory, shared weights come apart
+    # What is computed from a weight there is only the long way.
+    if module is None or any(b.is_meta for b in module.buffers()):
         module = from_config(read_config(directory, {}))
     pooling.hold(module, directory)
     return module

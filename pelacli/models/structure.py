@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +67,12 @@ def _matrices(module: nn.Module) -> int:
 
 def no_decay(module: nn.Module) -> set[str]:
     """Parameters that weight decay must leave alone, beyond biases and norms (1-D parameters):
-    tables of positions, tokens of their own, temperatures, and what the model itself lists."""
-    listed = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()  # type: ignore[operator]
+    tables of positions, tokens of their own, temperatures, and what the model or a model in it
+    lists."""
+    listed: set[str] = set()
+    for prefix, child in module.named_modules():
+        names: Any = getattr(child, "no_weight_decay", set)
+        listed |= {f"{prefix}.{name}".lstrip(".") for name in names()}
     tables = (
         "pos_embed",
         "position_embedding",
@@ -85,7 +90,7 @@ def no_decay(module: nn.Module) -> set[str]:
         "logit_scale",
         "temperature",
     )
-    return set(listed) | {
+    return listed | {
         name for name, _ in module.named_parameters() if any(part in name for part in tables)
     }
 

@@ -117,6 +117,15 @@ def rebuild(directory: Path) -> nn.Module:
     return module
 
 
+def from_config(config: dict[str, Any]) -> nn.Module:
+    """The dense architecture that a config.json describes, with fresh weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        with _quiet():
+            module: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=False)
+    return module
+
+
 def config(module: nn.Module) -> dict[str, Any]:
     """config.json in timm's hub layout."""
     with tempfile.TemporaryDirectory() as folder:
@@ -135,6 +144,7 @@ def inputs(module: nn.Module, directory: Path | None = None) -> ImageInput:
         tuple(data["std"]),
         data["interpolation"],
         float(data["crop_pct"]),
+        fixed=True,
     )
 
 

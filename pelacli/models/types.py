@@ -21,6 +21,8 @@ class ImageInput:
     Attributes:
         mask: whether it takes ``pixel_mask`` beside images that are padded to one size.
         labels: names of its classes, where its files tell them.
+        fixed: whether its images are all of this size (timm's models), and of one size those of a
+            detector around it.
     """
 
     size: tuple[int, int, int]
@@ -31,6 +33,7 @@ class ImageInput:
     processor: Mapping[str, Any] | None = None  # preprocessor_config.json, where there is one
     mask: bool = False
     labels: tuple[str, ...] = ()
+    fixed: bool = False
 
 
 @dataclass(frozen=True)

@@ -103,9 +103,12 @@ class Collate:
 
     Attributes:
         mask: whether the model is told what is padding.
+        bare: whether it takes the images by themselves, as timm's models do, which are no detectors
+            yet.
     """
 
     mask: bool
+    bare: bool = False
 
     def __call__(self, items: list[Batch]) -> Batch:
         images = [item["inputs"] for item in items]
@@ -116,8 +119,8 @@ class Collate:
             rows, columns = image.shape[-2:]
             pixels[number, :, :rows, :columns] = image
             mask[number, :rows, :columns] = 1
-        inputs = {"pixel_values": pixels} | ({"pixel_mask": mask} if self.mask else {})
-        batch: Batch = {"inputs": inputs}
+        inputs: Any = {"pixel_values": pixels} | ({"pixel_mask": mask} if self.mask else {})
+        batch: Batch = {"inputs": pixels if self.bare else inputs}
         for name in ("sizes", "numbers"):
             batch[name] = torch.stack([item[name] for item in items])
         if "labels" in items[0]:

@@ -1,8 +1,9 @@
 """Object detection: boxes and classes of objects in images; COCO's average precision.
 
 Data are COCO's JSON files or hub datasets with an ``objects`` column (`pelacli.formats.coco`);
-models are transformers' detectors, or a backbone that a detector is built around. Processor, loss
-(with its matching of queries to objects) and post-processing are the model's own.
+models are transformers' detectors, or a backbone of timm or transformers that a detector is built
+around. Processor, loss (with its matching of queries to objects) and post-processing are the
+model's own.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Task(Base):
     sizes: list[int] = Field([], description="sides that training draws from; one if unset")
     boxes: Literal["xywh", "xyxy"] = Field("xywh", description="form of a hub dataset's boxes")
     detector: Literal["yolos", "detr"] | None = Field(
-        None, description="what to build around a backbone; YOLOS for a ViT, else DETR, if unset"
+        None, description="what to build around a backbone; if unset YOLOS for an HF ViT, else DETR"
     )
     queries: int = Field(100, ge=1, description="objects that a built one can find in an image")
     detector_args: list[str] = Field([], description='its architecture, as ["d_model=128"]')
@@ -77,7 +78,8 @@ class Task(Base):
         if not labelled:
             source = Plain(source)
         known = names if labelled else None
-        return Dataset(data.dataset, source, prepare, Collate(inputs.mask), found, known, labelled)
+        join = Collate(inputs.mask, bare=inputs.fixed)
+        return Dataset(data.dataset, source, prepare, join, found, known, labelled)
 
     def _source(
         self, spec: str, split: str, unlabelled: bool

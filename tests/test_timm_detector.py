@@ -1,0 +1,443 @@
+"""DETR around dense and low-rank timm models: their layers move as they are, images of one size,
+artefacts, healing, and a tiny one that learns, falls and is healed."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import drawn_boxes
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers as T
+from accelerate import init_empty_weights
+from test_detection import DETR, batch_of, data
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import pelacli
+from pelacli import (
+    artefact,
+    engine,
+    lowrank,
+    manifest,
+    models,
+    optim,
+    ranks,
+    recipe,
+    recipe_file,
+    record,
+    tasks,
+)
+from pelacli.errors import RequestError
+from pelacli.models import adopting, detectors, segmenter
+from pelacli.recipe import Pretrain
+from pelacli.steps import decompose, pretrain
+
+VIT, SWIN = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
+SHAPES = {
+    VIT: {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    SWIN: {
+        "img_size": 64, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2],
+        "window_size": 4,
+    },
+    "swinv2_tiny_window8_256": {
+        "img_size": 64, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4,
+    },
+    "beit_base_patch16_224": {
+        "img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2,
+    },
+    "convnext_tiny": {"depths": [1, 1, 2, 1], "dims": [8, 16, 32, 64]},
+    # Batch norms, and some with an activation in them.
+    "levit_128s": {
+        "img_size": 64, "embed_dim": [16, 32, 32], "num_heads": [1, 2, 2], "key_dim": 8,
+        "depth": [1, 1, 1],
+    },
+}  # fmt: skip
+RESNET = T.ResNetConfig(out_features=["stage4"])
+ARGS = [f"{name}={value}" for name, value in DETR.items()]
+
+
+def opened(name):
+    torch.manual_seed(0)
+    return models.open(name, weights="random", model_args=SHAPES[name], num_classes=3)
+
+
+def around(found, side=64, classes=2, queries=5):
+    size = {"height": side, "width": side}
+    return adopting.detector(found, None, classes, queries, DETR, 0, size)
+
+
+def images(found, batch=2):
+    torch.manual_seed(1)
+    return torch.randn(batch, *found.inputs.size)
+
+
+def counted(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def flops(found):
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        found.module.eval()(images(found, 1))
+    return counter.get_total_flops()
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    root = tmp_path_factory.mktemp("drawn") / "d"
+    return drawn_boxes.write(root, {"train": 8, "val": 4}, side=64, most=2)
+
+
+# Around a backbone -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_a_low_rank_backbone_stays_low_rank(name, drawn, tmp_path):
+    found = opened(name)
+    pelacli.decompose(found.module, 0.6, scope="layers")
+    pelacli.save(found.module, tmp_path / "classifier")
+    source = artefact.load(tmp_path / "classifier")
+    places = lowrank.places(source.module)
+    low = set(lowrank.low_rank_layers(source.module).values())
+    assert low
+    task = tasks.get("detection", {"queries": 5, "detector_args": ARGS})
+    dataset = task.open(data(drawn, 64), "train", inputs=source.opened.inputs)
+    fitted = task.fit(source.opened, dataset, None, seed=0)
+    assert type(fitted.module).__name__ == "DetrForObjectDetection"
+    described = record.moved(fitted, source.manifest, places)
+
+    # The very modules, with their ranks and energies.
+    there = lowrank.low_rank_layers(fitted.module)
+    assert set(there.values()) == low
+    rows = {row.name: row for row in described.layers if row.rank is not None}
+    assert set(rows) == set(there)
+    old = {id(places[row.name]): row for row in source.manifest.layers if row.rank is not None}
+    for place, module in there.items():
+        before = old[id(module)]
+        assert (rows[place].rank, rows[place].energy) == (module.rank, before.energy)
+        assert rows[place].params == before.params
+
+    # They run as factors: the totals are torch's own counts, and of the same with dense layers.
+    whole = around(opened(name))
+    assert described.params.after == counted(fitted.module)
+    assert described.params.before == counted(whole.module)
+    assert described.flops.after == flops(fitted)
+    assert described.flops.before == flops(whole)
+
+    # Written and read back to the bit, with what its images are.
+    artefact.save(fitted, described, tmp_path / "detector")
+    again = artefact.load(tmp_path / "detector")
+    assert again.opened.inputs == fitted.inputs
+    assert again.opened.config == json.loads(json.dumps(fitted.config))
+    assert fitted.inputs.size == (3, 64, 64)
+    assert fitted.inputs.labels == ("square", "disc")
+    assert (fitted.inputs.mean, fitted.inputs.std) == (found.inputs.mean, found.inputs.std)
+    batch = batch_of(drawn, again.opened, side=None)
+    assert batch["inputs"]["pixel_values"].shape == (4, 3, 64, 64)
+    with torch.no_grad():
+        want, got = (m.eval()(**batch["inputs"]) for m in (fitted.module, again.module))
+    assert want.logits.shape == (4, 5, 2 + 1)
+    assert torch.equal(want.logits, got.logits)
+    assert torch.equal(want.pred_boxes, got.pred_boxes)
+
+
+@pytest.mark.parametrize("name", [VIT, SWIN])
+@pytest.mark.parametrize("side", [64, 128])
+def test_the_map_is_what_the_classifier_was_used_to(name, side):
+    """The last features through the model's own last norm, at its own size and at another."""
+    found = opened(name)
+    with torch.no_grad():
+        found.module.norm.weight.uniform_(0.5, 1.5)
+        found.module.norm.bias.normal_()
+    plain = copy.deepcopy(found.module)
+    keep = {"window_size": 4} if name == SWIN else {}
+    plain.set_input_size(img_size=(side, side), **keep)
+    fitted = around(found, side)
+    fitted.module.eval()
+    x = images(fitted)
+    with torch.no_grad():
+        features = plain.forward_features(x)
+        [ours] = fitted.module.model.backbone.model(x).feature_maps
+    if name == VIT:
+        features = features[:, 1:].unflatten(1, (side // 8, side // 8))
+    assert torch.allclose(ours, features.permute(0, 3, 1, 2), atol=1e-4)
+
+
+def test_batch_norms_are_frozen_and_keep_their_activations():
+    found = opened("levit_128s")
+    norms = [m for m in found.module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms
+    with torch.no_grad():
+        for norm in norms:
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+    x = images(found)
+    with torch.no_grad():
+        want = found.module.forward_intermediates(x, indices=[-1], intermediates_only=True)[0]
+        fitted = around(found)
+        module = fitted.module.train()
+        network = module.model.backbone.model.network
+        got = network.eval().forward_intermediates(x, indices=[-1], intermediates_only=True)[0]
+    assert torch.allclose(got, want, atol=1e-5)
+    assert not [m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+
+def test_a_dense_model_is_trained_whole():
+    """Every parameter gets a gradient, the same one where activations are recomputed."""
+    labels = [
+        {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}
+    ] * 2
+    for name in (VIT, SWIN):
+        fitted = around(opened(name))
+        module, found = fitted.module.train(), []
+        for recompute in (False, True):
+            optim.recompute_activations(module, recompute)
+            torch.manual_seed(0)
+            module.zero_grad()
+            batch = {"pixel_values": images(fitted)}
+            sum(detectors.with_loss(module, batch, labels)["loss_dict"].values()).backward()
+            found.append({n: p.grad.clone() for n, p in module.named_parameters()})
+        assert all(torch.allclose(found[1][n], grad, atol=1e-6) for n, grad in found[0].items())
+        assert any(grad.abs().max() > 0 for n, grad in found[0].items() if "network" in n)
+    assert "model.backbone.model.network.pos_embed" in models.no_decay(around(opened(VIT)).module)
+    models.set_drop_path(module, 0.2)
+    assert models.set_drop_path(module, 0.0) is None
+
+
+@pytest.mark.parametrize("name", [VIT, SWIN])
+def test_full_rank_equals_dense(name):
+    dense, full = around(opened(name)), around(opened(name))
+    factors = {}
+    for layer in lowrank.find_layers(full.module, head=full.head):
+        if layer.reason is None:
+            u, values, v = torch.linalg.svd(layer.weight.double(), full_matrices=False)
+            down, up = v * values.sqrt()[:, None], u * values.sqrt()
+            factors[layer.name] = (down.float(), up.float(), layer.bias)
+    assert sum("backbone" in name for name in factors) >= 8
+    assert sum("coder" in name for name in factors) >= 20
+    lowrank.replace(full.module, factors)
+    x = images(dense)
+    with torch.no_grad():
+        want, got = dense.module.eval()(x), full.module.eval()(x)
+    assert torch.allclose(want.logits, got.logits, atol=2e-4)
+    assert torch.allclose(want.pred_boxes, got.pred_boxes, atol=2e-4)
+
+
+def test_other_classes_leave_the_backbone():
+    fitted = around(opened(SWIN), classes=4)
+    pelacli.decompose(fitted.module, 0.6, scope="layers")
+    low = lowrank.low_rank_layers(fitted.module)
+    models.set_classes(fitted, 9, seed=0)
+    assert lowrank.low_rank_layers(fitted.module) == low
+    assert (models.num_classes(fitted), len(fitted.config["id2label"])) == (9, 9)
+    assert fitted.module.eval()(images(fitted)).logits.shape == (2, 5, 9 + 1)
+
+
+def test_transformers_reads_it_with_pela_at_hand(tmp_path):
+    fitted = around(opened(SWIN))
+    fitted.module.save_pretrained(tmp_path)
+    x = images(fitted)
+    again = models.open(str(tmp_path)).module
+    fresh = models.open(str(tmp_path), weights="random", seed=7).module
+    with torch.no_grad():
+        want = fitted.module.eval()(x).logits
+        assert torch.equal(again(x).logits, want)
+        other = fresh(x).logits
+    assert other.isfinite().all()
+    assert not torch.allclose(other, want)
+
+
+# Images ------------------------------------------------------------------------------------------
+
+
+def test_images_are_squares_of_one_size(drawn):
+    found = opened(SWIN)
+    task = tasks.get("detection", {"detector_args": ARGS})
+    for side, size in ((None, 64), (96, 96)):
+        dataset = task.open(data(drawn, side), "train", inputs=found.inputs)
+        assert dataset[0]["inputs"].shape == (3, size, size)
+        fitted = task.fit(opened(SWIN), dataset, None, 0)
+        assert fitted.inputs.size == (3, size, size)
+        batch = batch_of(drawn, fitted, side=None)
+        assert batch["inputs"]["pixel_values"].shape == (4, 3, size, size)
+        assert batch["inputs"]["pixel_mask"].all()
+    with pytest.raises(RequestError, match=r"images of 64×64 px, .* built for 96×96: set data\."):
+        task.forward(fitted.module, batch_of(drawn, fitted, side=64))
+
+
+def test_what_has_no_place_in_a_detector_is_refused(drawn):
+    swin = opened(SWIN)
+    with pytest.raises(RequestError, match=r"timm model, .* set task_args\.detector = 'detr'"):
+        adopting.detector(swin, "yolos", 2, 5, {}, seed=0)
+    with pytest.raises(RequestError, match="detector_args: detr refuses them"):
+        adopting.detector(swin, None, 2, 5, {"d_model": "wide"}, seed=0)
+    swin = opened(SWIN)
+    with pytest.raises(RequestError, match=r"no square images; set data\.image_size"):
+        adopting.detector(swin, None, 2, 5, {}, 0, {"height": 64, "width": 32})
+    mixer = models.open("mixer_s32_224", weights="random", model_args={"img_size": 64})
+    with pytest.raises(RequestError, match="MlpMixer: gives no feature maps of 96 px images"):
+        around(mixer, 96)
+    convolutions = models.open("test_resnet", weights="random")
+    convolutions.module.forward_intermediates = None
+    with pytest.raises(RequestError, match="ResNet: timm has no feature maps of it"):
+        around(convolutions, 64)
+    head = {"channels": 16, "pool_scales": [1, 2], "auxiliary_channels": 8, "seed": 0}
+    own = segmenter.around(opened(SWIN), classes=2, image_size=None, **head)
+    with pytest.raises(RequestError, match=r"pela's segmenter; .* models of timm and transf"):
+        around(own)
+
+
+# Full size ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "width", "grid"),
+    [
+        ("swin_base_patch4_window7_224", 640, 1024, 20),
+        ("deit_base_patch16_224", 640, 768, 40),
+        ("deit3_large_patch16_224", 640, 1024, 40),
+    ],
+)
+def test_the_papers_models_at_full_size(name, side, width, grid):
+    """Shapes and counts; all but the backbone is what transformers' DETR has around a ResNet, whose
+    map has 2,048 channels."""
+    with init_empty_weights(include_buffers=True):
+        theirs = T.DetrForObjectDetection(T.DetrConfig(num_labels=91, backbone_config=RESNET))
+        found = models.wrap(timm.create_model(name))
+        backbone = counted(found.module) - counted(found.module.get_classifier())
+        positions = getattr(found.module, "pos_embed", None)
+        before = 0 if positions is None else positions.numel()
+        size = {"height": side, "width": side}
+        fitted = adopting.detector(found, None, 91, 100, {}, 0, size)
+    rest = counted(theirs) - counted(theirs.model.backbone) + (width - 2048) * 256
+    network = fitted.module.model.backbone.model.network
+    after = 0 if positions is None else network.pos_embed.numel()
+    assert after == (0 if positions is None else before + (grid**2 - 14**2) * width)
+    assert counted(fitted.module) == backbone - before + after + rest
+    x = torch.empty(1, 3, side, side, device="meta")
+    with torch.no_grad():
+        [one] = fitted.module.model.backbone.model(x).feature_maps
+    assert one.shape == (1, width, grid, grid)
+
+
+def test_the_recipe_for_coco():
+    """The Swin-B of the paper's recipe, of which DETR keeps every factor. No weights."""
+    root = Path(pelacli.__file__).parents[1] / "recipes"
+    imagenet = recipe_file.load(root / "imagenet/swin_base.toml", [])
+    spec = recipe_file.load(root / "detection_swin.toml", [])
+    assert Path(spec.model) == imagenet.output
+    swin = models.open(imagenet.model, weights="random", meta=True)
+    free = [la for la in decompose.find(swin, imagenet.decompose) if la.reason is None]
+    plan = ranks.plan(
+        [ranks.Spectrum(la.name, la.shape, np.ones(min(la.shape))) for la in free],
+        policy=imagenet.decompose.policy,
+        ratio=imagenet.decompose.budget,
+        scope=imagenet.decompose.scope,
+        fixed_params=engine.fixed_params(swin.module, free),
+    )
+    lowrank.replace_empty(swin.module, plan.ranks())
+    chosen = tasks.get(*recipe.task_of(spec, spec.finetune))
+    dataset = SimpleNamespace(classes=[str(number) for number in range(80)], make=None)
+    swin.inputs = models.ImageInput((3, 640, 640), (0.5,) * 3, (0.5,) * 3, fixed=True)
+    with init_empty_weights(include_buffers=True):
+        fitted = chosen.fit(swin, dataset, spec.num_classes, spec.seed)
+    saved = 87_768_224 - 62_164_128  # by the paper's recipe, of a classifier
+    assert fitted.params == 104_548_109 - saved == 78_944_013
+    assert len(lowrank.low_rank_layers(fitted.module)) == 72
+
+
+# Healing and learning ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [VIT, SWIN])
+def test_it_is_healed_with_and_without_labels(name, drawn):
+    teacher, student = around(opened(name)), around(opened(name))
+    pelacli.decompose(student.module, ratio=0.6, scope="layers", policy="uniform")
+    task = tasks.get("detection")
+    batch = batch_of(drawn, student, side=None)
+    settings = Pretrain(loss={"task": 1.0, "feature": 1.0, "logits": 1.0, "perturbation": 0.1})
+    for labelled, names in ((True, {"class", "box", "giou"}), (False, set())):
+        stage = pretrain.Stage(settings, student, teacher, task, labelled)
+        network = [tap for tap in stage.taps if tap.startswith("model.backbone.model.network.")]
+        assert (len(network), len(stage.taps)) == (2, 2 + 3)
+        student.module.train()
+        optimizer = torch.optim.SGD(student.module.parameters(), 1e-3)
+        totals = []
+        for _ in range(3):
+            found = stage.losses(student.module, batch)
+            assert set(found) == {"feature", "logits", "perturbation"} | names
+            optimizer.zero_grad()
+            total = sum(found.values())
+            total.backward()
+            optimizer.step()
+            totals.append(float(total))
+        assert totals[2] < totals[0]
+        low = lowrank.low_rank_layers(student.module)
+        assert all(m.up.weight.grad.abs().max() > 0 for n, m in low.items() if "network" in n)
+
+
+def test_a_compressed_backbone_becomes_a_detector_on_the_command_line(here, pela):
+    """One recipe: a timm classifier is cut down for the images of the boxes, then DETR is built
+    around it and trained."""
+    drawn_boxes.write(here / "shapes", {"train": 32, "val": 8}, side=64, seed=1)
+    shape = json.dumps(SHAPES[SWIN])[1:-1].replace('": ', '" = ')
+    (here / "recipe.toml").write_text(
+        f"""
+        model = "{SWIN}"
+        weights = "random"
+        model_args = {{ {shape} }}
+        output = "run"
+        device = "cpu"
+        task = "detection"
+        [task_args]
+        queries = 4
+        detector_args = {json.dumps([*ARGS, "dropout=0.0"])}
+        [data]
+        dataset = "shapes"
+        image_size = 64
+        batch_size = 8
+        augment = {{ none = true }}
+        [decompose]
+        ratio = "1/2"
+        scope = "layers"
+        calibrate = "train"
+        samples = 16
+        [finetune]
+        epochs = 50
+        lr = 2e-3
+        log_every = 1
+        [eval]
+        latency = false
+        """
+    )
+    code, out, err = pela("run", "recipe.toml", "--json")
+    assert code == 0, err
+    assert "a DetrForObjectDetection around run" in err or not err
+    assert 0 <= json.loads(out)["eval"]["metrics"]["ap"] <= 100
+    course = (here / "run/finetune/metrics.jsonl").read_text().splitlines()
+    losses = [sum(row["losses"].values()) for row in map(json.loads, course) if "losses" in row]
+    assert len(losses) == 200
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+
+    before, after = manifest.read(here / "run/decompose"), manifest.read(here / "run/finetune")
+    assert (before.library, after.library) == ("timm", "transformers")
+    old = {f"model.backbone.model.network.{r.name}": r for r in before.layers if r.rank is not None}
+    rows = {row.name: row for row in after.layers if row.rank is not None}
+    assert {name: (r.rank, r.energy) for name, r in rows.items()} == {
+        name: (r.rank, r.energy) for name, r in old.items()
+    }
+    code, out, err = pela("eval", "run/finetune", "--no-latency", "--json")
+    assert code == 0, err
+    assert json.loads(out)["metrics"]["ap"] >= 0
+    code, out, err = pela("report", "run/finetune", "--json")
+    assert code == 0, err
+    [row] = json.loads(out)
+    assert row["params"]["after"] == counted(artefact.load(here / "run/finetune").module)
+    code, _, err = pela("eval", "run/decompose", "--data", "shapes", "--task", "detection")
+    assert code == 2
+    assert err.count("\n") == 1
