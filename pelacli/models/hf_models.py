@@ -123,7 +123,8 @@ def rebuild(directory: Path) -> nn.Module:
     module: nn.Module | None = None
     with contextlib.suppress(RuntimeError), init_empty_weights(include_buffers=False):
         module = from_config(read_config(directory, {}))
-        module.tie_weights()  # type: ignore[operator]  # without memory, shared weights come apart
+    if module is not None:  # built without memory, shared weights come apart
+        module.tie_weights()  # type: ignore[operator]
     # What is computed from a weight there is only the long way.
     if module is None or any(b.is_meta for b in module.buffers()):
         module = from_config(read_config(directory, {}))
