@@ -61,7 +61,8 @@ def test_classes_and_arguments_reach_the_model():
     assert models.num_classes(opened) == 7
     assert not opened.module.training
     assert models.predict(opened.module, models.example(opened)).shape == (1, 7)
-    assert opened.inputs == ImageInput((3, 224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.9)
+    wanted = ImageInput((3, 224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.9, fixed=True)
+    assert opened.inputs == wanted
 
 
 def test_a_bare_file_has_its_own_classes(checkpoint):
