@@ -246,11 +246,15 @@ def _torchvision(name: str, spec: str, split: str) -> Opened:
 
 def choose_split(split: str, there: Sequence[str], spec: str) -> str:
     """The name under which a dataset has the split: "val" finds "validation"."""
-    family = next((names for names in SPLITS if split in names), (split,))
-    for name in (split, *family):
+    for name in (split, *split_names(split)):
         if name in there:
             return name
     raise RequestError(f"{spec}: no split {split!r}; it has {', '.join(there)}")
+
+
+def split_names(split: str) -> tuple[str, ...]:
+    """All names of the split that has this one; this one alone where it is of no usual split."""
+    return next((names for names in SPLITS if split in names), (split,))
 
 
 def unknown(spec: str) -> RequestError:

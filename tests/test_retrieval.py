@@ -301,7 +301,7 @@ def test_hub_datasets_with_an_image_and_a_caption(shown, tmp_path):
         ('[{"image": "a.png", "caption": "x", "image_id": 1.5}]', "'image_id' is no identifier"),
         ('{"images": [], "annotations": [{"image_id": 3, "caption": "x"}]}',
          "annotations, entry 1: image_id 3 is not among the images"),
-        ('[{"image": "a.png", "caption": "x"}]', "entry 1: not a readable image"),
+        ('[{"image": "a.png", "caption": "x"}]', "entry 1 (FOLDER/a.png): not a readable image"),
     ],
 )  # fmt: skip
 def test_mistakes_in_files_are_named(tmp_path, content, told):
@@ -310,7 +310,7 @@ def test_mistakes_in_files_are_named(tmp_path, content, told):
     data = Data(dataset=str(tmp_path), augment=Augment(none=True))
     with pytest.raises(RequestError) as error:
         tasks.get("retrieval").open(data, "val", inputs=model.inputs)[0]
-    assert told in str(error.value)
+    assert told.replace("FOLDER", str(tmp_path)) in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -158,11 +158,8 @@ def test_training_pictures_are_varied_and_keep_their_colours(here):
     ("change", "message"),
     [
         (lambda h: (h / "tiny/vocab.txt").unlink(), "came without a tokenizer; put the tokenizer"),
-        (lambda h: (h / "data/train/3.png").write_bytes(b"x"), "entry 4: not a"),
-        (
-            lambda h: (h / "data/train.json").write_text("{}"),
-            "train.json: expected a list of entries",
-        ),
+        (lambda h: (h / "data/train/3.png").write_bytes(b"x"), "entry 4 (data/train/3.png): not a"),
+        (lambda h: (h / "data/train.json").write_text("{}"), "data/train.json: expected a list"),
     ],
 )
 def test_bad_data_is_named(here, change, message):

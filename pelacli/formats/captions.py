@@ -7,7 +7,8 @@ COCO's is ``{"images": [{"id", "file_name"}], "annotations": [{"image_id", "capt
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,26 +57,33 @@ def read(
             for number, (image, fields, where) in enumerate(rows)
         ], part
     files, name = json_files.files(spec, split, several=not together)
-    by_image: dict[str, Captioned] = {}
-    entries = []
-    for file in files:
-        for image, captions, key, where in _rows(file, images):
-            first = by_image.setdefault(key, Captioned(image, len(by_image), where))
-            first.captions.extend(captions)
-            entries.append(Captioned(image, first.number, where, captions))
+    numbers: dict[str, int] = {}
+    entries = [
+        Captioned(image, numbers.setdefault(key, len(numbers)), where, captions)
+        for file in files
+        for image, captions, key, where in _rows(file, images)
+    ]
     if not entries:
         raise RequestError(f"{files[0]}: no entries")
-    return list(by_image.values()) if together else entries, name
+    return _merged(entries) if together else entries, name
+
+
+def _merged(entries: Iterable[Captioned]) -> list[Captioned]:
+    """Each image once, where it comes first, with the captions of all its entries."""
+    found: dict[int, Captioned] = {}
+    for one in entries:
+        first = found.setdefault(one.number, replace(one, captions=[]))
+        first.captions.extend(one.captions)
+    return list(found.values())
 
 
 def _rows(file: Path, root: str | None) -> list[tuple[str, list[str], str, str]]:
     """(path, captions, what identifies the image, place) of each entry."""
-    if file.suffix == ".json":
-        content = json_files.read(file)
-        if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
-            return _coco(content, file, root)
+    content = json_files.read(file)
+    if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
+        return _coco(content, file, root)
     found = []
-    for entry, where in json_files.entries(file):
+    for entry, where in json_files.listed(content, file):
         image = json_files.image(entry, where, root)
         key = json_files.number(entry, "image_id", where) if "image_id" in entry else None
         same = image if key is None else f"{file} {key}"  # numbers are a file's own, paths are not

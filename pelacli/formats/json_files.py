@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pelacli.errors import RequestError
-from pelacli.sources import SPLITS, choose_split
+from pelacli.sources import SPLITS, choose_split, split_names
 
 _KINDS = (".json", ".jsonl")
 
@@ -68,8 +68,7 @@ def _together(
     if not named:
         return sorted({file for some in there.values() for file in some}), None
     found = choose_split(split, list(there), spec)
-    family = next((names for names in SPLITS if found in names), (found,))
-    return there[found], None if named <= set(family) else found
+    return there[found], None if named <= set(split_names(found)) else found
 
 
 def read(file: Path) -> Any:
@@ -98,8 +97,12 @@ def read(file: Path) -> Any:
 
 
 def entries(file: Path) -> list[tuple[dict[str, Any], str]]:
-    """(entry, its place in words) of a list of objects."""
-    rows = read(file)
+    """(entry, its place in words) of a file that is a list of objects."""
+    return listed(read(file), file)
+
+
+def listed(rows: Any, file: Path) -> list[tuple[dict[str, Any], str]]:
+    """`entries` of what was read from a file already."""
     if not isinstance(rows, list):
         raise RequestError(f"{file}: expected a list of entries, found {_kind(rows)}")
     found = []

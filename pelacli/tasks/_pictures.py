@@ -117,7 +117,9 @@ class Look:
 
     def read(self, raw: Any, where: str) -> Any:
         """The picture as it is, of PIL."""
-        return decode(raw.read() if hasattr(raw, "read") else raw, "RGB", where)
+        if hasattr(raw, "read"):  # of a hub's rows: the row is all that names it
+            return decode(raw.read(), "RGB", where)
+        return decode(raw, "RGB", f"{where} ({raw})")
 
     def show(self, shown: Any) -> tuple[Tensor, bool]:
         mirrors = self.flip > 0 and bool(torch.rand(()) < self.flip)

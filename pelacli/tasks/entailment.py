@@ -14,13 +14,7 @@ from pelacli.data import Batch, Dataset
 from pelacli.formats import entailment
 from pelacli.formats.entailment import LABELS, Claim
 from pelacli.models import OpenModel, pairs
-from pelacli.tasks._joint import (
-    PairTask,
-    both,
-    fitted,
-    stacked,
-    together,
-)
+from pelacli.tasks._joint import PairTask, both, fitted, stacked, together
 from pelacli.tasks._pictures import Look, mirrored
 from pelacli.tasks.image_classification import Accuracy
 

@@ -27,14 +27,7 @@ from pelacli.formats import questions
 from pelacli.formats.questions import Question
 from pelacli.models import OpenModel, pairs, to_device
 from pelacli.tasks._answers import accuracy, ranked, written
-from pelacli.tasks._joint import (
-    Entries,
-    PairTask,
-    answers,
-    both,
-    fitted,
-    together,
-)
+from pelacli.tasks._joint import Entries, PairTask, answers, both, fitted, together
 from pelacli.tasks._pictures import Look, mirrored
 
 if TYPE_CHECKING:
