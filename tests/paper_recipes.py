@@ -25,22 +25,26 @@ def built(name):
     dense = models.open(spec.model, weights="random", meta=True)
     student = copy.copy(dense)
     student.module = copy.deepcopy(dense.module)
-    layers = decompose.find(student, spec.decompose)
-    free = [layer for layer in layers if layer.reason is None]
-    plan = ranks.plan(
-        [ranks.Spectrum(la.name, la.shape, np.ones(min(la.shape))) for la in free],
-        policy=spec.decompose.policy,
-        ratio=spec.decompose.budget,
-        scope=spec.decompose.scope,
-        fixed_params=engine.fixed_params(student.module, free),
-    )
-    lowrank.replace_empty(student.module, plan.ranks())
+    cut(student, spec)
     section = spec.pretrain
     if section.drop_path is not None:
         models.set_drop_path(student.module, section.drop_path, section.drop_path_rule)
     dense.module.eval().requires_grad_(False)
     task = tasks.get(spec.task, spec.task_args)
     return spec, Stage(section, student, dense, task, labelled=True)
+
+
+def cut(opened, spec):
+    """Give a model of a recipe the shapes of its low-rank layers, without values."""
+    free = [la for la in decompose.find(opened, spec.decompose) if la.reason is None]
+    plan = ranks.plan(
+        [ranks.Spectrum(la.name, la.shape, np.ones(min(la.shape))) for la in free],
+        policy=spec.decompose.policy,
+        ratio=spec.decompose.budget,
+        scope=spec.decompose.scope,
+        fixed_params=engine.fixed_params(opened.module, free),
+    )
+    lowrank.replace_empty(opened.module, plan.ranks())
 
 
 def step(name, settings, model, pela):

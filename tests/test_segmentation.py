@@ -12,14 +12,13 @@ import torch
 import torch.nn.functional as F
 from accelerate import init_empty_weights
 from drawn_masks import write, write_kinds
+from paper_recipes import RECIPES, cut
 
 from pelacli import (
     artefact,
-    engine,
     lowrank,
     manifest,
     models,
-    ranks,
     recipe,
     recipe_file,
     tasks,
@@ -30,7 +29,6 @@ from pelacli.errors import RequestError
 from pelacli.recipe import Recipe
 from pelacli.steps import decompose, finetune, pretrain
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 VIT = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2}
 HEAD = {"channels": 16, "pool_scales": [1, 2], "auxiliary": 0.0}
 
@@ -288,15 +286,7 @@ def test_the_recipe_for_ade20k():
     spec = recipe_file.load(RECIPES / "segmentation.toml", [])
     assert Path(spec.model) == imagenet.output
     swin = models.open(imagenet.model, weights="random", meta=True)
-    free = [la for la in decompose.find(swin, imagenet.decompose) if la.reason is None]
-    plan = ranks.plan(
-        [ranks.Spectrum(la.name, la.shape, np.ones(min(la.shape))) for la in free],
-        policy=imagenet.decompose.policy,
-        ratio=imagenet.decompose.budget,
-        scope=imagenet.decompose.scope,
-        fixed_params=engine.fixed_params(swin.module, free),
-    )
-    lowrank.replace_empty(swin.module, plan.ranks())
+    cut(swin, imagenet)
     chosen = tasks.get(*recipe.task_of(spec, spec.finetune))
     make = SimpleNamespace(size=(spec.data.image_size,) * 2)
     dataset = SimpleNamespace(num_classes=chosen.classes, make=make)

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 import transformers as T
 from accelerate import init_empty_weights
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from backbones import Moved, counted, images
 
 import pelacli
-from pelacli import artefact, lowrank, models, record, tasks
+from pelacli import artefact, lowrank, models, tasks
 from pelacli.data import Dataset
 from pelacli.errors import RequestError
 from pelacli.models import features, segmenter
@@ -69,22 +68,6 @@ def around(found, classes=5, image_size=None, **changed):
     return segmenter.around(found, classes=classes, image_size=image_size, **(SMALL | changed))
 
 
-def images(found, batch=2):
-    torch.manual_seed(1)
-    return torch.randn(batch, *found.inputs.size)
-
-
-def counted(module):
-    return sum(p.numel() for p in module.parameters())
-
-
-def flops(found):
-    plain = sdpa_kernel(SDPBackend.MATH)
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), plain:
-        found.module.eval()(images(found, 1))
-    return counter.get_total_flops()
-
-
 # Backbones ---------------------------------------------------------------------------------------
 
 
@@ -94,30 +77,10 @@ def test_a_low_rank_backbone_stays_low_rank(name, tmp_path):
     pelacli.decompose(found.module, 0.5, scope="layers")
     pelacli.save(found.module, tmp_path / "classifier")
     source = artefact.load(tmp_path / "classifier")
-    places = lowrank.places(source.module)
-    low = {id(module) for module in lowrank.low_rank_layers(source.module).values()}
-    assert low
+    moved = Moved(source)
     fitted = around(source.opened)
-    described = record.moved(fitted, source.manifest, places)
-
-    # The very modules, under their new names, with their ranks and energies.
-    there = lowrank.low_rank_layers(fitted.module)
-    assert {id(module) for module in there.values()} == low
-    assert all(place.startswith("backbone.") for place in there)
-    rows = {row.name: row for row in described.layers if row.rank is not None}
-    assert set(rows) == set(there)
-    old = {id(places[row.name]): row for row in source.manifest.layers if row.rank is not None}
-    for place, module in there.items():
-        before = old[id(module)]
-        assert (rows[place].rank, rows[place].energy) == (module.rank, before.energy)
-        assert rows[place].params == before.params
-
-    # The totals are torch's own counts of the module, and of the same with dense layers.
-    assert described.params.after == counted(fitted.module)
-    assert described.flops.after == flops(fitted)
-    whole = around(opened(name))
-    assert described.params.before == counted(whole.module)
-    assert described.flops.before == flops(whole)
+    described = moved.check(fitted, whole=around(opened(name)))
+    assert all(place.startswith("backbone.") for place in lowrank.low_rank_layers(fitted.module))
 
     # Written and read back to the bit.
     artefact.save(fitted, described, tmp_path / "segmenter")
