@@ -15,19 +15,17 @@ import timm
 import torch
 import transformers as T
 from accelerate import init_empty_weights
+from backbones import Moved, counted, images
+from paper_recipes import RECIPES, cut
 from test_detection import DETR, batch_of, data
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import pelacli
 from pelacli import (
     artefact,
-    engine,
     lowrank,
     manifest,
     models,
     optim,
-    ranks,
     recipe,
     recipe_file,
     record,
@@ -36,7 +34,7 @@ from pelacli import (
 from pelacli.errors import RequestError
 from pelacli.models import adopting, detectors, segmenter
 from pelacli.recipe import Pretrain
-from pelacli.steps import decompose, pretrain
+from pelacli.steps import pretrain
 
 VIT, SWIN = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
 SHAPES = {
@@ -72,21 +70,6 @@ def around(found, side=64, classes=2, queries=5):
     return adopting.detector(found, None, classes, queries, DETR, 0, size)
 
 
-def images(found, batch=2):
-    torch.manual_seed(1)
-    return torch.randn(batch, *found.inputs.size)
-
-
-def counted(module):
-    return sum(p.numel() for p in module.parameters())
-
-
-def flops(found):
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        found.module.eval()(images(found, 1))
-    return counter.get_total_flops()
-
-
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     root = tmp_path_factory.mktemp("drawn") / "d"
@@ -102,32 +85,12 @@ def test_a_low_rank_backbone_stays_low_rank(name, drawn, tmp_path):
     pelacli.decompose(found.module, 0.6, scope="layers")
     pelacli.save(found.module, tmp_path / "classifier")
     source = artefact.load(tmp_path / "classifier")
-    places = lowrank.places(source.module)
-    low = set(lowrank.low_rank_layers(source.module).values())
-    assert low
+    moved = Moved(source)
     task = tasks.get("detection", {"queries": 5, "detector_args": ARGS})
     dataset = task.open(data(drawn, 64), "train", inputs=source.opened.inputs)
     fitted = task.fit(source.opened, dataset, None, seed=0)
     assert type(fitted.module).__name__ == "DetrForObjectDetection"
-    described = record.moved(fitted, source.manifest, places)
-
-    # The very modules, with their ranks and energies.
-    there = lowrank.low_rank_layers(fitted.module)
-    assert set(there.values()) == low
-    rows = {row.name: row for row in described.layers if row.rank is not None}
-    assert set(rows) == set(there)
-    old = {id(places[row.name]): row for row in source.manifest.layers if row.rank is not None}
-    for place, module in there.items():
-        before = old[id(module)]
-        assert (rows[place].rank, rows[place].energy) == (module.rank, before.energy)
-        assert rows[place].params == before.params
-
-    # They run as factors: the totals are torch's own counts, and of the same with dense layers.
-    whole = around(opened(name))
-    assert described.params.after == counted(fitted.module)
-    assert described.params.before == counted(whole.module)
-    assert described.flops.after == flops(fitted)
-    assert described.flops.before == flops(whole)
+    described = moved.check(fitted, whole=around(opened(name)))
 
     # Written and read back to the bit, with what its images are.
     artefact.save(fitted, described, tmp_path / "detector")
@@ -158,7 +121,6 @@ def test_the_map_is_what_the_classifier_was_used_to(name, side):
     keep = {"window_size": 4} if name == SWIN else {}
     plain.set_input_size(img_size=(side, side), **keep)
     fitted = around(found, side)
-    fitted.module.eval()
     x = images(fitted)
     with torch.no_grad():
         features = plain.forward_features(x)
@@ -292,6 +254,33 @@ def test_what_has_no_place_in_a_detector_is_refused(drawn):
         around(own)
 
 
+@pytest.mark.slow
+def test_every_kind_of_timm_goes_into_a_detector(tmp_path, monkeypatch):
+    """Those of benchmarks/coverage.py: built around, written, read back to the bit."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import _timm_cases
+
+    failed, cases = {}, _timm_cases.cases()
+    for case in cases:
+        found = models.open(case.ref, weights="random", model_args=case.args(), num_classes=3)
+        described = record.describe(found, [], None)
+        pelacli.decompose(found.module, 0.8, scope="layers", policy="uniform")
+        try:
+            fitted = around(found, found.inputs.size[1])
+            artefact.save(fitted, record.moved(fitted, described, {}), tmp_path / "a")
+            again = artefact.load(tmp_path / "a")
+            x = images(fitted, 1)
+            with torch.no_grad():
+                want, got = fitted.module.eval()(x), again.module(x)
+            assert lowrank.low_rank_layers(fitted.module)
+            assert torch.equal(want.logits, got.logits)
+            assert torch.equal(want.pred_boxes, got.pred_boxes)
+        except Exception as error:
+            failed[case.name] = f"{type(error).__name__}: {error}"[:200]
+    assert not failed
+    assert len(cases) > 80
+
+
 # Full size ---------------------------------------------------------------------------------------
 
 
@@ -327,20 +316,11 @@ def test_the_papers_models_at_full_size(name, side, width, grid):
 
 def test_the_recipe_for_coco():
     """The Swin-B of the paper's recipe, of which DETR keeps every factor. No weights."""
-    root = Path(pelacli.__file__).parents[1] / "recipes"
-    imagenet = recipe_file.load(root / "imagenet/swin_base.toml", [])
-    spec = recipe_file.load(root / "detection_swin.toml", [])
+    imagenet = recipe_file.load(RECIPES / "imagenet/swin_base.toml", [])
+    spec = recipe_file.load(RECIPES / "detection_swin.toml", [])
     assert Path(spec.model) == imagenet.output
     swin = models.open(imagenet.model, weights="random", meta=True)
-    free = [la for la in decompose.find(swin, imagenet.decompose) if la.reason is None]
-    plan = ranks.plan(
-        [ranks.Spectrum(la.name, la.shape, np.ones(min(la.shape))) for la in free],
-        policy=imagenet.decompose.policy,
-        ratio=imagenet.decompose.budget,
-        scope=imagenet.decompose.scope,
-        fixed_params=engine.fixed_params(swin.module, free),
-    )
-    lowrank.replace_empty(swin.module, plan.ranks())
+    cut(swin, imagenet)
     chosen = tasks.get(*recipe.task_of(spec, spec.finetune))
     dataset = SimpleNamespace(classes=[str(number) for number in range(80)], make=None)
     swin.inputs = models.ImageInput((3, 640, 640), (0.5,) * 3, (0.5,) * 3, fixed=True)
@@ -349,6 +329,12 @@ def test_the_recipe_for_coco():
     saved = 87_768_224 - 62_164_128  # by the paper's recipe, of a classifier
     assert fitted.params == 104_548_109 - saved == 78_944_013
     assert len(lowrank.low_rank_layers(fitted.module)) == 72
+    with torch.no_grad():
+        [one] = fitted.module.model.backbone.model(
+            torch.empty(1, 3, 640, 640, device="meta")
+        ).feature_maps
+    assert one.shape == (1, 1024, 20, 20)
+    assert models.num_classes(fitted) == 80
 
 
 # Healing and learning ----------------------------------------------------------------------------
@@ -375,7 +361,7 @@ def test_it_is_healed_with_and_without_labels(name, drawn):
             total = sum(found.values())
             total.backward()
             optimizer.step()
-            totals.append(float(total))
+            totals.append(float(total.detach()))
         assert totals[2] < totals[0]
         low = lowrank.low_rank_layers(student.module)
         assert all(m.up.weight.grad.abs().max() > 0 for n, m in low.items() if "network" in n)
@@ -385,7 +371,7 @@ def test_a_compressed_backbone_becomes_a_detector_on_the_command_line(here, pela
     """One recipe: a timm classifier is cut down for the images of the boxes, then DETR is built
     around it and trained."""
     drawn_boxes.write(here / "shapes", {"train": 32, "val": 8}, side=64, seed=1)
-    shape = json.dumps(SHAPES[SWIN])[1:-1].replace('": ', '" = ')
+    shape = ", ".join(f"{key} = {json.dumps(value)}" for key, value in SHAPES[SWIN].items())
     (here / "recipe.toml").write_text(
         f"""
         model = "{SWIN}"
@@ -441,3 +427,91 @@ def test_a_compressed_backbone_becomes_a_detector_on_the_command_line(here, pela
     code, _, err = pela("eval", "run/decompose", "--data", "shapes", "--task", "detection")
     assert code == 2
     assert err.count("\n") == 1
+
+
+RECIPE = """
+weights = "random"
+num_classes = 2
+output = "run"
+device = "cpu"
+task = "detection"
+seed = 1
+
+[task_args]
+queries = 2
+detector_args = [
+    "d_model=48", "encoder_layers=1", "decoder_layers=2", "encoder_ffn_dim=96",
+    "decoder_ffn_dim=96", "encoder_attention_heads=3", "decoder_attention_heads=3",
+    "dropout=0.0", "init_std=0.15",
+]
+
+[data]
+dataset = "shapes"
+batch_size = 16
+augment = { none = true }
+
+[teacher]
+epochs = 20
+lr = 1.5e-3
+warmup_epochs = 2
+clip_grad = 1.0
+weight_decay = 1e-4
+eval_every = 100
+
+[decompose]
+ratio = "1/2"
+scope = "layers"
+policy = "uniform"
+
+[pretrain]
+epochs = 8
+lr = 1.5e-3
+clip_grad = 1.0
+weight_decay = 1e-4
+eval_every = 100
+
+[pretrain.loss]
+task = 1.0
+feature = 1.0
+
+[finetune]
+epochs = 4
+lr = 1e-3
+clip_grad = 1.0
+weight_decay = 1e-4
+eval_every = 100
+
+[eval]
+latency = false
+"""
+# AP of dense → decomposed → healed → fine-tuned, with seeds 1, 2, … of data, weights and order:
+# ViT 38.6 → 5.1 → 34.3 → 34.3, 40.7 → 0.2 → 40.8 → 40.6, 29.6 → 0.2 → 27.9 → 36.0,
+# 37.8 → 0.4 → 34.5 → 34.8; Swin 37.9 → 1.0 → 44.9 → 43.9, 7.7 → 1.0 → 15.5 → 17.8 (the dense one
+# has hardly learned), 25.7 → 3.4 → 38.1 → 46.7. The tests have seed 1.
+LEARNERS = {
+    VIT: {"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3},
+    SWIN: {
+        "img_size": 64, "patch_size": 4, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4],
+        "window_size": 4,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [VIT, pytest.param(SWIN, marks=pytest.mark.slow)])
+def test_a_detector_learns_falls_and_is_healed(name, here, pela):
+    shape = LEARNERS[name]
+    drawn_boxes.write(here / "shapes", {"train": 256, "val": 48}, side=shape["img_size"], seed=1)
+    args = ", ".join(f"{key} = {json.dumps(value)}" for key, value in shape.items())
+    about = f'model = "{name}"\nmodel_args = {{ {args} }}\n'
+    (here / "recipe.toml").write_text(about + RECIPE)
+    code, out, err = pela("run", "recipe.toml", "--json")
+    assert code == 0, err
+    found = json.loads(out)["eval"]
+    healed, dense = found["metrics"], found["baseline"]["metrics"]
+    code, out, err = pela("eval", "run/decompose", "--no-latency", "--json")
+    assert code == 0, err
+    fallen = json.loads(out)["metrics"]
+    assert dense["ap"] > 25
+    assert fallen["ap"] < dense["ap"] / 3
+    assert healed["ap"] > dense["ap"] - 8
+    assert found["params"] < 0.75 * found["baseline"]["params"]

@@ -74,6 +74,7 @@ def detector(
         size = {"height": side, "width": side}
     else:
         module = _around(opened, kind, classes, queries, args)
+    module.train(opened.module.training)
     images = cast(ImageInput, getattr(opened.inputs, "image", opened.inputs))
     settings: dict[str, Any] = {"image_mean": list(images.mean), "image_std": list(images.std)}
     if size is not None:

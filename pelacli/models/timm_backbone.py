@@ -134,7 +134,7 @@ def adopt(backbone: TimmMap, network: nn.Module) -> None:
     if isinstance(own, nn.LayerNorm) and own.normalized_shape == backbone.norm.normalized_shape:
         backbone.norm.load_state_dict(own.state_dict(), strict=False)
     _trimmed(network)
-    backbone.network = network.train(backbone.training)
+    backbone.network = network
 
 
 def _sized(network: nn.Module, size: int) -> None:
