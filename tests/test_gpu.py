@@ -1,0 +1,187 @@
+"""What only a GPU can show: its factors, AMP with a scaler, compiled blocks, FSDP by a launcher.
+
+Skipped where there is none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pelacli
+from pelacli import artefact, pipeline, rundir
+from pelacli.errors import PelaError
+from pelacli.recipe import Recipe
+from pelacli.steps import pretrain
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 3, "num_heads": 3}
+DIGITS = {"dataset": "digits", "batch_size": 64, "image_size": 32, "augment": {"none": True}}
+TEACHER = {"epochs": 15, "lr": 1e-3, "warmup_epochs": 1}
+HEALING = {
+    "steps": 30, "epochs": 2, "lr": 3e-4, "warmup_epochs": 0, "ema": 0.9, "clip_grad": 1.0,
+    "log_every": 1, "save_every": 10,
+    "loss": {"task": 1.0, "feature": 1.0, "logits": 1.0, "perturbation": 1.0},
+}  # fmt: skip
+CUT = {"ratio": "0.4", "scope": "layers"}
+CALIBRATED = CUT | {"calibrate": "train", "samples": 64}
+PLAIN = CUT | {"policy": "uniform"}  # leaves healing something to do
+
+
+def recipe(teacher: str, output: Path, device: str = "cuda", **healing) -> Recipe:
+    return Recipe(
+        model=teacher, output=str(output), device=device, data=DIGITS, decompose=PLAIN,
+        pretrain=HEALING | healing,
+    )  # fmt: skip
+
+
+def fork(exact: Path, made: Recipe) -> Recipe:
+    """Let the recipe's healing begin with the factors of another run."""
+    Path(made.output).mkdir()
+    (Path(made.output) / "decompose").symlink_to(exact / "decompose")
+    return made
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> str:
+    """A small ViT that has learned the digits on the GPU."""
+    made = Recipe(
+        model="vit_tiny_patch16_224", weights="random", model_args=TINY, num_classes=10,
+        output=str(tmp_path_factory.mktemp("teacher")), device="cuda", teacher=TEACHER, data=DIGITS,
+    )  # fmt: skip
+    pipeline.run(made)
+    return rundir.dense(made)
+
+
+@pytest.fixture(scope="module")
+def exact(teacher, tmp_path_factory) -> Path:
+    """Decomposed and healed on the GPU in float32."""
+    folder = tmp_path_factory.mktemp("exact")
+    pipeline.run(recipe(teacher, folder))
+    return folder
+
+
+def logits(path: Path) -> torch.Tensor:
+    images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return artefact.load(path).module(images)
+
+
+def gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def course(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    return [line["losses"] for line in lines if "losses" in line]
+
+
+def test_calibrated_factors_are_those_of_the_cpu(teacher, tmp_path):
+    """Moments in float32, on another chip: close, not bitwise."""
+    found = []
+    for device in ("cuda", "cpu"):
+        made = Recipe(
+            model=teacher, output=str(tmp_path / device), device=device, data=DIGITS,
+            decompose=CALIBRATED,
+        )  # fmt: skip
+        pipeline.run(made)
+        found.append(logits(tmp_path / device / "decompose"))
+    print("factors:", gap(*found), "lost to dense:", gap(found[0], logits(Path(teacher))))
+    assert gap(*found) < 1e-2
+
+
+def test_healing_follows_the_cpu(teacher, exact, tmp_path):
+    """The same factors healed on both: the losses of every step."""
+    there = fork(exact, recipe(teacher, tmp_path / "cpu", device="cpu"))
+    pipeline.run(there)
+    ours, theirs = (course(folder / "pretrain") for folder in (exact, tmp_path / "cpu"))
+    assert len(ours) == len(theirs) == 30
+    print("course:", ours[-1], theirs[-1])
+    print("weights:", gap(logits(exact / "pretrain"), logits(tmp_path / "cpu" / "pretrain")))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(other, rel=2e-2, abs=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "near"), [("bf16", 5e-2), ("fp16", 2e-2)])
+def test_half_precision_heals_alike(teacher, exact, tmp_path, precision, near):
+    """The perturbation is float32 in any precision; fp16 needs its scaler to get through."""
+    made = fork(exact, recipe(teacher, tmp_path / "half", precision=precision))
+    pipeline.run(made)
+    ours, theirs = (course(folder / "pretrain") for folder in (tmp_path / "half", exact))
+    print(precision, ours[0], theirs[0], ours[-1], theirs[-1])
+    found = gap(logits(tmp_path / "half" / "pretrain"), logits(exact / "pretrain"))
+    print(precision, "weights:", found)
+    assert ours[0]["perturbation"] == pytest.approx(theirs[0]["perturbation"], rel=1e-5)
+    assert found < near
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(other, rel=0.1, abs=5e-3)
+    assert sum(theirs[-1].values()) < 0.9 * sum(theirs[0].values())
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_a_stopped_run_goes_on(teacher, exact, tmp_path, monkeypatch, precision):
+    """The scaler's state travels in the checkpoint."""
+    whole = fork(exact, recipe(teacher, tmp_path / "whole", precision=precision))
+    pipeline.run(whole)
+    stopped = fork(exact, recipe(teacher, tmp_path / "stopped", precision=precision))
+    kept = pretrain.Stage.begin
+
+    def begin(self, over):
+        if over >= 0.5:
+            raise PelaError("the power is gone")
+        kept(self, over)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain.Stage, "begin", begin)
+        with pytest.raises(PelaError, match="power is gone"):
+            pipeline.run(stopped)
+    pipeline.run(stopped)
+    found = gap(logits(tmp_path / "stopped/pretrain"), logits(tmp_path / "whole/pretrain"))
+    print("resumed", precision, found)
+    assert found < 1e-4
+
+
+def test_compiled_blocks_heal_alike(teacher, exact, tmp_path):
+    made = fork(exact, recipe(teacher, tmp_path / "compiled", compile=True))
+    pipeline.run(made)
+    found = gap(logits(tmp_path / "compiled/pretrain"), logits(exact / "pretrain"))
+    print("compiled:", found)
+    assert found < 1e-2
+
+
+@pytest.mark.parametrize("kind", ["DDP", "FSDP"])
+def test_launched_on_one_gpu(teacher, exact, tmp_path, kind):
+    """By accelerate's launcher, with NCCL: a process group of one gives the weights of none."""
+    made = fork(exact, recipe(teacher, tmp_path / "run"))
+    (tmp_path / "recipe.json").write_text(made.model_dump_json(exclude_unset=True))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += ["--nproc-per-node", "1", __file__, str(tmp_path)]
+    paths = [str(Path(pelacli.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    if kind == "FSDP":
+        environment |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "kind").read_text() == {"DDP": "MULTI_GPU"}.get(kind, kind)
+    found = gap(logits(tmp_path / "run" / "pretrain"), logits(exact / "pretrain"))
+    print(kind, found)
+    assert found < 1e-4
+
+
+def child(folder: Path) -> None:
+    """What a launched process does."""
+    from accelerate.state import AcceleratorState
+
+    pipeline.run(Recipe.model_validate_json((folder / "recipe.json").read_text()))
+    (folder / "kind").write_text(AcceleratorState().distributed_type.value)
+
+
+if __name__ == "__main__":
+    child(Path(sys.argv[1]))
