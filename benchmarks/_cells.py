@@ -265,7 +265,7 @@ class Workshop:
         return self.settings.model if cell.method.backbone else str(self.work / "teacher" / "dense")
 
     def _decompose(self, cell: Cell) -> dict[str, Any]:
-        common = {"ratio": cell.ratio, "scope": "layers"}
+        common = {"ratio": cell.ratio, "scope": "layers", "multiple": 1}
         if cell.method.start == "svd":
             return common | {"policy": "uniform"}
         return common | {"calibrate": "train", "samples": self.settings.samples}

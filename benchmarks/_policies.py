@@ -117,7 +117,7 @@ class Case:
 
 
 def _plan(spectra: Sequence[Spectrum], policy: str, ratio: Fraction) -> Plan:
-    return ranks.plan(spectra, policy=policy, ratio=ratio, scope="layers")
+    return ranks.plan(spectra, policy=policy, ratio=ratio, scope="layers", multiple=1)
 
 
 def plain_uniform(case: Case, ratio: Fraction) -> dict[str, Factors]:

@@ -36,6 +36,7 @@ class Shape:
 
     Attributes:
         size: pixels a side; small: a tiny network of the model's kind, to see that all runs.
+        multiple: the ranks are multiples of it.
         precision: "no" or "bf16", of the autocast.
     """
 
@@ -43,6 +44,7 @@ class Shape:
     size: int = 224
     batch: int = 8
     ratio: Fraction = Fraction(1, 2)
+    multiple: int = 1
     device: str = "cpu"
     precision: str = "no"
     small: bool = False
@@ -73,11 +75,11 @@ class Bench:
             learner = self.teacher if way else copy.deepcopy(self.teacher)
             self._add("dense", learner, lambda: {"task": self._supervised(learner)})
         if way in (None, "reference"):
-            student = low_rank(dense, shape.ratio)
+            student = low_rank(dense, shape)
             reference = Reference(student, self.teacher if way else copy.deepcopy(self.teacher))
             self._add("reference", student, lambda: reference.losses(self.batch))
         if way in (None, "ours"):
-            own = low_rank(dense, shape.ratio)
+            own = low_rank(dense, shape)
             self.teacher.requires_grad_(False)
             opened = copy.copy(dense)
             opened.module = own
@@ -120,11 +122,12 @@ class Bench:
         return int(counter.get_total_flops())
 
 
-def low_rank(dense: OpenModel, ratio: Fraction) -> nn.Module:
+def low_rank(dense: OpenModel, shape: Shape) -> nn.Module:
     """A copy with the paper's uniform ranks and random factors: speed does not ask for more."""
     student = copy.deepcopy(dense.module)
+    step = shape.multiple
     ranks = {
-        la.name: int(la.params * ratio / sum(la.shape))
+        la.name: int(la.params * shape.ratio / sum(la.shape)) // step * step
         for la in lowrank.find_layers(student, head=dense.head)
         if la.reason is None
     }

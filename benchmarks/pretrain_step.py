@@ -1,7 +1,7 @@
 """What a step of healing costs beside a plain training step and beside the reference's way.
 
     OMP_NUM_THREADS=2 python benchmarks/pretrain_step.py --json step.json   # ViT-B, batch 8
-    python benchmarks/pretrain_step.py --device cuda --precision bf16 --batch 64
+    python benchmarks/pretrain_step.py --device cuda --precision bf16 --batch 128 --multiple 8
     python benchmarks/pretrain_step.py --quick           # tiny shapes, seconds: does it still run?
 
 Seconds per step (forward, backward, update) are medians of rounds in which the ways take turns, and
@@ -66,6 +66,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=224, help="of the images, pixels")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--ratio", type=Fraction, default=Fraction(1, 2), help="of the layers")
+    parser.add_argument("--multiple", type=int, default=1, help="of which the ranks are multiples")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of training steps")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="no", choices=("no", "bf16"))
@@ -80,7 +81,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _shape(options: argparse.Namespace) -> Shape:
-    keys = ("model", "size", "batch", "ratio", "device", "precision")
+    keys = ("model", "size", "batch", "ratio", "multiple", "device", "precision")
     return Shape(**{key: getattr(options, key) for key in keys}, small=options.quick)
 
 
@@ -210,7 +211,8 @@ def table(found: Row) -> str:
     shape, machine_ = found["shape"], found["machine"]
     lines = [
         f"{shape['model']} at {shape['size']} px, batch {shape['batch']}, ratio {shape['ratio']} "
-        f"of the layers, {shape['device']}, precision {shape['precision']}; "
+        f"of the layers, ranks multiples of {shape['multiple']}, {shape['device']}, "
+        f"precision {shape['precision']}; "
         f"{machine_['threads']} threads, load before {machine_['load']:.1f}, "
         f"torch {machine_['torch']}",
         "",

@@ -104,7 +104,12 @@ def decompose(
     ] = None,
     min_rank: Annotated[int | None, typer.Option(help="Smallest rank.")] = None,
     max_rank: Annotated[int | None, typer.Option(help="Largest rank.")] = None,
-    multiple: Annotated[int | None, typer.Option(help="Ranks are multiples of this.")] = None,
+    multiple: Annotated[
+        int | None,
+        typer.Option(
+            help="Ranks are multiples of this. Unset: 8 in large layers under policy energy."
+        ),
+    ] = None,
     plan: Annotated[
         Path | None, typer.Option(help="Use the ranks of this plan (JSON), edited by hand or not.")
     ] = None,

@@ -24,6 +24,9 @@ from pelacli.refusals import ceil4, check_arguments, check_pins, floor4, impossi
 __all__ = ["LayerPlan", "Pin", "Plan", "Spectrum", "check", "measure", "plan"]
 
 Pin = int | Literal["dense", "full"]
+# GPUs multiply half-precision matrices in vectors of eight: a rank of 307 takes their slow kernels
+# (docs/log.md). A large layer does not miss what it rounds off.
+_ALIGNED, _LARGE = 8, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +76,7 @@ def plan(
     threshold: float | None = None,
     min_rank: int = 1,
     max_rank: int | None = None,
-    multiple: int = 1,
+    multiple: int | None = None,
     pins: Mapping[str, Pin] | None = None,
     unit: Literal["params", "flops"] = "params",
     fixed_flops: int | None = None,
@@ -87,7 +90,9 @@ def plan(
 
     A layer's ranks are multiples of ``multiple`` from ``min_rank`` up to ``max_rank``, and always
     below break-even, from where on it is dense. A layer so small that none is left goes by single
-    ranks instead, or is dense where even ``min_rank`` is past break-even.
+    ranks instead, or is dense where even ``min_rank`` is past break-even. Where ``multiple`` is not
+    given, the policy "energy" takes eights in layers of `_LARGE` ranks and more, and all else goes
+    by single ranks: the paper's formula has its ranks as they come.
 
     Args:
         spectra: the layers that may be factorised. Their order does not matter.
@@ -111,7 +116,11 @@ def plan(
     """
     pins = pins or {}
     names = [s.name for s in spectra]
-    check_arguments(names, policy, ratio, scope, threshold, min_rank, max_rank, multiple, energy)
+    if multiple is None and policy != "energy":
+        multiple = 1
+    check_arguments(
+        names, policy, ratio, scope, threshold, min_rank, max_rank, multiple or 1, energy
+    )
     check_pins({s.name: s.shape for s in spectra}, pins)
     if unit == "flops" and fixed_flops is None and scope == "model":
         raise ValueError("a FLOP budget of the whole model needs fixed_flops")
@@ -138,6 +147,11 @@ def plan(
     spent += pinned
     lowest = sum(c.low * c.cost for c in free.values())
     limit = None if ratio is None else ratio.numerator * total // ratio.denominator
+    if multiple is None and limit is not None and spent + lowest > limit:
+        # Eights are a wish: a budget so small that only single ranks can meet it goes by those.
+        fine = {s.name: _choice(s, *_costs(s, unit), min_rank, max_rank, 1) for s in spectra}
+        free = {name: fine[name] or choice for name, choice in free.items()}
+        lowest = sum(c.low * c.cost for c in free.values())
     if ratio is not None and limit is not None and spent + lowest > limit:
         raise impossible(
             ratio, scope, unit, total, spent + lowest, pinned, lowest, fixed, obstacles or {}
@@ -265,14 +279,15 @@ def _costs(s: Spectrum, unit: str) -> tuple[int, int]:
 
 
 def _choice(
-    s: Spectrum, cost: int, dense: int, min_rank: int, max_rank: int | None, multiple: int
+    s: Spectrum, cost: int, dense: int, min_rank: int, max_rank: int | None, multiple: int | None
 ) -> Choice | None:
     """The ranks that are open to a layer; None where it can only be dense."""
     if not cost:
         return None
     below_break_even = (dense - 1) // cost
     top = below_break_even if max_rank is None else min(below_break_even, max_rank)
-    low, step = -(-min_rank // multiple) * multiple, multiple
+    step = multiple or (_ALIGNED if top >= _LARGE else 1)
+    low = -(-min_rank // step) * step
     if low > top:
         low, step = min_rank, 1
     if low > top:

@@ -188,7 +188,9 @@ class Decompose(Section):
     pin: dict[Pattern, Pin] = Field({}, description="layers → rank, dense or full")
     min_rank: int = Field(1, ge=0, description="smallest rank")
     max_rank: int | None = Field(None, ge=1, description="largest rank")
-    multiple: int = Field(1, ge=1, description="ranks are multiples of this")
+    multiple: int | None = Field(
+        None, ge=1, description="ranks are multiples of this; unset: 8 in large layers by 'energy'"
+    )
     plan: FilePath | None = Field(None, description="JSON plan to use, in place of a policy")
 
     @model_validator(mode="after")

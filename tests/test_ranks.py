@@ -358,6 +358,25 @@ def test_bad_spectra_are_refused():
         plan([], policy="energy", ratio=Fraction(1, 2))
 
 
+def test_large_layers_go_by_eights_unless_told():
+    """As half-precision GPUs want it. Small layers, the paper's formula and tight budgets don't."""
+    layers = layers_of((768, 768), (2304, 768), (64, 64), (3072, 768))
+    ranks = {}
+    for policy in ("energy", "uniform"):
+        chosen = plan(layers, policy=policy, ratio=Fraction("0.43"), scope="layers")
+        ranks[policy] = [la.rank for la in chosen.layers.values()]
+    large = [rank for rank in ranks["energy"] if rank is not None and rank > 31]
+    assert large
+    assert all(rank % 8 == 0 for rank in large)
+    assert any(rank % 8 for rank in ranks["uniform"])
+    told = plan(layers, policy="energy", ratio=Fraction("0.43"), scope="layers", multiple=1)
+    assert any((la.rank or 0) % 8 for la in told.layers.values())
+    tight = plan(layers, policy="energy", ratio=Fraction("0.006"), scope="layers")
+    assert 0 < min(la.rank or 8 for la in tight.layers.values()) < 8
+    with pytest.raises(RequestError, match="smallest possible"):
+        plan(layers, policy="energy", ratio=Fraction("0.001"), scope="layers")
+
+
 def test_a_layer_too_small_for_the_multiple_goes_by_single_ranks():
     layers = [spectrum("large", 100, 100), spectrum("small", 12, 12)]
     chosen = plan(layers, policy="energy", ratio=Fraction(1, 2), scope="layers", multiple=16)
