@@ -43,6 +43,7 @@ talk = Console(stderr=True, highlight=False)
 def main(argv: Sequence[str] | None = None) -> Row:
     """Measure, print the tables, give the figures."""
     options = arguments(argv)
+    heap.large_pages()  # as the command line does
     shape = _shape(options)
     if options.alone:
         print(json.dumps(alone(shape, options.alone)))

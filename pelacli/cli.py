@@ -188,8 +188,9 @@ def pretrain(
     json: Json = False,
 ) -> None:
     """Heal a low-rank model under the frozen original."""
-    from pelacli import recipe_file, results
+    from pelacli import heap, recipe_file, results
 
+    heap.large_pages()
     spec = recipe_file.load(recipe, set_ or [])
     from pelacli.steps import pretrain as step
 
@@ -209,8 +210,9 @@ def finetune(
     json: Json = False,
 ) -> None:
     """Train a model on a task; with --dense, the dense model that a recipe asks for."""
-    from pelacli import recipe_file, results
+    from pelacli import heap, recipe_file, results
 
+    heap.large_pages()
     spec = recipe_file.load(recipe, set_ or [])
     from pelacli.steps import finetune as step
 
@@ -326,8 +328,9 @@ def run(
     json: Json = False,
 ) -> None:
     """Run the steps of a recipe in order, skipping those that are done."""
-    from pelacli import pipeline, recipe_file, results
+    from pelacli import heap, pipeline, recipe_file, results
 
+    heap.large_pages()
     done = pipeline.run(recipe_file.load(recipe, set_ or []), force=force)
     results.print_run(done, json)
     pipeline.gate(done)

@@ -428,3 +428,12 @@ def test_api_takes_any_module():
     assert sum(p.numel() for p in net.parameters()) <= before / 2
     with pytest.raises(pelacli.api.RequestError, match="can't be rebuilt"):
         pelacli.save(net, "nowhere")
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "run"])
+def test_training_has_huge_pages_unless_told(pela, here, monkeypatch, command):
+    for given, wanted in (({}, "1"), ({"THP_MEM_ALLOC_ENABLE": "0"}, "0")):
+        environment = dict(os.environ, **given)
+        monkeypatch.setattr(os, "environ", environment)
+        pela(command, "r.toml", "--set", "seed=1")
+        assert environment["THP_MEM_ALLOC_ENABLE"] == wanted

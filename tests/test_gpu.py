@@ -109,9 +109,10 @@ def test_healing_follows_the_cpu(teacher, exact, tmp_path):
         assert mine == pytest.approx(other, rel=2e-2, abs=1e-4)
 
 
-@pytest.mark.parametrize(("precision", "near"), [("bf16", 5e-2), ("fp16", 2e-2)])
+@pytest.mark.parametrize(("precision", "near"), [("bf16", 0.02), ("fp16", 0.1)])
 def test_half_precision_heals_alike(teacher, exact, tmp_path, precision, near):
-    """The perturbation is float32 in any precision; fp16 needs its scaler to get through."""
+    """The perturbation is float32 in any precision; fp16 needs its scaler to get through, which
+    skips updates until it has found its scale. On an H100: 0.003 and 0.048."""
     made = fork(exact, recipe(teacher, tmp_path / "half", precision=precision))
     pipeline.run(made)
     ours, theirs = (course(folder / "pretrain") for folder in (tmp_path / "half", exact))
