@@ -18,6 +18,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
+from pelacli.console import warn
 from pelacli.errors import RequestError
 from pelacli.lowrank import low_rank_layers
 from pelacli.models import blocks
@@ -53,6 +54,8 @@ def accelerator(settings: Train, device: str, output: Path | None) -> Accelerato
         raise RequestError(f"tracker {min(missing)!r}: its package is not installed")
     if wanted not in ("auto", made.device.type):
         raise RequestError(f"device {device!r}: this machine has {made.device.type}")
+    if settings.precision == "fp16" and made.device.type == "cpu":  # accelerate says nothing
+        warn("precision = 'fp16' is for GPUs: training in float32; CPUs have 'bf16'")
     return made
 
 

@@ -391,6 +391,16 @@ def test_bf16_trains_and_keeps_weights_in_float32():
     assert trained.losses["loss"] == pytest.approx(exact.losses["loss"], rel=0.05)
 
 
+def test_fp16_without_a_gpu_is_said(monkeypatch):
+    told = []
+    monkeypatch.setattr(optim, "warn", told.append)
+    module, _ = run(train(steps=2, precision="fp16"))
+    assert told == ["precision = 'fp16' is for GPUs: training in float32; CPUs have 'bf16'"]
+    exact, _ = run(train(steps=2))
+    for ours, theirs in zip(module.parameters(), exact.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_checkpointing_recomputes_the_same_gradients():
     one, _ = run(train(steps=2), module=vit(drop_rate=0.0, drop_path_rate=0.0))
     two, _ = run(train(steps=2, checkpointing=True), module=vit(drop_rate=0.0, drop_path_rate=0.0))
