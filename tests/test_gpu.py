@@ -1,4 +1,4 @@
-"""What only a GPU can show: AMP with a scaler, compiled blocks, DDP and FSDP by a launcher.
+"""What only a GPU can show: AMP with a scaler, compiled blocks, DDP and FSDP under a launcher.
 
 Skipped where there is none.
 """
@@ -88,8 +88,6 @@ def test_healing_follows_the_cpu(teacher, exact, tmp_path):
     pipeline.run(there)
     ours, theirs = (course(folder / "pretrain") for folder in (exact, tmp_path / "cpu"))
     assert len(ours) == len(theirs) == 30
-    print("course:", ours[-1], theirs[-1])
-    print("weights:", gap(logits(exact / "pretrain"), logits(tmp_path / "cpu" / "pretrain")))
     for mine, other in zip(ours, theirs, strict=True):
         assert mine == pytest.approx(other, rel=2e-2, abs=1e-4)
 
@@ -101,9 +99,7 @@ def test_half_precision_heals_alike(teacher, exact, tmp_path, precision, near):
     made = fork(exact, recipe(teacher, tmp_path / "half", precision=precision))
     pipeline.run(made)
     ours, theirs = (course(folder / "pretrain") for folder in (tmp_path / "half", exact))
-    print(precision, ours[0], theirs[0], ours[-1], theirs[-1])
     found = gap(logits(tmp_path / "half" / "pretrain"), logits(exact / "pretrain"))
-    print(precision, "weights:", found)
     assert ours[0]["perturbation"] == pytest.approx(theirs[0]["perturbation"], rel=1e-5)
     assert found < near
     for mine, other in zip(ours, theirs, strict=True):
@@ -130,7 +126,6 @@ def test_a_stopped_run_goes_on(teacher, exact, tmp_path, monkeypatch, precision)
             pipeline.run(stopped)
     pipeline.run(stopped)
     found = gap(logits(tmp_path / "stopped/pretrain"), logits(tmp_path / "whole/pretrain"))
-    print("resumed", precision, found)
     assert found < 1e-4
 
 
@@ -138,13 +133,12 @@ def test_compiled_blocks_heal_alike(teacher, exact, tmp_path):
     made = fork(exact, recipe(teacher, tmp_path / "compiled", compile=True))
     pipeline.run(made)
     found = gap(logits(tmp_path / "compiled/pretrain"), logits(exact / "pretrain"))
-    print("compiled:", found)
     assert found < 1e-2
 
 
 @pytest.mark.parametrize("kind", ["DDP", "FSDP"])
 def test_launched_on_one_gpu(teacher, exact, tmp_path, kind):
-    """By accelerate's launcher, with NCCL: a process group of one gives the weights of none."""
+    """Under torchrun, with NCCL: a process group of one gives the weights of none."""
     made = fork(exact, recipe(teacher, tmp_path / "run"))
     (tmp_path / "recipe.json").write_text(made.model_dump_json(exclude_unset=True))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -157,7 +151,6 @@ def test_launched_on_one_gpu(teacher, exact, tmp_path, kind):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "kind").read_text() == {"DDP": "MULTI_GPU"}.get(kind, kind)
     found = gap(logits(tmp_path / "run" / "pretrain"), logits(exact / "pretrain"))
-    print(kind, found)
     assert found < 1e-4
 
 
