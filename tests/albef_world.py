@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import torch
+from albef_tiny import SIX, widen
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import nn
@@ -50,10 +51,13 @@ def draw(folder: Path, split: str, count: int, seed: int, size: int = 32) -> Non
     (folder / f"{split}.json").write_text(json.dumps(rows))
 
 
-def model(folder: Path, *, seed: int = 0, **settings: object) -> Path:
+def model(folder: Path, *, seed: int = 0, wide: bool = False, **settings: object) -> Path:
     """A directory of a fresh ALBEF with a tokenizer for the captions.
 
     Its start is five times wider than BERT's, which is made for layers twenty times wider.
+
+    Args:
+        wide: it is wider still, see `albef_tiny.widen`.
     """
     sizes: dict[str, object] = {
         "image_size": 32, "patch_size": 8, "vision_width": 48, "vision_depth": 2, "vision_heads": 2,
@@ -61,7 +65,10 @@ def model(folder: Path, *, seed: int = 0, **settings: object) -> Path:
         "text_hidden": 96, "max_positions": 16, "dropout": 0.0, "fusion_layer": 2, "embed_dim": 24,
     }  # fmt: skip
     torch.manual_seed(seed)
-    network = Albef(Config(**{**sizes, **settings}))
+    network = Albef(Config(**{**sizes, **(SIX if wide else {}), **settings}))
+    if wide:
+        widen(network)
+        return write(folder, network)
     with torch.no_grad():
         for part in network.modules():
             if isinstance(part, nn.Linear) and part.out_features > 2:

@@ -192,18 +192,27 @@ def model(kind: str, folder: Path, seed: int = 0, **settings: object) -> Path:
     return folder
 
 
-def albef(folder: Path, variant: str, seed: int = 0, **settings: object) -> Path:
-    """A tiny ALBEF with fresh weights, saved with its tokenizer."""
-    from albef_tiny import tiny
+def albef(
+    folder: Path, variant: str, seed: int = 0, *, learns: bool = False, **settings: object
+) -> Path:
+    """A tiny ALBEF with fresh weights, saved with its tokenizer.
+
+    Args:
+        learns: it is to learn its task from nothing, see `albef_tiny.widen`.
+    """
+    from albef_tiny import SIX, tiny, widen
     from safetensors.torch import save_file
 
     sizes = {"image_size": SIZE, "vocab_size": len(VOCABULARY), "max_positions": 16,
              "vision_width": WIDTH, "text_width": WIDTH, "text_hidden": 96,
              "dropout": 0.0}  # fmt: skip
-    made = tiny(variant, seed, **{**sizes, **settings})
-    for parameter in made.parameters():  # fresh ones are too even to tell things apart
-        if parameter.ndim > 1:
-            parameter.data.mul_(4)
+    made = tiny(variant, seed, **{**sizes, **(SIX if learns else {}), **settings})
+    if learns:
+        widen(made)
+    else:
+        for parameter in made.parameters():  # fresh ones are too even to tell things apart
+            if parameter.ndim > 1:
+                parameter.data.mul_(4)
     folder.mkdir(exist_ok=True)
     config = {**made.config.to_json(), "pela_model": "albef"}
     (folder / "config.json").write_text(json.dumps(config))
