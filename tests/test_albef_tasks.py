@@ -189,3 +189,17 @@ def test_vqa_is_learned_falls_and_comes_back(pela, here):
     assert scores["dense"] > 75
     assert scores["decompose"] < scores["dense"] - 35
     assert scores["finetune"] > scores["dense"] - 5
+
+
+def test_entailment_is_learned_falls_and_comes_back(pela, here):
+    """Whether a sentence is about a colour at all is worth 67; which colour it is, the rest."""
+    world.albef(here / "m", "entailment", SEED, learns=True)
+    world.claims(here / "data", 4)
+    world.claims(here / "data", 1, seed=9_000_000, name="val")
+    scores = learns(
+        pela, here, task="entailment", args="momentum = 0.98",
+        batch=16, epochs=6, ratio=0.5, heal=3, tune=2,
+    )  # fmt: skip
+    assert scores["dense"] > 90
+    assert scores["decompose"] < scores["dense"] - 35
+    assert scores["finetune"] > scores["dense"] - 5
