@@ -22,15 +22,19 @@ def tiny(variant: str = "pretrain", seed: int = 0, **settings: object) -> Albef:
 SIX = {"vision_heads": 6, "text_heads": 6}  # heads of a network that is widened
 
 
-def widen(network: Albef) -> None:
+def widen(network: Albef, vision: int = 12) -> None:
     """Give a network that is to learn a task from nothing a wider start.
 
     BERT's is made for layers sixteen times as wide. With one that is four or eight times wider, or
     with two heads, texts and images are never compared by the fusion layers.
+
+    Args:
+        vision: how much wider the image encoder's is. With 4 its patches tell of themselves.
     """
     for name, parameter in network.named_parameters():
         if parameter.ndim > 1 and "patch_embed" not in name:
-            parameter.data.mul_(4 if "embed" in name else 12)
+            wide = vision if name.startswith("visual") else 12
+            parameter.data.mul_(4 if "embed" in name else wide)
 
 
 def pairs(count: int = 6, length: int = 7, seed: int = 1) -> dict[str, torch.Tensor]:

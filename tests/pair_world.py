@@ -111,9 +111,12 @@ def claims(folder: Path, copies: int, seed: int = 0, name: str = "train") -> Non
     (folder / f"{name}.json").write_text(json.dumps(entries))
 
 
-def referring(folder: Path, count: int, seed: int = 0, name: str = "train") -> None:
+def referring(
+    folder: Path, count: int, seed: int = 0, name: str = "train", apart: bool = False
+) -> None:
     """RefCOCO+ in ALBEF's JSON: two things in an image, one of which is meant; dets.json has the
-    boxes of both and of two places where nothing is."""
+    boxes of both and of two places where nothing is. To train on, a text is about both things, or,
+    where they are ``apart``, about one of them."""
     folder.mkdir(exist_ok=True)
     chance, entries, choices = random.Random(seed), [], {}
     for number in range(count):
@@ -123,9 +126,10 @@ def referring(folder: Path, count: int, seed: int = 0, name: str = "train") -> N
         image, boxes = draw(things, seed + number)
         file = f"{name}_{seed + number:012d}.png"
         image.save(folder / file)
-        text = " and ".join(caption(thing) for thing in things)
         if name == "train":
-            entries.append({"image": file, "text": text})
+            said = [caption(thing) for thing in things]
+            texts = said if apart else [" and ".join(said)]
+            entries += [{"image": file, "text": text} for text in texts]
             continue
         for thing, box in zip(things, boxes, strict=True):
             entries.append({
@@ -138,6 +142,15 @@ def referring(folder: Path, count: int, seed: int = 0, name: str = "train") -> N
     (folder / f"{name}.json").write_text(json.dumps(entries))
     if choices:
         (folder / "dets.json").write_text(json.dumps(choices))
+
+
+def swapped(folder: Path) -> str:
+    """A split in which the other of the two things is right: what only finds things is as good."""
+    entries = json.loads((folder / "val.json").read_text())
+    for one, two in zip(entries[::2], entries[1::2], strict=True):
+        one["bbox"], two["bbox"] = two["bbox"], one["bbox"]
+    (folder / "other.json").write_text(json.dumps(entries))
+    return "other.json"
 
 
 def tokenizer(folder: Path) -> None:
@@ -193,12 +206,19 @@ def model(kind: str, folder: Path, seed: int = 0, **settings: object) -> Path:
 
 
 def albef(
-    folder: Path, variant: str, seed: int = 0, *, learns: bool = False, **settings: object
+    folder: Path,
+    variant: str,
+    seed: int = 0,
+    *,
+    learns: bool = False,
+    local: bool = False,
+    **settings: object,
 ) -> Path:
     """A tiny ALBEF with fresh weights, saved with its tokenizer.
 
     Args:
         learns: it is to learn its task from nothing, see `albef_tiny.widen`.
+        local: then its patches are to tell of themselves.
     """
     from albef_tiny import SIX, tiny, widen
     from safetensors.torch import save_file
@@ -208,7 +228,7 @@ def albef(
              "dropout": 0.0}  # fmt: skip
     made = tiny(variant, seed, **{**sizes, **(SIX if learns else {}), **settings})
     if learns:
-        widen(made)
+        widen(made, 4 if local else 12)
     else:
         for parameter in made.parameters():  # fresh ones are too even to tell things apart
             if parameter.ndim > 1:

@@ -230,7 +230,11 @@ def test_blip_learns_where_things_are_falls_and_comes_back(pela, here):
         found = artefact.load(here / "run" / step)
         task = tasks.get("grounding", BOXES)
         scores[step] = tasks.evaluate(found.module, batches(found.opened, size=48), task)
-    print(scores)
+    dense = artefact.load(here / "run" / "dense")
+    other = tasks.evaluate(
+        dense.module, batches(dense.opened, split=world.swapped(here / "data"), size=48), task
+    )
+    print(scores, other)
     scores = {step: found["accuracy"] for step, found in scores.items()}
     assert scores["dense"] > 45  # by chance it is 25
     assert scores["decompose"] < scores["dense"] - 5
