@@ -464,7 +464,7 @@ scope = "layers"
 policy = "uniform"
 
 [pretrain]
-epochs = 8
+epochs = 12
 lr = 1.5e-3
 clip_grad = 1.0
 weight_decay = 1e-4
@@ -472,11 +472,11 @@ eval_every = 100
 
 [pretrain.loss]
 task = 1.0
-feature = 1.0
+feature = 10.0
 
 [finetune]
-epochs = 4
-lr = 1e-3
+epochs = 6
+lr = 5e-4
 clip_grad = 1.0
 weight_decay = 1e-4
 eval_every = 100
@@ -485,8 +485,9 @@ eval_every = 100
 latency = false
 """
 # AP of dense → decomposed → healed → fine-tuned, with seeds 1, 2, … of data, weights and order:
-# ViT 38.6 → 5.1 → 34.3 → 34.3, 40.7 → 0.2 → 40.8 → 40.6, 29.6 → 0.2 → 27.9 → 36.0,
-# 37.8 → 0.4 → 34.5 → 34.8; Swin 37.9 → 1.0 → 44.9 → 43.9, 7.7 → 1.0 → 15.5 → 17.8 (the dense one
+# ViT 50.0 → 4.2 → 39.7 → 46.6, 38.4 → 0.5 → 41.6 → 45.3, 32.8 → 6.6 → 41.1 → 41.0. Seed 1's dense
+# model had 38.6 on another processor: rounding decides much here. Swin, healed as the ViT was before
+# that (features weigh 1, 8 epochs, 4 at 1e-3), 37.9 → 1.0 → 44.9 → 43.9, 7.7 → 1.0 → 15.5 → 17.8 (the dense one
 # has hardly learned), 25.7 → 3.4 → 38.1 → 46.7. The tests have seed 1.
 LEARNERS = {
     VIT: {"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3},
