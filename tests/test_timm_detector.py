@@ -486,9 +486,9 @@ latency = false
 """
 # AP of dense → decomposed → healed → fine-tuned, with seeds 1, 2, 3 of data, weights and order:
 # ViT 50.0 → 4.2 → 39.7 → 46.6, 38.4 → 0.5 → 41.6 → 45.3, 32.8 → 6.6 → 41.1 → 41.0. On another
-# processor seed 1's dense model had 38.6: rounding decides much. Swin 41.5 → 2.2 → 43.2 → 48.3;
-# with features that weighed 1 and fewer epochs 37.9 → 1.0 → 44.9 → 43.9, 7.7 → 1.0 → 15.5 → 17.8 (the
-# dense one had hardly learned), 25.7 → 3.4 → 38.1 → 46.7. The tests have seed 1.
+# processor seed 1's dense model had 38.6: rounding decides much. Swin 41.5 → 2.2 → 43.2 → 48.3, and
+# with features that weighed 1 and fewer epochs 37.9 → 1.0 → 44.9 → 43.9, 25.7 → 3.4 → 38.1 → 46.7
+# and 7.7 → 1.0 → 15.5 → 17.8 (the dense one had hardly learned). The tests have seed 1.
 LEARNERS = {
     VIT: {"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3},
     SWIN: {
