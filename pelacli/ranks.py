@@ -91,8 +91,8 @@ def plan(
     A layer's ranks are multiples of ``multiple`` from ``min_rank`` up to ``max_rank``, and always
     below break-even, from where on it is dense. A layer so small that none is left goes by single
     ranks instead, or is dense where even ``min_rank`` is past break-even. Where ``multiple`` is not
-    given, the policy "energy" takes eights in layers of `_LARGE` ranks and more, and all else goes
-    by single ranks: the paper's formula has its ranks as they come.
+    given, the policy "energy" takes eights in layers with 64 ranks or more to choose from, and all
+    else goes by single ranks: the paper's formula has its ranks as they come.
 
     Args:
         spectra: the layers that may be factorised. Their order does not matter.

@@ -6,15 +6,14 @@ Skipped where there is none.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launched import by_torchrun
 
-import pelacli
 from pelacli import artefact, pipeline, rundir
 from pelacli.errors import PelaError
 from pelacli.recipe import Recipe
@@ -136,20 +135,18 @@ def test_compiled_blocks_heal_alike(teacher, exact, tmp_path):
     assert found < 1e-2
 
 
-@pytest.mark.parametrize("kind", ["DDP", "FSDP"])
-def test_launched_on_one_gpu(teacher, exact, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "variables"),
+    [("MULTI_GPU", {}), ("FSDP", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"})],
+)
+def test_launched_on_one_gpu(teacher, exact, tmp_path, kind, variables):
     """Under torchrun, with NCCL: a process group of one gives the weights of none."""
     made = fork(exact, recipe(teacher, tmp_path / "run"))
     (tmp_path / "recipe.json").write_text(made.model_dump_json(exclude_unset=True))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launch += ["--nproc-per-node", "1", __file__, str(tmp_path)]
-    paths = [str(Path(pelacli.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    if kind == "FSDP":
-        environment |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    launch, environment = by_torchrun(__file__, tmp_path, 1, **variables)
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "kind").read_text() == {"DDP": "MULTI_GPU"}.get(kind, kind)
+    assert (tmp_path / "kind").read_text() == kind
     found = gap(logits(tmp_path / "run" / "pretrain"), logits(exact / "pretrain"))
     assert found < 1e-4
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,8 @@ from pathlib import Path
 import pair_world as world
 import pytest
 import torch
+from launched import by_torchrun
 
-import pelacli
 from pelacli import models, pair_losses, processes, tasks
 from pelacli.data import loader
 from pelacli.models import pairs
@@ -56,10 +55,7 @@ def test_two_processes_find_what_one_finds(tmp_path):
     world.captions(tmp_path / "data", 1, name="val")
     file = tmp_path / "data" / "val.json"
     file.write_text(json.dumps(json.loads(file.read_text())[:11]))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launch += ["--nproc-per-node", "2", __file__, str(tmp_path)]
-    paths = [str(Path(pelacli.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    launch, environment = by_torchrun(__file__, tmp_path, 2, OMP_NUM_THREADS="1")
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     for rank in range(2):

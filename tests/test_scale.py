@@ -17,6 +17,7 @@ import accelerate
 import pytest
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from launched import by_torchrun
 from safetensors.torch import load_file
 
 import pelacli
@@ -133,10 +134,7 @@ def course(folder: Path) -> list[dict]:
 
 
 def test_two_processes_give_the_weights_of_one(tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launch += ["--nproc-per-node", "2", __file__, str(tmp_path)]
-    paths = [str(Path(pelacli.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    launch, environment = by_torchrun(__file__, tmp_path, 2, OMP_NUM_THREADS="1")
     (tmp_path / "recipe.toml").write_text(RECIPE)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     running = subprocess.Popen(launch, env=environment, **pipes)
