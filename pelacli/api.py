@@ -8,9 +8,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
-from pelacli import artefact, calibrate, engine, flops, lowrank, models, ranks, record
+from pelacli import artefact, calibrate, devices, engine, flops, lowrank, models, ranks, record
 from pelacli import correct as correction
 from pelacli.errors import RequestError
 from pelacli.factorize import Moments
@@ -47,10 +47,11 @@ def save(model: nn.Module, path: str | Path) -> None:
     """
     opened, described = getattr(model, _KEPT, (None, None))
     opened = opened or models.wrap(model)
-    if described is None:
-        layers = lowrank.find_layers(model, head=opened.head)
-        described = record.describe(opened, layers, record.cost(opened, layers))
-    artefact.save(opened, record.recount(opened, described), Path(path))
+    with devices.on_cpu(model):
+        if described is None:
+            layers = lowrank.find_layers(model, head=opened.head)
+            described = record.describe(opened, layers, record.cost(opened, layers))
+        artefact.save(opened, record.recount(opened, described), Path(path))
 
 
 def plan(
@@ -70,10 +71,12 @@ def plan(
 ) -> Plan:
     """The ranks that `decompose` would choose; the model stays as it is. Arguments as there."""
     limits |= {"unit": unit, "energy": energy}
-    samples = list(batches or ())
-    return _prepare(
-        model, ratio, policy, scope, samples, include, exclude, head, pins, limits, engine.energies
-    ).plan
+    with devices.on_cpu(model):
+        samples = [_here(batch) for batch in batches or ()]
+        return _prepare(
+            model, ratio, policy, scope, samples, include, exclude, head, pins, limits,
+            engine.energies,
+        ).plan  # fmt: skip
 
 
 def decompose(
@@ -92,10 +95,10 @@ def decompose(
     pins: Mapping[str, Any] | None = None,
     **limits: Any,
 ) -> Plan:
-    """Factorise a module in place.
+    """Factorise a module in place, on the CPU; where it was on another device, it is again after.
 
     Args:
-        model: any ``nn.Module``.
+        model: any ``nn.Module``, on one device.
         ratio: what is left of ``unit``, 0 < ratio ≤ 1; "2/3" and Fraction are exact.
         policy: "energy", "uniform", or "threshold" (then ``threshold=`` is the share to keep).
         unit: "params" or "flops": what the ratio counts. FLOPs are those of one sample: a plain
@@ -114,19 +117,22 @@ def decompose(
         The plan: every layer's rank and kept energy.
 
     Raises:
-        RequestError: the budget can't be met, or the model has nothing to factorise.
+        RequestError: the budget can't be met, the model has nothing to factorise, or lies on
+            several devices.
     """
     limits |= {"unit": unit, "energy": energy}
-    samples = list(batches or ())
-    refit = correct and bool(samples)
-    solve = engine.energies if refit else engine.solve
-    found = _prepare(
-        model, ratio, policy, scope, samples, include, exclude, head, pins, limits, solve
-    )
-    planned, ready = found.plan.ranks(), {}
-    if refit:
-        ready = correction.correct(model, found.layers, planned, found.moments, samples, predict)
-    engine.apply(model, found.layers, found.moments, found.plan, cuts=found.cuts, ready=ready)
+    with devices.on_cpu(model):
+        samples = [_here(batch) for batch in batches or ()]
+        refit = correct and bool(samples)
+        solve = engine.energies if refit else engine.solve
+        found = _prepare(
+            model, ratio, policy, scope, samples, include, exclude, head, pins, limits, solve
+        )
+        layers, moments, planned = found.layers, found.moments, found.plan.ranks()
+        ready: Mapping[str, engine.Factors] = {}
+        if refit:
+            ready = correction.correct(model, layers, planned, moments, samples, predict)
+        engine.apply(model, layers, moments, found.plan, cuts=found.cuts, ready=ready)
     if found.opened is not None:
         setattr(model, _KEPT, (found.opened, found.described))
     return found.plan
@@ -200,6 +206,13 @@ def _prepare(
     if opened is not None:
         described = record.describe(opened, layers, spent, chosen)
     return _Prepared(free, cuts, moments, chosen, opened, described)
+
+
+def _here(batch: Any) -> Any:
+    """A batch on the CPU, when it has arrived there."""
+    if isinstance(batch, Mapping):
+        return {name: _here(value) for name, value in batch.items()}
+    return batch.cpu() if isinstance(batch, Tensor) else batch
 
 
 def _count(model: nn.Module, layers: Sequence[Layer], batch: Any) -> Cost:

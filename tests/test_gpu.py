@@ -5,6 +5,7 @@ Skipped where there is none.
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 import torch
 from launched import by_torchrun
 
-from pelacli import artefact, pipeline, rundir
+import pelacli
+from pelacli import artefact, models, pipeline, rundir
 from pelacli.errors import PelaError
 from pelacli.recipe import Recipe
 from pelacli.steps import pretrain
@@ -79,6 +81,24 @@ def gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def course(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
     return [line["losses"] for line in lines if "losses" in line]
+
+
+def test_a_module_on_the_gpu_is_decomposed_and_stays_there(tmp_path):
+    """From Python, where the caller's model and batches are wherever they are."""
+    opened = models.open("vit_tiny_patch16_224", weights="random", model_args=TINY, num_classes=10)
+    here, there = opened.module, copy.deepcopy(opened.module).cuda()
+    batches = list(torch.randn(4, 16, 3, 32, 32))
+    plan = pelacli.decompose(here, ratio=0.5, batches=batches)
+    again = pelacli.decompose(there, ratio=0.5, batches=[batch.cuda() for batch in batches])
+    assert again.ranks() == plan.ranks()
+    assert {p.device.type for p in there.parameters()} == {"cuda"}
+    pelacli.save(there, tmp_path / "saved")
+    assert {p.device.type for p in there.parameters()} == {"cuda"}
+    loaded = pelacli.load(tmp_path / "saved")
+    with torch.no_grad():
+        want = here.eval()(batches[0])
+        assert gap(there.eval()(batches[0].cuda()).cpu(), want) < 1e-4
+        assert torch.equal(loaded(batches[0]), want)
 
 
 def test_healing_follows_the_cpu(teacher, exact, tmp_path):
