@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pelacli import processes
 from pelacli.calls import padding_mask, unpadded
 from pelacli.models import to_device
 
@@ -55,6 +56,8 @@ def agreement(
             if classes:
                 alike = y.argmax(1) == z.argmax(1)
                 same, places = same + int(alike.sum()), places + alike.numel()
+            if y.device.type == "mps":  # which has no double precision
+                y, z = y.cpu(), z.cpu()
             y, z = y.flatten(1).double(), z.flatten(1).double()
             samples += len(y)
             cosine += float(F.cosine_similarity(y, z).sum())
@@ -77,7 +80,6 @@ def agreement(
 
 def _over_processes(value: Tensor) -> Tensor:
     """The sum over all processes of a distributed run: each has seen its share of the samples."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    torch.distributed.all_reduce(value)
+    if processes.place()[1] > 1:
+        torch.distributed.all_reduce(value)
     return value

@@ -18,9 +18,19 @@ from pelacli.recipe import Data
 
 
 def place(device: str) -> torch.device:
-    """Where to run: "cpu", or else the accelerator, if there is one."""
+    """Where to run: "cpu", or else the accelerator; with "auto" only if there is one.
+
+    Raises:
+        RequestError: there is none of that kind.
+    """
     joined: torch.device = processes.join(device).device
-    return torch.device("cpu") if device == "cpu" else joined
+    if device == "auto":
+        return joined
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kinds = ["cpu"] if found is None else ["cpu", found.type]
+    if device not in kinds:
+        raise RequestError(f"device {device!r}: this machine has {' and '.join(kinds)}")
+    return joined if joined.type == device else torch.device(device)
 
 
 def samples(

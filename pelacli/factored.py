@@ -65,7 +65,7 @@ class FactoredWeight(torch.Tensor):
         if func is F.multi_head_attention_forward:
             return attention_body(*args, **kwargs)
         if func in TRANSPOSES:
-            return FactoredWeight(args[0].down.T, args[0].up.T)
+            return product(args[0].down.T, args[0].up.T)
         if func in MATMULS and not kwargs:
             left, right = args
             if isinstance(right, FactoredWeight) and not isinstance(left, FactoredWeight):
@@ -83,6 +83,27 @@ class FactoredWeight(torch.Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         return func(*tree_map(_dense, args), **tree_map(_dense, kwargs or {}))
+
+
+class _Product(torch.autograd.Function):
+    """The factors' weight as a node of the graph: what takes it as a whole, as a fused kernel does,
+    sends its gradient back to both of them."""
+
+    @staticmethod
+    def forward(ctx: Any, up: Tensor, down: Tensor) -> Tensor:
+        ctx.save_for_backward(up, down)
+        return FactoredWeight(up, down)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        up, down = ctx.saved_tensors
+        return grads[0] @ down.T, up.T @ grads[0]
+
+
+def product(up: Tensor, down: Tensor) -> Tensor:
+    """up·down as a `FactoredWeight`: up [out, r], down [r, in]."""
+    weight: Tensor = _Product.apply(up, down)
+    return weight
 
 
 def linear_arguments(args: Any, kwargs: Any) -> tuple[Tensor, Tensor, Tensor | None]:

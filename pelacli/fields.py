@@ -78,6 +78,15 @@ def _argument(value: Any) -> Any:
     return value
 
 
+def _device(value: str) -> str:
+    if not value.isalpha():
+        raise ValueError(
+            f"{value!r} is no kind of device; give 'auto', 'cpu', 'cuda' or 'mps' "
+            "(which GPU: CUDA_VISIBLE_DEVICES)"
+        )
+    return value
+
+
 def _named(value: Any) -> Any:
     if value == "":
         raise ValueError("is empty")
@@ -97,6 +106,7 @@ def _range(value: tuple[float, float]) -> tuple[float, float]:
 
 
 Text = Annotated[str, Field(min_length=1)]
+Device = Annotated[str, AfterValidator(_device)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 Scalar = bool | int | float | str
 Argument = Annotated[Scalar | list[Scalar], BeforeValidator(_argument)]

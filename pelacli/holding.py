@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from pelacli.errors import RequestError
-from pelacli.models import blocks, place
+from pelacli.models import blocks, pairs, place
 
 Losses = Callable[[nn.Module, Any], Mapping[str, Tensor]]
 
@@ -85,6 +85,8 @@ def hold(
         raise RequestError(
             "launched with fsdp_offload_params: pela keeps the shards on the devices"
         )
+    if pairs.find(module) is not None:  # they are called in parts, which FSDP does not gather
+        raise RequestError("launched with FSDP: models of images and texts train under DDP")
     if channels_last:
         raise RequestError("channels_last: FSDP cannot shard it; set it to false")
     return Sharded(accelerator, module, losses, average)
@@ -109,10 +111,11 @@ class Whole:
 
     def start(self, optimizer: Optimizer, states: Mapping[str, Any] | None) -> Any:
         self._optimizer = optimizer
-        if states:
-            optimizer.load_state_dict(states["optimizer"])
         self._model = self._accelerator.prepare_model(_Step(self.trained, self._losses))
-        return self._accelerator.prepare_optimizer(optimizer)
+        stepper = self._accelerator.prepare_optimizer(optimizer)
+        if states:  # before, accelerate would move its counters of steps to the GPU, to wait for
+            optimizer.load_state_dict(states["optimizer"])
+        return stepper
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
         named: dict[str, Tensor] = self._model(batch)

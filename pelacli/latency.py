@@ -28,15 +28,15 @@ def side_by_side(
     about ``seconds`` each, and at least five times, after a warm-up.
     """
     inputs = to_device(inputs, device)
-    cuda = torch.device(device).type == "cuda"
+    waits = torch.device(device).type != "cpu"
 
     def once(module: nn.Module) -> float:
-        if cuda:
-            torch.cuda.synchronize()
+        if waits:
+            torch.accelerator.synchronize()
         start = time.perf_counter()
         predict(module, inputs)
-        if cuda:
-            torch.cuda.synchronize()
+        if waits:
+            torch.accelerator.synchronize()
         return 1000 * (time.perf_counter() - start)
 
     for module in modules:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from pelacli import processes
 from pelacli.errors import PelaError, RequestError
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def loader(
     num_classes: int | None = None,
     augment: Augment | None = None,
     limit: int | None = None,
+    pinned: bool | None = None,
 ) -> Loader:
     """Batches ``{"inputs": …, "labels": …}`` of a dataset.
 
@@ -93,9 +95,11 @@ def loader(
         augment: mixup, cutmix, label smoothing (labels become soft, [B, num_classes]) and
             repeated augmentation are applied to batches, here. The rest belongs to the dataset.
         limit: only the first so many samples (of the shuffled order).
+        pinned: whether batches lie where a GPU can fetch them; by default where there is one.
 
     Raises:
-        RequestError: the dataset is empty or does not fit the model's classes or the batch size.
+        RequestError: the dataset is empty or does not fit the model's classes or the batch size;
+            or there are more processes than samples in a batch.
     """
     if len(dataset) == 0:
         raise RequestError(f"{dataset.spec}: no samples")
@@ -113,9 +117,15 @@ def loader(
         if batch_size != size:
             raise RequestError(f"mixup and cutmix pair samples: batch_size {batch_size} is odd")
         batch_size -= 1
+    world = processes.place()[1]
+    if not drop_last and min(batch_size, size) < world:  # who has none would not meet the others
+        raise RequestError(
+            f"{dataset.spec}: {min(batch_size, size)} samples a batch for {world} processes; "
+            "each needs one: raise batch_size, or launch fewer"
+        )
     repeats = getattr(augment, "repeats", None) or 1
     order = Order(len(dataset), size, batch_size, seed, shuffle, drop_last, repeats)
-    return Loader(_Batches(dataset, seed, num_classes, mix, smoothing), order, workers)
+    return Loader(_Batches(dataset, seed, num_classes, mix, smoothing), order, workers, pinned)
 
 
 @dataclass
@@ -140,7 +150,7 @@ class Order:
         return full if self.drop_last else full + bool(rest)
 
     def __iter__(self) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
-        rank, world = _place()
+        rank, world = processes.place()
         if self.drop_last and self.batch_size % world:
             raise RequestError(f"batch_size {self.batch_size} does not divide by {world} processes")
         order = np.arange(self.samples)
@@ -164,10 +174,13 @@ class Loader:
         batch_size: over all processes.
     """
 
-    def __init__(self, batches: _Batches, order: Order, workers: int) -> None:
+    def __init__(
+        self, batches: _Batches, order: Order, workers: int, pinned: bool | None = None
+    ) -> None:
         self.dataset, self.num_classes = batches.dataset, batches.num_classes
         self.batch_size = order.batch_size
         self.order, self._batches, self._workers = order, batches, workers
+        self._pinned = torch.cuda.is_available() if pinned is None else pinned
         self._torch: DataLoader[Any] | None = None
 
     def __len__(self) -> int:
@@ -207,7 +220,7 @@ class Loader:
             batch_size=None,
             num_workers=self._workers,
             worker_init_fn=_outlive_signals,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self._pinned,
             generator=torch.Generator().manual_seed(seed),
             **options,
         )
@@ -265,7 +278,7 @@ class _Stream(IterableDataset[Any]):
 
     def __init__(self, batches: _Batches, order: Order) -> None:
         self.batches, self.epoch, self.drop_last = batches, order.epoch, order.drop_last
-        self.size = max(1, order.batch_size // _place()[1])
+        self.size = max(1, order.batch_size // processes.place()[1])
 
     def __iter__(self) -> Iterator[Batch | PelaError]:
         worker = info.id if (info := get_worker_info()) else 0
@@ -331,13 +344,6 @@ def _check(labels: Tensor, num_classes: int, spec: str) -> None:
             f"{spec}: label {low if low < 0 else high} is outside the model's {num_classes} "
             f"classes (0 to {num_classes - 1})"
         )
-
-
-def _place() -> tuple[int, int]:
-    """(rank, number of processes)."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 def _outlive_signals(worker: int) -> None:

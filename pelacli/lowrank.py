@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelacli.errors import RequestError
-from pelacli.factored import FactoredWeight
+from pelacli.factored import product
 
 
 class LowRankLinear(nn.Module):
@@ -58,7 +58,7 @@ class LowRankLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """up·down, [out, in]; multiplied out only for those who do more than ``F.linear``."""
-        return FactoredWeight(self.up.weight, self.down.weight)
+        return product(self.up.weight, self.down.weight)
 
     @property
     def bias(self) -> Tensor | None:

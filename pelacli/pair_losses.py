@@ -10,6 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def alike(ours: Tensor, theirs: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+    """Features [B, E] and [N, E] → their products over the temperature, [B, N]. Never in half
+    precision, where a temperature of 0.07 makes its rounding as large as what soft targets tell
+    apart."""
+    with torch.autocast(ours.device.type, enabled=False):
+        return _whole(ours) @ _whole(theirs).T / temperature
+
+
 def soft(logits: Tensor, same: Tensor) -> Tensor:
     """Cross-entropy of rows whose right columns are several, each an equal share.
 
@@ -55,6 +63,10 @@ def matching(
         logits = torch.cat([right, wrong])
         labels = torch.cat([labels, labels.new_zeros(len(wrong))])
     return F.cross_entropy(logits.float(), labels)
+
+
+def _whole(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _drawn(likeness: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:

@@ -76,8 +76,14 @@ def _do(spec: Recipe, section: str, output: Path, force: bool) -> None:
     if section == "decompose":
         from pelacli.steps import decompose
 
+        if processes.launched() > 1 and spec.decompose and spec.decompose.max_drop is not None:
+            raise RequestError(
+                "decompose.max_drop: looked for by one process; run `pela decompose` on the recipe "
+                "first, and launch `pela run` then, which goes on from there"
+            )
         if console.main_process():
-            decompose.run(spec, source, output)
+            with processes.alone():
+                decompose.run(spec, source, output)
         processes.wait(spec.device)
     elif section == "pretrain":
         from pelacli.steps import pretrain

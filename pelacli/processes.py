@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from pelacli.errors import RequestError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+
+# How long the others wait for one that factorises. The launcher sees to it if that one has died.
+_PATIENCE = timedelta(days=1)
+_alone = False
 
 
 def launched() -> int:
@@ -34,7 +42,7 @@ def join(device: str) -> PartialState:
         return PartialState()
     atexit.unregister(_leave)
     atexit.register(_leave)
-    return PartialState(cpu=cpu)
+    return PartialState(cpu=cpu, timeout=_PATIENCE)
 
 
 def _leave() -> None:
@@ -44,6 +52,34 @@ def _leave() -> None:
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def place() -> tuple[int, int]:
+    """(rank, number of processes) of those that share out the samples."""
+    import torch
+
+    joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if _alone or not joined:
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """While active, this process does all of the work, with all of the processor's cores, and the
+    others wait for it: samples are not shared out. Launchers leave each process one thread."""
+    global _alone
+    from pelacli import parallel
+
+    if launched() == 1:
+        yield
+        return
+    _alone = True
+    try:
+        with parallel.threads(os.cpu_count()):
+            yield
+    finally:
+        _alone = False
 
 
 def wait(device: str) -> None:

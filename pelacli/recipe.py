@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from pelacli.fields import (
     Argument,
     Betas,
+    Device,
     FilePath,
     Mistake,
     Pattern,
@@ -260,7 +261,7 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, description="of everything random")
     task: str = Field("image-classification", description="what the model is trained and judged on")
     task_args: dict[str, Argument] = Field({}, description="settings of the task")
-    device: str = Field("auto", description="auto, cpu, cuda, mps")
+    device: Device = Field("auto", description="auto, cpu, cuda, mps")
     data: Data | None = Field(None, description="data of all steps that name none of their own")
     teacher: Train | None = Field(None, description="train the dense model first")
     decompose: Decompose | None = Field(None, description="factorise")

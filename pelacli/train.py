@@ -87,7 +87,8 @@ def fit(
     before: Callable[[float], None] | None = None,
 ) -> Trained:
     """Train the module in place; it ends in eval mode, with the averaged weights if ``ema`` is on,
-    and with those of the best evaluation if ``result`` is "best".
+    and with those of the best evaluation if ``result`` is "best". Weights that are stored in half
+    precision are trained, and are then, in float32.
 
     Args:
         losses: (the module, a batch on its device) → named scalars, weights already applied. Their
@@ -116,6 +117,8 @@ def fit(
     began = time.perf_counter()
     accelerator = optim.accelerator(settings, device, output)
     main = accelerator.is_main_process
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters()):
+        module.float()  # small steps are lost in half precision; ``precision`` is for the passes
     if settings.checkpointing:
         optim.recompute_activations(module, True)
     batches, accumulate = len(loader), settings.accumulate

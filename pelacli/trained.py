@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pelacli import artefact, checkpoint, manifest, processes, recipe, record, rundir, tasks
+from pelacli import artefact, atomic, checkpoint, manifest, processes, recipe, record, rundir, tasks
 from pelacli.artefact import Artefact
 from pelacli.data import Loader, loader
 from pelacli.errors import RequestError
@@ -139,7 +139,8 @@ def workplace(
     if processes.join(spec.device).is_main_process:
         made = [path for path in (work, *work.parents) if not path.exists()]
         work.mkdir(parents=True, exist_ok=True)
-        note.write_text(mark, encoding="utf-8")
+        if old != mark or not note.is_file():
+            atomic.write(note, mark.encode())  # another process may be reading it
     try:
         yield work
     except RequestError:

@@ -349,6 +349,8 @@ TYPES = [
      "-1 is no rank; give a whole number, 'dense' or 'full'"),
     ("decompose.pin = { a = true }", "decompose.pin.a",
      "True is no rank; give a whole number, 'dense' or 'full'"),
+    ('device = "cuda:1"', "device", "'cuda:1' is no kind of device; give 'auto', 'cpu', 'cuda' or "
+     "'mps' (which GPU: CUDA_VISIBLE_DEVICES)"),
     ("data.augment.scale = 1", "data.augment.scale", "expected two numbers, as [0.5, 1.0]"),
     ("data.augment.scale = [1]", "data.augment.scale", "expected two numbers, as [0.5, 1.0]"),
     ("data.augment.scale = [0, 1]", "data.augment.scale[0]", "0 is out of range; above 0"),

@@ -16,13 +16,14 @@ from types import SimpleNamespace
 import accelerate
 import pytest
 import torch
+import transformers
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from launched import by_torchrun
 from safetensors.torch import load_file
 
 import pelacli
 import pelacli.__main__
-from pelacli import checkpoint, manifest, models, optim, tasks
+from pelacli import checkpoint, holding, manifest, models, optim, processes, tasks
 from pelacli.data import loader, open_dataset
 from pelacli.errors import PelaError, RequestError
 from pelacli.recipe import Augment, Pretrain
@@ -99,7 +100,7 @@ num_classes = 10
 output = "run"
 device = "cpu"
 data = { dataset = "digits", batch_size = 32 }
-decompose = { ratio = "0.6" }
+decompose = { ratio = "0.6", calibrate = "train", samples = 48 }
 pretrain = { steps = 3 }
 finetune = { steps = 2 }
 eval = { latency = false }
@@ -148,6 +149,9 @@ def test_two_processes_give_the_weights_of_one(tmp_path):
     ]  # fmt: skip
     for step in steps:
         assert len(manifest.read(tmp_path / step["artefact"]).history) > 0
+    # One process factorises, and sees all of the samples.
+    made = manifest.read(tmp_path / "run" / "decompose")
+    assert made.history[-1].metrics["samples"] == 48
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "decompose", "finetune", "pretrain",
     ]  # fmt: skip
@@ -191,6 +195,40 @@ def test_what_can_not_be_sharded_is_said(tmp_path, monkeypatch, options, changed
             heal(tmp_path / "x", **changed)
     finally:
         accelerate.state.AcceleratorState._reset_state(True)
+
+
+def test_images_with_texts_are_not_sharded(monkeypatch):
+    """FSDP gathers weights for the whole forward pass, and these models are called in parts."""
+    config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    clip = transformers.CLIPModel(transformers.CLIPConfig(text_config=config, vision_config=config))
+    made = sharded()(Pretrain(), "cpu", None)
+    try:
+        with pytest.raises(RequestError, match="images and texts train under DDP"):
+            holding.hold(made, clip, lambda *_: {}, lambda _: None, False)
+    finally:
+        accelerate.state.AcceleratorState._reset_state(True)
+
+
+def test_every_process_wants_a_sample_of_each_batch(monkeypatch):
+    digits = open_dataset("digits", "val", inputs=models.open("vit_tiny", weights="random").inputs)
+    monkeypatch.setattr(processes, "place", lambda: (0, 8))
+    with pytest.raises(RequestError, match=r"digits.*: 4 samples a batch for 8 processes; each"):
+        loader(digits, batch_size=4)
+    assert len(loader(digits, batch_size=8, limit=20)) == 3
+    with pytest.raises(RequestError, match="6 samples a batch for 8"):
+        loader(digits, batch_size=8, limit=6)
+
+
+def test_a_quality_budget_is_for_one_process(pela, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "wait", lambda device: None)
+    made = RECIPE.replace('ratio = "0.6", calibrate = "train", samples = 48', "max_drop = 1.0")
+    Path("recipe.toml").write_text(made)
+    code, out, err = pela("run", "recipe.toml")
+    assert (code, out) == (2, "")
+    assert "decompose.max_drop: looked for by one process; run `pela decompose`" in err
+    assert not Path("run").exists()
 
 
 def test_decompose_is_for_one_process(pela, monkeypatch):

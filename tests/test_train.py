@@ -391,6 +391,17 @@ def test_bf16_trains_and_keeps_weights_in_float32():
     assert trained.losses["loss"] == pytest.approx(exact.losses["loss"], rel=0.05)
 
 
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_weights_stored_in_half_precision_are_trained_in_float32(stored):
+    """Steps too small for half precision count."""
+    settings = train(steps=3, lr=1e-6, min_lr=0.0)
+    halved, _ = run(settings, module=vit().to(stored))
+    exact, _ = run(settings, module=vit().to(stored).float())
+    assert {p.dtype for p in halved.parameters()} == {torch.float32}
+    assert same(halved, exact)
+    assert not same(halved, vit().to(stored).float())
+
+
 def test_fp16_without_a_gpu_is_said(monkeypatch):
     told = []
     monkeypatch.setattr(optim, "warn", told.append)

@@ -11,9 +11,10 @@ import inspect
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -194,13 +195,31 @@ def with_loss(
     Args:
         labels: for each image ``class_labels`` [n] and ``boxes`` [n, 4], as the model takes them.
     """
-    output = run(module, batch, labels=labels)
+    with _boxes_of_all():
+        output = run(module, batch, labels=labels)
     output["loss_dict"] = _parts(module.config, output)
     queries = getattr(module.config, "num_queries", None)
     if queries is not None and output.get("denoising_meta_values") is not None:
         output["logits"] = output.logits[:, -queries:]
         output["pred_boxes"] = output.pred_boxes[:, -queries:]
     return output
+
+
+@contextmanager
+def _boxes_of_all() -> Iterator[None]:
+    """While active, DETR's losses are means over the boxes of all processes, as in its own code.
+
+    transformers takes accelerate's mean over the processes and divides it by their number once
+    more, which makes these losses, and not the classes', larger by as much.
+    """
+    from transformers.loss import loss_for_object_detection as theirs
+
+    reduce = theirs.reduce
+    theirs.reduce = partial(reduce, reduction="sum")
+    try:
+        yield
+    finally:
+        theirs.reduce = reduce
 
 
 def _parts(config: Any, output: Any) -> dict[str, Tensor]:

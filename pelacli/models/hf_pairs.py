@@ -81,7 +81,7 @@ class Contrastive(_AsItIs):
         return Encoded(_unit(self.module.get_text_features(**_text(inputs))))
 
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        return cast(Tensor, images @ texts.T * self.module.logit_scale.exp())
+        return cast(Tensor, pair_losses.alike(images, texts) * self.module.logit_scale.exp())
 
 
 class Sigmoid(Contrastive):
@@ -120,7 +120,7 @@ class BlipMatching(_AsItIs):
         return Encoded(features, inputs["input_ids"], inputs["attention_mask"])
 
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        return images @ texts.T / _TEMPERATURE
+        return pair_losses.alike(images, texts, _TEMPERATURE)
 
     def match(self, images: Encoded, texts: Encoded) -> Tensor:
         return cast(Tensor, self.module.itm_head(self._fuse(images, texts)[:, 0]))

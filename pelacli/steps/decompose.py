@@ -211,6 +211,7 @@ def calibration_samples(opened: OpenModel, spec: Recipe, section: Decompose) -> 
         seed=spec.seed,
         shuffle=True,
         limit=section.samples,
+        pinned=False,  # they are for the CPU
     )
     return [batch["inputs"] for batch in batches]
 

@@ -204,7 +204,7 @@ class Overlap:
             self.matrix.update(scaled.argmax(1), mask[None, :height, :width])
 
     def compute(self) -> dict[str, float]:
-        counts = self.matrix.compute().double()  # [true, predicted]
+        counts = self.matrix.compute().cpu().double()  # [true, predicted]
         hit, true, said = counts.diagonal(), counts.sum(1), counts.sum(0)
         union = true + said - hit
         figures = {

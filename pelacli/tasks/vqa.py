@@ -125,7 +125,7 @@ class Task(PairTask):
         view = pairs.of(module)
         words: TextInput = loader.dataset.collate.words  # type: ignore[attr-defined]
         given: list[dict[str, Any]] = []
-        total = torch.zeros(2, dtype=torch.float64, device=device)
+        right = asked = 0.0
         choices = self._listed(words)
         if choices is not None:
             choices = (choices[0], choices[1].to(device), choices[2].to(device))
@@ -137,11 +137,12 @@ class Task(PairTask):
                 ):
                     given.append({"question_id": number, "answer": answer})
                     if people:
-                        total += total.new_tensor([accuracy(answer, people), 1.0])
+                        right, asked = right + accuracy(answer, people), asked + 1
         if _several():
+            total = torch.tensor([right, asked], dtype=torch.float64, device=device)
             dist.all_reduce(total)
+            right, asked = total.tolist()
         self._write(module, given)
-        right, asked = total.tolist()
         return {"vqa_accuracy": 100 * right / asked} if asked else {}
 
     def _answers(

@@ -23,6 +23,7 @@ from torch import Tensor
 from pelacli.models.albef import momentum as slow
 from pelacli.models.albef.momentum import Momentum
 from pelacli.models.albef.network import Albef
+from pelacli.pair_losses import alike
 
 Batch = Mapping[str, Any]
 COLDEST, HOTTEST = 0.001, 0.5  # of the temperature, as ALBEF bounds it
@@ -205,7 +206,7 @@ def _contrast(
     ids, count = batch.get("ids"), len(image)
     same = _together(ids, ids, count).to(image.device)
     if teacher is None or image_slow is None:
-        to_text = _alike(image, text, network.temp)
+        to_text = alike(image, text, network.temp)
         to_image = to_text.T
         loss = contrast_loss(to_text, same, None, 0) + contrast_loss(to_image, same, None, 0)
         return loss / 2, to_text.detach(), to_image.detach()
@@ -219,21 +220,14 @@ def _contrast(
             for keys, queue in ((image_keys, teacher.images), (text_keys, teacher.texts))
         )
         same_all = torch.cat([same, _together(ids, teacher.ids, count)], 1)
-        soft_text = _alike(image_keys, texts, network.temp)
-        soft_image = _alike(text_keys, images, network.temp)
-    to_text, to_image = _alike(image, texts, network.temp), _alike(text, images, network.temp)
+        soft_text = alike(image_keys, texts, network.temp)
+        soft_image = alike(text_keys, images, network.temp)
+    to_text, to_image = alike(image, texts, network.temp), alike(text, images, network.temp)
     loss = contrast_loss(to_text, same_all, soft_text, alpha)
     loss = (loss + contrast_loss(to_image, same_all, soft_image, alpha)) / 2
     if network.training:
         teacher.remember(image_keys, text_keys, ids)
     return loss, to_text[:, :count].detach(), to_image[:, :count].detach()
-
-
-def _alike(ours: Tensor, keys: Tensor, temperature: Tensor) -> Tensor:
-    """[B, K] similarities. Never in half precision, where a temperature of 0.07 makes its rounding
-    as large as what soft targets tell apart."""
-    with torch.autocast(ours.device.type, enabled=False):
-        return ours @ keys.T / temperature
 
 
 def _together(ids: Tensor | None, keys: Tensor | None, count: int) -> Tensor:

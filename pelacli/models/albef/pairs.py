@@ -13,6 +13,7 @@ from pelacli.models import pairs
 from pelacli.models.albef import grounding, momentum, network, objectives
 from pelacli.models.pairs import Batch, Encoded, Inputs
 from pelacli.models.types import main_output
+from pelacli.pair_losses import alike
 
 _VARIANTS = {"retrieval": "retrieval", "grounding": "retrieval", "vqa": "vqa",
              "entailment": "entailment"}  # fmt: skip
@@ -75,7 +76,7 @@ class PairModel(pairs.PairModel):
         return Encoded(self.module.text_features(states) if self.compares else None, states, mask)
 
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        return images @ texts.T / self.module.temp
+        return alike(images, texts, self.module.temp)
 
     def match(self, images: Encoded, texts: Encoded) -> Tensor:
         found: Tensor = self.module.itm_head(self._fused(images, texts)[:, 0])
