@@ -119,6 +119,7 @@ class Settings:
     Attributes:
         model: directory of the headless model; data: of the folders of images.
         size: pixels a side; samples: of the calibration; steps: N.
+        multiple: of which our start's ranks are; None: as pela chooses. The paper's are single.
     """
 
     model: str
@@ -132,6 +133,7 @@ class Settings:
     tests: int
     batch: int
     precision: str
+    multiple: int | None = None
 
     def stamp(self) -> dict[str, Any]:
         """What decides the results, and no path."""
@@ -266,10 +268,11 @@ class Workshop:
         return self.settings.model if cell.method.backbone else str(self.work / "teacher" / "dense")
 
     def _decompose(self, cell: Cell) -> dict[str, Any]:
-        common = {"ratio": cell.ratio, "scope": "layers", "multiple": 1}
+        common = {"ratio": cell.ratio, "scope": "layers"}
         if cell.method.start == "svd":
-            return common | {"policy": "uniform"}
-        return common | {"calibrate": "train", "samples": self.settings.samples}
+            return common | {"policy": "uniform", "multiple": 1}
+        ours = {"samples": self.settings.samples, "multiple": self.settings.multiple}
+        return common | {"calibrate": "train"} | ours
 
     def _train(self, table: dict[str, float], steps: int, images: int) -> dict[str, Any]:
         """A training section of so many updates; recipes count the warm-up in epochs."""

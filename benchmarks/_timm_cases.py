@@ -1,7 +1,7 @@
-"""Which of timm's architectures are tried: the smallest of each kind, found by building them all.
+"""Which of timm's architectures are tried: all whose linear layers may be factorised, made tiny.
 
-Two architectures are of one kind where they are of one timm module and one family name, and the
-same classes hold their linear layers. What holds none is left out, with the reason.
+What is tiny is found by building every architecture without memory. One that holds too few linear
+layers is left out, and one whose constructor fixes a size that is too large; each with the reason.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,28 @@ from pelacli import lowrank
 from pelacli.models import timm_models
 
 KEPT = Path(__file__).parent / "results" / "coverage-timm.json"
-# Tried in this order: the first that the constructor takes and that makes the model smaller.
+# Tried in this order: the first that the constructor takes, and that makes the model smaller and
+# leaves all classes in it that hold linear layers.
+NARROW = {"embed_dims": [32, 64, 96, 128], "num_heads": [1, 2, 3, 4]}
 TINY: list[dict[str, Any]] = [
     {"embed_dim": 64, "depth": 2, "num_heads": 4},
+    {"embed_dim": 96, "depth": 2, "num_heads": 4},  # SwiGLU's width, a third of it, is even
+    {"embed_dim": 64, "depth": 2, "num_heads": 4, "num_kv_heads": [4, 2]},
+    {"embed_dim": 64, "depth": 3, "num_heads": 4, "local_up_to_layer": 2},
+    {"embed_dim": 32, "depths": [1] * 4, "num_heads": [1, 2, 4, 8]},
+    {"embed_dim": [32, 64, 96, 128], "depths": [1] * 4},
+    {"embed_dim": [32, 64, 96], "depth": [1] * 3, "num_heads": [2] * 3},
+    {"embed_dim": [32, 64], "depth": [[1, 1, 0]], "num_heads": [2, 2]},
+    {"embed_dim": 32, "stages": [1] * 4, "num_heads": 1},
+    NARROW | {"depths": [1] * 4},
+    NARROW | {"depths": [2] * 4},
+    {"embed_dims": [32, 64, 96, 128], "depths": [1] * 4},
+    {"embed_dims": [32, 64, 96, 128], "serial_depths": [1] * 4},
+    {"embed_dims": [16, 32, 64, 128], "layers": [1] * 4},
+    {"embed_dims": [16, 32, 64, 128, 256], "layers": [1] * 5},
+    {"dims": [32, 64, 96, 128], "depths": [1] * 4},
+    {"embed_dim": 64, "depth": 2, "inner_dim": 16, "num_heads_inner": 2, "num_heads_outer": 4},
+    {"embed_dim": 64, "depth": 2},
     {"depth": 2},
     {"num_blocks": 2},
     *({key: [1] * n} for key in ("depths", "depth", "stages", "layers") for n in (4, 3)),
@@ -32,74 +50,84 @@ TINY: list[dict[str, Any]] = [
 
 
 def cases() -> list[Case]:
-    """All kinds, smallest first within each module."""
+    """All that are tried, by module and name."""
     return [
         Case("timm", row["name"], row["name"], row["module"], functools.partial(dict, row["args"]))
-        for row in kinds()[0]
+        for row in found()[0]
     ]
 
 
+def kinds() -> list[Case]:
+    """One of each module, family name and way of being made tiny: where all would take too long."""
+    first: dict[tuple[str, str, str], Case] = {}
+    for case in cases():
+        first.setdefault((case.group, case.name.split("_")[0], str(case.args())), case)
+    return list(first.values())
+
+
 def left_out() -> dict[str, str]:
-    """timm module (or architecture) → why nothing of it is tried."""
-    return kinds()[1]
+    """timm module (or architecture) → why it is not tried."""
+    return found()[1]
 
 
-def kinds() -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """(what is tried, what is left out), built anew where timm is another than the kept one's."""
+def found() -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """(what is tried, what is left out), looked for anew where timm is another than the kept
+    file's."""
     if KEPT.is_file():
-        kept = json.loads(KEPT.read_text())
+        kept = json.loads(KEPT.read_text(encoding="utf-8"))
         if kept["timm"] == timm.__version__:
             return kept["tried"], kept["left_out"]
     tried, out = _look()
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in tried)
     KEPT.write_text(
-        json.dumps({"timm": timm.__version__, "tried": tried, "left_out": out}, indent=1) + "\n"
+        f'{{"timm": {json.dumps(timm.__version__)}, "tried": [\n{lines}\n],\n'
+        f'"left_out": {json.dumps(out, indent=1)}}}\n',
+        encoding="utf-8",
     )
     return tried, out
 
 
-def _look(advance: Callable[[str], None] = lambda name: None) -> tuple[list[Any], dict[str, str]]:
-    smallest: dict[tuple[str, ...], tuple[int, str]] = {}
-    reasons: dict[str, Counter[str]] = {}
+def _look() -> tuple[list[dict[str, Any]], dict[str, str]]:
+    tried: list[dict[str, Any]] = []
+    out: dict[str, str] = {}
     for module in timm.list_modules():
-        reasons[module] = Counter()
+        dense: Counter[str] = Counter()  # why layers are not factorised
+        known = len(tried) + len(out)
         for name in timm.list_models(module=module):
-            advance(name)
-            holders, why, params = _layers(_shapes(name))
-            reasons[module] += Counter(why)
-            kind = (module, name.split("_")[0], *holders)
-            if holders and (kind not in smallest or params < smallest[kind][0]):
-                smallest[kind] = (params, name)
-    tried, out = [], {}
-    for (module, *_), (_, name) in sorted(smallest.items(), key=lambda item: item[1]):
-        args = _tiny(name)
-        params = sum(p.numel() for p in _shapes(name, args).parameters())
-        if params < LARGEST:
-            tried.append({"name": name, "module": module, "args": args})
-        else:
-            out[name] = f"the smallest of its kind has {params / 1e6:.0f} M parameters"
-    used = {row["module"] for row in tried}
-    for module, why in reasons.items():
-        if module not in used:
-            found = ", ".join(f"{reason} only" for reason in why) or "no linear map but the head"
-            out[module] = found
+            layers = _found(_shapes(name))
+            free = sum(layer.reason is None for layer in layers)
+            if free < FEWEST:
+                dense.update(la.reason for la in layers if la.reason not in (None, "output head"))
+                if free:
+                    out[name] = f"fewer than {FEWEST} linear layers that may be factorised"
+                continue
+            args, params = _tiny(name)
+            if params < LARGEST:
+                tried.append({"name": name, "module": module, "args": args})
+            else:
+                out[name] = f"too large, and its constructor fixes it: {params / 1e6:.0f} M"
+        if len(tried) + len(out) == known:
+            why = ", ".join(f"{reason} only" for reason in dense)
+            out[module] = why or "no linear map but the head"
     tried.sort(key=lambda row: (row["module"], row["name"]))
     return tried, out
 
 
-def _layers(module: nn.Module) -> tuple[list[str], dict[str, int], int]:
-    """(classes that hold layers which may be factorised, reasons of the others, parameters)."""
-    found = _found(module)
-    holders = {
-        type(module.get_submodule(layer.name.rpartition(".")[0])).__name__
-        for layer in found
-        if layer.reason is None
-    }
-    why = Counter(la.reason for la in found if la.reason not in (None, "output head"))
-    return sorted(holders), dict(why), sum(p.numel() for p in module.parameters())
-
-
 def _found(module: nn.Module) -> list[lowrank.Layer]:
     return lowrank.find_layers(module, head=timm_models.head(module))
+
+
+def _holders(module: nn.Module) -> set[str]:
+    """Classes that hold layers which may be factorised."""
+    return {
+        type(module.get_submodule(layer.name.rpartition(".")[0])).__name__
+        for layer in _found(module)
+        if layer.reason is None
+    }
+
+
+def _params(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _shapes(name: str, args: dict[str, Any] | None = None) -> nn.Module:
@@ -108,17 +136,27 @@ def _shapes(name: str, args: dict[str, Any] | None = None) -> nn.Module:
     return module
 
 
-def _tiny(name: str) -> dict[str, Any]:
-    """The first of `TINY` that makes the architecture smaller and keeps its kind; none where its
-    constructor takes none of them."""
-    holders, _, params = _layers(_shapes(name))
+def _tiny(name: str) -> tuple[dict[str, Any], int]:
+    """(arguments that make the architecture small, its parameters then); no arguments where its
+    constructor takes none of `TINY`."""
+    dense = _shapes(name)
     for args in TINY:
         try:
             module = _shapes(name, args)
         except Exception:  # its constructor wants other things together
             continue
-        kind, _, small = _layers(module)
         enough = sum(layer.reason is None for layer in _found(module)) >= FEWEST
-        if small < params and kind == holders and enough:
-            return args
-    return {}
+        same = _holders(module) == _holders(dense) and _runs(module) == _runs(dense)
+        if enough and same and _params(module) < _params(dense):
+            return args, _params(module)
+    return {}, _params(dense)
+
+
+def _runs(module: nn.Module) -> bool:
+    """Whether images go through: a constructor may take widths that do not fit together."""
+    config: Any = module.pretrained_cfg
+    try:
+        module.eval()(torch.empty(2, *config["input_size"], device="meta"))
+    except Exception:  # each model says so in its own way; some read values, which "meta" has not
+        return False
+    return True

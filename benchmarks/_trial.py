@@ -26,7 +26,7 @@ from pelacli.plans import Plan
 
 FEWEST = 4  # linear layers of what may be called a Transformer; a network of convolutions has less
 HALF = Fraction(1, 2)
-LARGEST = 40e6  # parameters
+LARGEST = 70e6  # parameters; tried at its full size where a constructor leaves no choice
 # Share of the loss that the step is to take away, to first order. A loss that jumps where another
 # box is picked, or that bends at once, wants a smaller one.
 GAINS = (1e-3, 1e-4, 1e-5)

@@ -1,4 +1,4 @@
-"""Which architectures pela works on: every kind of timm's, and transformers' in use, all tiny.
+"""Which architectures pela works on: timm's by every name, and transformers' in use, made tiny.
 
     python benchmarks/coverage.py --out benchmarks/results/coverage.jsonl \\
         --markdown docs/coverage.md                      # all, and the table in the docs
@@ -70,7 +70,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def cases() -> list[Case]:
-    """All architectures: timm's kinds, then transformers'."""
+    """All architectures: timm's, then transformers'."""
     return [*_timm_cases.cases(), *_hf_cases.cases()]
 
 
@@ -156,20 +156,35 @@ def markdown(rows: Sequence[Row], left_out: dict[str, str]) -> str:
             or ["Nothing of what was tried."]
         ),
     ]
-    for library, group in (("timm", "module"), ("transformers", "type")):
-        own = [r for r in rows if r["library"] == library and r["status"] != "left out"]
-        if not own:
-            continue
+    timms = [r for r in rows if r["library"] == "timm" and r["status"] != "left out"]
+    if timms:
+        text += ["", "## timm", "", *by_module(timms)]
+    own = [r for r in rows if r["library"] == "transformers" and r["status"] != "left out"]
+    if own:
         text += [
             "",
-            f"## {library}",
+            "## transformers",
             "",
-            f"| architecture | {group} | layers | | dense | s | |",
+            "| architecture | type | layers | | dense | s | |",
             "|---|---|---|---|---|---|---|",
             *(cells(row) for row in own),
         ]
     text += ["", "## Left out", "", *outside(rows, left_out)]
     return "\n".join(text) + "\n"
+
+
+def by_module(rows: Sequence[Row]) -> list[str]:
+    """A line for each of timm's modules, with all its names; the JSON has a line for each."""
+    lines = ["| module | works | stays dense | notes | architectures |", "|---|---|---|---|---|"]
+    for module in dict.fromkeys(row["group"] for row in rows):
+        own = [row for row in rows if row["group"] == module]
+        works = [row for row in own if row["status"] == "works"]
+        dense = ", ".join(sorted({reason for row in own for reason in row["dense"]}))
+        notes = "; ".join(dict.fromkeys(note for row in own for note in row["notes"]))
+        names = ", ".join(f"`{row['name']}`" for row in own)
+        count = f"{len(works)} of {len(own)}"
+        lines.append("| " + " | ".join([f"`{module}`", count, dense, notes, names]) + " |")
+    return lines
 
 
 def cells(row: Row) -> str:
