@@ -65,7 +65,7 @@ class FactoredWeight(torch.Tensor):
         if func is F.multi_head_attention_forward:
             return attention_body(*args, **kwargs)
         if func in TRANSPOSES:
-            return product(args[0].down.T, args[0].up.T)
+            return product(args[0].down.T, args[0].up.T, training=args[0].requires_grad)
         if func in MATMULS and not kwargs:
             left, right = args
             if isinstance(right, FactoredWeight) and not isinstance(left, FactoredWeight):
@@ -100,8 +100,15 @@ class _Product(torch.autograd.Function):
         return grads[0] @ down.T, up.T @ grads[0]
 
 
-def product(up: Tensor, down: Tensor) -> Tensor:
-    """up·down as a `FactoredWeight`: up [out, r], down [r, in]."""
+def product(up: Tensor, down: Tensor, *, training: bool) -> Tensor:
+    """up·down as a `FactoredWeight`: up [out, r], down [r, in].
+
+    Args:
+        training: whether what takes it whole sends gradients back; ``torch.jit.trace`` takes none
+            that does.
+    """
+    if not training:
+        return FactoredWeight(up, down)
     weight: Tensor = _Product.apply(up, down)
     return weight
 

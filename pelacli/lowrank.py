@@ -58,7 +58,7 @@ class LowRankLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """up·down, [out, in]; multiplied out only for those who do more than ``F.linear``."""
-        return product(self.up.weight, self.down.weight)
+        return product(self.up.weight, self.down.weight, training=self.training)
 
     @property
     def bias(self) -> Tensor | None:

@@ -76,6 +76,23 @@ def test_gradients_reach_both_factors_either_way(layer):
         assert torch.allclose(up, grads[0][1], rtol=1e-4, atol=1e-5)
 
 
+class Reads(nn.Module):
+    """Applies the weight itself."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return F.linear(x, self.layer.weight)
+
+
+def test_what_reads_a_weight_can_be_traced_and_exported(layer):
+    module, x = Reads(layer).eval(), torch.randn(5, 8)
+    assert torch.equal(torch.jit.trace(module, x)(x), module(x))
+    assert torch.equal(torch.export.export(module, (x,)).module()(x), module(x))
+
+
 def test_rank_zero_is_the_bias_alone():
     layer = LowRankLinear(8, 12, 0)
     x = torch.randn(3, 8)
