@@ -10,6 +10,7 @@ step and the seed; see `pelacli.train`.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -75,7 +76,9 @@ class Run:
     def improves(self, metric: str | None) -> bool:
         """Whether the last evaluation is the best so far, which is then noted."""
         value = self.metrics.get(metric) if metric else None
-        if value is None or (self.best is not None and value <= self.best["value"]):
+        if value is None or not math.isfinite(value):
+            return False
+        if self.best is not None and value <= self.best["value"]:
             return False
         self.best = {"step": self.step, "value": value}
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ def _do(spec: Recipe, section: str, output: Path, force: bool) -> None:
     if force and console.main_process():  # an unfinished run is started again too
         shutil.rmtree(rundir.workplace(output), ignore_errors=True)
     if section == "decompose":
+        from pelacli import parallel
         from pelacli.steps import decompose
 
         if processes.launched() > 1 and spec.decompose and spec.decompose.max_drop is not None:
@@ -82,7 +84,9 @@ def _do(spec: Recipe, section: str, output: Path, force: bool) -> None:
                 "first, and launch `pela run` then, which goes on from there"
             )
         if console.main_process():
-            with processes.alone():
+            # Launchers leave each process one thread.
+            cores = os.cpu_count() if processes.launched() > 1 else None
+            with processes.alone(), parallel.threads(cores):
                 decompose.run(spec, source, output)
         processes.wait(spec.device)
     elif section == "pretrain":

@@ -66,18 +66,12 @@ def place() -> tuple[int, int]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """While active, this process does all of the work, with all of the processor's cores, and the
-    others wait for it: samples are not shared out. Launchers leave each process one thread."""
+    """While active, this process does all of the work, and the others wait for it: samples are not
+    shared out."""
     global _alone
-    from pelacli import parallel
-
-    if launched() == 1:
-        yield
-        return
     _alone = True
     try:
-        with parallel.threads(os.cpu_count()):
-            yield
+        yield
     finally:
         _alone = False
 

@@ -176,6 +176,16 @@ def test_copies_follow_the_factors():
     losses(network, data)
     assert torch.allclose(theirs, 0.995 * start + 0.005 * own)
     assert int(slow.seen) == 6
+    moved = theirs.clone()
+    losses(network, data)  # the next batch of the same update
+    assert torch.equal(theirs, moved)
+    assert int(slow.seen) == 12
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    sum(losses(network, data).values()).backward()
+    optimizer.step()
+    losses(network, data)
+    assert not torch.equal(theirs, moved)
+    slow.seen.fill_(6)
     network.eval()
     losses(network, data)
     assert int(slow.seen) == 6  # an evaluation leaves them

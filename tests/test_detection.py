@@ -24,7 +24,7 @@ from pelacli import artefact, engine, lowrank, models, ranks, recipe_file, recor
 from pelacli.data import loader
 from pelacli.errors import RequestError
 from pelacli.formats import coco, hub_objects
-from pelacli.models import adopting, detectors
+from pelacli.models import adopting, class_names, detectors
 from pelacli.recipe import Augment, Data, Pretrain
 from pelacli.steps import pretrain
 from pelacli.tasks._average_precision import AveragePrecision
@@ -439,7 +439,7 @@ def test_other_classes_get_a_fresh_classifier_alone(family, drawn):
 def test_classes_are_known_by_name(drawn):
     # COCO's detectors have an output for each of its 91 ids, of which 80 are used.
     opened = build("yolos", classes=7)
-    detectors.name_classes(opened, ["N/A", "disc", "N/A", "cat", "N/A", "Square", "dog"])
+    class_names.write(opened, ["N/A", "disc", "N/A", "cat", "N/A", "Square", "dog"])
     task = tasks.get("detection")
     dataset = task.open(data(drawn), "val", inputs=opened.inputs)
     assert dataset.classes == list(opened.inputs.labels)
@@ -449,6 +449,28 @@ def test_classes_are_known_by_name(drawn):
         assert mapped["labels"].tolist() == [[5, 1][label] for label in own["labels"].tolist()]
     assert task.fit(opened, dataset, None, 0) is opened
     assert models.num_classes(opened) == 7
+
+
+def test_other_classes_of_the_same_number_get_a_fresh_head(drawn):
+    opened = build("yolos")
+    class_names.write(opened, ["cat", "dog"])
+    task = tasks.get("detection")
+    dataset = task.open(data(drawn), "train", inputs=opened.inputs)
+    before = opened.module.class_labels_classifier.layers[-1].weight.clone()
+    fitted = task.fit(opened, dataset, None, 0)
+    assert list(fitted.inputs.labels) == dataset.classes
+    assert not torch.equal(opened.module.class_labels_classifier.layers[-1].weight, before)
+
+
+def test_crops_of_classification_are_refused(drawn):
+    for setting, told in (
+        ({"scale": (0.5, 1.0)}, "scale: .* task_args.crop"),
+        ({"reprob": 0.5}, "reprob: .* leave"),
+    ):
+        with pytest.raises(RequestError, match=f"data.augment.{told}"):
+            tasks.get("detection").open(
+                data(drawn, **setting), "train", inputs=build("yolos").inputs, training=True
+            )
 
 
 def compressed(family, args):

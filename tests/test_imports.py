@@ -22,7 +22,7 @@ TIERS = [
         "aliases", "atomic", "console", "heap", "manifest", "plans", "policies", "processes",
         "recipe", "search",
     },
-    {"factored", "refusals"},
+    {"devices", "factored", "refusals"},
     {"fingerprint", "ranks", "recipe_file", "rundir", "tables"},
     {"card", "curves", "gallery", "planning", "spectra_file"},
     {"replan"},

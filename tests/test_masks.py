@@ -174,7 +174,9 @@ def test_mistakes_of_the_settings(ade):
     fails(lambda: opened(ade, pool_scales=[0]), "pool_scales")
     fails(lambda: opened(ade, inputs=TextInput(None, 8)), "the model wants more than images")
     mixed = {"augment": Augment(mixup=0.2)}
-    fails(lambda: opened(ade, data=mixed), "mixup, cutmix and smoothing are not for masks")
+    fails(lambda: opened(ade, data=mixed), "data.augment.mixup: segmentation has none; leave it")
+    cropped = {"augment": Augment(scale=(0.5, 1.0))}
+    fails(lambda: opened(ade, data=cropped), "augment.scale: segmentation has none; set task_args")
 
 
 def test_without_labels_no_mask_is_read(ade, tmp_path):

@@ -144,6 +144,9 @@ def test_ties_are_broken_by_chance():
     assert _ranking.hits(many, first).tolist()[1] == pytest.approx(1 - missed)
     far = torch.tensor([[-torch.inf, 1.0]])
     assert _ranking.hits(far, torch.tensor([[True, False]])).tolist()[:3] == [0, 0, 0]
+    for broken in ([torch.nan, 1.0], [1.0, torch.nan]):  # nothing is found among no numbers
+        row = torch.tensor([broken])
+        assert _ranking.hits(row, torch.tensor([[True, False]])).tolist() == [0, 0, 0, 1]
 
 
 # Losses -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,19 @@ def test_whose_settings_count() -> None:
     assert of({"task": "b"}, task="a", task_args={"x": 1}) == ("b", {})
     assert of({"task": "b", "task_args": {"y": 1}}, task="a") == ("b", {"y": 1})
     assert of({"task": "a"}, task="a", task_args={"x": 1}) == ("a", {"x": 1})
+
+
+def test_figures_of_no_numbers_are_none(recwarn) -> None:
+    """torchmetrics takes NaN for the first class."""
+    task = tasks.get("image-classification")
+    batch = {"inputs": torch.ones(2, 3), "labels": torch.tensor([0, 0])}
+
+    class Overflows(torch.nn.Module):
+        def forward(self, x):
+            return x * torch.tensor(float("nan"))
+
+    good = tasks.evaluate(torch.nn.Identity(), [batch], task, "cpu", 3)
+    assert good["accuracy"] == 100
+    found = tasks.evaluate(Overflows(), [batch], task, "cpu", 3)
+    assert set(found) == set(good)
+    assert all(math.isnan(value) for value in found.values())

@@ -220,6 +220,16 @@ def test_checkpoints_are_pruned_and_the_best_is_kept(tmp_path):
     assert all(torch.equal(v, weights[1][k]) for k, v in kept.state_dict().items())
 
 
+def test_no_number_is_never_the_best():
+    stand = checkpoint.Run(4, 0, 1, 1)
+    seen = []
+    for value in (80.0, float("nan"), 70.0, 90.0):
+        stand.step, stand.metrics = stand.step + 1, {"accuracy": value}
+        seen.append(stand.improves("accuracy"))
+    assert seen == [True, False, False, True]
+    assert stand.best == {"step": 4, "value": 90.0}
+
+
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_the_best_can_be_the_result(tmp_path, ema):
     scores = iter([50.0, 70.0, 60.0, 50.0, 70.0, 60.0])

@@ -209,6 +209,23 @@ def test_vilt_s_pretrained_encoder_becomes_any_of_its_kinds(tmp_path):
         assert models.predict(found, models.example(model)).shape == (1, 2 if task == "vqa" else 1)
 
 
+def test_an_evaluation_passes_over_what_nobody_has_answered(asked, tmp_path):
+    entries = json.loads((asked / "train.json").read_text())
+    del entries[0]["answer"]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "val.json").write_text(json.dumps(entries))
+    data = Data(dataset=str(tmp_path / "data"), augment=QUIET)
+    task = tasks.get("vqa", {"images": str(asked)})
+    model = opened("ViltForQuestionAnswering", tmp_path)
+    found = task.open(data, "val", inputs=model.inputs)
+    assert found.labelled
+    part = tasks.evaluate(model.module, loader(found, batch_size=8), task)
+    whole = tasks.evaluate(model.module, batches(asked, model, tasks.get("vqa")), task)
+    assert 0 <= part["vqa_accuracy"] <= 100
+    assert part["vqa_accuracy"] * 29 <= whole["vqa_accuracy"] * 30 + 1e-6
+    assert not task.open(data, "val", inputs=model.inputs, training=True).labelled
+
+
 # The server's file ------------------------------------------------------------------------------
 
 

@@ -13,17 +13,17 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import transformers
 from torch import Tensor, nn
 
 from pelacli.errors import RequestError
 from pelacli.lowrank import LowRankLinear
-from pelacli.models.types import ImageInput, OpenModel
+from pelacli.models import class_names
+from pelacli.models.types import ImageInput
 
 # Of families that transformers' own table has no processor for: what their checkpoints come with.
 _PROCESSORS = {
@@ -36,7 +36,6 @@ _HEAD = re.compile(
     r"(class_embed|bbox_embed|class_labels_classifier|bbox_predictor|score_head|bbox_head"
     r"|ref_point_head|ref_anchor_head|reference_points)$"
 )
-_UNNAMED = re.compile(r"LABEL_\d+")
 
 
 def is_detector(module: nn.Module) -> bool:
@@ -73,7 +72,6 @@ def describe(module: nn.Module, processor: Mapping[str, Any]) -> ImageInput:
         size = (short, short * 4 // 3) if short else (made.size["height"], made.size["width"])
     height, width = (size, size) if isinstance(size, int) else size
     channels = getattr(config, "num_channels", 3)
-    names = [str(name) for _, name in sorted(config.id2label.items())]
     return ImageInput(
         (channels, height, width),
         tuple(made.image_mean),
@@ -82,7 +80,7 @@ def describe(module: nn.Module, processor: Mapping[str, Any]) -> ImageInput:
         1.0,
         settings,
         mask="pixel_mask" in inspect.signature(module.forward).parameters,
-        labels=() if all(_UNNAMED.fullmatch(name) for name in names) else tuple(names),
+        labels=class_names.read(config),
     )
 
 
@@ -267,29 +265,21 @@ def set_classes(module: nn.Module, num_classes: int) -> None:
     """Give a detector fresh parameters where their shape depends on the number of classes, as
     transformers does when it opens a checkpoint with another number; all others stay."""
     config: Any = module.config
+    known = module
+    if config.num_labels == num_classes:  # then the shapes of another number tell
+        config.num_labels = num_classes + 1
+        known = type(module)(config)
     config.num_labels = num_classes
     fresh = type(module)(config)  # its own initialisation, with the prior of rare objects
     for name, new in list(fresh.named_modules(remove_duplicate=False)):
         try:
-            old = module.get_submodule(name)
+            old = known.get_submodule(name)
         except AttributeError:  # a place that another module has taken
             continue
         if _shapes(old) != _shapes(new):
             parent, _, child = name.rpartition(".")
             setattr(module.get_submodule(parent), child, new.train(old.training))
     module.num_labels = num_classes  # type: ignore[assignment]
-
-
-def name_classes(opened: OpenModel, names: list[str]) -> None:
-    """Write the classes' names into the model's configuration."""
-    config: Any = opened.module.config
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: number for number, name in enumerate(names)}
-    opened.config |= {
-        "id2label": {str(number): name for number, name in enumerate(names)},
-        "label2id": dict(config.label2id),
-    }
-    opened.inputs = replace(cast(ImageInput, opened.inputs), labels=tuple(names))
 
 
 def _shapes(module: nn.Module) -> list[tuple[int, ...]]:

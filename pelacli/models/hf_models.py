@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from pelacli.aliases import closest
 from pelacli.errors import RequestError
-from pelacli.models import detectors, hf_pairs, hf_segmenters, pooling
+from pelacli.models import class_names, detectors, hf_pairs, hf_segmenters, pooling
 from pelacli.models import timm_backbone as timm_backbone  # to be known to transformers' readers
 from pelacli.models.hf_examples import arguments, longest_text, sees
 from pelacli.models.hf_examples import example as example
@@ -149,7 +150,10 @@ def inputs(module: nn.Module, directory: Path | None) -> Inputs:
     seen = "pixel_values" in takes and ("input_ids" not in takes or sees(module))
     vision = getattr(config, "vision_config", getattr(config, "backbone_config", None) or config)
     if seen and "input_ids" not in takes:
-        return _image_input(vision, directory)
+        images = _image_input(vision, directory)
+        if type(module).__name__.endswith("ForImageClassification"):
+            images = replace(images, labels=class_names.read(config))
+        return images
     text = _text_input(module, getattr(config, "text_config", None) or config, directory)
     return PairInput(_image_input(vision, directory), text) if seen else text
 

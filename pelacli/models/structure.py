@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pelacli.errors import RequestError
 from pelacli.models.opening import library
-from pelacli.models.types import OpenModel, TextInput
+from pelacli.models.types import ImageInput, OpenModel, TextInput
 
 
 def example(opened: OpenModel) -> Tensor | dict[str, Tensor]:
@@ -110,6 +110,8 @@ def set_classes(opened: OpenModel, classes: int, seed: int) -> None:
     adapter = library(opened.library)
     adapter.set_classes(opened.module, classes)
     opened.config, opened.head = adapter.config(opened.module), adapter.head(opened.module)
+    if isinstance(opened.inputs, ImageInput):  # the names were the old head's
+        opened.inputs = replace(opened.inputs, labels=())
 
 
 def with_head(

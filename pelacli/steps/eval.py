@@ -115,7 +115,7 @@ def gate(results: Sequence[Evaluated]) -> None:
             raise RequestError(
                 f"{result.artefact}: --max-drop needs a task with a metric, and labels"
             )
-        if result.drop > result.max_drop:
+        if not result.drop <= result.max_drop:  # no number is no good one
             raise GateError(
                 f"{result.artefact}: {result.main} drops by {result.drop:.2f} points, "
                 f"more than the {result.max_drop:g} allowed"

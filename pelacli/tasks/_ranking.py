@@ -98,11 +98,14 @@ def hits(scores: Tensor, right: Tensor) -> Tensor:
     first: a model that scores all alike gets what guessing would.
 
     Args:
-        scores: [Q, N], −∞ for who is no candidate; ``right`` [Q, N] bool.
+        scores: [Q, N], −∞ for who is no candidate; a query with NaN among its own finds nothing.
+        right: [Q, N] bool.
 
     Returns:
         [4], in float64.
     """
+    broken = scores.isnan().any(1, keepdim=True)
+    scores = scores.masked_fill(broken, -torch.inf)
     best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
     ahead = (scores > best).sum(1)  # all of them wrong
     equal = scores == best

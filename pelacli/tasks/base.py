@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from pelacli import models, processes
 from pelacli.calls import evaluating
+from pelacli.console import warn
 from pelacli.fields import Section
 from pelacli.loader import Batch
 from pelacli.models import predict, to_device
@@ -122,11 +125,21 @@ class Base(Section):
         num_classes: int | None,
     ) -> dict[str, float]:
         """All figures of a model over a split; tasks that compare samples with each other have
-        their own way."""
+        their own way. They are NaN where the model gave NaN: metrics count on, and some of them
+        take it for a good answer."""
         metrics = self.metrics(num_classes)
         metrics.to(device)
+        broken = torch.zeros((), device=device)
         with evaluating(module):
             for batch in loader:
                 batch = to_device(batch, device)
-                metrics.update(self.forward(module, batch), batch)
-        return metrics.compute()
+                output = self.forward(module, batch)
+                broken += models.main_output(output).isnan().any()
+                metrics.update(output, batch)
+        found = metrics.compute()
+        if processes.place()[1] > 1:
+            torch.distributed.all_reduce(broken)
+        if broken:
+            warn(f"{type(module).__name__}: gives NaN on {int(broken)} batches; no figure counts")
+            return dict.fromkeys(found, math.nan)
+        return found

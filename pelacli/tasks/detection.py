@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -22,15 +22,21 @@ from pelacli.console import say
 from pelacli.data import Batch, Dataset
 from pelacli.errors import RequestError
 from pelacli.formats import coco, hub_objects
-from pelacli.models import ImageInput, adopting, detectors, to_device
+from pelacli.models import ImageInput, adopting, class_names, detectors, to_device
 from pelacli.sources import open_source
+from pelacli.tasks._augment import refuse
 from pelacli.tasks._average_precision import AveragePrecision
 from pelacli.tasks._detection_data import Collate, Plain, Prepare, augmented, targets
 from pelacli.tasks.base import Base
 
 if TYPE_CHECKING:
     from pelacli.models import Inputs, OpenModel
-    from pelacli.recipe import Augment, Data
+    from pelacli.recipe import Data
+
+
+# What would need other labels than boxes are, and how the crops of classification are drawn.
+_WITHOUT = ("mixup", "cutmix", "smoothing", "reprob", "auto_augment", "interpolation", "crop_pct")
+_CROPS = ("scale", "ratio")
 
 
 class Task(Base):
@@ -60,7 +66,8 @@ class Task(Base):
         if not isinstance(inputs, ImageInput):
             raise RequestError("detection needs a model of images, and this one reads text")
         if training:
-            _check(data.augment)
+            refuse("detection", data.augment, _WITHOUT)
+            refuse("detection", data.augment, _CROPS, "set task_args.crop and zoom_out")
         source, found, classes = self._source(data.dataset, split, unlabelled)
         labelled = classes is not None and not unlabelled
         names, places = _places(classes or [], inputs.labels)
@@ -116,14 +123,19 @@ class Task(Base):
             size = dataset.make.sizes[0] if isinstance(dataset.make, Prepare) else None
             opened = adopting.detector(opened, kind, wanted, self.queries, args, seed, size)
             say(f"a {type(opened.module).__name__} around {opened.ref}")
-        elif wanted != models.num_classes(opened):
+        elif wanted != models.num_classes(opened) or self._others(opened, names):
             models.set_classes(opened, wanted, seed=seed)
             say(f"a fresh head of {wanted} classes")
         else:
             return opened
         extra = [f"class {number}" for number in range(len(names), wanted)]
-        detectors.name_classes(opened, names[:wanted] + extra)
+        class_names.write(opened, names[:wanted] + extra)
         return opened
+
+    def _others(self, opened: OpenModel, names: list[str]) -> bool:
+        """Whether the model names its classes, and the data has others."""
+        labels = cast(ImageInput, opened.inputs).labels
+        return bool(names and labels) and class_names.places(names, labels) is None
 
     def taps(self, module: nn.Module) -> list[str]:
         """The blocks; not those of the heads, nor of a decoder whose queries are about places of
@@ -185,13 +197,6 @@ class Task(Base):
         return metrics.compute()
 
 
-def _check(augment: Augment) -> None:
-    """Refuse what would need other labels than boxes are."""
-    for name in ("mixup", "cutmix", "smoothing", "reprob", "auto_augment"):
-        if getattr(augment, name):
-            raise RequestError(f"data.augment.{name}: detection has none; leave it out")
-
-
 def _settings(pairs: list[str]) -> dict[str, Any]:
     """ "name=value" pairs, whose values are JSON or else text."""
     found = {}
@@ -212,9 +217,5 @@ def _places(classes: list[str], labels: tuple[str, ...]) -> tuple[list[str], lis
     A model that names its classes keeps its own numbers where it has all of the data's (COCO's
     detectors have gaps in theirs); else the data's order counts.
     """
-    own = {name.strip().lower(): number for number, name in enumerate(labels)}
-    places = [own.get(name.strip().lower()) for name in classes]
-    known = [place for place in places if place is not None]
-    if classes and len(known) == len(classes) == len(set(known)):
-        return list(labels), known
-    return classes, list(range(len(classes)))
+    known = class_names.places(classes, labels)
+    return (classes, list(range(len(classes)))) if known is None else (list(labels), known)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from pelacli import models
 from pelacli.console import say
 from pelacli.data import Batch, Dataset, open_dataset
 from pelacli.errors import RequestError
+from pelacli.models import class_names
 from pelacli.tasks.base import Base
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ class Task(Base):
         training: bool = False,
         unlabelled: bool = False,
     ) -> Dataset:
-        return open_dataset(
+        dataset = open_dataset(
             data.dataset,
             split,
             inputs=inputs,
@@ -42,13 +45,21 @@ class Task(Base):
             image_size=data.image_size,
             unlabelled=unlabelled,
         )
+        return _numbered(dataset, getattr(inputs, "labels", ()), training)
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
-        """A fresh head where the data has other classes than the model has outputs."""
-        wanted = classes or dataset.num_classes
-        if wanted is not None and wanted != models.num_classes(opened):
+        """A fresh head where the data has other classes than the model; the names of the data's."""
+        names = dataset.classes or []
+        wanted = classes or len(names)
+        labels = getattr(opened.inputs, "labels", ())
+        others = bool(names and labels) and class_names.places(names, labels) is None
+        if wanted and (wanted != models.num_classes(opened) or others):
             models.set_classes(opened, wanted, seed=seed)
             say(f"a fresh head of {wanted} classes")
+        elif labels or not names:
+            return opened
+        if len(names) == wanted and hasattr(opened.module.config, "id2label"):
+            class_names.write(opened, names)
         return opened
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
@@ -61,6 +72,27 @@ class Task(Base):
         if not num_classes:
             raise RequestError("image classification needs to know the number of classes")
         return Accuracy(num_classes)
+
+
+def _numbered(dataset: Dataset, labels: Sequence[str], training: bool) -> Dataset:
+    """The dataset with the model's numbers for its classes, where the model names all of them. To
+    learn some of the model's classes alone, a fresh head is what is wanted."""
+    places = class_names.places(dataset.classes or [], labels) if dataset.labelled else None
+    if places is None or (training and len(places) < len(labels)):
+        return dataset
+    return replace(dataset, make=_Renumbered(dataset.make, places), classes=list(labels))
+
+
+@dataclass
+class _Renumbered:
+    """A sample with another number for its class: place [the data's number]."""
+
+    make: Callable[[Any, str], Batch]
+    places: list[int]
+
+    def __call__(self, sample: Any, where: str) -> Batch:
+        item = self.make(sample, where)
+        return item | {"labels": self.places[item["labels"]]}
 
 
 class Accuracy:

@@ -28,12 +28,18 @@ from pelacli.formats import masks
 from pelacli.models import ImageInput, segmenter
 from pelacli.sources import open_source
 from pelacli.tasks import _masked
+from pelacli.tasks._augment import refuse
 from pelacli.tasks._masked import Collate, Make
 from pelacli.tasks.base import Base
 
 if TYPE_CHECKING:
     from pelacli.models import Inputs, OpenModel
     from pelacli.recipe import Data
+
+
+# What is not for masks, and how the crops of classification are drawn.
+_WITHOUT = ("mixup", "cutmix", "smoothing", "reprob", "auto_augment", "interpolation", "crop_pct")
+_CROPS = ("scale", "ratio")
 
 
 class Task(Base):
@@ -75,8 +81,8 @@ class Task(Base):
             raise RequestError(
                 f"{spec}: the model wants more than images, so it can't segment them"
             )
-        if augment.mixup or augment.cutmix or augment.smoothing:
-            raise RequestError("data.augment: mixup, cutmix and smoothing are not for masks")
+        refuse("segmentation", augment, _WITHOUT)
+        refuse("segmentation", augment, _CROPS, "set task_args.resize")
         if unlabelled and not masks.is_masks(spec):
             source, found, _ = open_source(spec, split, training=training, unlabelled=True)
             names = None

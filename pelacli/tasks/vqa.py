@@ -65,7 +65,8 @@ class Task(PairTask):
         wanted = both(inputs, data)
         roots = {"vqa": self.images, "vg": self.images_vg or self.images}
         entries, name = questions.read(data.dataset, split, roots)
-        answered = all(one.answers for one in entries)
+        # Training needs an answer to each; an evaluation leaves out those that have none.
+        answered = (all if training else any)(one.answers for one in entries)
         labelled = not unlabelled and (answered or (self.results is not None and not training))
         make = Make(Look(wanted, data, training), self.wording)
         collate = Collate(self.tokens(wanted.text), wanted.text)

@@ -30,7 +30,7 @@ class Momentum(nn.Module):
     Args:
         queue: pairs that are remembered; the whole of a batch over all processes may be larger,
             and need not divide it.
-        decay: of the copies per training step; they move by 1 − decay.
+        decay: of the copies per update of the network; they move by 1 − decay.
         weight: share of the copies' opinion in soft targets, alpha, once it is ramped up.
         ramp: pairs over which alpha rises from 0, those of all processes; 0 has it at once.
     """
@@ -48,6 +48,7 @@ class Momentum(nn.Module):
         self.decay, self.weight, self.ramp = decay, weight, ramp
         if getattr(network, "momentum", None) is not None:
             raise RequestError("ALBEF: the model has momentum copies already")
+        self._followed: int | None = None  # changes of the network's weights, when last followed
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
         some = next(network.parameters())
         self.seen: Tensor
@@ -77,16 +78,21 @@ class Momentum(nn.Module):
 
     @torch.no_grad()
     def follow(self, network: Albef, pairs: int) -> None:
-        """Move every parameter of the copies (factors, where they are low-rank) towards its own.
+        """Move every parameter of the copies (factors, where they are low-rank) towards its own, if
+        these have changed: several batches may make one update.
 
         Args:
             pairs: of this process's batch.
         """
         theirs = dict(_own_parameters(network))
         slow = dict(self.network.named_parameters())
-        torch._foreach_lerp_(
-            list(slow.values()), [theirs[name] for name in slow], weight=1 - self.decay
-        )
+        # Each change in place counts one on; that of the temperature is clamped in every pass.
+        changes = sum(p._version for name, p in theirs.items() if name != "temp")
+        if changes != self._followed:
+            torch._foreach_lerp_(
+                list(slow.values()), [theirs[name] for name in slow], weight=1 - self.decay
+            )
+            self._followed = changes
         self.seen += pairs * processes()
 
     @torch.no_grad()

@@ -1,0 +1,46 @@
+"""Names of a model's classes: read from its configuration, kept there, and met by the data's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+from pelacli.models.types import ImageInput, OpenModel
+
+_UNNAMED = re.compile(r"LABEL_\d+")
+
+
+def read(config: Any) -> tuple[str, ...]:
+    """The names in a configuration of transformers, by number; empty where it has none."""
+    names = [str(name) for _, name in sorted(config.id2label.items())]
+    return () if all(_UNNAMED.fullmatch(name) for name in names) else tuple(names)
+
+
+def write(opened: OpenModel, names: Sequence[str]) -> None:
+    """Keep the names in the configuration of a model of transformers that takes images."""
+    config: Any = opened.module.config
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
+    opened.config |= {
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "label2id": dict(config.label2id),
+    }
+    opened.inputs = replace(cast(ImageInput, opened.inputs), labels=tuple(names))
+
+
+def places(classes: Sequence[str], labels: Sequence[str]) -> list[int] | None:
+    """The model's number of each of the data's classes, found by name; None unless it has them all
+    and each once.
+
+    Args:
+        labels: the model's names; case and spaces around them do not count.
+    """
+    own = {_plain(name): number for number, name in enumerate(labels)}
+    found = [own[_plain(name)] for name in classes if _plain(name) in own]
+    return found if classes and len(found) == len(classes) == len(set(found)) else None
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower()
