@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pelacli import artefact, models, tasks
 from pelacli.data import loader
 from pelacli.errors import RequestError
+from pelacli.formats import entailment
 from pelacli.models import pairs
 from pelacli.recipe import Augment, Data
 
@@ -94,6 +95,51 @@ def test_numbers_of_images_and_of_labels_are_as_good_as_names(tmp_path):
     one, other = (task.open(data, "train", inputs=model.inputs)[i] for i in range(2))
     assert one["label"] == other["label"] == 2
     assert torch.equal(one["image"], other["image"])
+
+
+def test_entries_whose_annotators_disagree_are_left_out(tmp_path):
+    labels = ["-", "Entailment", None, 0, -1]
+    rows = [{"image": str(i), "sentence": "x", "label": v} for i, v in enumerate(labels)]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    found, _ = entailment.read(str(tmp_path), "train", None)
+    assert [(Path(one.image).stem, one.label) for one in found] == [("1", 2), ("3", 0)]
+    assert found[1].where.endswith("entry 4")
+    (tmp_path / "train.json").write_text(json.dumps(rows[:1]))
+    with pytest.raises(RequestError, match=r"train.json: no entries with a label"):
+        entailment.read(str(tmp_path), "train", None)
+
+
+def hub(folder: Path, rows: dict, label) -> str:
+    """A split "train" of a hub dataset with images."""
+    import datasets
+
+    features = datasets.Features(
+        image=datasets.Image(), hypothesis=datasets.Value("string"), label=label
+    )
+    folder.mkdir()
+    made = datasets.Dataset.from_dict({"hypothesis": ["x"] * 4, **rows}, features=features)
+    made.to_parquet(folder / "train.parquet")
+    return f"hfds/{folder}"
+
+
+def test_numbers_of_the_hub_mean_what_their_dataset_calls_them(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    picture = world.draw([world.THINGS[0]], 0)[0]
+    rows = {"image": [picture, picture, picture, None], "label": [0, -1, 2, 1]}
+    snli = datasets.ClassLabel(names=["entailment", "neutral", "contradiction"])
+    spec = hub(tmp_path / "snli", rows, snli)
+    found, split = entailment.read(spec, "train", None)
+    names = [entailment.LABELS[one.label] for one in found]
+    assert (names, split) == (["entailment", "contradiction", "neutral"], "train")
+    assert [one.where for one in found] == [f"{spec}, row {i}" for i in (0, 2, 3)]
+    assert found[0].image.read()
+    with pytest.raises(RequestError, match="row 3: has no image"):
+        found[2].image.read()
+    rows["label"] = ["neutral", "-", "entailment", None]
+    spec = hub(tmp_path / "words", rows, datasets.Value("string"))
+    assert [one.label for one in entailment.read(spec, "train", None)[0]] == [1, 2]
 
 
 RECIPE = """

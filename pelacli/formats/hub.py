@@ -17,17 +17,25 @@ class HubImage:
     rows: Any
     index: int
     column: str
+    where: str
 
     def read(self) -> Any:
-        """Bytes, or a path."""
+        """Bytes, or a path.
+
+        Raises:
+            RequestError: the row has no image.
+        """
         found = self.rows[self.index][self.column]
+        if found is None:
+            raise RequestError(f"{self.where}: has no {self.column}; leave the row out")
         return found["bytes"] or found["path"]
 
 
 def rows(
     spec: str, split: str, wanted: Mapping[str, Sequence[str]]
 ) -> tuple[list[tuple[HubImage, dict[str, Any], str]], str]:
-    """The rows of a split.
+    """The rows of a split. Numbers of classes become the names that the dataset declares for them,
+    since each dataset has an order of its own; −1, its word for none, becomes None.
 
     Args:
         wanted: field → names that its column may have, the likeliest first.
@@ -64,6 +72,14 @@ def rows(
     result = []
     for index in range(len(table)):
         row = words[index] if columns else {}
-        fields = {field: row[column] for field, column in columns.items()}
-        result.append((HubImage(table, index, pictures[0]), fields, f"{spec}, row {index}"))
+        fields = {field: _named(row[column], features[column]) for field, column in columns.items()}
+        where = f"{spec}, row {index}"
+        result.append((HubImage(table, index, pictures[0], where), fields, where))
     return result, found
+
+
+def _named(value: Any, feature: Any) -> Any:
+    names = getattr(feature, "names", None)  # of a ClassLabel
+    if names is None or not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None
