@@ -79,6 +79,39 @@ def test_a_single_file_has_no_splits(tmp_path):
     assert found[0].image == "/pictures/a.jpg"
 
 
+COCO = {
+    "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
+    "annotations": [{"image_id": 1, "caption": "a cat"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"images": None}, "images: expected a list of entries, found null"),
+        ({"images": [5]}, "images, entry 1: expected an object, found a number"),
+        ({"images": [COCO["images"][0]] * 2}, "images, entry 2: image id 1 comes twice"),
+        ({"annotations": {}}, "annotations: expected a list of entries, found an object"),
+        ({"annotations": [None]}, "annotations, entry 1: expected an object, found null"),
+    ],
+)
+def test_mistakes_in_coco_files_are_named(tmp_path, change, told):
+    write(tmp_path, val=COCO | change)
+    with pytest.raises(RequestError) as error:
+        captions.read(str(tmp_path / "val.json"), "val", None)
+    assert str(error.value).startswith(f"{tmp_path / 'val.json'}, {told}")
+
+
+def test_lines_end_at_line_feeds_alone_and_files_may_begin_with_a_mark(tmp_path):
+    said = ["one\u2028two", "three\x85four"]
+    rows = [json.dumps({"image": "a", "caption": one}, ensure_ascii=False) for one in said]
+    file = tmp_path / "train.jsonl"
+    file.write_text("\n".join(rows), encoding="utf-8-sig", newline="\r\n")
+    assert captions.read(str(file), "train", None)[0][0].captions == said
+    (tmp_path / "a.json").write_text(f"[{rows[0]}]", encoding="utf-8-sig")
+    assert captions.read(str(tmp_path / "a.json"), "train", None)[0][0].captions == said[:1]
+
+
 @pytest.mark.parametrize(
     ("caption", "expected"),
     [

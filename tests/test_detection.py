@@ -145,15 +145,35 @@ def edit(**values):
         (edit(bbox=[4, 5]), "annotation 1 of image a.png: bbox .* four numbers"),
         (lambda c: c["images"][0].update(file_name="b.png"), "image 9: there is no b.png in "),
         (lambda c: c.pop("categories"), "no list 'categories'"),
-        (lambda c: c["images"][0].pop("id"), "lacks 'id'"),
+        (lambda c: c["images"][0].pop("id"), "images, entry 1: lacks 'id'"),
+        (lambda c: c["images"].append(None), "images, entry 2: expected an object, found null"),
+        (lambda c: c["images"].append(c["images"][0]), "images, entry 2: image id 9 comes twice"),
+        (lambda c: c["categories"].append({"id": 2, "name": "cow"}),
+         "categories, entry 3: category id 2 comes twice"),
+        (lambda c: c["categories"][0].update(id=[7]), r"entry 1: 'id' is no identifier: \[7\]"),
+        (lambda c: c["categories"][0].pop("name"), "a category lacks 'name'"),
+        (lambda c: c["categories"][0].update(id="dog"), "category ids are whole numbers"),
+        (lambda c: c["annotations"].append(None), "annotations, entry 3: expected an object"),
+        (edit(image_id=[9]), r"annotation 1: 'image_id' is no identifier: \[9\]"),
+        (edit(category_id=[7]), r"annotation 1 of image a.png: 'category_id' is no identifier"),
+        (edit(area="big"), "annotation 1 of image a.png: 'area' is no number of pixels: 'big'"),
+        (edit(area=math.inf), "annotation 1 of image a.png: 'area' is no number of pixels: inf"),
+        (edit(iscrowd="0"), "annotation 1 of image a.png: 'iscrowd' is neither 0 nor 1: '0'"),
+        (lambda c: c["images"][0].update(width="40"), "image 9: 'width' is no number of pix.*'40'"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_name_file_image_and_annotation(tmp_path, change, told):
     file = one_image(tmp_path, change)
     with pytest.raises(RequestError, match=told) as caught:
         coco.read(*coco.find(str(tmp_path), "train")[:2])
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_may_begin_with_a_mark_and_leave_sizes_out(tmp_path):
+    file = one_image(tmp_path, lambda c: c["images"][0].update(width=None, height=None))
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert len(coco.read(file, [tmp_path / "train"])[0]) == 1
 
 
 def test_splits_and_folders_that_are_not_there(tmp_path):

@@ -153,6 +153,13 @@ def test_what_is_meant_may_stand_in_a_file_of_its_own(here):
         next(iter(batches(model)))
     found = [row for b in batches(model, args=args) for row in b["raw"]]
     assert found == wanted
+    refs = json.loads(Path("refs.json").read_text())
+    Path("refs.json").write_text(json.dumps([*refs, refs[0]]))  # said twice, it is still one
+    assert [row for b in batches(model, args=args) for row in b["raw"]] == wanted
+    Path("refs.json").write_text(json.dumps([*refs, refs[0] | {"split": "testB"}]))
+    with pytest.raises(RequestError, match=r"refs.json, entry 7: ref_id 0 comes twice"):
+        batches(model, args=args)
+    Path("refs.json").write_text(json.dumps(refs))
     bare[1]["ref_id"] = 99
     Path("data/val.json").write_text(json.dumps(bare))
     with pytest.raises(RequestError, match=r"entry 2: ref_id 99 is not in refs.json"):
@@ -170,6 +177,8 @@ def test_boxes_are_needed_and_checked(here):
     for value, told in (
         ([[1, 2, 3]], r"dets.json, \d+, box 1: no box"),
         ([[1, 2, 0, 3]], r"dets.json, \d+, box 1: no box"),
+        ([[math.nan, 2, 4, 3]], r"dets.json, \d+, box 1: no box"),
+        ([[1, 2, 4, math.inf]], r"dets.json, \d+, box 1: no box"),
         ([], r"dets.json, \d+: expected a list of boxes"),
     ):
         file.write_text(json.dumps(dets | {key: value}))

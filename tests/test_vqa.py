@@ -12,6 +12,7 @@ import torch
 from pelacli import artefact, models, tasks
 from pelacli.data import loader
 from pelacli.errors import RequestError
+from pelacli.formats import questions
 from pelacli.models import pairs
 from pelacli.recipe import Augment, Data
 from pelacli.tasks import _answers, vqa
@@ -274,9 +275,11 @@ def test_visual_genome_has_one_answer_and_a_folder_of_its_own(tmp_path):
         ({"question": "x"}, "entry 1: no field 'image'"),
         ({"image": "a", "question": "x", "dataset": "gqa"}, "'gqa' is neither 'vqa' nor 'vg'"),
         ({"image": "a", "question": "x", "answer": [1]}, "entry 1: 'answer' is no text: 1"),
+        ({"image": "a", "question": "x", "answer": [{"answer": "red"}, None]},
+         "entry 1: 'answer' is no text: None"),
         ({"image": "a", "question": "x", "question_id": 1.5}, "'question_id' is no identifier"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_in_files_are_named(tmp_path, entry, told):
     (tmp_path / "train.json").write_text(json.dumps([entry]))
     model = opened("ViltForQuestionAnswering", tmp_path)
@@ -284,6 +287,16 @@ def test_mistakes_in_files_are_named(tmp_path, entry, told):
     with pytest.raises(RequestError) as error:
         task.open(Data(dataset=str(tmp_path)), "train", inputs=model.inputs, training=True)
     assert told in str(error.value)
+
+
+def test_a_question_comes_once(tmp_path):
+    entry = {"image": "a", "question": "x", "question_id": 7, "answer": "yes"}
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps([entry, entry | {"dataset": "vg"}]))  # numbers are a dataset's own
+    assert len(questions.read(str(file), "train", {})[0]) == 2
+    file.write_text(json.dumps([entry, entry]))
+    with pytest.raises(RequestError, match="entry 2: question_id 7 comes twice"):
+        questions.read(str(file), "train", {})
 
 
 def test_questions_without_answers_teach_nothing(asked, tmp_path):

@@ -95,14 +95,15 @@ def _coco(
     content: dict[str, Any], file: Path, root: str | None
 ) -> list[tuple[str, list[str], str, str]]:
     paths = {}
-    for number, entry in enumerate(content["images"], 1):
-        where = f"{file}, images, entry {number}"
+    for entry, where in json_files.listed(content["images"], file, "images"):
         name = json_files.text(entry, "file_name", where)
         base = Path(root).expanduser() if root else file.parent
-        paths[json_files.number(entry, "id", where)] = str(base / name)
+        key = json_files.number(entry, "id", where)
+        if key in paths:
+            raise RequestError(f"{where}: image id {key} comes twice; give each image its own")
+        paths[key] = str(base / name)
     found = []
-    for number, entry in enumerate(content["annotations"], 1):
-        where = f"{file}, annotations, entry {number}"
+    for entry, where in json_files.listed(content["annotations"], file, "annotations"):
         key = json_files.number(entry, "image_id", where)
         if key not in paths:
             raise RequestError(f"{where}: image_id {key} is not among the images")

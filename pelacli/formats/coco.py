@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pelacli.console import warn
 from pelacli.errors import RequestError
+from pelacli.formats import json_files
 from pelacli.sources import choose_split
 
 # How far a box may reach over its image's edge, in pixels: tools round in their own ways.
@@ -119,7 +120,7 @@ def read(file: Path, folders: Sequence[Path]) -> tuple[Coco, list[str]]:
         RequestError: one line that names the file and the image or annotation that is wrong.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise RequestError(f"{file}: not JSON ({error})") from None
     if not isinstance(content, dict):
@@ -127,35 +128,41 @@ def read(file: Path, folders: Sequence[Path]) -> tuple[Coco, list[str]]:
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             raise RequestError(f"{file}: no COCO file: it has no list {key!r}")
-    try:
-        categories = sorted(content["categories"], key=lambda category: int(category["id"]))
-        labels = {category["id"]: label for label, category in enumerate(categories)}
-        names = [str(category["name"]) for category in categories]
-        images = {image["id"]: image for image in content["images"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise RequestError(f"{file}: a category or image lacks {error}") from None
-    if not names:
+    known = _by_id(content["categories"], file, "category")
+    if not known:
         raise RequestError(f"{file}: has no categories")
+    try:
+        categories = sorted(known, key=int)
+        names = [str(known[key]["name"]) for key in categories]
+    except KeyError as error:
+        raise RequestError(f"{file}: a category lacks {error}") from None
+    except (ValueError, OverflowError) as error:
+        raise RequestError(f"{file}: category ids are whole numbers ({error})") from None
+    labels = {key: label for label, key in enumerate(categories)}
+    images = _by_id(content["images"], file, "image")
+    for number, picture in images.items():
+        for side in ("width", "height"):
+            _side(picture, side, f"{file}: image {number!r}")
     rows: dict[Any, list[tuple[list[float], int, bool, float]]] = {key: [] for key in images}
     empty = 0
-    for annotation in content["annotations"]:
-        where = f"{file}: annotation {annotation.get('id', '?')}"
-        image = images.get(annotation.get("image_id"))
+    for annotation, where in json_files.listed(content["annotations"], file, "annotations"):
+        where = f"{file}: annotation {annotation['id']}" if "id" in annotation else where
+        image = images.get(_id(annotation, "image_id", where))
         if image is None:
-            raise RequestError(f"{where}: there is no image {annotation.get('image_id')!r}")
+            raise RequestError(f"{where}: there is no image {annotation['image_id']!r}")
         where += f" of image {image.get('file_name')}"
-        label = labels.get(annotation.get("category_id"))
+        label = labels.get(_id(annotation, "category_id", where))
         if label is None:
-            known = ", ".join(str(key) for key in list(labels)[:8])
+            there = ", ".join(str(key) for key in categories[:8])
             raise RequestError(
-                f"{where}: unknown category {annotation.get('category_id')!r}; there are {known}"
+                f"{where}: unknown category {annotation['category_id']!r}; there are {there}"
             )
         box = corners(annotation.get("bbox"), where, image.get("width"), image.get("height"))
         if box is None:
             empty += 1
             continue
-        area = float(annotation.get("area") or (box[2] - box[0]) * (box[3] - box[1]))
-        rows[image["id"]].append((box, label, bool(annotation.get("iscrowd", 0)), area))
+        area = _area(annotation, box, where)
+        rows[image["id"]].append((box, label, _is_crowd(annotation, where), area))
     if empty:
         warn(f"{file}: {empty} boxes have no area and are left out")
     found = [
@@ -164,6 +171,54 @@ def read(file: Path, folders: Sequence[Path]) -> tuple[Coco, list[str]]:
     if not found:
         raise RequestError(f"{file}: has no images")
     return Coco(found), names
+
+
+def _by_id(
+    rows: Sequence[Any], file: Path, kind: str
+) -> dict[int | float | str, Mapping[str, Any]]:
+    """Images or categories by their ids."""
+    found: dict[int | float | str, Mapping[str, Any]] = {}
+    for row, where in json_files.listed(rows, file, "images" if kind == "image" else "categories"):
+        key = _id(row, "id", where)
+        if key in found:
+            raise RequestError(f"{where}: {kind} id {key} comes twice; give each {kind} its own")
+        found[key] = row
+    return found
+
+
+def _id(row: Mapping[str, Any], key: str, where: str) -> int | float | str:
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        what = f"lacks {key!r}" if key not in row else f"{key!r} is no identifier: {value!r:.40}"
+        raise RequestError(f"{where}: {what}")
+    return value
+
+
+def _side(image: Mapping[str, Any], side: str, where: str) -> None:
+    """Refuse a width or height that is no length; one that is not told stays unknown."""
+    value = image.get(side)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    if value is not None and not good:
+        raise RequestError(f"{where}: {side!r} is no number of pixels: {value!r:.40}")
+
+
+def _area(annotation: Mapping[str, Any], box: Sequence[float], where: str) -> float:
+    """Pixels of an object; those of its box where none are told."""
+    told = annotation.get("area")
+    try:
+        area = float(told or (box[2] - box[0]) * (box[3] - box[1]))
+    except (TypeError, ValueError, OverflowError):
+        area = math.nan
+    if not math.isfinite(area):
+        raise RequestError(f"{where}: 'area' is no number of pixels: {told!r:.40}")
+    return area
+
+
+def _is_crowd(annotation: Mapping[str, Any], where: str) -> bool:
+    told = annotation.get("iscrowd") or 0
+    if told not in (0, 1):  # a text "0" would count as one
+        raise RequestError(f"{where}: 'iscrowd' is neither 0 nor 1: {told!r:.40}")
+    return bool(told)
 
 
 def corners(

@@ -78,7 +78,7 @@ def read(file: Path) -> Any:
         RequestError: it can't be read; the line is named.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{file}: cannot be read as UTF-8 text ({error})") from None
     if file.suffix != ".jsonl":
@@ -87,7 +87,7 @@ def read(file: Path) -> Any:
         except ValueError as error:
             raise RequestError(f"{file}: not JSON ({error})") from None
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() parts texts at U+2028 too
         try:
             if line.strip():
                 rows.append(json.loads(line))
@@ -101,13 +101,14 @@ def entries(file: Path) -> list[tuple[dict[str, Any], str]]:
     return listed(read(file), file)
 
 
-def listed(rows: Any, file: Path) -> list[tuple[dict[str, Any], str]]:
-    """`entries` of what was read from a file already."""
+def listed(rows: Any, file: Path, key: str | None = None) -> list[tuple[dict[str, Any], str]]:
+    """`entries` of what was read from a file already; ``key`` is under which it stands there."""
+    place = str(file) if key is None else f"{file}, {key}"
     if not isinstance(rows, list):
-        raise RequestError(f"{file}: expected a list of entries, found {_kind(rows)}")
+        raise RequestError(f"{place}: expected a list of entries, found {_kind(rows)}")
     found = []
     for number, row in enumerate(rows, 1):
-        where = f"{file}, entry {number}"
+        where = f"{place}, entry {number}"
         if not isinstance(row, dict):
             raise RequestError(f"{where}: expected an object, found {_kind(row)}")
         found.append((row, where))

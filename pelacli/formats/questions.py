@@ -59,6 +59,7 @@ def read(
         return [_question(f, where, image, i) for i, (image, f, where) in enumerate(rows)], part
     files, name = json_files.files(spec, split)
     found: list[Question] = []
+    numbers: set[tuple[str, str]] = set()
     for file in files:
         for entry, where in json_files.entries(file):
             kind = entry.get("dataset", "vqa")
@@ -66,6 +67,14 @@ def read(
                 raise RequestError(f"{where}: dataset {kind!r} is neither 'vqa' nor 'vg'")
             image = json_files.image(entry, where, images.get(kind))
             found.append(_question(entry, where, image, len(found)))
+            if "question_id" in entry:
+                number = (kind, str(entry["question_id"]))  # each dataset counts its own questions
+                if number in numbers:
+                    raise RequestError(
+                        f"{where}: question_id {number[1]} comes twice; give each question its "
+                        "own, and all answers to it in one list"
+                    )
+                numbers.add(number)
     if not found:
         raise RequestError(f"{files[0]}: no entries")
     return found, name
@@ -93,7 +102,8 @@ def _question(entry: Mapping[str, Any], where: str, image: Any, index: int) -> Q
     answers: list[str] = []
     if given is not None:
         if isinstance(given, list) and given and isinstance(given[0], dict):
-            given = [one.get("answer") for one in given]  # as VQA's own annotations have them
+            # as VQA's own annotations have them
+            given = [one.get("answer") if isinstance(one, dict) else one for one in given]
         answers = json_files.texts({"answer": given}, "answer", where)
     single = entry.get("dataset") == "vg"
     share = _SINGLE if single else 1 / max(1, len(answers))

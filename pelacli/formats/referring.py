@@ -11,6 +11,7 @@ The boxes to choose from: ``{image_id: [[x, y, width, height, …], …]}``, ALB
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,12 @@ def _meant(path: str | None) -> dict[str, Mapping[str, Any]] | None:
     if path is None:
         return None
     entries = json_files.entries(Path(path).expanduser())
-    return {json_files.number(entry, "ref_id", where): entry for entry, where in entries}
+    found: dict[str, Mapping[str, Any]] = {}
+    for entry, where in entries:
+        key = json_files.number(entry, "ref_id", where)
+        if found.setdefault(key, entry) != entry:
+            raise RequestError(f"{where}: ref_id {key} comes twice and means two things; keep one")
+    return found
 
 
 def _image_id(entry: Mapping[str, Any], image: str, where: str) -> str:
@@ -116,7 +122,7 @@ def _image_id(entry: Mapping[str, Any], image: str, where: str) -> str:
 def _box(value: Any, where: str) -> Box:
     numbers = value[:4] if isinstance(value, list) else []
     good = len(numbers) == 4 and all(
-        isinstance(n, int | float) and not isinstance(n, bool) for n in numbers
+        isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers
     )
     if not good or numbers[2] <= 0 or numbers[3] <= 0:
         raise RequestError(f"{where}: no box [x, y, width, height]: {value!r:.60}")
