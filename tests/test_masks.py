@@ -166,6 +166,10 @@ def test_mistakes_of_the_folder(ade, tmp_path):
     fails(lambda: opened(ade), "add a classes.txt", "task_args.classes")
     (ade / "classes.txt").write_text("\n")
     fails(lambda: opened(ade), "classes.txt: has no class names")
+    (ade / "classes.txt").write_text("Ödland\n", encoding="latin-1")
+    fails(lambda: opened(ade), "classes.txt: cannot be read as UTF-8 text")
+    (ade / "classes.txt").write_text("ground\nsky\nsea\n", encoding="utf-8-sig")
+    assert opened(ade).classes == ["ground", "sky", "sea"]
 
 
 def test_mistakes_of_the_settings(ade):

@@ -179,6 +179,49 @@ def test_numbers_are_classes_of_the_training_split(tmp_path):
     assert open_texts(str(tmp_path), "test").labels is None
 
 
+def test_places_are_no_classes_where_those_have_names(tmp_path):
+    lines(tmp_path / "train.jsonl", ("a", "no"), ("b", "yes"), ("c", "1"))
+    for label in (0, "2", 1.0):
+        lines(tmp_path / "validation.jsonl", ("d", "1"), ("e", label))
+        told = rf"validation.jsonl, entry 2: label {label!r} is no class .*, which has 1, no, yes"
+        with pytest.raises(RequestError, match=told):
+            open_texts(str(tmp_path), "val")
+
+
+def test_a_training_split_without_labels_leaves_the_numbering_to_the_others(tmp_path):
+    (tmp_path / "train.txt").write_text("a\nb\n")
+    (tmp_path / "validation.csv").write_text("text,label\nc,yes\nd,no\n")
+    texts = open_texts(str(tmp_path), "val")
+    assert (texts.labels, texts.classes) == ([1, 0], ["no", "yes"])
+    (tmp_path / "train.txt").unlink()
+    lines(tmp_path / "train.jsonl", ("a", -1), ("b", ""))
+    assert open_texts(str(tmp_path), "val").labels == [1, 0]
+
+
+def test_a_split_is_one_file(tmp_path):
+    for name in ("train.csv", "validation.csv"):
+        (tmp_path / name).write_text("text,label\na,yes\n")
+    lines(tmp_path / "train.jsonl", ("b", "no"))
+    for split in ("train", "validation"):  # classes are numbered by the training split
+        with pytest.raises(RequestError, match=r"train.csv and train.jsonl are all the split"):
+            open_texts(str(tmp_path), split)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,label\na,yes\n"),
+        ("a.tsv", "text\tlabel\na\tyes\n"),
+        ("a.jsonl", '{"text": "a", "label": "yes"}\n'),
+        ("a.txt", "a\n"),
+    ],
+)
+def test_a_file_may_begin_with_a_mark(tmp_path, name, content):
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    label = None if name == "a.txt" else 0
+    assert open_texts(str(tmp_path / name), "train")[0] == ("a", label)
+
+
 def test_the_models_own_names_come_first(tmp_path):
     file = lines(tmp_path / "a.jsonl", ("a", "neutral"), ("b", "entailment"))
     order = ("ENTAILMENT", "NEUTRAL", "CONTRADICTION")
@@ -249,6 +292,40 @@ def test_a_hub_dataset_declares_its_classes(tmp_path, monkeypatch):
     texts = open_texts(f"hfds/{tmp_path / 'data'}", "train")
     assert texts.classes == ["2 stars", "1"]
     assert [texts[i] for i in range(len(texts))] == [(("a", "d"), 1), (("c", "f"), 0)]
+
+
+def test_hub_splits_number_as_the_whole_training_split_does(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    made = {
+        "both": {
+            "train": {"text": list("abcd"), "label": ["b", "c", "a", "c"]},
+            "validation": {"text": ["e"], "label": ["c"]},
+        },
+        "bare": {
+            "train": {"text": ["a"]},
+            "test": {"text": list("bcd"), "label": ["z", "y", "x"]},
+        },
+        "alone": {"test": {"text": list("bcd"), "label": ["z", "y", "x"]}},
+    }
+    for name, splits in made.items():
+        for split, rows in splits.items():
+            file = tmp_path / name / f"{split}.parquet"
+            file.parent.mkdir(exist_ok=True)
+            datasets.Dataset.from_dict(rows).to_parquet(file)
+    for name, split, labels, names in [
+        ("both", "train[:50%]", [1, 2], list("abc")),
+        ("both", "validation", [2], list("abc")),
+        ("alone", "test[:2]", [2, 1], list("xyz")),
+    ]:
+        texts = open_texts(f"hfds/{tmp_path / name}", split)
+        assert (texts.labels, texts.classes) == (labels, names)
+    with monkeypatch.context() as patch:  # files of one form have the same columns in all splits
+        tables = {k: datasets.Dataset.from_dict(v) for k, v in made["bare"].items()}
+        patch.setattr(datasets, "get_dataset_split_names", lambda *_: list(tables))
+        patch.setattr(datasets, "load_dataset", lambda *_, split: tables[split])
+        assert open_texts("hfds/bare", "test").labels == [2, 1, 0]
 
 
 def test_a_hub_dataset_may_have_a_configuration(monkeypatch):

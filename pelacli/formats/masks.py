@@ -205,7 +205,11 @@ def _class_names(root: Path) -> list[str] | None:
     file = root / "classes.txt"
     if not file.is_file():
         return None
-    names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{file}: cannot be read as UTF-8 text ({error})") from None
+    names = [line.strip() for line in text.splitlines()]
     names = [name for name in names if name]
     if not names:
         raise RequestError(f"{file}: has no class names; write one a line")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pelacli.errors import RequestError
+from pelacli.formats import classes
 from pelacli.sources import SPLITS, choose_split, hub_rows, unknown
 
 FILES = (".txt", ".jsonl", ".csv", ".tsv")
@@ -133,13 +134,14 @@ def open_texts(
         made.labels = [score(value, made.name(i)) for i, value in enumerate(values)]
         return made
     declared = _declared(rows, label)
-    names = declared or _classes(_training_values(spec, found, label, values), place)
-    own = _in_order(names, order)
+    names = declared or classes.names_of(_training_values(spec, found, label, values), place)
+    own = classes.in_order(names, order)
     made.classes = own or names
-    places = [made.classes.index(_folded(name, own)) for name in names]
+    places = [made.classes.index(classes.spelling(name, own)) for name in names]
     known = {} if declared else {name: number for number, name in enumerate(names)}
+    numbers = declared is not None or classes.are_numbers(names)  # else 0 is no class of theirs
     for i, value in enumerate(values):
-        number = known.get(str(value), _whole(value))
+        number = known.get(str(value), classes.whole_number(value) if numbers else None)
         if number is None or not 0 <= number < len(names):
             raise RequestError(
                 f"{made.name(i)}: {label} {value!r} is no class of the training split, which has "
@@ -178,12 +180,18 @@ def _read(spec: str, split: str) -> tuple[Any, str, str | None]:
 def _file(spec: str, split: str) -> tuple[Path, str | None]:
     path = Path(spec).expanduser()
     if path.is_dir():
-        files = {f.stem: f for f in sorted(path.iterdir()) if f.suffix in FILES}
+        files: dict[str, list[Path]] = {}
+        for file in sorted(path.iterdir()):
+            if file.suffix in FILES:
+                files.setdefault(file.stem, []).append(file)
         if not files:
             kinds = ", ".join(FILES)
             raise RequestError(f"{spec}: no text files in it (split names ending in {kinds})")
         name = choose_split(split, list(files), spec)
-        return files[name], name
+        if len(files[name]) > 1:
+            both = " and ".join(file.name for file in files[name])
+            raise RequestError(f"{spec}: {both} are all the split {name!r}; keep one of them there")
+        return files[name][0], name
     if not path.is_file():
         raise unknown(spec)
     if path.suffix not in FILES:
@@ -204,7 +212,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     table = path.suffix in (".csv", ".tsv")
-    with path.open(encoding="utf-8", newline="" if table else None) as file:
+    with path.open(encoding="utf-8-sig", newline="" if table else None) as file:
         if path.suffix == ".txt":
             yield from ({"text": line.strip()} for line in file if line.strip())
         elif path.suffix == ".csv":
@@ -229,7 +237,7 @@ def _json_rows(path: Path, file: Any) -> Iterator[dict[str, Any]]:
 
 def _columns(rows: Any, place: str, wanted: Columns) -> tuple[tuple[str, ...], str | None]:
     """(names of the text columns, name of the label column or None)."""
-    there = list(getattr(rows, "column_names", None) or {key: 0 for row in rows for key in row})
+    there = _there(rows)
     for name in (*(wanted.text or ()), *([wanted.label] if wanted.label else ())):
         if name not in there:
             raise RequestError(f"{place}: no column {name!r}; it has {_some(there)}")
@@ -242,6 +250,11 @@ def _columns(rows: Any, place: str, wanted: Columns) -> tuple[tuple[str, ...], s
         )
     label = wanted.label or next((name for name in LABELS if name in there), None)
     return tuple(text), label
+
+
+def _there(rows: Any) -> list[str]:
+    """The columns that any row has."""
+    return list(getattr(rows, "column_names", None) or {key: 0 for row in rows for key in row})
 
 
 def _some(names: Sequence[Any]) -> str:
@@ -279,57 +292,21 @@ def _declared(rows: Any, label: str) -> list[str] | None:
 
 
 def _training_values(spec: str, split: str | None, label: str, values: list[Any]) -> list[Any]:
-    """The labels of the training split, where there is one; else those of this one."""
-    if split is None or split in SPLITS[0] or split.startswith("train["):
+    """The labels of the training split, where there is one that has some; else those of this one,
+    of the whole of it where it is a part ("test[:50%]")."""
+    if split is None or split in SPLITS[0]:
         return values
-    try:
-        rows, _, _ = _read(spec, "train")
-    except RequestError as error:
-        if "no split" in str(error):
-            return values
-        raise
-    return [v for v in _values(rows, label) if v not in (None, "") and str(v) not in _NO_LABEL]
-
-
-def _classes(values: Sequence[Any], place: str) -> list[str]:
-    whole = [_whole(value) for value in values]
-    numbers = [number for number in whole if number is not None]
-    if len(numbers) == len(values):
-        if min(numbers) < 0:
-            raise RequestError(f"{place}: label {min(numbers)} is no class; number them from 0")
-        return [str(number) for number in range(max(numbers) + 1)]
-    if all(_decimal(value) for value in values):
-        raise RequestError(
-            f"{place}: the labels are scores, no classes; for those there are the tasks "
-            "text-regression and sentence-embedding"
-        )
-    return sorted({str(value) for value in values})
-
-
-def _whole(value: Any) -> int | None:
-    """The value as an integer, where it is one, or the text of one."""
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else None
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def _decimal(value: Any) -> bool:
-    try:
-        return math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False
-
-
-def _in_order(names: Sequence[str], order: Sequence[str] | None) -> list[str] | None:
-    """The model's names, where it has names of its own and the data's are among them."""
-    if order is None or not {n.casefold() for n in names} <= {n.casefold() for n in order}:
-        return None
-    return list(order)
-
-
-def _folded(name: str, order: Sequence[str] | None) -> str:
-    """The model's spelling of a name."""
-    return next((own for own in order or () if own.casefold() == name.casefold()), name)
+    whole = split.partition("[")[0]
+    for name in ("train", whole) if whole != split and "+" not in split else ("train",):
+        try:
+            rows, _, _ = _read(spec, name)
+        except RequestError as error:
+            if "no split" in str(error):
+                continue
+            raise
+        if label in _there(rows):
+            found = [v for v in _values(rows, label) if v not in (None, "")]
+            found = [v for v in found if str(v) not in _NO_LABEL]
+            if found:
+                return found
+    return values
