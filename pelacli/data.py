@@ -13,6 +13,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -206,7 +207,14 @@ class Make:
     def __call__(self, sample: tuple[Any, Any], where: str) -> Batch:
         raw, label = sample
         item = {"inputs": self.prepare(raw, where)}
-        if self.labelled and label is not None:
+        if self.labelled:
+            if label is None:
+                raise RequestError(f"{where}: has no label, which others have; leave it out")
+            if not isinstance(label, Real):
+                raise RequestError(
+                    f"{where}: label {label!r:.40} is no class number; number the classes from 0 "
+                    "(in a hub dataset, class_encode_column does)"
+                )
             item["labels"] = label
         return item
 

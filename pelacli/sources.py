@@ -153,15 +153,21 @@ class _Hub:
     rows: Any
     column: str
     label: str | None
+    spec: str
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def name(self, index: int) -> str:
+        return f"{self.spec}, row {index}"
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
         row = self.rows[int(index)]
         raw = row[self.column]
         if isinstance(raw, dict):  # an undecoded image
             raw = raw["bytes"] or raw["path"]
+        if raw is None:
+            raise RequestError(f"{self.name(index)}: has no {self.column}; leave the row out")
         return raw, row[self.label] if self.label else None
 
 
@@ -227,7 +233,7 @@ def _hub(spec: str, split: str) -> Opened:
     named = [c for c, feature in columns.items() if isinstance(feature, datasets.ClassLabel)]
     label = named[0] if named else next((c for c in ("label", "labels") if c in columns), None)
     classes = list(columns[named[0]].names) if named else None
-    return _Hub(rows, images[0], label), found, classes
+    return _Hub(rows, images[0], label, spec), found, classes
 
 
 def _torchvision(name: str, spec: str, split: str) -> Opened:

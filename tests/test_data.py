@@ -145,6 +145,30 @@ def test_huggingface_dataset_from_a_folder(tmp_path, monkeypatch):
         open_dataset(f"hfds/{tmp_path / 'data'}", "val", inputs=INPUTS)
 
 
+def test_hub_rows_without_an_image_or_a_class_number_are_named(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    picture = Image.new("RGB", (9, 9))
+    for name, images, labels, told in [
+        ("words", [picture] * 2, ["cat", "dog"], "row 0: label 'cat' is no class number"),
+        ("holes", [picture] * 2, [1, None], "row 1: has no label"),
+        ("blind", [picture, None], [1, 0], "row 1: has no picture"),
+    ]:
+        (tmp_path / name).mkdir()
+        kind = "string" if name == "words" else "int64"
+        features = datasets.Features(picture=datasets.Image(), label=datasets.Value(kind))
+        made = datasets.Dataset.from_dict({"picture": images, "label": labels}, features=features)
+        made.to_parquet(tmp_path / name / "train.parquet")
+        spec = f"hfds/{tmp_path / name}"
+        dataset = open_dataset(spec, "train", inputs=INPUTS)
+        with pytest.raises(RequestError) as error:
+            list(loader(dataset, batch_size=2))
+        assert str(error.value).startswith(f"{spec}, {told}")
+        if name != "blind":  # nobody asks for labels where they are not wanted
+            bare = open_dataset(spec, "train", inputs=INPUTS, unlabelled=True)
+            assert set(next(iter(loader(bare, batch_size=2)))) == {"inputs"}
+
+
 # Which batches
 
 
