@@ -58,7 +58,7 @@ class Task(Base):
             say(f"a fresh head of {wanted} classes")
         elif labels or not names:
             return opened
-        if len(names) == wanted and hasattr(opened.module.config, "id2label"):
+        if len(names) == wanted and opened.library == "transformers":
             class_names.write(opened, names)
         return opened
 
