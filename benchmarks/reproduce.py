@@ -1,6 +1,7 @@
 """The paper's claim on real pretrained weights: cut, heal, fine-tune, against the dense model.
 
     python benchmarks/reproduce.py --model DINOV2 --out reproduce.jsonl   # under 3 h on two cores
+    python benchmarks/reproduce.py --model DINOV2 --out bf16.jsonl --precision bf16   # also CPUs
     python benchmarks/reproduce.py --model DINOV2 --out gpu.jsonl --device cuda --precision bf16
     python benchmarks/reproduce.py --plan                # the cells and what they would take
     python benchmarks/reproduce.py --table reproduce.jsonl
@@ -14,7 +15,8 @@ healing in a tenth of the steps and in all; then fine-tuning on another task, th
 backbone itself is also healed without labels and judged by a linear probe.
 
 Every cell is a line appended to ``--out``. Started again, the run goes on where it stopped, in the
-middle of a training too: models and checkpoints are in ``--work``.
+middle of a training too: models and checkpoints are in ``--work``. Several processes may share one
+``--work``, each with cells and an ``--out`` of its own, once the teacher is there.
 """
 
 from __future__ import annotations
