@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from pelacli import artefact, calibrate, devices, engine, flops, lowrank, models, ranks, record
 from pelacli import correct as correction
@@ -72,7 +72,7 @@ def plan(
     """The ranks that `decompose` would choose; the model stays as it is. Arguments as there."""
     limits |= {"unit": unit, "energy": energy}
     with devices.on_cpu(model):
-        samples = [_here(batch) for batch in batches or ()]
+        samples = [models.to_device(batch, "cpu") for batch in batches or ()]
         return _prepare(
             model, ratio, policy, scope, samples, include, exclude, head, pins, limits,
             engine.energies,
@@ -122,7 +122,7 @@ def decompose(
     """
     limits |= {"unit": unit, "energy": energy}
     with devices.on_cpu(model):
-        samples = [_here(batch) for batch in batches or ()]
+        samples = [models.to_device(batch, "cpu") for batch in batches or ()]
         refit = correct and bool(samples)
         solve = engine.energies if refit else engine.solve
         found = _prepare(
@@ -206,13 +206,6 @@ def _prepare(
     if opened is not None:
         described = record.describe(opened, layers, spent, chosen)
     return _Prepared(free, cuts, moments, chosen, opened, described)
-
-
-def _here(batch: Any) -> Any:
-    """A batch on the CPU, when it has arrived there."""
-    if isinstance(batch, Mapping):
-        return {name: _here(value) for name, value in batch.items()}
-    return batch.cpu() if isinstance(batch, Tensor) else batch
 
 
 def _count(model: nn.Module, layers: Sequence[Layer], batch: Any) -> Cost:

@@ -42,5 +42,10 @@ def places(classes: Sequence[str], labels: Sequence[str]) -> list[int] | None:
     return found if classes and len(found) == len(classes) == len(set(found)) else None
 
 
+def are_others(classes: Sequence[str], labels: Sequence[str]) -> bool:
+    """Whether both are named, and the model does not have all of the data's classes."""
+    return bool(classes and labels) and places(classes, labels) is None
+
+
 def _plain(name: str) -> str:
     return name.strip().lower()

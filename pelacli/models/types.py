@@ -229,11 +229,15 @@ def to_device(
     device: torch.device | str,
     channels_last: bool = False,
 ) -> Any:
-    """Move a batch (tensors in dicts) to a device, images in the wanted order of memory."""
+    """Move a batch (tensors in dicts) to a device, images in the wanted order of memory.
+
+    What is moved to the CPU has arrived there; other devices see to it that they wait.
+    """
     if isinstance(value, Tensor):
         last = channels_last and value.ndim == 4
         order = torch.channels_last if last else torch.preserve_format
-        return value.to(device, non_blocking=True, memory_format=order)
+        to_accelerator = torch.device(device).type != "cpu"
+        return value.to(device, non_blocking=to_accelerator, memory_format=order)
     if isinstance(value, Mapping):
         return {key: to_device(item, device, channels_last) for key, item in value.items()}
     return value

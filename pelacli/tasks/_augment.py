@@ -1,8 +1,7 @@
-"""What a task does not do of a recipe's ``data.augment`` is refused, not passed over."""
+"""What of a recipe's ``data.augment`` is for images with one label alone is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from pelacli.errors import RequestError
@@ -10,16 +9,21 @@ from pelacli.errors import RequestError
 if TYPE_CHECKING:
     from pelacli.recipe import Augment
 
+# What would need other labels than boxes and masks are, and how classification draws its crops.
+_WITHOUT = ("mixup", "cutmix", "smoothing", "reprob", "auto_augment", "interpolation", "crop_pct")
+_CROPS = ("scale", "ratio")
 
-def refuse(task: str, augment: Augment, names: Collection[str], remedy: str = "") -> None:
-    """Refuse settings that have another value than the one they have where nothing is said.
+
+def refuse(task: str, augment: Augment, crops: str) -> None:
+    """Refuse such settings, where they have another value than they have unsaid.
 
     Args:
-        remedy: what to set in their place.
+        crops: what to set in place of classification's crops.
 
     Raises:
         RequestError: naming the first of them.
     """
-    for name in names:
+    remedies = dict.fromkeys(_WITHOUT, "leave it out") | dict.fromkeys(_CROPS, crops)
+    for name, remedy in remedies.items():
         if getattr(augment, name) != type(augment).model_fields[name].default:
-            raise RequestError(f"data.augment.{name}: {task} has none; {remedy or 'leave it out'}")
+            raise RequestError(f"data.augment.{name}: {task} has none; {remedy}")

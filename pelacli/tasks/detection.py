@@ -34,11 +34,6 @@ if TYPE_CHECKING:
     from pelacli.recipe import Data
 
 
-# What would need other labels than boxes are, and how the crops of classification are drawn.
-_WITHOUT = ("mixup", "cutmix", "smoothing", "reprob", "auto_augment", "interpolation", "crop_pct")
-_CROPS = ("scale", "ratio")
-
-
 class Task(Base):
     MAIN: ClassVar[str | None] = "ap"
 
@@ -66,8 +61,7 @@ class Task(Base):
         if not isinstance(inputs, ImageInput):
             raise RequestError("detection needs a model of images, and this one reads text")
         if training:
-            refuse("detection", data.augment, _WITHOUT)
-            refuse("detection", data.augment, _CROPS, "set task_args.crop and zoom_out")
+            refuse("detection", data.augment, crops="set task_args.crop and zoom_out")
         source, found, classes = self._source(data.dataset, split, unlabelled)
         labelled = classes is not None and not unlabelled
         names, places = _places(classes or [], inputs.labels)
@@ -123,7 +117,9 @@ class Task(Base):
             size = dataset.make.sizes[0] if isinstance(dataset.make, Prepare) else None
             opened = adopting.detector(opened, kind, wanted, self.queries, args, seed, size)
             say(f"a {type(opened.module).__name__} around {opened.ref}")
-        elif wanted != models.num_classes(opened) or self._others(opened, names):
+        elif wanted != models.num_classes(opened) or class_names.are_others(
+            names, cast(ImageInput, opened.inputs).labels
+        ):
             models.set_classes(opened, wanted, seed=seed)
             say(f"a fresh head of {wanted} classes")
         else:
@@ -131,11 +127,6 @@ class Task(Base):
         extra = [f"class {number}" for number in range(len(names), wanted)]
         class_names.write(opened, names[:wanted] + extra)
         return opened
-
-    def _others(self, opened: OpenModel, names: list[str]) -> bool:
-        """Whether the model names its classes, and the data has others."""
-        labels = cast(ImageInput, opened.inputs).labels
-        return bool(names and labels) and class_names.places(names, labels) is None
 
     def taps(self, module: nn.Module) -> list[str]:
         """The blocks; not those of the heads, nor of a decoder whose queries are about places of

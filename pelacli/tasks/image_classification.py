@@ -52,7 +52,7 @@ class Task(Base):
         names = dataset.classes or []
         wanted = classes or len(names)
         labels = getattr(opened.inputs, "labels", ())
-        others = bool(names and labels) and class_names.places(names, labels) is None
+        others = class_names.are_others(names, labels)
         if wanted and (wanted != models.num_classes(opened) or others):
             models.set_classes(opened, wanted, seed=seed)
             say(f"a fresh head of {wanted} classes")

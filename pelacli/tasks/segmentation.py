@@ -37,11 +37,6 @@ if TYPE_CHECKING:
     from pelacli.recipe import Data
 
 
-# What is not for masks, and how the crops of classification are drawn.
-_WITHOUT = ("mixup", "cutmix", "smoothing", "reprob", "auto_augment", "interpolation", "crop_pct")
-_CROPS = ("scale", "ratio")
-
-
 class Task(Base):
     MAIN: ClassVar[str | None] = "miou"
 
@@ -81,8 +76,7 @@ class Task(Base):
             raise RequestError(
                 f"{spec}: the model wants more than images, so it can't segment them"
             )
-        refuse("segmentation", augment, _WITHOUT)
-        refuse("segmentation", augment, _CROPS, "set task_args.resize")
+        refuse("segmentation", augment, crops="set task_args.resize")
         if unlabelled and not masks.is_masks(spec):
             source, found, _ = open_source(spec, split, training=training, unlabelled=True)
             names = None
