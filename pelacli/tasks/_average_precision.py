@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_convert
 
+from pelacli import processes
 from pelacli.errors import RequestError
 from pelacli.loader import Batch
 from pelacli.tasks._detection_data import targets
@@ -82,7 +83,7 @@ def _of_all_processes(
 ) -> list[tuple[int, dict[str, Tensor], dict[str, Tensor]]]:
     # torchmetrics would gather list by list, and waits for ever where processes have seen different
     # numbers of images.
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if processes.place()[1] == 1:
         return images
     parts: list[list[tuple[int, dict[str, Tensor], dict[str, Tensor]]]]
     parts = [[] for _ in range(torch.distributed.get_world_size())]

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pelacli import processes
 from pelacli.errors import RequestError
 from pelacli.models.pairs import Encoded, PairModel
 
@@ -54,7 +55,7 @@ class Split:
             raise RequestError("retrieval: fewer images than processes; launch fewer")
         own_images, own_texts = Encoded.joined(images), Encoded.joined(texts)
         counts = _everybody((len(own_images), len(own_texts)))
-        rank = dist.get_rank() if _several() else 0
+        rank = processes.place()[0]
         first, start = (sum(count[side] for count in counts[:rank]) for side in (0, 1))
         features = Encoded.joined(_everybody(Encoded(own_images.features))).features
         return cls(
@@ -244,7 +245,7 @@ def _parts(rows: Tensor, size: int) -> list[Tensor]:
 
 
 def _several() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return processes.place()[1] > 1
 
 
 def _everybody(value: Any) -> list[Any]:

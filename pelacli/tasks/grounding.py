@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from pelacli import processes
 from pelacli.calls import evaluating
 from pelacli.data import Batch, Dataset
 from pelacli.errors import RequestError
@@ -163,7 +164,7 @@ def _check(one: Referring) -> None:
 
 def _summed(counts: dict[str, list[int]]) -> dict[str, list[int]]:
     """Over all processes; each has seen its share of the expressions."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if processes.place()[1] == 1:
         return counts
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, counts)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from pelacli import atomic
+from pelacli import atomic, processes
 from pelacli.calls import evaluating
 from pelacli.data import Batch, Dataset
 from pelacli.errors import RequestError
@@ -182,7 +182,7 @@ class Task(PairTask):
         if _several():
             parts = [None] * dist.get_world_size()
             dist.all_gather_object(parts, given)
-        if not _several() or dist.get_rank() == 0:
+        if processes.place()[0] == 0:
             rows = sorted((row for part in parts for row in part), key=_order)
             atomic.write(self.results, json.dumps(rows).encode())
 
@@ -249,4 +249,4 @@ def _order(row: dict[str, Any]) -> tuple[bool, Any]:
 
 
 def _several() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return processes.place()[1] > 1

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from typing import Self
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pelacli import processes
 from pelacli.errors import RequestError
 from pelacli.models.albef.network import Albef
+from pelacli.pair_losses import gathered
 
 NO_ID = -(2**62)  # of a place in the queue that no sample has filled yet
 _SEED = 0x414C  # the queues start with the same random vectors on every process
@@ -93,7 +94,7 @@ class Momentum(nn.Module):
                 list(slow.values()), [theirs[name] for name in slow], weight=1 - self.decay
             )
             self._followed = changes
-        self.seen += pairs * processes()
+        self.seen += pairs * processes.place()[1]
 
     @torch.no_grad()
     def remember(self, images: Tensor, texts: Tensor, ids: Tensor | None = None) -> None:
@@ -127,20 +128,6 @@ def detach(network: Albef) -> None:
 def of(network: Albef) -> Momentum | None:
     """The network's momentum copies, where it has some."""
     return getattr(network, "momentum", None)
-
-
-def gathered(x: Tensor) -> Tensor:
-    """[B, …] of this process → [all, …] of all processes, in their order, without gradients."""
-    if processes() == 1:
-        return x
-    parts = [torch.empty_like(x) for _ in range(processes())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
-
-
-def processes() -> int:
-    """Processes that train together; 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _own_parameters(network: Albef) -> Iterator[tuple[str, nn.Parameter]]:
