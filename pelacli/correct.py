@@ -80,12 +80,23 @@ def correct(
                 advance()
             down, up, bias = found[layer.name]
             for call in calls:
-                if layer.bias is None:  # the model may bring one of its own to the call
-                    bias = call.bias
-                elif call.bias is None and bias is not None:  # it adds its own later, the dense one
-                    bias = bias - layer.bias
-                call.output = F.linear(F.linear(call.x, down), up, bias)
+                added = _bias_in_call(call, bias)
+                call.output = F.linear(F.linear(call.x, down), up, added)
     return found
+
+
+def _bias_in_call(call: Call, bias: Tensor | None) -> Tensor | None:
+    """What a call must add so that the cut layer's bias is in its output once.
+
+    Args:
+        bias: of the cut layer; None where the dense layer has none.
+    """
+    dense = call.layer.bias
+    if dense is None:  # the model may bring a bias of its own to the call
+        return call.bias
+    if call.bias is None and bias is not None:  # the model adds the dense bias after the call
+        return bias - dense
+    return bias
 
 
 class _Ahead:

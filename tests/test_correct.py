@@ -97,6 +97,32 @@ def test_full_rank_stays_dense(net, batches):
         assert torch.allclose(net(batches[0]), model(batches[0]), atol=1e-3)
 
 
+class LateBias(nn.Linear):
+    """A linear layer that adds its bias outside of the product, as Falcon's do."""
+
+    def forward(self, x):
+        return x @ self.weight.T + self.bias
+
+
+def test_a_bias_outside_of_the_call_counts_once_in_every_batch(net, batches):
+    """At full rank there is nothing to correct, so every batch must walk with the dense inputs."""
+    for part in (net.inner, net.outer):
+        for i, old in enumerate(part):
+            part[i] = LateBias(old.in_features, old.out_features)
+            nn.init.normal_(part[i].bias)
+    layers = lowrank.find_layers(net)
+    assert all(layer.reason is None for layer in layers)
+    ranks = {layer.name: min(layer.shape) for layer in layers}
+    factors = correct.correct(net, layers, ranks, {}, batches, predict)
+    model = copy.deepcopy(net)
+    lowrank.replace(model, factors)
+    for layer in layers:
+        assert torch.allclose(factors[layer.name][2], layer.bias, atol=1e-4), layer.name
+    with torch.no_grad():
+        for x in batches:
+            assert torch.allclose(net(x), model(x), atol=1e-3)
+
+
 def regression(inputs, targets):
     """What the best affine map of the inputs makes of the targets, by lstsq, in float64."""
     inputs, targets = inputs.double(), targets.double()

@@ -26,14 +26,20 @@ CLIP = {
     "vision_config": TOWER | {"image_size": 32, "patch_size": 8},
     "projection_dim": 16,
 }
+FALCON = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 200,
+    "max_position_embeddings": 32, "bias": True,
+}  # fmt: skip
 # What is left of the error. Swin-V2 norms its branches before it adds them, so nothing can be paid
-# back; it brings the biases of q and v to the call itself.
+# back; it brings the biases of q and v to the call itself. Falcon's linear layers add their biases
+# after the product, which hides the residual sum, so nothing is paid back there either.
 MODELS = [
     ("swin_tiny_patch4_window7_224", SMALL | {"img_size": 56}, 0.5),
     ("swinv2_tiny_window8_256", SMALL | {"img_size": 64}, 1.0),
     ("bart", BART, 0.95),
     ("t5", T5, 0.95),
     ("clip", CLIP, 0.95),
+    ("falcon", FALCON, 1.0),
 ]
 
 
