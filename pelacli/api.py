@@ -117,8 +117,8 @@ def decompose(
         The plan: every layer's rank and kept energy.
 
     Raises:
-        RequestError: the budget can't be met, the model has nothing to factorise, or lies on
-            several devices.
+        RequestError: the budget can't be met, the model is low-rank already, has nothing to
+            factorise, or lies on several devices.
     """
     limits |= {"unit": unit, "energy": energy}
     with devices.on_cpu(model):
@@ -167,18 +167,15 @@ def _prepare(
     opened = kept or models.wrap(model, must=False)
     if head is None:
         head = sorted(opened.head) if opened is not None else []
-    engine.check_patterns(model, include, "include")
-    engine.check_patterns(model, exclude, "exclude")
-    layers = lowrank.find_layers(model, head=head, include=include, exclude=exclude)
+    ref = type(model).__name__ if opened is None else opened.ref
+    layers = engine.find_dense(model, ref, head, include, exclude)
     spent = None if opened is None else record.cost(opened, layers)
     layers = record.settled(layers, spent)
-    free = [layer for layer in layers if layer.reason is None]
-    if not free:
-        raise RequestError(f"{type(model).__name__}: has no linear layer that may be factorised")
+    free = engine.free_layers(layers, ref)
     if spent is None and limits["unit"] == "flops":
         if not samples:
             raise RequestError(
-                f"{type(model).__name__}: its FLOPs are unknown; give batches to count them on, "
+                f"{ref}: its FLOPs are unknown; give batches to count them on, "
                 "or budget in parameters"
             )
         spent = _count(model, layers, samples[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -223,6 +223,46 @@ def _each(
     allowance = 2 * largest if lean else None
     with heap.tight():
         parallel.each(layers, work, cost=cost, allowance=allowance, done=advance)
+
+
+def find_dense(
+    module: nn.Module,
+    ref: str,
+    head: Collection[str],
+    include: Sequence[str],
+    exclude: Sequence[str],
+    flag: str = "",
+) -> list[Layer]:
+    """All linear maps of a dense model, each with the reason why it stays dense, if any.
+
+    Args:
+        ref: what the user calls the model, for messages.
+        head, include, exclude: see `lowrank.find_layers`.
+        flag: what stands before "include" and "exclude" in messages ("--" on a command line).
+
+    Raises:
+        RequestError: the model is low-rank already, none of its layers may be factorised, or an
+            expression matches nothing.
+    """
+    if lowrank.low_rank_layers(module):
+        raise RequestError(f"{ref}: is low-rank already; decompose the dense model")
+    check_patterns(module, include, f"{flag}include")
+    check_patterns(module, exclude, f"{flag}exclude")
+    layers = lowrank.find_layers(module, head=head, include=include, exclude=exclude)
+    free_layers(layers, ref)
+    return layers
+
+
+def free_layers(layers: Sequence[Layer], ref: str) -> list[Layer]:
+    """The layers that may be factorised.
+
+    Raises:
+        RequestError: there are none; the message calls the model ``ref``.
+    """
+    free = [layer for layer in layers if layer.reason is None]
+    if not free:
+        raise RequestError(f"{ref}: has no linear layer that may be factorised")
+    return free
 
 
 def check_patterns(module: nn.Module, patterns: Sequence[str], flag: str) -> None:

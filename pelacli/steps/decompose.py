@@ -18,7 +18,6 @@ from pelacli import (
     correct,
     data,
     engine,
-    lowrank,
     manifest,
     models,
     planning,
@@ -84,7 +83,7 @@ def run(
     layers = find(opened, section)
     spent = record.cost(opened, layers)
     layers = record.settled(layers, spent)
-    free = [layer for layer in layers if layer.reason is None]
+    free = engine.free_layers(layers, opened.ref)
     if section.unit == "flops" and spent is None:
         raise RequestError(
             f"{opened.ref}: its FLOPs are unknown, as it can't be run on a plain sample; "
@@ -183,16 +182,9 @@ def at_ratio(section: Decompose, ratio: Fraction) -> Decompose:
 
 def find(opened: OpenModel, section: Decompose) -> list[Layer]:
     """All linear maps of the model, each with the reason why it stays dense, if any."""
-    if lowrank.low_rank_layers(opened.module):
-        raise RequestError(f"{opened.ref}: is low-rank already; decompose the dense model")
-    engine.check_patterns(opened.module, section.include, "--include")
-    engine.check_patterns(opened.module, section.exclude, "--exclude")
-    layers = lowrank.find_layers(
-        opened.module, head=opened.head, include=section.include, exclude=section.exclude
+    return engine.find_dense(
+        opened.module, opened.ref, opened.head, section.include, section.exclude, flag="--"
     )
-    if not any(layer.reason is None for layer in layers):
-        raise RequestError(f"{opened.ref}: has no linear layer that may be factorised")
-    return layers
 
 
 def calibration_samples(opened: OpenModel, spec: Recipe, section: Decompose) -> list[Any]:
