@@ -16,6 +16,7 @@ from pelacli.errors import RequestError
 from pelacli.factorize import Moments
 from pelacli.fields import parse_ratio
 from pelacli.flops import Cost, layer_flops
+from pelacli.lockstep import joined
 from pelacli.lowrank import Layer
 from pelacli.manifest import Manifest
 from pelacli.models import OpenModel, predict
@@ -72,7 +73,7 @@ def plan(
     """The ranks that `decompose` would choose; the model stays as it is. Arguments as there."""
     limits |= {"unit": unit, "energy": energy}
     with devices.on_cpu(model):
-        samples = [models.to_device(batch, "cpu") for batch in batches or ()]
+        samples = joined(models.to_device(batch, "cpu") for batch in batches or ())
         return _prepare(
             model, ratio, policy, scope, samples, include, exclude, head, pins, limits,
             engine.energies,
@@ -106,7 +107,8 @@ def decompose(
         scope: "model", or "layers": whose it counts.
         energy: in place of a ratio: as small as keeps this share of all layers' energy together.
         batches: calibration samples, unlabelled: each a tensor [B, …] that the model takes, or a
-            dict of its keyword arguments. A few hundred samples make all the difference.
+            dict of its keyword arguments. A few hundred samples make all the difference. Small
+            batches of equal shapes are joined to batches of up to 32 samples.
         correct: refit each layer to the inputs it really gets, where there are batches.
         include, exclude: regular expressions on module names.
         head: names of modules that stay dense; by default the output head, where it can be told.
@@ -122,7 +124,7 @@ def decompose(
     """
     limits |= {"unit": unit, "energy": energy}
     with devices.on_cpu(model):
-        samples = [models.to_device(batch, "cpu") for batch in batches or ()]
+        samples = joined(models.to_device(batch, "cpu") for batch in batches or ())
         refit = correct and bool(samples)
         solve = engine.energies if refit else engine.solve
         found = _prepare(

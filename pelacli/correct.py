@@ -54,7 +54,8 @@ def correct(
         module: the dense model; it stays as it is.
         ranks: layer → rank, of the layers to cut.
         moments: of the dense model; their output-gradient sides are used again.
-        batches: calibration samples, all in memory: what ``predict`` takes.
+        batches: calibration samples, all in memory: what ``predict`` takes. They must be the very
+            batches of the moments, and each costs two threads: see `pelacli.lockstep.joined`.
         ridge: share of the inputs' mean variance that holds the regression to the old weight.
         payback: share of the residual stream's loss that a layer is asked for, 0 to 1.
         advance: called after each layer.

@@ -6,12 +6,14 @@ each batch runs through the whole model in a thread of its own, and the threads 
 runs until it is about to apply a watched layer, hands over the call, and waits for the output.
 That works for any architecture, in the order in which its layers really run, at the price of one
 forward pass. Only one thread ever runs at a time.
+
+A batch costs a thread, however small it is, so calibration samples go through `joined` first.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +24,58 @@ from torch import Tensor, nn
 from pelacli.calls import LinearCalls
 from pelacli.lowrank import Layer
 from pelacli.residual import Watch
+
+BATCH_SIZE = 32  # calibration samples that walk through the model together
+
+
+def joined(batches: Iterable[Any]) -> list[Any]:
+    """Calibration batches, the small ones concatenated to batches of up to 32 samples.
+
+    Do this before moments are collected: they number the batches, and correction must see the
+    same ones.
+
+    Args:
+        batches: each a tensor [B, …] or a dict of such tensors. Those that agree in all but B, in
+            type and in device are joined. A batch of anything else stays alone.
+
+    Returns:
+        The batches in the order of their first samples. A batch that no other joins is returned as
+        it is, so full batches and a smaller last one come out unchanged.
+    """
+    groups: list[list[Any]] = []
+    latest: dict[Any, tuple[list[Any], int]] = {}  # form → its last group, and the samples in it
+    for batch in batches:
+        form, samples = _form(batch)
+        group, count = latest.get(form, ([], 0)) if form is not None else ([], 0)
+        if not group or count + samples > BATCH_SIZE:
+            group, count = [], 0
+            groups.append(group)
+        group.append(batch)
+        latest[form] = group, count + samples
+    return [_concatenated(group) for group in groups]
+
+
+def _form(batch: Any) -> tuple[Any, int]:
+    """(what two batches must share to be joined, number of samples); (None, 0) of a batch that
+    can't be joined."""
+    named = batch if isinstance(batch, Mapping) else {None: batch}
+    values = list(named.values())
+    if not values or not all(isinstance(value, Tensor) and value.ndim for value in values):
+        return None, 0
+    samples = len(values[0])
+    if any(len(value) != samples for value in values):
+        return None, 0
+    form = frozenset((name, v.shape[1:], v.dtype, v.device) for name, v in named.items())
+    return form, samples
+
+
+def _concatenated(group: Sequence[Any]) -> Any:
+    first = group[0]
+    if len(group) == 1:
+        return first
+    if isinstance(first, Mapping):
+        return {name: torch.cat([batch[name] for batch in group]) for name in first}
+    return torch.cat(list(group))
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import timm
@@ -63,3 +64,53 @@ def test_a_folded_model_is_dense_again():
     lowrank.fold(model)
     assert pelacli.decompose(model, ratio=0.5, policy="uniform").ranks()
     assert lowrank.low_rank_layers(copy.deepcopy(model)).keys() == {"0", "2"}
+
+
+# Batches -----------------------------------------------------------------------------------------
+
+
+class Counting(nn.Module):
+    """Residual blocks, and the most threads that were alive while any of them ran."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(3)])
+        self.most = 0
+
+    def forward(self, x, attention_mask=None):
+        self.most = max(self.most, threading.active_count())
+        for layer in self.layers:
+            x = x + layer(x).tanh()
+        return x.mean(1)
+
+
+def factorised(batches, form):
+    torch.manual_seed(0)
+    model = Counting()
+    before = threading.active_count()
+    pelacli.decompose(
+        model, ratio=0.8, scope="layers", policy="uniform", batches=map(form, batches)
+    )
+    return model, model.most - before
+
+
+FORMS = {
+    "tensors": lambda x: x,
+    "dicts": lambda x: {"x": x, "attention_mask": torch.ones(x.shape[:2], dtype=torch.long)},
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_thousand_batches_of_one_sample_are_walked_as_batches_of_32(form):
+    torch.manual_seed(1)
+    images = torch.randn(1000, 4, 8)
+    model, threads = factorised(images.split(1), form)
+    assert threads <= 2 * 32  # two streams of the 32 batches that a thousand samples fill
+    wanted, _ = factorised(images.split(32), form)
+    assert lowrank.low_rank_layers(model).keys() == {f"layers.{i}" for i in range(3)}
+    assert same(model, weights(wanted))
+    plans = [
+        pelacli.plan(Counting(), energy=0.9, batches=map(form, images.split(n))).ranks()
+        for n in (1, 32)
+    ]
+    assert plans[0] == plans[1]

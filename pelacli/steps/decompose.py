@@ -34,6 +34,7 @@ from pelacli.evaluation import Judge
 from pelacli.factorize import Moments
 from pelacli.fingerprint import fingerprint
 from pelacli.flops import Cost
+from pelacli.lockstep import BATCH_SIZE, joined
 from pelacli.lowrank import Layer
 from pelacli.manifest import Manifest, StepRecord
 from pelacli.models import OpenModel
@@ -41,8 +42,6 @@ from pelacli.quality import Walk
 from pelacli.ranks import Plan, Spectrum
 from pelacli.recipe import Data, Decompose, Recipe
 from pelacli.spectra_file import About, Spectra
-
-_CALIBRATION_BATCH = 32
 
 
 @dataclass
@@ -199,13 +198,13 @@ def calibration_samples(opened: OpenModel, spec: Recipe, section: Decompose) -> 
     samples = task.open(source, source.train, inputs=opened.inputs, unlabelled=True)
     batches = data.loader(
         samples,
-        batch_size=min(_CALIBRATION_BATCH, section.samples),
+        batch_size=min(BATCH_SIZE, section.samples),
         seed=spec.seed,
         shuffle=True,
         limit=section.samples,
         pinned=False,  # they are for the CPU
     )
-    return [batch["inputs"] for batch in batches]
+    return joined(batch["inputs"] for batch in batches)
 
 
 def measure(
