@@ -11,8 +11,7 @@ from pelacli.recipe import Decompose, Recipe, resolved, task_of
 
 # What changes how a result is come by, and not the result.
 _NO_EFFECT = {
-    "workers", "compile", "checkpointing", "save_every", "keep", "log_every", "eval_every",
-    "trackers",
+    "workers", "compile", "checkpointing", "save_every", "keep", "log_every", "trackers",
 }  # fmt: skip
 
 
@@ -27,6 +26,8 @@ def fingerprint(recipe: Recipe, section: str, inputs: str) -> str:
     top = ("model", "weights", "arch", "model_args", "num_classes", "seed")
     own = {key: value for key, value in (whole[section] or {}).items() if key not in _NO_EFFECT}
     own.pop("task", None), own.pop("task_args", None)
+    if own.get("result") != "best":  # "best" chooses among the evaluations
+        own.pop("eval_every", None)
     task, task_args = task_of(recipe, getattr(recipe, section))
     data = own.pop("data", None) or whole["data"] or {}
     data = {key: value for key, value in data.items() if key not in _NO_EFFECT}

@@ -205,8 +205,9 @@ class Sharded:
             if ema:
                 ema[name].copy_(_assembled(share, p))
         buffers = dict(self.trained.named_buffers())
-        for name, buffer in self.modules["model"].named_buffers():
-            buffer.copy_(buffers[name])
+        for module in self.modules.values():  # timm's average copies buffers as well
+            for name, buffer in module.named_buffers():
+                buffer.copy_(buffers[name])
 
     def states(self) -> dict[str, Any]:
         def whole(value: Any) -> Any:

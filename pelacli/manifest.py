@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,11 @@ def digest_file(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_files(files: Iterable[Path]) -> str:
+    """SHA-256 of each file, in their order, with commas between them."""
+    return ",".join(digest_file(file) for file in files)
+
+
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of an artefact that hold its model: one, or all shards in order."""
     return sorted(directory.glob("model*.safetensors"))
@@ -173,7 +179,15 @@ def weight_files(directory: Path) -> list[Path]:
 
 def weights_digest(directory: Path) -> str:
     """SHA-256 of an artefact's weights; of all shards in order, where there are several."""
-    return ",".join(digest_file(file) for file in weight_files(directory))
+    return digest_files(weight_files(directory))
+
+
+def plain_weight_files(path: Path) -> list[Path]:
+    """The files that identify the weights of a plain model, which is a file or a directory: the
+    file itself, or the directory's safetensors files in order. Empty where there are none."""
+    if path.is_dir():
+        return sorted(path.glob("*.safetensors"))
+    return [path] if path.is_file() else []
 
 
 def versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pelacli import manifest
+from pelacli.aliases import ALIASES
 from pelacli.errors import RequestError
 from pelacli.recipe import Recipe
 
@@ -91,6 +92,27 @@ def require(ref: str, wanted_by: str) -> str:
             "run the earlier steps first (`pela run` runs them all)"
         )
     return ref
+
+
+def input_digest(recipe: Recipe, section: str) -> str | None:
+    """What identifies the weights that the step of this section would read now, as
+    `pelacli.artefact.input_digest` gives it of an opened model.
+
+    Returns:
+        None where only opening the model could tell: a hub id, a timm name, random weights.
+
+    Raises:
+        OSError: a file of the weights can't be read.
+    """
+    ref = source(recipe, section)
+    path = latest(Path(ref))
+    if path is not None:
+        return manifest.weights_digest(path)
+    if recipe.weights == "random":
+        return None
+    pretrained = recipe.weights == "pretrained"
+    plain = Path(ALIASES.get(ref, ref) if pretrained else recipe.weights)
+    return manifest.digest_files(manifest.plain_weight_files(plain)) or None
 
 
 def how_to_open(recipe: Recipe, ref: str) -> dict[str, Any]:

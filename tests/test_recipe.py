@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -931,15 +932,36 @@ def make(document: dict[str, Any]) -> Recipe:
     return Recipe.model_validate(whole | document)
 
 
-def test_which_keys_of_a_training_section_count() -> None:
+@pytest.mark.parametrize(
+    ("result", "no_effect"), [("last", NO_EFFECT), ("best", NO_EFFECT - {"eval_every"})]
+)
+def test_which_keys_of_a_training_section_count(result: str, no_effect: set[str]) -> None:
+    """Where the best evaluation gives the weights, it matters when there are evaluations."""
     assert set(OTHER) == set(Pretrain.model_fields)  # whoever adds a key decides on it
-    before = fingerprint(make({}), "pretrain", "x")
+    before = fingerprint(make({"pretrain": {"result": result}}), "pretrain", "x")
     same = {
         key
-        for key, value in OTHER.items()
-        if fingerprint(make({"pretrain": {key: value}}), "pretrain", "x") == before
+        for key, value in (OTHER | {"result": "best" if result == "last" else "last"}).items()
+        if fingerprint(make({"pretrain": {"result": result, key: value}}), "pretrain", "x")
+        == before
     }
-    assert same == NO_EFFECT
+    assert same == no_effect
+
+
+def test_the_fingerprint_of_a_run_to_its_last_weights() -> None:
+    """Artefacts bear such digests: a change here has `pela run` train them all again."""
+    recipe = make({"pretrain": {"epochs": 3, "eval_every": 2, "batch_size": 8}})
+    whole = resolved(recipe)
+    elsewhere = NO_EFFECT | {"task", "task_args", "data", "batch_size"}
+    data = {key: value for key, value in whole["data"].items() if key != "workers"}
+    parts = {
+        "model": "m", "weights": "pretrained", "arch": None, "model_args": {}, "num_classes": None,
+        "seed": 0, "task": "image-classification", "inputs": "x",
+        "section": {k: v for k, v in whole["pretrain"].items() if k not in elsewhere},
+        "data": data | {"batch_size": 8},
+    }  # fmt: skip
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    assert fingerprint(recipe, "pretrain", "x") == digest
 
 
 @pytest.mark.parametrize(

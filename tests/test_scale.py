@@ -20,6 +20,8 @@ import transformers
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from launched import by_torchrun
 from safetensors.torch import load_file
+from torch import nn
+from torch.distributed import HashStore
 
 import pelacli
 import pelacli.__main__
@@ -177,6 +179,50 @@ def test_two_processes_give_the_weights_of_one(tmp_path):
         assert list(saved) == list(wanted)
         for key in wanted:
             torch.testing.assert_close(saved[key], wanted[key], rtol=1e-4, atol=1e-5)
+
+
+def averaged(output: Path) -> dict[str, torch.Tensor]:
+    """Four steps of a tiny network with running statistics: the result, what its average was when
+    it was evaluated, and what the last checkpoint holds of the average."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+    inputs = models.ImageInput((1, 8, 8), (0.5,), (0.5,))
+    digits = open_dataset("digits", "train", inputs=inputs)
+    evaluated = {}
+
+    def losses(module, batch):
+        return {"task": nn.functional.cross_entropy(module(batch["inputs"]), batch["labels"])}
+
+    def evaluate(module):
+        seen = f"evaluated {len(evaluated)} "
+        evaluated.update((seen + name, b.clone()) for name, b in module.named_buffers())
+        return {}
+
+    section = Pretrain(opt="sgd", lr=0.1, epochs=2, ema=0.6)
+    batches = loader(digits, batch_size=16, num_classes=10, limit=32)
+    fit(net, losses, batches, section, output=output, evaluate=evaluate, device="cpu")
+    kept = load_file(checkpoint.steps(output)[-1] / "ema.safetensors")
+    return net.state_dict() | evaluated | {f"kept {name}": t for name, t in kept.items()}
+
+
+@pytest.fixture
+def group():
+    """A process group of one: with it this process can shard weights."""
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+    accelerate.state.AcceleratorState._reset_state(True)
+
+
+def test_the_average_takes_its_buffers_from_the_model_in_shards_too(group, monkeypatch, tmp_path):
+    whole = averaged(tmp_path / "whole")
+    assert whole["2.num_batches_tracked"] == whole["kept 2.num_batches_tracked"] == 4
+    assert whole["evaluated 0 2.num_batches_tracked"] == 2
+    monkeypatch.setattr(optim, "accelerator", sharded())
+    shards = averaged(tmp_path / "shards")
+    assert list(shards) == list(whole)
+    for name, value in whole.items():
+        torch.testing.assert_close(shards[name], value, msg=name)
 
 
 @pytest.mark.parametrize(

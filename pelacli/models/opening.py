@@ -13,7 +13,7 @@ from torch import nn
 from pelacli.aliases import ALIASES, SHAPES, closest
 from pelacli.console import warn
 from pelacli.errors import RequestError
-from pelacli.manifest import SourceRecord, digest_file
+from pelacli.manifest import SourceRecord, digest_file, digest_files, plain_weight_files
 from pelacli.models import hub
 from pelacli.models.types import Adapter, OpenModel, OwnAdapter
 
@@ -174,7 +174,7 @@ def _timm_name(
     if place is not None and weights != "random":
         repo, file_name = place
         file = hub.fetch(repo, weights=True, file=file_name) / (file_name or "model.safetensors")
-        digest = _digest(file)
+        digest = digest_file(file)
     module = timm_models.build(
         name, num_classes=classes, model_args=args, weights=weights, file=file
     )
@@ -200,7 +200,7 @@ def _file(ref: str, file: Path, arch: str, args: dict[str, Any], classes: int | 
         file=file,
         file_classes=own_classes,
     )
-    return _describe(ref, module, "timm", None, arch, str(file), _digest(file))
+    return _describe(ref, module, "timm", None, arch, str(file), digest_file(file))
 
 
 def _own(
@@ -210,7 +210,7 @@ def _own(
     module = own(lib).build(name, model_args=args, num_classes=classes, weights=file)
     if file is None:
         return _describe(ref, module, lib, None, name, "random", None)
-    opened = _describe(ref, module, lib, file.parent, name, str(file), _digest(file))
+    opened = _describe(ref, module, lib, file.parent, name, str(file), digest_file(file))
     beside = [path for name in _BESIDE if (path := file.parent / name).is_file()]
     opened.carried = {path.name: path.read_bytes() for path in beside}
     return opened
@@ -231,10 +231,10 @@ def _directory(
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise RequestError(f"{config_file}: not valid JSON ({error})") from None
-    files = sorted(folder.glob("*.safetensors"))
+    files = plain_weight_files(folder)
     for file in files if weights == "pretrained" else []:
         _shapes(file)  # a truncated file is found here, with its name
-    digest = _digest(*files) if files and weights == "pretrained" else None
+    digest = digest_files(files) if files and weights == "pretrained" else None
     asked = hub_id or str(folder)
     if isinstance(config, dict) and "pela_model" in config:
         lib = str(config["pela_model"])
@@ -333,10 +333,6 @@ def _classes_of(shapes: dict[str, tuple[int, ...]], arch: str) -> int | None:
         return None
     shape = shapes.get(f"{first}.weight")
     return shape[0] if shape else 0
-
-
-def _digest(*files: Path) -> str:
-    return digest_file(files[0]) if len(files) == 1 else ",".join(digest_file(f) for f in files)
 
 
 def _refuse_non_finite(opened: OpenModel) -> None:
