@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from _common import seconds
 
-from pelacli import calibrate, correct, engine, lowrank, models, ranks
-from pelacli.calls import evaluating
+from pelacli.factorize import calibration, engine
+from pelacli.factorize import refit as factorize_refit
+from pelacli.lowrank import find
+from pelacli.lowrank.calls import evaluating
+from pelacli.models import opening, prediction
+from pelacli.ranks import planner
 
 TARGETS = {"one-shot": 4.0, "with correction": 10.0}  # for 256 images
 
@@ -20,9 +24,9 @@ def measure(name: str, images: int, batch: int, size: int) -> dict[str, Any]:
     Nothing is concluded from fewer images: a line through 16 and 32 promised too much for 256
     (docs/log.md).
     """
-    opened = models.open(name, weights="random", model_args={"img_size": size})
+    opened = opening.open(name, weights="random", model_args={"img_size": size})
     module = opened.module.requires_grad_(False)
-    layers = [la for la in lowrank.find_layers(module, head=opened.head) if la.reason is None]
+    layers = [la for la in find.find_layers(module, head=opened.head) if la.reason is None]
     torch.manual_seed(0)
     batches = [torch.randn(batch, 3, size, size) for _ in range(max(1, images // batch))]
 
@@ -30,19 +34,21 @@ def measure(name: str, images: int, batch: int, size: int) -> dict[str, Any]:
         def forward() -> None:
             with torch.no_grad(), evaluating(module):
                 for one in some:
-                    models.predict(module, one)
+                    prediction.predict(module, one)
 
         found: dict[str, Any] = {}
 
         def collect() -> None:
-            found["moments"] = calibrate.collect(module, layers, some, models.predict)
+            found["moments"] = calibration.collect(module, layers, some, prediction.predict)
 
         def refit() -> None:
-            correct.correct(module, layers, plan.ranks(), found["moments"], some, models.predict)
+            factorize_refit.correct(
+                module, layers, plan.ranks(), found["moments"], some, prediction.predict
+            )
 
         first = seconds(forward)
         one_shot = seconds(collect)
-        plan = ranks.plan(
+        plan = planner.plan(
             engine.spectra(layers, engine.energies(layers, {}), {}),
             policy="uniform",
             ratio=Fraction(1, 2),

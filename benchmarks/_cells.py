@@ -1,7 +1,7 @@
 """The cells of `reproduce.py`: which model is healed how, as recipes of pela's own steps.
 
 A cell is one line of the results: a method, a ratio, a seed. Its recipe runs by
-`pelacli.pipeline.run`, as `pela run` would, so what is done is skipped and what was stopped in the
+`pelacli.steps.pipeline.run`, as `pela run` would, so what is done is skipped and what was stopped in the
 middle goes on from its checkpoint.
 """
 
@@ -14,9 +14,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pelacli import manifest, pipeline, rundir
-from pelacli.recipe import Recipe
-from pelacli.steps import eval as evaluation
+from pelacli.manifest import document
+from pelacli.recipe import layout
+from pelacli.recipe.schema import Recipe
+from pelacli.steps import eval as steps_eval
+from pelacli.steps import pipeline
 
 # How each stage trains. The rates are choices: to change one, look at the validation figure of the
 # rows, not at the tests. The warm-up is a share of the steps.
@@ -215,7 +217,7 @@ class Workshop:
             teacher=self._train(TEACHER, self.settings.teacher_steps, self.settings.train),
         )
         pipeline.run(spec)
-        return rundir.dense(spec)
+        return layout.dense(spec)
 
     def run(
         self, cell: Cell, probe: Callable[[str], float], *, keep: bool = False
@@ -224,10 +226,10 @@ class Workshop:
         spec, start = self.spec(cell), self.start(cell)
         if start is not None:
             pipeline.run(start)
-            mine = rundir.folder(spec, "decompose")
+            mine = layout.folder(spec, "decompose")
             mine.parent.mkdir(parents=True, exist_ok=True)
             if not mine.is_symlink():
-                mine.symlink_to(rundir.folder(start, "decompose").absolute())
+                mine.symlink_to(layout.folder(start, "decompose").absolute())
         if spec.decompose is not None or spec.finetune is not None:
             pipeline.run(spec)
         figures = self._figures(cell, spec, probe)
@@ -296,22 +298,22 @@ class Workshop:
 
     def _figures(self, cell: Cell, spec: Recipe, probe: Callable[[str], float]) -> dict[str, Any]:
         method = cell.method
-        healed = rundir.folder(spec, method.section) if method.section else Path(spec.model)
+        healed = layout.folder(spec, method.section) if method.section else Path(spec.model)
         figures: dict[str, Any] = {"steps": 0, "seconds": 0.0}
         if method.train is not None:
-            last = manifest.read(healed).history[-1]
+            last = document.read(healed).history[-1]
             figures |= {"steps": last.metrics["steps"], "seconds": last.seconds}
             figures["validation"] = last.metrics.get("accuracy")
             figures["losses"] = last.metrics["losses"]
         if method.backbone:
             figures["probe"] = probe(str(healed))
         else:
-            found = evaluation.run(
+            found = steps_eval.run(
                 str(healed), data=spec.data, split="test", with_latency=False, device=self.device
             )
             figures["accuracy"] = found.metrics["accuracy"]
             figures["params"] = found.params
         if method.transfer:
-            done = manifest.read(rundir.folder(spec, "finetune")).history[-1]
+            done = document.read(layout.folder(spec, "finetune")).history[-1]
             figures["transfer"] = done.metrics["accuracy"]
         return figures

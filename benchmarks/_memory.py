@@ -2,7 +2,7 @@
 
 The process's own is what it holds after its imports and one small model factorised, which loads
 what is loaded on first use. From then on the kernel counts the peak of resident memory anew.
-Nothing is set about malloc: `pelacli.heap` does what is done.
+Nothing is set about malloc: `pelacli.system.malloc` does what is done.
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ from typing import Any
 import torch
 from _common import MIB, network, peak, reset_peak, resident, vit_shapes
 
-from pelacli import engine, heap, lowrank, models, ranks
-from pelacli.factorize import Moments
-from pelacli.lowrank import Layer
+from pelacli.factorize import engine
+from pelacli.factorize.moments import Moments
+from pelacli.lowrank import find
+from pelacli.lowrank.layer import Layer
+from pelacli.models import opening
+from pelacli.ranks import plan as ranks_plan
+from pelacli.ranks import planner
+from pelacli.system import malloc
 
 
 def in_child(name: str, calibrated: bool, ratio: str) -> dict[str, Any]:
@@ -44,23 +49,23 @@ def moments_of(layers: list[Layer]) -> dict[str, Moments]:
 
 def measure(name: str, ratio: Fraction, calibrated: bool) -> dict[str, Any]:
     small = network(vit_shapes(1, 256))
-    layers = lowrank.find_layers(small)
+    layers = find.find_layers(small)
     for known in ({}, moments_of(layers)):
         cuts = engine.solve(layers, known)
         engine.factors(layers, cuts, known, _plan(small, layers, cuts, known, ratio))
     del small, layers, known, cuts
-    models.open("vit_tiny", weights="random")
-    heap.trim()
+    opening.open("vit_tiny", weights="random")
+    malloc.trim()
     own = resident()
 
-    opened = models.open(name, weights="random")
-    free = [la for la in lowrank.find_layers(opened.module, head=opened.head) if la.reason is None]
+    opened = opening.open(name, weights="random")
+    free = [la for la in find.find_layers(opened.module, head=opened.head) if la.reason is None]
     moments = moments_of(free) if calibrated else {}
     dense = sum(p.nbytes for p in opened.module.parameters()) / MIB
     sides = [m for one in moments.values() for m in (one.near, one.far)]
     kept = sum(m.nbytes for m in sides if m is not None) / MIB
     largest = max(la.weight.nbytes for la in free) / MIB
-    heap.trim()
+    malloc.trim()
     before = resident() - own
     del sides
     reset_peak()
@@ -91,8 +96,8 @@ def measure(name: str, ratio: Fraction, calibrated: bool) -> dict[str, Any]:
 
 def _plan(
     module: torch.nn.Module, layers: list[Layer], cuts: Any, moments: Any, ratio: Fraction
-) -> ranks.Plan:
-    return ranks.plan(
+) -> ranks_plan.Plan:
+    return planner.plan(
         engine.spectra(layers, cuts, moments),
         policy="energy",
         ratio=ratio,

@@ -17,14 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pelacli import calibrate, correct, engine, ranks
-from pelacli.calls import LinearCalls
-from pelacli.engine import Factors
-from pelacli.factorize import Moments, narrow_in
-from pelacli.lowrank import Layer
-from pelacli.models import predict
-from pelacli.plans import Plan
-from pelacli.ranks import Spectrum
+from pelacli.factorize import calibration, engine, refit
+from pelacli.factorize.engine import Factors
+from pelacli.factorize.moments import Moments, narrow_in
+from pelacli.lowrank.calls import LinearCalls
+from pelacli.lowrank.layer import Layer
+from pelacli.models.prediction import predict
+from pelacli.ranks import planner
+from pelacli.ranks.plan import Plan
+from pelacli.ranks.spectrum import Spectrum
 
 
 @dataclass
@@ -40,19 +41,19 @@ class Case:
     @cached_property
     def felt(self) -> dict[str, Moments]:
         """Centred inputs, weighted by token, and output-gradients."""
-        return calibrate.collect(self.module, self.layers, self.batches, predict, seed=self.seed)
+        return calibration.collect(self.module, self.layers, self.batches, predict, seed=self.seed)
 
     @cached_property
     def two_sided(self) -> dict[str, Moments]:
         """Centred inputs and output-gradients."""
-        return calibrate.collect(
+        return calibration.collect(
             self.module, self.layers, self.batches, predict, seed=self.seed, floor=1.0
         )
 
     @cached_property
     def inputs(self) -> dict[str, Moments]:
         """Centred inputs alone."""
-        return calibrate.collect(self.module, self.layers, self.batches, predict, gradients=False)
+        return calibration.collect(self.module, self.layers, self.batches, predict, gradients=False)
 
     @cached_property
     def raw_inputs(self) -> dict[str, Moments]:
@@ -117,7 +118,7 @@ class Case:
 
 
 def _plan(spectra: Sequence[Spectrum], policy: str, ratio: Fraction) -> Plan:
-    return ranks.plan(spectra, policy=policy, ratio=ratio, scope="layers", multiple=1)
+    return planner.plan(spectra, policy=policy, ratio=ratio, scope="layers", multiple=1)
 
 
 def plain_uniform(case: Case, ratio: Fraction) -> dict[str, Factors]:
@@ -131,7 +132,9 @@ def plain_threshold(case: Case, ratio: Fraction) -> dict[str, Factors]:
     limit = int(ratio * sum(s.shape[0] * s.shape[1] for s in spectra))
 
     def at(share: float) -> Plan:
-        return ranks.plan(spectra, policy="threshold", ratio=None, scope="layers", threshold=share)
+        return planner.plan(
+            spectra, policy="threshold", ratio=None, scope="layers", threshold=share
+        )
 
     low, high = 0.0, 1.0
     for _ in range(40):
@@ -202,9 +205,9 @@ def pela(case: Case, ratio: Fraction) -> dict[str, Factors]:
     return _corrected(case, ratio)
 
 
-def _corrected(case: Case, ratio: Fraction, payback: float = correct.PAYBACK) -> dict[str, Factors]:
+def _corrected(case: Case, ratio: Fraction, payback: float = refit.PAYBACK) -> dict[str, Factors]:
     plan = _plan(case.spectra("felt"), "energy", ratio)
-    return case.factors("felt", plan) | correct.correct(
+    return case.factors("felt", plan) | refit.correct(
         case.module,
         case.layers,
         plan.ranks(),

@@ -2,7 +2,7 @@
 
 ``dense``: a plain supervised step of the dense model. ``reference``: healing as the paper's
 released code does it (DeiT/engine.py), written from its description. ``ours``: healing by
-`pelacli.steps.pretrain.Stage`. Both heal the same low-rank model with the same three losses; all
+`pelacli.train.healing.Stage`. Both heal the same low-rank model with the same three losses; all
 are followed by the same optimizer.
 """
 
@@ -20,10 +20,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pelacli import lowrank, models, optim, taps, tasks
-from pelacli.models import OpenModel
-from pelacli.recipe import Loss, Pretrain
-from pelacli.steps.pretrain import Stage
+from pelacli.lowrank import find, replace
+from pelacli.models import heads, opening
+from pelacli.models.opened import OpenModel
+from pelacli.recipe.schema import Loss, Pretrain
+from pelacli.tasks import base, registry
+from pelacli.train import optim, regularisation, taps
+from pelacli.train.healing import Stage
 
 WAYS = ("dense", "reference", "ours")
 LOSS = Loss(task=1.0, feature=1.0, perturbation=1.0, eps=1e-3)
@@ -60,14 +63,14 @@ class Bench:
         arguments = {"img_size": shape.size}
         if shape.small:
             arguments |= {"embed_dim": 32, "depth": 2, "num_heads": 2}
-        dense = models.open(shape.model, weights="random", model_args=arguments)
-        classes = models.num_classes(dense)
+        dense = opening.open(shape.model, weights="random", model_args=arguments)
+        classes = heads.num_classes(dense)
         assert classes is not None
         images = torch.randn(shape.batch, 3, shape.size, shape.size)
         labels = torch.randint(classes, (shape.batch,))
         device = torch.device(shape.device)
         self.batch = {"inputs": images.to(device), "labels": labels.to(device)}
-        self.task = tasks.get("image-classification")
+        self.task = registry.get("image-classification")
         self.steps: dict[str, Callable[[], Tensor]] = {}
         self.trained: dict[str, nn.Module] = {}
         self.teacher = dense.module.to(device).eval()
@@ -88,12 +91,12 @@ class Bench:
 
     def _supervised(self, module: nn.Module) -> Tensor:
         output = self.task.forward(module, self.batch)
-        return tasks.losses(self.task, output, self.batch)["task"]
+        return base.losses(self.task, output, self.batch)["task"]
 
     def _add(self, way: str, module: nn.Module, losses: Callable[[], dict[str, Tensor]]) -> None:
         """One step of a way: forward, backward, update. Gives the loss."""
         module.train()
-        optimizer = optim.optimizer(module, SETTINGS, models.no_decay(module))
+        optimizer = optim.optimizer(module, SETTINGS, regularisation.no_decay(module))
         half = self.shape.precision == "bf16"
 
         def step() -> Tensor:
@@ -128,12 +131,12 @@ def low_rank(dense: OpenModel, shape: Shape) -> nn.Module:
     step = shape.multiple
     ranks = {
         la.name: int(la.params * shape.ratio / sum(la.shape)) // step * step
-        for la in lowrank.find_layers(student, head=dense.head)
+        for la in find.find_layers(student, head=dense.head)
         if la.reason is None
     }
-    lowrank.replace_empty(student, ranks)
+    replace.replace_empty(student, ranks)
     generator = torch.Generator().manual_seed(0)
-    for layer in lowrank.low_rank_layers(student).values():
+    for layer in find.low_rank_layers(student).values():
         for weight in (layer.down.weight, layer.up.weight):
             values = torch.randn(weight.shape, generator=generator)
             weight.data.copy_(values * 0.15 / layer.rank**0.5)
@@ -159,7 +162,7 @@ class Reference:
         self.taps = taps.choose(self.student, None)
         self.pairs = [
             (layer, cast(Tensor, self.teacher.get_submodule(name).weight))
-            for name, layer in lowrank.low_rank_layers(self.student).items()
+            for name, layer in find.low_rank_layers(self.student).items()
         ]
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

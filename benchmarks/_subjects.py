@@ -18,9 +18,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pelacli import data, models
-from pelacli.data import Dataset, loader
-from pelacli.models import OpenModel, predict
+from pelacli.data import dataset as data_dataset
+from pelacli.data.dataset import Dataset
+from pelacli.data.loader import loader
+from pelacli.models import heads
+from pelacli.models import inputs as models_inputs
+from pelacli.models.opened import OpenModel
+from pelacli.models.prediction import predict
 
 BATCH = 50
 PROBE_IMAGES = 4000
@@ -74,7 +78,7 @@ def idx_images(
     from sklearn.linear_model import LogisticRegression
 
     inputs = opened.inputs
-    assert isinstance(inputs, models.ImageInput)
+    assert isinstance(inputs, models_inputs.ImageInput)
     side = size or inputs.size[-1]
     train, labels = idx(folder, "train")
     held_out = (train, labels) if dev else idx(folder, "t10k")
@@ -138,9 +142,9 @@ def sentences(opened: OpenModel, *, tests: int) -> Subject:
 
 def dataset(opened: OpenModel, spec: str, *, tests: int, size: int | None) -> Subject:
     """Any model on any dataset: its own accuracy where it has a head that fits, else Spearman."""
-    classes = models.num_classes(opened)
+    classes = heads.num_classes(opened)
     train, held_out = (
-        data.open_dataset(spec, split, inputs=opened.inputs, image_size=size)
+        data_dataset.open_dataset(spec, split, inputs=opened.inputs, image_size=size)
         for split in ("train", "validation")
     )
     fits = classes is not None and held_out.num_classes == classes
@@ -185,7 +189,7 @@ def _spearman(dense: Tensor) -> Callable[[Tensor], dict[str, float]]:
 
 def _tokenised(opened: OpenModel, lines: Sequence[str]) -> list[Any]:
     inputs = opened.inputs
-    assert isinstance(inputs, models.TextInput)
+    assert isinstance(inputs, models_inputs.TextInput)
     return [
         dict(
             inputs.tokenizer(

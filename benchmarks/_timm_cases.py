@@ -17,8 +17,9 @@ import torch
 from _trial import FEWEST, LARGEST, Case
 from torch import nn
 
-from pelacli import lowrank
-from pelacli.models import timm_models
+from pelacli.lowrank import find
+from pelacli.lowrank import layer as lowrank_layer
+from pelacli.models.timm import adapter
 
 KEPT = Path(__file__).parent / "results" / "coverage-timm.json"
 # Tried in this order: the first that the constructor takes, and that makes the model smaller and
@@ -113,8 +114,8 @@ def _look() -> tuple[list[dict[str, Any]], dict[str, str]]:
     return tried, out
 
 
-def _found(module: nn.Module) -> list[lowrank.Layer]:
-    return lowrank.find_layers(module, head=timm_models.head(module))
+def _found(module: nn.Module) -> list[lowrank_layer.Layer]:
+    return find.find_layers(module, head=adapter.head(module))
 
 
 def _holders(module: nn.Module) -> set[str]:

@@ -17,12 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pelacli import artefact, engine, flops, losses, lowrank, models, ranks, record, taps
+from pelacli.artefact import description, loading, saving
 from pelacli.errors import PelaError
-from pelacli.flops import Cost
-from pelacli.lowrank import Layer
-from pelacli.models import OpenModel
-from pelacli.plans import Plan
+from pelacli.factorize import engine
+from pelacli.lowrank import find
+from pelacli.lowrank import replace as lowrank_replace
+from pelacli.lowrank.layer import Layer
+from pelacli.measure import flops
+from pelacli.measure.flops import Cost
+from pelacli.models import examples, opening, prediction
+from pelacli.models import outputs as models_outputs
+from pelacli.models.opened import OpenModel
+from pelacli.ranks import planner
+from pelacli.ranks.plan import Plan
+from pelacli.train import losses, taps
 
 FEWEST = 4  # linear layers of what may be called a Transformer; a network of convolutions has less
 HALF = Fraction(1, 2)
@@ -97,13 +105,13 @@ def run(case: Case) -> dict[str, Any]:
 def _try(case: Case, outcome: Outcome) -> None:
     outcome.stage = "open"
     args = case.args()
-    shapes = models.open(case.ref, weights="random", model_args=args, meta=True)
+    shapes = opening.open(case.ref, weights="random", model_args=args, meta=True)
     _demand(shapes.params < LARGEST, f"{shapes.params / 1e6:.0f} M parameters: not tiny")
-    opened = models.open(case.ref, weights="random", model_args=args)
+    opened = opening.open(case.ref, weights="random", model_args=args)
     outcome.params = opened.params
     stir(opened.module)
     outcome.stage = "layers"
-    layers = lowrank.find_layers(opened.module, head=opened.head)
+    layers = find.find_layers(opened.module, head=opened.head)
     outcome.layers = len(layers)
     if sum(layer.reason is None for layer in layers) < FEWEST:
         _describe(layers, outcome)
@@ -112,13 +120,13 @@ def _try(case: Case, outcome: Outcome) -> None:
         return
     outcome.stage = "run"
     given = None if case.inputs is None else case.inputs(opened.module.config)
-    batch = noise(models.example(opened) if given is None else given)
+    batch = noise(examples.example(opened) if given is None else given)
     dense = outputs(opened.module, batch)
     _demand(bool(dense[0].isfinite().all()), "the dense output is not finite")
     spent = None if given is not None else _count(opened, layers)
     if spent is None:
         outcome.notes.append("pela guesses no sample of it, so its FLOPs are unknown")
-    layers = record.settled(layers, spent)
+    layers = description.settled(layers, spent)
     free = [layer for layer in layers if layer.reason is None]
     _describe(layers, outcome)
     outcome.stage = "full rank"
@@ -130,9 +138,9 @@ def _try(case: Case, outcome: Outcome) -> None:
     _demand(found < DENSE_ERROR, f"full rank is {found:.1e} from dense")
     outcome.stage = "half"
     factors, plan = cut(opened.module, free, policy="uniform", ratio=HALF, scope="layers")
-    small, described = copy.copy(opened), record.describe(opened, layers, spent, plan)
+    small, described = copy.copy(opened), description.describe(opened, layers, spent, plan)
     small.module = copy.deepcopy(opened.module)
-    lowrank.replace(small.module, factors)
+    lowrank_replace.replace(small.module, factors)
     counted = sum(p.numel() for p in small.module.parameters())
     _demand(counted == described.params.after, f"{counted} parameters, not as reported")
     expected = outputs(small.module, batch)
@@ -147,8 +155,8 @@ def _try(case: Case, outcome: Outcome) -> None:
         outcome.notes.append("the FLOPs depend on the sample: tokens are routed by value")
     outcome.stage = "save and load"
     with tempfile.TemporaryDirectory() as folder:
-        artefact.save(small, described, Path(folder) / "a")
-        back = artefact.load(Path(folder) / "a")
+        saving.save(small, described, Path(folder) / "a")
+        back = loading.load(Path(folder) / "a")
     again_out = outputs(back.module, batch)
     same = all(torch.equal(a, b) for a, b in zip(again_out, expected, strict=True))
     _demand(same and len(again_out) == len(expected), "loaded, its outputs differ")
@@ -164,7 +172,7 @@ def cut(module: nn.Module, free: Sequence[Layer], **how: Any) -> tuple[Any, Plan
     """Factors of the layers by a policy, and its plan."""
     cuts = engine.decompositions(free, {}, full=True)
     fixed = engine.fixed_params(module, free)
-    plan = ranks.plan(engine.spectra(free, cuts, {}), fixed_params=fixed, **how)
+    plan = planner.plan(engine.spectra(free, cuts, {}), fixed_params=fixed, **how)
     return engine.factors(free, cuts, {}, plan), plan
 
 
@@ -175,7 +183,7 @@ def full_rank(
     here = [replace(layer, module=module.get_submodule(layer.name)) for layer in free]
     pins: Any = {layer.name: "full" for layer in here}
     factors, _ = cut(module, here, policy="threshold", threshold=1.0, ratio=None, pins=pins)
-    with lowrank.replaced(module, factors):
+    with lowrank_replace.replaced(module, factors):
         ours = outputs(module, batch)
     return max(_distance(a, b) for a, b in zip(ours, dense, strict=True))
 
@@ -186,12 +194,14 @@ def _double(batch: Any) -> Any:
 
 def _count(opened: OpenModel, layers: Sequence[Layer]) -> Cost:
     """As `record.cost`, which only warns where it can't."""
-    return flops.count(opened.module, layers, lambda m: models.predict(m, models.example(opened)))
+    return flops.count(
+        opened.module, layers, lambda m: prediction.predict(m, examples.example(opened))
+    )
 
 
 def _routes(opened: OpenModel, layers: Sequence[Layer], spent: Cost, batch: Any) -> bool:
     """Whether the dense model itself takes another way for another sample."""
-    other = flops.count(opened.module, layers, lambda m: models.predict(m, batch), 2)
+    other = flops.count(opened.module, layers, lambda m: prediction.predict(m, batch), 2)
     return other.tokens != spent.tokens
 
 
@@ -239,7 +249,7 @@ def outputs(module: nn.Module, batch: Any) -> list[Tensor]:
     with torch.no_grad():
         found = module(**batch) if isinstance(batch, dict) else module(batch)
     mask = batch.get("attention_mask") if isinstance(batch, dict) else None
-    main, leaves = models.main_output(found, mask), tree_leaves(found)
+    main, leaves = models_outputs.main_output(found, mask), tree_leaves(found)
     return [main, *(t for t in leaves if isinstance(t, Tensor) and t.is_floating_point())]
 
 
@@ -285,7 +295,7 @@ def step(student: nn.Module, teacher: nn.Module, batch: Any) -> tuple[float, flo
 def _seeded(module: nn.Module, batch: Any) -> None:
     torch.manual_seed(0)
     np.random.seed(0)
-    models.predict(module, batch)
+    prediction.predict(module, batch)
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

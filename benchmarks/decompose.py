@@ -33,9 +33,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from pelacli import engine, lowrank, ranks
-from pelacli.factorize import decompose
-from pelacli.plans import Plan
+from pelacli.factorize import engine
+from pelacli.factorize.factors import decompose
+from pelacli.lowrank import find
+from pelacli.ranks import planner
+from pelacli.ranks.plan import Plan
 
 PARTS = ("speed", "calibration", "memory", "scaling", "process")
 REFERENCE_TIMES, SVD_TIMES, EXCESS = 15.0, 3.0, 1e-6  # the targets
@@ -44,11 +46,11 @@ Row = dict[str, Any]
 
 def factorised(net: nn.Module, ratio: Fraction) -> tuple[Plan, Row]:
     """Factorise in place, as the command does; the plan, and the seconds of each step."""
-    layers = lowrank.find_layers(net)
+    layers = find.find_layers(net)
     start = time.perf_counter()
     cuts = engine.solve(layers, {})
     solved = time.perf_counter()
-    plan = ranks.plan(
+    plan = planner.plan(
         engine.spectra(layers, cuts, {}),
         policy="energy",
         ratio=ratio,
@@ -97,7 +99,7 @@ def speed(name: str, ratio: Fraction, repeats: int, with_reference: bool) -> Row
     blocks, width = VITS[name]
     shapes = vit_shapes(blocks, width)
     net = network(shapes)
-    layers = lowrank.find_layers(net)
+    layers = find.find_layers(net)
     weights = [layer.weight for layer in layers]
     factorised(network(vit_shapes(1, width // 4)), ratio)  # loads what is loaded on first use
     ours: list[tuple[float, Row]] = []

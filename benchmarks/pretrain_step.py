@@ -32,7 +32,7 @@ from _common import MIB, machine, peak, reset_peak, resident
 from _steps import WAYS, Bench, Shape
 from rich.console import Console
 
-from pelacli import heap
+from pelacli.system import malloc
 
 # The targets: the reference's seconds over ours, ours over dense, dense inference over low-rank.
 FASTER, NO_DEARER, THROUGHPUT = 1.6, 1.0, 1.6
@@ -43,7 +43,7 @@ talk = Console(stderr=True, highlight=False)
 def main(argv: Sequence[str] | None = None) -> Row:
     """Measure, print the tables, give the figures."""
     options = arguments(argv)
-    heap.large_pages()  # as the command line does
+    malloc.large_pages()  # as the command line does
     shape = _shape(options)
     if options.alone:
         print(json.dumps(alone(shape, options.alone)))
@@ -162,12 +162,12 @@ def alone(shape: Shape, way: str) -> Row:
     tiny = replace(shape, model="vit_tiny", size=32, batch=2, small=True)
     Bench(tiny, way).steps[way]()  # loads what is loaded on first use
     gc.collect()
-    heap.trim()
+    malloc.trim()
     cuda = shape.device == "cuda"
     own = torch.cuda.memory_allocated() / MIB if cuda else resident()
     bench = Bench(shape, way)
     gc.collect()
-    heap.trim()
+    malloc.trim()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     else:

@@ -33,9 +33,10 @@ from _policies import POLICIES, Case
 from _subjects import Subject, dataset, idx_images, sentences
 from rich.console import Console
 
-from pelacli import lowrank, models
 from pelacli.errors import RequestError
-from pelacli.lowrank import Layer
+from pelacli.lowrank import find, replace
+from pelacli.lowrank.layer import Layer
+from pelacli.models import inputs, opening
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 Row = dict[str, Any]
@@ -88,10 +89,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def open_subject(args: argparse.Namespace) -> Subject:
     """The model and its test."""
-    opened = models.open(args.model)
+    opened = opening.open(args.model)
     if args.data is not None:
         return dataset(opened, args.data, tests=args.test_images, size=args.size)
-    if isinstance(opened.inputs, models.TextInput):
+    if isinstance(opened.inputs, inputs.TextInput):
         return sentences(opened, tests=args.test_images)
     return idx_images(
         opened, args.fashion, tests=args.test_images, dev=args.dev, cache=args.cache, size=args.size
@@ -101,7 +102,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
 def quick(folder: Path) -> Subject:
     """A tiny random ViT on the digits: only to see that everything runs."""
     kwargs = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    opened = models.open(
+    opened = opening.open(
         "vit_tiny_patch16_224", weights="random", model_args=kwargs, num_classes=10
     )
     return dataset(opened, "digits", tests=40, size=32)
@@ -110,7 +111,7 @@ def quick(folder: Path) -> Subject:
 def run(subject: Subject, args: argparse.Namespace) -> list[Row]:
     """All cells, those of one calibration sample after those of another; the rows."""
     opened = subject.opened
-    layers = [la for la in lowrank.find_layers(opened.module, head=opened.head) if not la.reason]
+    layers = [la for la in find.find_layers(opened.module, head=opened.head) if not la.reason]
     dense = subject.score(subject.dense)["metric"]
     rows = read(args.out) if args.out.exists() else []
     done = {(row["policy"], row["ratio"], row["seed"]) for row in rows}
@@ -166,7 +167,7 @@ def cell(subject: Subject, case: Case, layers: Sequence[Layer], name: str, ratio
     total = sum(la.params for la in layers)
     if used > int(exact * total):
         raise RequestError(f"{name}: takes {used} parameters of {int(exact * total)}")
-    with lowrank.replaced(subject.opened.module, factors):
+    with replace.replaced(subject.opened.module, factors):
         figures = subject.measure(subject.opened.module)
     return {
         "policy": name, "ratio": ratio, "achieved": used / total, "seconds": seconds, **figures,

@@ -39,8 +39,10 @@ from _subjects import idx_images
 from rich.console import Console
 
 import pelacli
-from pelacli import artefact, manifest, models
+from pelacli.artefact import loading
 from pelacli.errors import PelaError, RequestError
+from pelacli.manifest import digests
+from pelacli.models import opening
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 # Points that the healed model may lose against the dense one, by ratio.
@@ -115,7 +117,9 @@ def listed(args: argparse.Namespace) -> list[Cell]:
 
 def quick(args: argparse.Namespace, folder: Path) -> argparse.Namespace:
     """Everything at a tiny size, with a random model and digits for Fashion-MNIST."""
-    backbone = models.open("vit_tiny_patch16_224", weights="random", model_args=TINY, num_classes=0)
+    backbone = opening.open(
+        "vit_tiny_patch16_224", weights="random", model_args=TINY, num_classes=0
+    )
     pelacli.save(backbone.module, folder / "model")
     args.model, args.fashion = str(folder / "model"), tiny(folder)
     args.out, args.work = args.out or folder / "quick.jsonl", args.work or folder / "work"
@@ -152,7 +156,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     shop = Workshop(settings, work, args.device, args.workers)
     teacher = None
     if any(not cell.method.backbone for cell in left):
-        teacher = manifest.weights_digest(Path(shop.teacher()))[:16]
+        teacher = digests.weights_digest(Path(shop.teacher()))[:16]
         if any(row["teacher"] not in (None, teacher) for row in rows):
             raise RequestError(
                 f"{args.out}: its results are of another teacher than that in {work}; name its "
@@ -195,13 +199,13 @@ def _probe(args: argparse.Namespace, work: Path) -> Callable[[str], float]:
 
     def measure(path: str) -> float:
         if not subjects:
-            backbone, _ = artefact.open(args.model)
+            backbone, _ = loading.open(args.model)
             tests, cache = args.test_images, work / "features"
             subjects.append(
                 idx_images(backbone, args.fashion, tests=tests, dev=False, cache=cache,
                            size=args.size)
             )  # fmt: skip
-        module = artefact.open(path)[0].module
+        module = loading.open(path)[0].module
         return float(subjects[0].measure(module)["metric"])
 
     return measure

@@ -9,12 +9,12 @@ _INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 def main() -> None:
     """Run the command line; the one place that turns errors into a line and an exit code."""
-    from pelacli import cli
+    from pelacli.cli import app
     from pelacli.console import talk
     from pelacli.errors import PelaError
 
     try:
-        code = cli.app(standalone_mode=False)
+        code = app.app(standalone_mode=False)
         if code == _INTERRUPTED:  # the parser turns Ctrl-C into this, without a word
             raise KeyboardInterrupt
     except PelaError as error:

@@ -10,17 +10,25 @@ from typing import Any, Literal
 
 from torch import nn
 
-from pelacli import artefact, calibrate, devices, engine, flops, lowrank, models, ranks, record
-from pelacli import correct as correction
+from pelacli.artefact import description, loading, saving
 from pelacli.errors import RequestError
-from pelacli.factorize import Moments
-from pelacli.fields import parse_ratio
-from pelacli.flops import Cost, layer_flops
-from pelacli.lockstep import joined
-from pelacli.lowrank import Layer
-from pelacli.manifest import Manifest
-from pelacli.models import OpenModel, predict
-from pelacli.plans import Plan
+from pelacli.factorize import calibration, engine
+from pelacli.factorize import refit as factorize_refit
+from pelacli.factorize.lockstep import joined
+from pelacli.factorize.moments import Moments
+from pelacli.lowrank import find
+from pelacli.lowrank.layer import Layer
+from pelacli.manifest.document import Manifest
+from pelacli.measure import flops
+from pelacli.measure.flops import Cost, layer_flops
+from pelacli.models import wrapping
+from pelacli.models.opened import OpenModel
+from pelacli.models.prediction import predict
+from pelacli.ranks import pins as ranks_pins
+from pelacli.ranks import planner
+from pelacli.ranks.plan import Plan
+from pelacli.recipe.fields import parse_ratio
+from pelacli.system import devices
 
 # Where a module that `load` gave, or `decompose` changed, keeps what `save` needs.
 _KEPT = "_pela"
@@ -35,7 +43,7 @@ def load(path: str | Path) -> nn.Module:
     Raises:
         RequestError: it is no artefact, or a file of it is damaged.
     """
-    opened, described = artefact.open(str(path))
+    opened, described = loading.open(str(path))
     setattr(opened.module, _KEPT, (opened, described))
     return opened.module
 
@@ -47,12 +55,12 @@ def save(model: nn.Module, path: str | Path) -> None:
         RequestError: the path holds something else, or the model's library is unknown.
     """
     opened, described = getattr(model, _KEPT, (None, None))
-    opened = opened or models.wrap(model)
+    opened = opened or wrapping.wrap(model)
     with devices.on_cpu(model):
         if described is None:
-            layers = lowrank.find_layers(model, head=opened.head)
-            described = record.describe(opened, layers, record.cost(opened, layers))
-        artefact.save(opened, record.recount(opened, described), Path(path))
+            layers = find.find_layers(model, head=opened.head)
+            described = description.describe(opened, layers, description.cost(opened, layers))
+        saving.save(opened, description.recount(opened, described), Path(path))
 
 
 def plan(
@@ -73,7 +81,7 @@ def plan(
     """The ranks that `decompose` would choose; the model stays as it is. Arguments as there."""
     limits |= {"unit": unit, "energy": energy}
     with devices.on_cpu(model):
-        samples = joined(models.to_device(batch, "cpu") for batch in batches or ())
+        samples = joined(devices.move_batch(batch, "cpu") for batch in batches or ())
         return _prepare(
             model, ratio, policy, scope, samples, include, exclude, head, pins, limits,
             engine.energies,
@@ -113,7 +121,7 @@ def decompose(
         include, exclude: regular expressions on module names.
         head: names of modules that stay dense; by default the output head, where it can be told.
         pins: regular expression → rank, "dense" or "full".
-        limits: ``threshold``, ``min_rank``, ``max_rank``, ``multiple`` of `pelacli.ranks.plan`.
+        limits: ``threshold``, ``min_rank``, ``max_rank``, ``multiple`` of `pelacli.ranks.planner.plan`.
 
     Returns:
         The plan: every layer's rank and kept energy.
@@ -124,7 +132,7 @@ def decompose(
     """
     limits |= {"unit": unit, "energy": energy}
     with devices.on_cpu(model):
-        samples = joined(models.to_device(batch, "cpu") for batch in batches or ())
+        samples = joined(devices.move_batch(batch, "cpu") for batch in batches or ())
         refit = correct and bool(samples)
         solve = engine.energies if refit else engine.solve
         found = _prepare(
@@ -133,7 +141,7 @@ def decompose(
         layers, moments, planned = found.layers, found.moments, found.plan.ranks()
         ready: Mapping[str, engine.Factors] = {}
         if refit:
-            ready = correction.correct(model, layers, planned, moments, samples, predict)
+            ready = factorize_refit.correct(model, layers, planned, moments, samples, predict)
         engine.apply(model, layers, moments, found.plan, cuts=found.cuts, ready=ready)
     if found.opened is not None:
         setattr(model, _KEPT, (found.opened, found.described))
@@ -166,13 +174,13 @@ def _prepare(
     solve: Callable[[Sequence[Layer], Mapping[str, Moments]], Mapping[str, engine.Cut]],
 ) -> _Prepared:
     kept, _ = getattr(model, _KEPT, (None, None))
-    opened = kept or models.wrap(model, must=False)
+    opened = kept or wrapping.wrap(model, must=False)
     if head is None:
         head = sorted(opened.head) if opened is not None else []
     ref = type(model).__name__ if opened is None else opened.ref
     layers = engine.find_dense(model, ref, head, include, exclude)
-    spent = None if opened is None else record.cost(opened, layers)
-    layers = record.settled(layers, spent)
+    spent = None if opened is None else description.cost(opened, layers)
+    layers = description.settled(layers, spent)
     free = engine.free_layers(layers, ref)
     if spent is None and limits["unit"] == "flops":
         if not samples:
@@ -181,14 +189,14 @@ def _prepare(
                 "or budget in parameters"
             )
         spent = _count(model, layers, samples[0])
-    moments = calibrate.collect(model, free, samples, predict) if samples else {}
+    moments = calibration.collect(model, free, samples, predict) if samples else {}
     cuts = solve(free, moments)
     try:
         exact = None if ratio is None else parse_ratio(str(ratio))
     except ValueError as error:
         raise RequestError(f"ratio: {error}") from None
-    chosen = ranks.plan(
-        record.measured(engine.spectra(free, cuts, moments), spent),
+    chosen = planner.plan(
+        description.measured(engine.spectra(free, cuts, moments), spent),
         policy=policy,
         ratio=exact,
         scope=scope,
@@ -197,13 +205,13 @@ def _prepare(
         if spent is None
         else spent.total
         - sum(layer_flops(la.shape, spent.tokens.get(la.name, 0), None) for la in free),
-        obstacles=record.obstacles(model, layers) if limits["unit"] == "params" else {},
-        pins=engine.pins_by_name(free, pins or {}),
+        obstacles=description.obstacles(model, layers) if limits["unit"] == "params" else {},
+        pins=ranks_pins.pins_by_name(free, pins or {}),
         **limits,
     )
     described = None
     if opened is not None:
-        described = record.describe(opened, layers, spent, chosen)
+        described = description.describe(opened, layers, spent, chosen)
     return _Prepared(free, cuts, moments, chosen, opened, described)
 
 

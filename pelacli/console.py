@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+
 # Off a terminal nothing may be cut to fit: a pipe has no width.
 _PIPE_WIDTH = 1_000
 

@@ -3,6 +3,8 @@
 A message is one line that names the thing, the place and the remedy.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 

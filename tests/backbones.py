@@ -6,7 +6,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pelacli import lowrank, record
+from pelacli.artefact import description
+from pelacli.lowrank import find
 
 
 def images(found, batch=2):
@@ -32,8 +33,8 @@ class Moved:
     """
 
     def __init__(self, source):
-        self.manifest, self.places = source.manifest, lowrank.places(source.module)
-        self.low = set(lowrank.low_rank_layers(source.module).values())
+        self.manifest, self.places = source.manifest, find.linear_modules(source.module)
+        self.low = set(find.low_rank_layers(source.module).values())
         assert self.low
 
     def check(self, fitted, whole):
@@ -42,10 +43,10 @@ class Moved:
         Args:
             fitted: the model; ``whole``: the same around the dense backbone.
         """
-        described = record.moved(fitted, self.manifest, self.places)
+        described = description.moved(fitted, self.manifest, self.places)
 
         # The very modules, under their new names, with their ranks and energies.
-        there = lowrank.low_rank_layers(fitted.module)
+        there = find.low_rank_layers(fitted.module)
         assert set(there.values()) == self.low
         rows = {row.name: row for row in described.layers if row.rank is not None}
         assert set(rows) == set(there)

@@ -54,7 +54,7 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def decomposed(tmp_path_factory, checkpoint) -> Path:
     """The checkpoint at half its parameters. Shared: copy it before you change it."""
-    from pelacli import requests
+    from pelacli.cli import requests
     from pelacli.steps import decompose
 
     path = tmp_path_factory.mktemp("decomposed") / "a"

@@ -15,5 +15,7 @@ def by_torchrun(
     """(command, environment) of so many processes of the file, to which the folder is given."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), file, str(folder)]
-    paths = [str(Path(pelacli.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    # What tests share lies beside this file, and the package may be a checkout.
+    paths = [str(Path(__file__).parent), str(Path(pelacli.__file__).parents[1])]
+    paths.append(os.environ.get("PYTHONPATH", ""))
     return command, os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment

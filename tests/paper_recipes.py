@@ -11,9 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pelacli import artefact, engine, lowrank, models, ranks, recipe_file, tasks
+from pelacli.artefact import loading
+from pelacli.factorize import engine
+from pelacli.lowrank import replace
+from pelacli.models import opening
+from pelacli.ranks import planner, spectrum
+from pelacli.recipe import reading
 from pelacli.steps import decompose, pretrain
-from pelacli.steps.pretrain import Stage
+from pelacli.tasks import registry
+from pelacli.train import regularisation
+from pelacli.train.healing import Stage
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -21,30 +28,30 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 @functools.cache
 def built(name):
     """(recipe, stage) as `pela run` would make them, of weights that have no values."""
-    spec = recipe_file.load(RECIPES / f"{name}.toml", [])
-    dense = models.open(spec.model, weights="random", meta=True)
+    spec = reading.load(RECIPES / f"{name}.toml", [])
+    dense = opening.open(spec.model, weights="random", meta=True)
     student = copy.copy(dense)
     student.module = copy.deepcopy(dense.module)
     cut(student, spec)
     section = spec.pretrain
     if section.drop_path is not None:
-        models.set_drop_path(student.module, section.drop_path, section.drop_path_rule)
+        regularisation.set_drop_path(student.module, section.drop_path, section.drop_path_rule)
     dense.module.eval().requires_grad_(False)
-    task = tasks.get(spec.task, spec.task_args)
+    task = registry.get(spec.task, spec.task_args)
     return spec, Stage(section, student, dense, task, labelled=True)
 
 
 def cut(opened, spec):
     """Give a model of a recipe the shapes of its low-rank layers, without values."""
     free = [la for la in decompose.find(opened, spec.decompose) if la.reason is None]
-    plan = ranks.plan(
-        [ranks.Spectrum(la.name, la.shape, np.ones(min(la.shape))) for la in free],
+    plan = planner.plan(
+        [spectrum.Spectrum(la.name, la.shape, np.ones(min(la.shape))) for la in free],
         policy=spec.decompose.policy,
         ratio=spec.decompose.budget,
         scope=spec.decompose.scope,
         fixed_params=engine.fixed_params(opened.module, free),
     )
-    lowrank.replace_empty(opened.module, plan.ranks())
+    replace.replace_empty(opened.module, plan.ranks())
 
 
 def step(name, settings, model, pela):
@@ -57,11 +64,11 @@ def step(name, settings, model, pela):
     Returns:
         (the losses by name, the share of the parameters that moved, the row of the report).
     """
-    spec = recipe_file.load(RECIPES / f"{name}.toml", [*settings, "pretrain.steps=1"])
+    spec = reading.load(RECIPES / f"{name}.toml", [*settings, "pretrain.steps=1"])
     start = decompose.run(spec, str(model), Path(spec.output) / "decompose").path
     made = pretrain.run(spec)
     assert made.steps == 1
-    before, after = (artefact.load(path).module for path in (start, made.path))
+    before, after = (loading.load(path).module for path in (start, made.path))
     moved = [not torch.equal(p, before.get_parameter(name)) for name, p in after.named_parameters()]
     history = json.loads((made.path / "pela.json").read_text())["history"]
     losses = history[-1]["metrics"]["losses"]

@@ -16,10 +16,13 @@ import torch
 from launched import by_torchrun
 
 import pelacli
-from pelacli import artefact, models, pipeline, rundir
+from pelacli.artefact import loading
 from pelacli.errors import PelaError
-from pelacli.recipe import Recipe
-from pelacli.steps import pretrain
+from pelacli.models import opening
+from pelacli.recipe import layout
+from pelacli.recipe.schema import Recipe
+from pelacli.steps import pipeline
+from pelacli.train import healing as train_healing
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -57,7 +60,7 @@ def teacher(tmp_path_factory) -> str:
         output=str(tmp_path_factory.mktemp("teacher")), device="cuda", teacher=TEACHER, data=DIGITS,
     )  # fmt: skip
     pipeline.run(made)
-    return rundir.dense(made)
+    return layout.dense(made)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,7 @@ def exact(teacher, tmp_path_factory) -> Path:
 def logits(path: Path) -> torch.Tensor:
     images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return artefact.load(path).module(images)
+        return loading.load(path).module(images)
 
 
 def gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -85,7 +88,7 @@ def course(folder: Path) -> list[dict[str, float]]:
 
 def test_a_module_on_the_gpu_is_decomposed_and_stays_there(tmp_path):
     """From Python, where the caller's model and batches are wherever they are."""
-    opened = models.open("vit_tiny_patch16_224", weights="random", model_args=TINY, num_classes=10)
+    opened = opening.open("vit_tiny_patch16_224", weights="random", model_args=TINY, num_classes=10)
     here, there = opened.module, copy.deepcopy(opened.module).cuda()
     batches = list(torch.randn(4, 16, 3, 32, 32))
     plan = pelacli.decompose(here, ratio=0.5, batches=batches)
@@ -132,7 +135,7 @@ def test_a_stopped_run_goes_on(teacher, exact, tmp_path, monkeypatch, precision)
     whole = fork(exact, recipe(teacher, tmp_path / "whole", precision=precision))
     pipeline.run(whole)
     stopped = fork(exact, recipe(teacher, tmp_path / "stopped", precision=precision))
-    kept = pretrain.Stage.begin
+    kept = train_healing.Stage.begin
 
     def begin(self, over):
         if over >= 0.5:
@@ -140,7 +143,7 @@ def test_a_stopped_run_goes_on(teacher, exact, tmp_path, monkeypatch, precision)
         kept(self, over)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain.Stage, "begin", begin)
+        patch.setattr(train_healing.Stage, "begin", begin)
         with pytest.raises(PelaError, match="power is gone"):
             pipeline.run(stopped)
     pipeline.run(stopped)

@@ -1,134 +1,80 @@
-"""Imports go down only, steps do not know each other, and what is torch-free stays so."""
+"""Packages import in one order, no files import each other in a circle, and what answers at once
+loads no torch."""
 
 from __future__ import annotations
 
-import ast
-import functools
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from structure import circles, files, graph, imported, libraries
 
 import pelacli
 
 ROOT = Path(pelacli.__file__).parent
-
-# From the bottom up. A module imports from lower tiers only; a package is one room.
-TIERS = [
-    {"errors", "fields"},
-    {
-        "aliases", "atomic", "console", "heap", "manifest", "plans", "policies", "processes",
-        "recipe", "search",
-    },
-    {"devices", "factored", "refusals"},
-    {"fingerprint", "ranks", "recipe_file", "rundir", "tables"},
-    {"card", "curves", "gallery", "planning", "spectra_file"},
-    {"replan"},
-    {"parallel", "products", "sweep"},
-    {
-        "factorize", "journal", "lean", "loader", "losses", "lowrank", "pair_losses", "shelf",
-        "sources", "stopping",
-    },
-    {"calls", "formats", "models", "residual"},
-    {
-        "agreement", "calibrate", "checkpoint", "data", "flops", "holding", "latency", "lockstep",
-        "optim", "taps",
-    },
-    {"artefact", "correct", "engine", "record", "tasks", "train"},
-    {"api", "evaluation", "trained"},
-    {"quality"},
-    {"steps"},
-    {"pipeline"},
-    {"options", "requests", "results"},
-    {"cli"},
-    {"__main__"},
-]  # fmt: skip
-LEVEL = {name: level for level, names in enumerate(TIERS) for name in names}
-TORCH_FREE = [
-    "__main__", "aliases", "atomic", "card", "cli", "console", "curves", "errors", "fields",
-    "fingerprint", "gallery", "heap", "manifest", "options", "pipeline", "planning", "plans",
-    "policies", "processes", "ranks", "recipe", "recipe_file", "refusals", "replan", "requests",
-    "results", "rundir", "search", "spectra_file", "sweep", "tables",
-]  # fmt: skip
+# From the bottom up: a file imports from its own package, and from those to the left of it.
+ORDER = (
+    "version errors messages system console ranks recipe manifest planning report lowrank factorize models "
+    "data tasks measure train artefact export steps api cli __main__ __init__"
+).split()
+TORCH_FREE = ORDER[: ORDER.index("lowrank")] + ["cli", "__main__", "__init__"]
 HEAVY = {"torch", "timm", "transformers", "accelerate", "datasets", "torchmetrics"}
 
 
-def files() -> list[Path]:
-    return sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
+def package_of(file: Path) -> str:
+    """The package of a file below the root, or the file itself at the root."""
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def room(path: Path) -> str:
-    part = path.relative_to(ROOT).parts[0]
-    return part.removesuffix(".py")
-
-
-@functools.cache
-def imported(path: Path, top_level: bool) -> frozenset[str]:
-    """Dotted names that a file imports, those for type checkers left out."""
-    found: set[str] = set()
-
-    def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            return
-        if top_level and isinstance(node, ast.FunctionDef):
-            return
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module in ("pelacli", "pelacli.steps", "pelacli.models"):
-                found.update(f"{node.module}.{alias.name}" for alias in node.names)
-            else:
-                found.add(node.module)
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    visit(ast.parse(path.read_text(encoding="utf-8")))
-    return frozenset(found)
-
-
-def test_every_module_has_its_place():
-    assert {room(path) for path in files()} == set(LEVEL)
+def test_every_package_has_its_place_in_the_order():
+    assert {package_of(file) for file in files(ROOT)} == set(ORDER)
 
 
 def test_every_package_is_installed():
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())
     listed = set(project["tool"]["setuptools"]["packages"])
-    there = {p.parent.relative_to(ROOT.parent) for p in ROOT.rglob("__init__.py")}
-    assert listed == {".".join(p.parts) for p in there} | {"pelacli._recipes"}
+    packages = {p.parent.relative_to(ROOT.parent) for p in ROOT.rglob("__init__.py")}
+    assert listed == {".".join(p.parts) for p in packages} | {"pelacli._recipes"}
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_down(path):
-    for name in imported(path, top_level=False):
-        parts = name.split(".")
-        if parts[0] != "pelacli" or len(parts) < 2 or parts[1] not in LEVEL:
-            continue
-        if room(path) == "steps" and parts[1] == "steps":
-            raise AssertionError(f"{path.name} imports another step: {name}")
-        if parts[1] != room(path):
-            assert LEVEL[parts[1]] < LEVEL[room(path)], f"{path.name} imports {name}"
+def test_packages_import_only_those_before_them():
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {target.relative_to(ROOT)}"
+        for file, targets in graph(ROOT).items()
+        for target in targets
+        if ORDER.index(package_of(target)) > ORDER.index(package_of(file))
+    ]
+    assert not wrong
 
 
-def test_torch_free_modules_import_nothing_heavy():
-    def reach(path: Path, seen: set[Path]) -> set[str]:
-        if path in seen:
-            return set()
-        seen.add(path)
-        found: set[str] = set()
-        for name in imported(path, top_level=True):
-            parts = name.split(".")
-            if parts[0] == "pelacli" and len(parts) > 1:
-                target = ROOT / f"{parts[1]}.py"
-                found |= reach(target, seen) if target.exists() else {f"pelacli.{parts[1]}"}
-            else:
-                found.add(parts[0])
-        return found
+def test_no_files_import_each_other_in_a_circle():
+    names = [[str(file.relative_to(ROOT)) for file in circle] for circle in circles(graph(ROOT))]
+    assert not names
 
-    for name in TORCH_FREE:
-        heavy = reach(ROOT / f"{name}.py", set()) & (HEAVY | {"pelacli.models", "pelacli.steps"})
-        assert not heavy, f"{name} reaches {heavy}"
+
+def test_every_package_says_what_belongs_in_it():
+    for file in ROOT.rglob("__init__.py"):
+        assert file.read_text().startswith('"""'), file
+
+
+def test_a_circle_is_seen_through_an_import_inside_a_function(tmp_path):
+    package = tmp_path / "house"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "one.py").write_text("from house.two import f\n")
+    (package / "two.py").write_text("def f():\n    from house import one\n    return one\n")
+    assert circles(graph(package)) == [[package / "one.py", package / "two.py"]]
+
+
+@pytest.mark.parametrize("package", TORCH_FREE)
+def test_torch_free_packages_load_nothing_heavy(package):
+    reached = [file for file in files(ROOT) if package_of(file) == package]
+    for file in reached:  # grows while it is walked
+        assert not libraries(file) & HEAVY, file
+        later = imported(file, ROOT, top_level_only=True)
+        reached += [target for target in later if target not in reached]
 
 
 @pytest.mark.parametrize(

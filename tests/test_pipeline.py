@@ -12,8 +12,10 @@ import torch
 import transformers
 
 import pelacli
-from pelacli import manifest, pipeline
-from pelacli.recipe import Recipe
+from pelacli.manifest import digests
+from pelacli.manifest import document as manifest_document
+from pelacli.recipe.schema import Recipe
+from pelacli.steps import pipeline
 
 FOLDER, FILE = "source", "source/model.safetensors"
 
@@ -71,8 +73,8 @@ def test_a_step_is_done_again_when_a_newer_step_lies_below_its_source(here):
         pelacli.save(timm.create_model("test_vit", num_classes=7), Path("base") / step)
         assert not skipped(recipe(model="base"))
         assert skipped(recipe(model="base"))
-        last = manifest.read(Path("run/decompose")).history[-1]
-        assert last.inputs == manifest.weights_digest(Path("base") / step)
+        last = manifest_document.read(Path("run/decompose")).history[-1]
+        assert last.inputs == digests.weights_digest(Path("base") / step)
 
 
 def test_a_source_that_is_not_here_counts_as_it_was_recorded(here):
@@ -88,7 +90,7 @@ def test_a_source_that_is_not_here_counts_as_it_was_recorded(here):
 def test_other_settings_are_noticed_without_reading_the_weights(here, monkeypatch):
     write_vit(0)
     assert not skipped(recipe(model=FOLDER))
-    monkeypatch.setattr(manifest, "digest_file", lambda path: pytest.fail(f"{path} is read"))
+    monkeypatch.setattr(digests, "digest_file", lambda path: pytest.fail(f"{path} is read"))
     other = recipe(model=FOLDER, decompose={"ratio": "2/3"})
     assert not pipeline.is_done(other, "decompose")
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from pelacli.models.types import ImageInput, OpenModel
+from pelacli.models.inputs import ImageInput
+from pelacli.models.opened import OpenModel
 
 _UNNAMED = re.compile(r"LABEL_\d+")
 

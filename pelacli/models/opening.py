@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any
 
 import torch
-from torch import nn
 
-from pelacli.aliases import ALIASES, SHAPES, closest
 from pelacli.console import warn
 from pelacli.errors import RequestError
-from pelacli.manifest import SourceRecord, digest_file, digest_files, plain_weight_files
+from pelacli.manifest.digests import digest_file, digest_files
+from pelacli.manifest.document import plain_weight_files
 from pelacli.models import hub
-from pelacli.models.types import Adapter, OpenModel, OwnAdapter
-
-# library → its adapter
-_LIBRARIES = {"timm": "timm_models", "transformers": "hf_models"}
-# The same for models of pela's own. Their config.json says which under "pela_model"; the names are
-# what `open` knows them by.
-_OWN: dict[str, str] = {"albef": "albef.adapter", "segmenter": "segmenter"}
-_OWN_NAMES: dict[str, str] = {"albef": "albef"}  # name → library
+from pelacli.models.aliases import ALIASES, SHAPES, closest
+from pelacli.models.carried import carried
+from pelacli.models.libraries import OWN_NAMES, library, own
+from pelacli.models.opened import OpenModel
+from pelacli.models.weight_files import refuse_non_finite
+from pelacli.models.weight_files import shapes as _shapes
+from pelacli.models.wrapping import describe
 
 
 def resolve_alias(ref: str) -> str:
@@ -68,46 +65,8 @@ def open(
             return _open(ref, name, "random", arch, model_args, num_classes)
     opened = _open(ref, name, weights, arch, model_args, num_classes)
     opened.module.eval()
-    _refuse_non_finite(opened)
+    refuse_non_finite(opened)
     return opened
-
-
-def library(name: str) -> Adapter:
-    """The adapter of a library."""
-    known = _LIBRARIES | _OWN
-    if name not in known:
-        raise RequestError(f"library {name!r}: this version of pela knows {', '.join(known)} only")
-    return cast(Adapter, import_module(f"pelacli.models.{known[name]}"))
-
-
-def own(name: str) -> OwnAdapter:
-    """The adapter of a model of pela's own."""
-    return cast(OwnAdapter, library(name))
-
-
-@overload
-def wrap(module: nn.Module) -> OpenModel: ...
-@overload
-def wrap(module: nn.Module, *, must: bool) -> OpenModel | None: ...
-def wrap(module: nn.Module, *, must: bool = True) -> OpenModel | None:
-    """What `open` would have given for a module that the caller built.
-
-    Args:
-        must: raise where the module's library is unknown; else give None.
-
-    Raises:
-        RequestError: the module is neither timm's nor transformers'.
-    """
-    name = type(module).__name__
-    if hasattr(module, "pela_model"):
-        return _describe(name, module, str(module.pela_model), None, name, "in memory", None)
-    if hasattr(module, "pretrained_cfg"):
-        return _describe(name, module, "timm", None, name, "in memory", None)
-    if hasattr(getattr(module, "config", None), "to_json_string"):
-        return _describe(name, module, "transformers", None, name, "in memory", None)
-    if must:
-        raise RequestError(f"{name}: neither timm's nor transformers', so it can't be rebuilt")
-    return None
 
 
 def _open(
@@ -125,21 +84,21 @@ def _open(
     if path.is_dir():
         return _directory(ref, path, weights, args, classes)
     if path.is_file():
-        if path.suffix != ".safetensors" and arch not in _OWN_NAMES:
+        if path.suffix != ".safetensors" and arch not in OWN_NAMES:
             raise RequestError(
                 f"{ref}: pela reads safetensors files and model directories only; a checkpoint of "
-                f"{', '.join(_OWN_NAMES)} needs --arch"
+                f"{', '.join(OWN_NAMES)} needs --arch"
             )
         if not arch:
             raise RequestError(f"{ref}: a bare safetensors file needs --arch, a timm name")
         return _file(ref, path, arch, args, classes)
-    if name in _OWN_NAMES:
+    if name in OWN_NAMES:
         if weights != "random":
             raise RequestError(f"{ref}: give its checkpoint with --weights FILE, or random")
         return _own(ref, name, None, args, classes)
-    from pelacli.models import timm_models
+    from pelacli.models.timm import adapter as timm_adapter
 
-    if timm_models.is_model(name):
+    if timm_adapter.is_model(name):
         return _timm_name(ref, name, weights, args, classes)
     if "/" in name:
         repo = name.removeprefix("hf-hub:").removeprefix("hf_hub:")
@@ -147,17 +106,17 @@ def _open(
             raise RequestError(f"{ref}: there is no such file or directory")
         folder = hub.fetch(repo, weights=weights == "pretrained")
         return _directory(ref, folder, weights, args, classes, hub_id=repo)
-    from pelacli.models import hf_models
+    from pelacli.models.hf import adapter as hf_adapter
 
-    if hf_models.is_type(name):
+    if hf_adapter.is_type(name):
         if weights == "random":
-            module = hf_models.build_random(name, args, classes)
-            return _describe(ref, module, "transformers", None, name, "random", None)
+            module = hf_adapter.build_random(name, args, classes)
+            return describe(ref, module, "transformers", None, name, "random", None)
         raise RequestError(
             f"{ref}: is a family of transformers, not a checkpoint; give a hub id (owner/name), "
             "or --weights random for its default shape"
         )
-    near = closest(name, [*ALIASES, *_OWN_NAMES, *timm_models.names(), *hf_models.types()])
+    near = closest(name, [*ALIASES, *OWN_NAMES, *timm_adapter.names(), *hf_adapter.types()])
     hint = (
         f"did you mean {', '.join(near)}?" if near else "see `timm.list_models()`, or give a hub id"
     )
@@ -167,32 +126,32 @@ def _open(
 def _timm_name(
     ref: str, name: str, weights: str, args: dict[str, Any], classes: int | None
 ) -> OpenModel:
-    from pelacli.models import timm_models
+    from pelacli.models.timm import adapter as timm_adapter
 
     file, digest = None, None
-    place = timm_models.on_the_hub(name)
+    place = timm_adapter.on_the_hub(name)
     if place is not None and weights != "random":
         repo, file_name = place
         file = hub.fetch(repo, weights=True, file=file_name) / (file_name or "model.safetensors")
         digest = digest_file(file)
-    module = timm_models.build(
+    module = timm_adapter.build(
         name, num_classes=classes, model_args=args, weights=weights, file=file
     )
-    return _describe(ref, module, "timm", None, name, weights, digest)
+    return describe(ref, module, "timm", None, name, weights, digest)
 
 
 def _file(ref: str, file: Path, arch: str, args: dict[str, Any], classes: int | None) -> OpenModel:
     arch = resolve_alias(arch)
-    if arch in _OWN_NAMES:
+    if arch in OWN_NAMES:
         return _own(ref, arch, file, args, classes)
-    from pelacli.models import timm_models
+    from pelacli.models.timm import adapter as timm_adapter
 
-    if not timm_models.is_model(arch):
-        near = closest(arch, [*ALIASES, *timm_models.names()])
+    if not timm_adapter.is_model(arch):
+        near = closest(arch, [*ALIASES, *timm_adapter.names()])
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise RequestError(f"--arch {arch}: timm has no such architecture{hint}")
     own_classes = _classes_of(_shapes(file), arch)
-    module = timm_models.build(
+    module = timm_adapter.build(
         arch,
         num_classes=own_classes if classes is None else classes,
         model_args=args,
@@ -200,17 +159,17 @@ def _file(ref: str, file: Path, arch: str, args: dict[str, Any], classes: int | 
         file=file,
         file_classes=own_classes,
     )
-    return _describe(ref, module, "timm", None, arch, str(file), digest_file(file))
+    return describe(ref, module, "timm", None, arch, str(file), digest_file(file))
 
 
 def _own(
     ref: str, name: str, file: Path | None, args: dict[str, Any], classes: int | None
 ) -> OpenModel:
-    lib = _OWN_NAMES[name]
+    lib = OWN_NAMES[name]
     module = own(lib).build(name, model_args=args, num_classes=classes, weights=file)
     if file is None:
-        return _describe(ref, module, lib, None, name, "random", None)
-    opened = _describe(ref, module, lib, file.parent, name, str(file), digest_file(file))
+        return describe(ref, module, lib, None, name, "random", None)
+    opened = describe(ref, module, lib, file.parent, name, str(file), digest_file(file))
     beside = [path for name in _BESIDE if (path := file.parent / name).is_file()]
     opened.carried = {path.name: path.read_bytes() for path in beside}
     return opened
@@ -241,25 +200,25 @@ def _directory(
         library(lib)
         random = weights == "random"
         module = own(lib).open_directory(folder, random=random, num_classes=classes)
-        opened = _describe(ref, module, lib, folder, asked, weights, digest)
+        opened = describe(ref, module, lib, folder, asked, weights, digest)
         opened.carried = carried(folder)
         return opened
     if isinstance(config, dict) and "architecture" in config:
-        from pelacli.models import timm_models
+        from pelacli.models.timm import adapter as timm_adapter
 
         if weights == "pretrained" and not files:
             raise RequestError(f"{ref}: has no safetensors weights; use --weights random")
-        module = timm_models.build(
+        module = timm_adapter.build(
             f"local-dir:{folder}", num_classes=classes, model_args=args, weights=weights
         )
-        return _describe(ref, module, "timm", None, asked, weights, digest)
+        return describe(ref, module, "timm", None, asked, weights, digest)
     if isinstance(config, dict) and "model_type" in config:
-        from pelacli.models import hf_models
+        from pelacli.models.hf import adapter as hf_adapter
 
-        module, fresh = hf_models.open_directory(
+        module, fresh = hf_adapter.open_directory(
             folder, random=weights == "random", model_args=args, num_classes=classes
         )
-        opened = _describe(ref, module, "transformers", folder, asked, weights, digest)
+        opened = describe(ref, module, "transformers", folder, asked, weights, digest)
         opened.carried = carried(folder)
         if fresh:
             warn(f"{ref}: the checkpoint lacks {', '.join(fresh[:4])}; randomly initialised")
@@ -269,57 +228,8 @@ def _directory(
     )
 
 
-def _describe(
-    ref: str,
-    module: nn.Module,
-    lib: str,
-    folder: Path | None,
-    asked: str,
-    weights: str,
-    digest: str | None,
-) -> OpenModel:
-    adapter = library(lib)
-    config = adapter.config(module)
-    architecture = config.get("architecture") or type(module).__name__
-    source = SourceRecord(
-        model=asked, library=lib, architecture=architecture, weights=weights, digest=digest
-    )
-    inputs = adapter.inputs(module, folder)
-    return OpenModel(module, ref, lib, config, {}, source, inputs, adapter.head(module))
-
-
-_CARRIED = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
-_NOT_CARRIED = {"config.json", "pela.json"}
 # What belongs to a bare file of weights, of all that may lie beside it.
 _BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-_CARRY_LIMIT = 64 * 2**20  # bytes; anything larger is data, not configuration
-
-
-def carried(directory: Path) -> dict[str, bytes]:
-    """Processors, tokenizers and the like: the small files beside the weights."""
-    found = {}
-    for path in sorted([*directory.glob("*"), *directory.glob("*/*")]):
-        name = path.relative_to(directory).as_posix()
-        if (
-            path.suffix in _CARRIED
-            and path.is_file()
-            and name not in _NOT_CARRIED
-            and not name.endswith(".index.json")
-            and not any(part.startswith(".") for part in Path(name).parts)
-            and path.stat().st_size <= _CARRY_LIMIT
-        ):
-            found[name] = path.read_bytes()
-    return found
-
-
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise RequestError(f"{file}: not a whole safetensors file ({error})") from None
 
 
 def _classes_of(shapes: dict[str, tuple[int, ...]], arch: str) -> int | None:
@@ -333,11 +243,3 @@ def _classes_of(shapes: dict[str, tuple[int, ...]], arch: str) -> int | None:
         return None
     shape = shapes.get(f"{first}.weight")
     return shape[0] if shape else 0
-
-
-def _refuse_non_finite(opened: OpenModel) -> None:
-    for name, parameter in opened.module.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise RequestError(
-                f"{opened.ref}: {name} holds values that are not finite; the checkpoint is damaged"
-            )

@@ -11,37 +11,33 @@ from typing import Any
 
 from torch import Tensor
 
-from pelacli import (
-    artefact,
-    calibrate,
-    console,
-    correct,
-    data,
-    engine,
-    manifest,
-    models,
-    planning,
-    quality,
-    recipe,
-    record,
-    replan,
-    rundir,
-    spectra_file,
-    tasks,
-)
+from pelacli import console
+from pelacli.artefact import description, loading, saving
+from pelacli.data import loader
 from pelacli.errors import RequestError
-from pelacli.evaluation import Judge
-from pelacli.factorize import Moments
-from pelacli.fingerprint import fingerprint
-from pelacli.flops import Cost
-from pelacli.lockstep import BATCH_SIZE, joined
-from pelacli.lowrank import Layer
-from pelacli.manifest import Manifest, StepRecord
-from pelacli.models import OpenModel
-from pelacli.quality import Walk
-from pelacli.ranks import Plan, Spectrum
-from pelacli.recipe import Data, Decompose, Recipe
-from pelacli.spectra_file import About, Spectra
+from pelacli.factorize import calibration, engine
+from pelacli.factorize import refit as factorize_refit
+from pelacli.factorize.lockstep import BATCH_SIZE, joined
+from pelacli.factorize.moments import Moments
+from pelacli.lowrank.layer import Layer
+from pelacli.manifest import lookup, versions
+from pelacli.manifest.document import Manifest, StepRecord
+from pelacli.measure.flops import Cost
+from pelacli.measure.judge import Judge
+from pelacli.models import prediction
+from pelacli.models.opened import OpenModel
+from pelacli.planning import applied, replan
+from pelacli.planning import section as planning_section
+from pelacli.planning import stored as planning_stored
+from pelacli.planning.stored import About, Spectra
+from pelacli.ranks.plan import Plan
+from pelacli.ranks.spectrum import Spectrum
+from pelacli.recipe import schema
+from pelacli.recipe.fingerprint import fingerprint
+from pelacli.recipe.schema import Data, Decompose, Recipe
+from pelacli.steps import quality
+from pelacli.steps.quality import Walk
+from pelacli.tasks import registry
 
 
 @dataclass
@@ -75,13 +71,13 @@ def run(
     start = time.perf_counter()
     section = spec.decompose or Decompose()
     if not dry_run:
-        artefact.check_output(output)
+        saving.check_output(output)
     if side is not None:
-        spectra_file.check_target(side)
-    opened, before = artefact.open(source, **rundir.how_to_open(spec, source))
+        planning_stored.check_target(side)
+    opened, before = loading.open(source, **lookup.how_to_open(spec, source))
     layers = find(opened, section)
-    spent = record.cost(opened, layers)
-    layers = record.settled(layers, spent)
+    spent = description.cost(opened, layers)
+    layers = description.settled(layers, spent)
     free = engine.free_layers(layers, opened.ref)
     if section.unit == "flops" and spent is None:
         raise RequestError(
@@ -97,8 +93,8 @@ def run(
             cuts = engine.energies(free, moments, advance=bar.advance)
         else:  # factors will be cut from these spectra
             cuts = engine.solve(free, moments, full=bool(section.pin), advance=bar.advance)
-    spectra = record.measured(engine.spectra(free, cuts, moments), spent)
-    inputs = artefact.input_digest(source, opened)
+    spectra = description.measured(engine.spectra(free, cuts, moments), spent)
+    inputs = loading.input_digest(source, opened)
     about = facts(opened, layers, spent, spectra, section, inputs, sum(map(_count, samples)))
     stored = Spectra(spectra, about)
 
@@ -126,7 +122,7 @@ def run(
         )
         plan, ready, walk = found.plan, found.factors, found.walk
         cuts = {}
-    described = planning.applied(about.dense, plan)
+    described = applied.applied(about.dense, plan)
     if not dry_run:
         with console.progress("factorising", total=len(plan.ranks())) as bar:
             engine.apply(
@@ -136,9 +132,9 @@ def run(
             *(before.history if before is not None else []),
             StepRecord(
                 step="decompose",
-                recipe=recipe.resolved(spec),
+                recipe=schema.resolved(spec),
                 seed=spec.seed,
-                versions=manifest.versions(),
+                versions=versions.versions(),
                 metrics={
                     "energy": plan.energy,
                     "samples": about.samples,
@@ -149,10 +145,10 @@ def run(
                 fingerprint=fingerprint(spec, "decompose", inputs),
             ),
         ]
-        extra = {spectra_file.FILE: spectra_file.dumps(stored)}
-        artefact.save(opened, described, output, extra=extra)
+        extra = {planning_stored.FILE: planning_stored.dumps(stored)}
+        saving.save(opened, described, output, extra=extra)
     if side is not None:
-        spectra_file.save(stored, side)
+        planning_stored.save(stored, side)
     if not moments:
         console.warn(
             "no calibration samples: ranks and factors come from the weights alone, so expect to "
@@ -167,7 +163,7 @@ def judge_of(opened: OpenModel, spec: Recipe, section: Decompose) -> Judge:
     """What the drop is measured by: the section's own samples and task, or the recipe's."""
     samples = section.data or spec.data
     assert samples is not None  # the recipe's validation has seen to it
-    task, args = recipe.task_of(spec, section)
+    task, args = schema.task_of(spec, section)
     if section.task is None and "task" not in spec.model_fields_set:
         # The recipe's task has a default, which fits images alone; unsaid, the model decides.
         return Judge(opened, samples, None, section.split, spec.device)
@@ -194,9 +190,9 @@ def calibration_samples(opened: OpenModel, spec: Recipe, section: Decompose) -> 
     else:
         assert section.calibrate is not None
         source = Data(dataset=section.calibrate)
-    task = tasks.get(*recipe.task_of(spec))
+    task = registry.get(*schema.task_of(spec))
     samples = task.open(source, source.train, inputs=opened.inputs, unlabelled=True)
-    batches = data.loader(
+    batches = loader.loader(
         samples,
         batch_size=min(BATCH_SIZE, section.samples),
         seed=spec.seed,
@@ -212,8 +208,8 @@ def measure(
 ) -> dict[str, Moments]:
     """The layers' moments over the samples."""
     with console.progress("calibrating", total=sum(map(_count, samples))) as bar:
-        moments = calibrate.collect(
-            opened.module, layers, samples, models.predict, seed=seed, advance=bar.advance
+        moments = calibration.collect(
+            opened.module, layers, samples, prediction.predict, seed=seed, advance=bar.advance
         )
     unseen = [layer.name for layer in layers if layer.name not in moments]
     if unseen:
@@ -230,16 +226,16 @@ def corrected(
     plan: Plan,
     moments: Mapping[str, Moments],
     samples: Sequence[Any],
-) -> dict[str, correct.Factors]:
+) -> dict[str, factorize_refit.Factors]:
     """Factors refitted front to back to the inputs that the compressed model really gives."""
     with console.progress("correcting", total=len(plan.ranks())) as bar:
-        return correct.correct(
+        return factorize_refit.correct(
             opened.module,
             layers,
             plan.ranks(),
             moments,
             samples,
-            models.predict,
+            prediction.predict,
             advance=bar.advance,
         )
 
@@ -259,14 +255,14 @@ def facts(
 ) -> About:
     """What is stored with the spectra, so that they can be planned from again without the model."""
     free = [layer for layer in layers if layer.reason is None]
-    dense = record.describe(opened, layers, spent)
+    dense = description.describe(opened, layers, spent)
     return About(
         dense=dense,
         inputs=inputs,
         tokens={s.name: s.tokens for s in spectra},
         fixed_params=engine.fixed_params(opened.module, free),
-        fixed_flops=planning.fixed_flops(dense, spectra),
-        obstacles=record.obstacles(opened.module, layers),
+        fixed_flops=planning_section.fixed_flops(dense, spectra),
+        obstacles=description.obstacles(opened.module, layers),
         samples=samples,
         section=section.model_dump(mode="json", exclude_unset=True),
     )

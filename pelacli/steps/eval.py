@@ -8,15 +8,21 @@ from typing import Any
 
 import torch
 
-from pelacli import artefact, console, evaluation, latency, lowrank, models, record
-from pelacli.agreement import agreement
-from pelacli.data import Loader
+from pelacli import console
+from pelacli.artefact import description, loading
+from pelacli.data.loader import Loader
 from pelacli.errors import GateError, RequestError
-from pelacli.evaluation import measure
-from pelacli.manifest import Manifest
-from pelacli.models import OpenModel, predict
-from pelacli.recipe import Data
-from pelacli.tasks import Base
+from pelacli.lowrank import find
+from pelacli.manifest.document import Manifest
+from pelacli.measure import evaluation, latency
+from pelacli.measure.agreement import agreement
+from pelacli.measure.evaluation import measure
+from pelacli.models import examples, heads
+from pelacli.models.opened import OpenModel
+from pelacli.models.prediction import predict
+from pelacli.recipe.schema import Data
+from pelacli.system import devices
+from pelacli.tasks.base import Base
 
 _SECONDS = 2.0  # of timing, per model
 
@@ -69,7 +75,7 @@ def run(
     """
     if max_drop is not None and against is None:
         raise RequestError("--max-drop needs --against, the model to compare with")
-    place = evaluation.place(device)
+    place = devices.select(device)
     opened, described = _open(ref, how)
     dense, dense_described = (None, None) if against is None else _open(against, how_against)
     found = Evaluated(
@@ -88,7 +94,7 @@ def run(
         found.metrics = measure(opened, samples, chosen, labelled, place)
         if dense is not None and dense_described is not None:
             comparable = chosen.fits(dense) == chosen.fits(opened)
-            same_outputs = models.num_classes(dense) == models.num_classes(opened) and comparable
+            same_outputs = heads.num_classes(dense) == heads.num_classes(opened) and comparable
             found.baseline = {
                 "artefact": against,
                 "params": dense_described.params.after,
@@ -123,10 +129,10 @@ def gate(results: Sequence[Evaluated]) -> None:
 
 
 def _open(ref: str, how: dict[str, Any] | None) -> tuple[OpenModel, Manifest]:
-    opened, described = artefact.open(ref, **(how or {}))
+    opened, described = loading.open(ref, **(how or {}))
     if described is None:
-        layers = lowrank.find_layers(opened.module, head=opened.head)
-        described = record.describe(opened, layers, record.cost(opened, layers))
+        layers = find.find_layers(opened.module, head=opened.head)
+        described = description.describe(opened, layers, description.cost(opened, layers))
     return opened, described
 
 
@@ -145,7 +151,7 @@ def _agreement(
     opened: OpenModel, dense: OpenModel, samples: Loader, place: torch.device
 ) -> dict[str, float]:
     """Agreement of the outputs; empty where they are of different kinds."""
-    if models.num_classes(opened) != models.num_classes(dense):
+    if heads.num_classes(opened) != heads.num_classes(dense):
         return {}
     with console.progress("comparing outputs"):
         return agreement(
@@ -153,7 +159,7 @@ def _agreement(
             dense.module.to(place),
             samples,
             predict,
-            classes=models.num_classes(opened) is not None,
+            classes=heads.num_classes(opened) is not None,
             device=place,
         )
 
@@ -165,7 +171,7 @@ def _time(
     samples: Loader | None,
     place: torch.device,
 ) -> None:
-    batch = models.example(opened) if samples is None else next(iter(samples))["inputs"]
+    batch = examples.example(opened) if samples is None else next(iter(samples))["inputs"]
     modules = [opened.module] + ([dense.module] if dense is not None else [])
     with console.progress("timing"):
         times = latency.side_by_side(modules, batch, predict, seconds=_SECONDS, device=place)

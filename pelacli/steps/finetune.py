@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pelacli import (
-    artefact,
-    console,
-    lowrank,
-    models,
-    recipe,
-    record,
-    rundir,
-    tasks,
-    train,
-    trained,
-)
-from pelacli.artefact import Artefact
-from pelacli.data import Batch
+from pelacli import console
+from pelacli.artefact import description, loading, saving
+from pelacli.artefact.loading import Artefact
+from pelacli.data.loader import Batch
 from pelacli.errors import RequestError
-from pelacli.manifest import Manifest
-from pelacli.models import OpenModel
-from pelacli.recipe import Recipe, Train
-from pelacli.trained import Outcome
+from pelacli.lowrank import find
+from pelacli.manifest import lookup
+from pelacli.manifest.document import Manifest
+from pelacli.models.opened import OpenModel
+from pelacli.recipe import layout, schema
+from pelacli.recipe.schema import Recipe, Train
+from pelacli.steps import training
+from pelacli.steps.training import Outcome
+from pelacli.tasks import base, registry
+from pelacli.train import loop, regularisation, splits
+from pelacli.train import run as train_run
 
 
 def run(spec: Recipe, section_name: str = "finetune", *, resume: bool = False) -> Outcome:
@@ -30,34 +27,34 @@ def run(spec: Recipe, section_name: str = "finetune", *, resume: bool = False) -
     section: Train | None = getattr(spec, section_name)
     if section is None:
         raise RequestError(f"the recipe has no [{section_name}] section")
-    output = rundir.folder(spec, section_name)
-    artefact.check_output(output)
-    source = rundir.require(rundir.source(spec, section_name), section_name)
-    opened, before = artefact.open(source, **rundir.how_to_open(spec, source))
+    output = layout.folder(spec, section_name)
+    saving.check_output(output)
+    source = lookup.require(layout.source(spec, section_name), section_name)
+    opened, before = loading.open(source, **lookup.how_to_open(spec, source))
     if before is None:
-        layers = lowrank.find_layers(opened.module, head=opened.head)
-        before = record.describe(opened, layers, record.cost(opened, layers))
+        layers = find.find_layers(opened.module, head=opened.head)
+        before = description.describe(opened, layers, description.cost(opened, layers))
     opened, before = fit(opened, before, spec, section)
-    data = trained.Splits.open(spec, section, opened)
+    data = splits.Splits.open(spec, section, opened)
     if section.drop_path is not None:
-        models.set_drop_path(opened.module, section.drop_path, section.drop_path_rule)
+        regularisation.set_drop_path(opened.module, section.drop_path, section.drop_path_rule)
     task = data.task
 
     def losses(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return tasks.losses(task, task.forward(module, batch), batch)
+        return base.losses(task, task.forward(module, batch), batch)
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         if data.validation is None:
             return {}
         device = next(module.parameters()).device
-        return tasks.evaluate(module, data.validation, task, device, data.num_classes)
+        return base.evaluate(module, data.validation, task, device, data.num_classes)
 
     with (
         task.training(opened.module),
-        trained.workplace(spec, section_name, source, opened, output) as work,
-        console.progress(section_name, train.updates(section, len(data.train))) as bar,
+        training.workplace(spec, section_name, source, opened, output) as work,
+        console.progress(section_name, train_run.updates(section, len(data.train))) as bar,
     ):
-        result = train.fit(
+        result = loop.fit(
             opened.module,
             losses,
             data.train,
@@ -66,12 +63,12 @@ def run(spec: Recipe, section_name: str = "finetune", *, resume: bool = False) -
             output=work,
             evaluate=evaluate,
             main_metric=task.MAIN,
-            no_weight_decay=models.no_decay(opened.module),
+            no_weight_decay=regularisation.no_decay(opened.module),
             resume=resume,
             device=spec.device,
             progress=bar,
         )
-    return trained.finish(
+    return training.finish(
         spec, section_name, Artefact(opened, before), source, output, work, result
     )
 
@@ -84,8 +81,8 @@ def fit(
     data = section.data or spec.data
     if data is None:
         raise RequestError("the recipe has no [data] section")
-    task = tasks.get(*recipe.task_of(spec, section))
-    places = lowrank.places(opened.module)
+    task = registry.get(*schema.task_of(spec, section))
+    places = find.linear_modules(opened.module)
     dataset = task.open(data, data.train, inputs=opened.inputs)
     fitted = task.fit(opened, dataset, spec.num_classes, spec.seed)
-    return fitted, record.moved(fitted, before, places)
+    return fitted, description.moved(fitted, before, places)

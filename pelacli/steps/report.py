@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from pelacli import console, curves, manifest, rundir, spectra_file, sweep, tables
+from pelacli import console
 from pelacli.errors import RequestError
-from pelacli.manifest import Manifest
+from pelacli.manifest import document, lookup
+from pelacli.manifest.document import Manifest
+from pelacli.planning import stored, sweep
+from pelacli.report import curves, sweeps, tables
 
 _RUNS = Path("runs")
 
@@ -31,7 +34,7 @@ def run(refs: Sequence[str], *, by: str, style: str, arch: str | None = None) ->
     for ref in refs or _all():
         files = curves.find(ref)
         courses |= {label: curves.read(file) for label, file in files.items()}
-        if not files or rundir.artefacts(Path(ref)):  # else a run whose artefact is still to come
+        if not files or lookup.artefacts(Path(ref)):  # else a run whose artefact is still to come
             found |= _manifests(ref, arch)
     if style == "json" and found:
         console.emit([one | _series(one, courses) for one in tables.to_json(found)])
@@ -103,7 +106,7 @@ def run_sweep(refs: Sequence[str], text: str, given: Mapping[str, Any], *, style
 
     Args:
         refs: artefacts, run directories or files of spectra; none means runs/.
-        text: the budgets, as `pelacli.sweep.budgets` takes them.
+        text: the budgets, as `pelacli.planning.sweep.budgets` takes them.
         given: scope, policy and unit; None: as when the spectra were made.
         style: "table", "json", "csv" or "markdown".
 
@@ -114,26 +117,26 @@ def run_sweep(refs: Sequence[str], text: str, given: Mapping[str, Any], *, style
     ratios = sweep.budgets(text)
     files = {label: file for ref in refs or [str(_RUNS)] for label, file in _spectra(ref).items()}
     found = {
-        label: sweep.run(spectra_file.load(file), ratios, given, str(file))
+        label: sweep.run(stored.load(file), ratios, given, str(file))
         for label, file in files.items()
     }
     rows = [row for one in found.values() for row in one.rows]
     if all(row["problem"] for row in rows):
         raise RequestError(rows[0]["problem"])
     if style == "json":
-        console.emit(sweep.to_json(found))
+        console.emit(sweeps.to_json(found))
     elif style == "csv":
-        text = tables.rows_csv(sweep.exact(found))
+        text = tables.rows_csv(sweeps.exact(found))
         console.out().print(text, markup=False, highlight=False, end="")
     else:
         for label, one in found.items():
-            title = f"{label}: {sweep.caption(one)}"
+            title = f"{label}: {sweeps.caption(one)}"
             console.out().print(title, markup=False, highlight=False, style="bold")
             if style == "markdown":
-                text = f"\n{tables.rows_markdown(sweep.human(one))}\n"
+                text = f"\n{tables.rows_markdown(sweeps.human(one))}\n"
                 console.out().print(text, markup=False, highlight=False)
             else:
-                console.out().print(tables.rows_table(sweep.human(one)))
+                console.out().print(tables.rows_table(sweeps.human(one)))
 
 
 def needs_sweep(given: Mapping[str, Any]) -> None:
@@ -147,10 +150,10 @@ def _spectra(ref: str) -> dict[str, Path]:
     """Label → file of spectra, of what is named or lies below it."""
     path = Path(ref)
     if path.is_dir():
-        below = {str(one): one / spectra_file.FILE for one in rundir.artefacts(path)}
+        below = {str(one): one / stored.FILE for one in lookup.artefacts(path)}
         found = {label: file for label, file in below.items() if file.is_file()}
     else:
-        found = {ref: path} if spectra_file.is_spectra(path) else {}
+        found = {ref: path} if stored.is_spectra(path) else {}
     if not found:
         raise RequestError(
             f"{ref}: there are no stored spectra; name what `pela decompose` wrote, or make some: "
@@ -165,7 +168,7 @@ def _check_style(style: str) -> None:
 
 
 def _all() -> list[str]:
-    paths = rundir.artefacts(_RUNS)
+    paths = lookup.artefacts(_RUNS)
     if not paths:
         raise RequestError(
             f"{_RUNS}/: there are no artefacts; name an artefact or a model, or make one: "
@@ -176,20 +179,22 @@ def _all() -> list[str]:
 
 def _manifests(ref: str, arch: str | None) -> dict[str, Manifest]:
     path = Path(ref)
-    if manifest.is_artefact(path):
-        return {ref: manifest.read(path)}
-    below = rundir.artefacts(path) if path.is_dir() else []
+    if document.is_artefact(path):
+        return {ref: document.read(path)}
+    below = lookup.artefacts(path) if path.is_dir() else []
     if below:
-        return {str(one): manifest.read(one) for one in below}
-    if spectra_file.is_spectra(path):
-        return {ref: spectra_file.load(path).about.dense}
+        return {str(one): document.read(one) for one in below}
+    if stored.is_spectra(path):
+        return {ref: stored.load(path).about.dense}
     # Only now torch is needed: a plain model has to be built to be counted.
-    from pelacli import lowrank, models, record
+    from pelacli.artefact import description
+    from pelacli.lowrank import find
+    from pelacli.models import opening
 
     local = path.exists()
-    opened = models.open(
+    opened = opening.open(
         ref, weights="pretrained" if local else "random", arch=arch, meta=not local
     )
-    layers = lowrank.find_layers(opened.module, head=opened.head)
-    spent = record.cost(opened, layers)
-    return {ref: record.describe(opened, record.settled(layers, spent), spent)}
+    layers = find.find_layers(opened.module, head=opened.head)
+    spent = description.cost(opened, layers)
+    return {ref: description.describe(opened, description.settled(layers, spent), spent)}

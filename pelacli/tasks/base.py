@@ -10,17 +10,45 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from pelacli import models, processes
-from pelacli.calls import evaluating
-from pelacli.console import warn
-from pelacli.fields import Section
-from pelacli.loader import Batch
-from pelacli.models import predict, to_device
-
 if TYPE_CHECKING:
-    from pelacli.data import Dataset
-    from pelacli.models import Inputs, OpenModel
-    from pelacli.recipe import Data
+    from pelacli.data.dataset import Dataset
+    from pelacli.models.inputs import Inputs
+    from pelacli.models.opened import OpenModel
+    from pelacli.recipe.schema import Data
+
+from pelacli.console import warn
+from pelacli.data.loader import Batch
+from pelacli.lowrank.calls import evaluating
+from pelacli.models import outputs
+from pelacli.models.prediction import predict
+from pelacli.recipe.fields import Section
+from pelacli.system import processes
+from pelacli.system.devices import move_batch
+
+
+def losses(task: Base, output: Any, batch: Batch, weight: float = 1.0) -> dict[str, Tensor]:
+    """The task's losses by name, times a weight; "task" where there is but one."""
+    found = task.loss(output, batch)
+    named = found if isinstance(found, Mapping) else {"task": found}
+    return {name: weight * value for name, value in named.items()}
+
+
+def evaluate(
+    module: nn.Module,
+    loader: Iterable[Batch],
+    task: Base,
+    device: torch.device | str = "cpu",
+    num_classes: int | None = None,
+) -> dict[str, float]:
+    """The task's metrics of a model, in eval mode; its mode before comes back.
+
+    Every process of a distributed run must call it; each adds its part, and all get the whole.
+
+    Args:
+        num_classes: the model's; by default the loader's.
+    """
+    classes = num_classes or getattr(loader, "num_classes", None)
+    return task.evaluate(module, loader, torch.device(device), classes)
 
 
 class Metrics(Protocol):
@@ -132,12 +160,12 @@ class Base(Section):
         broken = torch.zeros((), device=device)
         with evaluating(module):
             for batch in loader:
-                batch = to_device(batch, device)
+                batch = move_batch(batch, device)
                 output = self.forward(module, batch)
-                broken += models.main_output(output).amax().isnan()  # NaN is the largest
+                broken += outputs.main_output(output).amax().isnan()  # NaN is the largest
                 metrics.update(output, batch)
         found = metrics.compute()
-        if processes.place()[1] > 1:
+        if processes.rank_and_size()[1] > 1:
             torch.distributed.all_reduce(broken)
         if broken:
             warn(f"{type(module).__name__}: gives NaN on {int(broken)} batches; no figure counts")

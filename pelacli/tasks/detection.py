@@ -1,6 +1,6 @@
 """Object detection: boxes and classes of objects in images; COCO's average precision.
 
-Data are COCO's JSON files or hub datasets with an ``objects`` column (`pelacli.formats.coco`);
+Data are COCO's JSON files or hub datasets with an ``objects`` column (`pelacli.data.formats.coco`);
 models are transformers' detectors, or a backbone of timm or transformers that a detector is built
 around. Processor, loss (with its matching of queries to objects) and post-processing are the
 model's own.
@@ -16,22 +16,27 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pelacli import models
-from pelacli.calls import evaluating
-from pelacli.console import say
-from pelacli.data import Batch, Dataset
-from pelacli.errors import RequestError
-from pelacli.formats import coco, hub_objects
-from pelacli.models import ImageInput, adopting, class_names, detectors, to_device
-from pelacli.sources import open_source
-from pelacli.tasks._augment import refuse
-from pelacli.tasks._average_precision import AveragePrecision
-from pelacli.tasks._detection_data import Collate, Plain, Prepare, augmented, targets
-from pelacli.tasks.base import Base
-
 if TYPE_CHECKING:
-    from pelacli.models import Inputs, OpenModel
-    from pelacli.recipe import Data
+    from pelacli.models.inputs import Inputs
+    from pelacli.models.opened import OpenModel
+    from pelacli.recipe.schema import Data
+
+from pelacli.console import say
+from pelacli.data.dataset import Dataset
+from pelacli.data.formats import coco, hub_objects
+from pelacli.data.loader import Batch
+from pelacli.data.sources import open_source
+from pelacli.errors import RequestError
+from pelacli.lowrank.calls import evaluating
+from pelacli.models import blocks, class_names, heads
+from pelacli.models.around import detector as around_detector
+from pelacli.models.hf import detectors
+from pelacli.models.inputs import ImageInput
+from pelacli.system.devices import move_batch
+from pelacli.tasks.base import Base
+from pelacli.tasks.common.augment import refuse
+from pelacli.tasks.common.average_precision import AveragePrecision
+from pelacli.tasks.common.boxes import Collate, Plain, Prepare, augmented, targets
 
 
 class Task(Base):
@@ -115,12 +120,12 @@ class Task(Base):
         if not detectors.is_detector(opened.module):
             kind, args = self.detector, _settings(self.detector_args)
             size = dataset.make.sizes[0] if isinstance(dataset.make, Prepare) else None
-            opened = adopting.detector(opened, kind, wanted, self.queries, args, seed, size)
+            opened = around_detector.detector(opened, kind, wanted, self.queries, args, seed, size)
             say(f"a {type(opened.module).__name__} around {opened.ref}")
-        elif wanted != models.num_classes(opened) or class_names.are_others(
+        elif wanted != heads.num_classes(opened) or class_names.are_others(
             names, cast(ImageInput, opened.inputs).labels
         ):
-            models.set_classes(opened, wanted, seed=seed)
+            heads.set_classes(opened, wanted, seed=seed)
             say(f"a fresh head of {wanted} classes")
         else:
             return opened
@@ -136,7 +141,7 @@ class Task(Base):
             apart |= {name for name, _ in module.named_modules() if name.endswith("decoder")}
         return [
             block
-            for block in models.blocks(module)
+            for block in blocks.blocks(module)
             if not any(f"{block}.".startswith(f"{name}.") for name in apart)
         ]
 
@@ -182,7 +187,7 @@ class Task(Base):
         metrics = self.metrics(num_classes)
         with evaluating(module):
             for batch in loader:
-                batch = to_device(batch, device)
+                batch = move_batch(batch, device)
                 output = self.forward(module, batch)
                 metrics.update(detectors.detections(module, output, batch["sizes"]), batch)
         return metrics.compute()

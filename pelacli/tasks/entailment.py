@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pelacli.data import Batch, Dataset
-from pelacli.formats import entailment
-from pelacli.formats.entailment import LABELS, Claim
-from pelacli.models import OpenModel, pairs
-from pelacli.tasks._joint import PairTask, both, fitted, stacked, together
-from pelacli.tasks._pictures import Look, mirrored
-from pelacli.tasks.image_classification import Accuracy
-
 if TYPE_CHECKING:
-    from pelacli.models import Inputs
-    from pelacli.recipe import Data
+    from pelacli.models.inputs import Inputs
+    from pelacli.recipe.schema import Data
+
+from pelacli.data.dataset import Dataset
+from pelacli.data.formats import entailment
+from pelacli.data.formats.entailment import LABELS, Claim
+from pelacli.data.loader import Batch
+from pelacli.models.opened import OpenModel
+from pelacli.models.pairs import view as pairs_view
+from pelacli.tasks.common.pairs import PairTask, both, fitted, stacked, together
+from pelacli.tasks.common.pictures import Look, mirrored
+from pelacli.tasks.image_classification import Accuracy
 
 
 class Task(PairTask):
@@ -57,7 +59,7 @@ class Task(PairTask):
         return fitted(opened, self.KIND, seed, dataset, LABELS)
 
     def forward(self, module: nn.Module, batch: Batch) -> Mapping[str, Any]:
-        view = pairs.of(module)
+        view = pairs_view.of(module)
         return {"view": view, "logits": view.classify(batch["inputs"])}
 
     def loss(self, output: Any, batch: Batch) -> Tensor:

@@ -18,22 +18,24 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pelacli import processes
-from pelacli.calls import evaluating
-from pelacli.data import Batch, Dataset
-from pelacli.errors import RequestError
-from pelacli.fields import Text
-from pelacli.formats import referring
-from pelacli.formats.referring import Box, Referring
-from pelacli.models import pairs, to_device
-from pelacli.tasks import retrieval
-from pelacli.tasks._joint import PairTask, both, stacked, together
-from pelacli.tasks._pictures import Look, mirrored
-
 if TYPE_CHECKING:
-    from pelacli.models import Inputs
-    from pelacli.models.pairs import PairModel
-    from pelacli.recipe import Data
+    from pelacli.models.inputs import Inputs
+    from pelacli.models.pairs.view import PairModel
+    from pelacli.recipe.schema import Data
+
+from pelacli.data.dataset import Dataset
+from pelacli.data.formats import referring
+from pelacli.data.formats.referring import Box, Referring
+from pelacli.data.loader import Batch
+from pelacli.errors import RequestError
+from pelacli.lowrank.calls import evaluating
+from pelacli.models.pairs import view as pairs_view
+from pelacli.recipe.fields import Text
+from pelacli.system import processes
+from pelacli.system.devices import move_batch
+from pelacli.tasks import retrieval
+from pelacli.tasks.common.pairs import PairTask, both, stacked, together
+from pelacli.tasks.common.pictures import Look, mirrored
 
 
 class Task(PairTask):
@@ -88,11 +90,11 @@ class Task(PairTask):
     ) -> dict[str, float]:
         """``accuracy`` over all expressions; ``val_d``, ``testA_d`` … of each part of the data, as
         far as the entries tell theirs."""
-        view = pairs.of(module)
+        view = pairs_view.of(module)
         counts: dict[str, list[int]] = {}
         with evaluating(module):
             for batch in loader:
-                maps = heatmaps(view, to_device(batch["inputs"], device), self.layer).cpu()
+                maps = heatmaps(view, move_batch(batch["inputs"], device), self.layer).cpu()
                 for heat, raw, size in zip(maps, batch["raw"], batch["sizes"], strict=True):
                     right = int(overlap(chosen(heat, raw.boxes, size), raw.box) >= 0.5)
                     for name in ("accuracy", *([f"{raw.split}_d"] if raw.split else [])):
@@ -164,7 +166,7 @@ def _check(one: Referring) -> None:
 
 def _summed(counts: dict[str, list[int]]) -> dict[str, list[int]]:
     """Over all processes; each has seen its share of the expressions."""
-    if processes.place()[1] == 1:
+    if processes.rank_and_size()[1] == 1:
         return counts
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, counts)

@@ -12,16 +12,17 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from pelacli import models
-from pelacli.console import say
-from pelacli.data import Batch, Dataset, open_dataset
-from pelacli.errors import RequestError
-from pelacli.models import class_names
-from pelacli.tasks.base import Base
-
 if TYPE_CHECKING:
-    from pelacli.models import Inputs, OpenModel
-    from pelacli.recipe import Data
+    from pelacli.models.inputs import Inputs
+    from pelacli.models.opened import OpenModel
+    from pelacli.recipe.schema import Data
+
+from pelacli.console import say
+from pelacli.data.dataset import Dataset, open_dataset
+from pelacli.data.loader import Batch
+from pelacli.errors import RequestError
+from pelacli.models import class_names, heads
+from pelacli.tasks.base import Base
 
 
 class Task(Base):
@@ -53,8 +54,8 @@ class Task(Base):
         wanted = classes or len(names)
         labels = getattr(opened.inputs, "labels", ())
         others = class_names.are_others(names, labels)
-        if wanted and (wanted != models.num_classes(opened) or others):
-            models.set_classes(opened, wanted, seed=seed)
+        if wanted and (wanted != heads.num_classes(opened) or others):
+            heads.set_classes(opened, wanted, seed=seed)
             say(f"a fresh head of {wanted} classes")
         elif labels or not names:
             return opened

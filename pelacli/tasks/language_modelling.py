@@ -18,17 +18,20 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from pelacli import models
-from pelacli.console import say
-from pelacli.data import Batch, Dataset, Tokens
-from pelacli.errors import RequestError
-from pelacli.formats.text import Columns, Texts, open_texts
-from pelacli.models.types import TextInput
-from pelacli.tasks.base import Base
-
 if TYPE_CHECKING:
-    from pelacli.models import Inputs, OpenModel
-    from pelacli.recipe import Data
+    from pelacli.models.inputs import Inputs
+    from pelacli.models.opened import OpenModel
+    from pelacli.recipe.schema import Data
+
+from pelacli.console import say
+from pelacli.data.dataset import Dataset
+from pelacli.data.formats.text import Columns, Texts, open_texts
+from pelacli.data.loader import Batch
+from pelacli.data.tokens import Tokens
+from pelacli.errors import RequestError
+from pelacli.models import heads, prediction
+from pelacli.models.inputs import TextInput
+from pelacli.tasks.base import Base
 
 _BLOCK = 512  # tokens, where the model can read more
 _NONE = -100  # the label of a token that is not to be predicted, torch's own
@@ -76,13 +79,13 @@ class Task(Base):
         inputs = opened.inputs
         if not isinstance(inputs, TextInput) or inputs.causal is not None:
             return opened
-        fitted = models.with_head(opened, "CausalLM" if _causal(inputs) else "MaskedLM", seed)
+        fitted = heads.with_head(opened, "CausalLM" if _causal(inputs) else "MaskedLM", seed)
         say(f"a fresh head: {type(fitted.module).__name__}")
         return fitted
 
     def forward(self, module: nn.Module, batch: Batch) -> Tensor:
         """Logits [B, N, vocabulary]."""
-        output = models.predict(module, batch["inputs"])
+        output = prediction.predict(module, batch["inputs"])
         if output.ndim != 3:
             raise RequestError(
                 f"{type(module).__name__} has no output for tokens; language modelling wants a "

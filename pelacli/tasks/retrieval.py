@@ -10,19 +10,21 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pelacli.calls import evaluating
-from pelacli.data import Batch, Dataset
-from pelacli.formats import captions
-from pelacli.formats.captions import Captioned
-from pelacli.models import pairs, to_device
-from pelacli.tasks import _ranking
-from pelacli.tasks._joint import PairTask, both, stacked, together
-from pelacli.tasks._pictures import Look, mirrored
-
 if TYPE_CHECKING:
-    from pelacli.models import Inputs
-    from pelacli.models.pairs import PairModel
-    from pelacli.recipe import Data
+    from pelacli.models.inputs import Inputs
+    from pelacli.models.pairs.view import PairModel
+    from pelacli.recipe.schema import Data
+
+from pelacli.data.dataset import Dataset
+from pelacli.data.formats import captions
+from pelacli.data.formats.captions import Captioned
+from pelacli.data.loader import Batch
+from pelacli.lowrank.calls import evaluating
+from pelacli.models.pairs import view as pairs_view
+from pelacli.system.devices import move_batch
+from pelacli.tasks.common import ranking
+from pelacli.tasks.common.pairs import PairTask, both, stacked, together
+from pelacli.tasks.common.pictures import Look, mirrored
 
 
 class Task(PairTask):
@@ -66,7 +68,7 @@ class Task(PairTask):
 
     def forward(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
         """Both sides of the pairs by themselves, and matched where the model matches."""
-        view, inputs = pairs.of(module), batch["inputs"]
+        view, inputs = pairs_view.of(module), batch["inputs"]
         images, texts = view.encode_images(inputs["pixel_values"]), view.encode_texts(inputs)
         found: dict[str, Any] = {"view": view, "images": images, "texts": texts}
         found["matched"] = view.match(images, texts) if view.matches else None
@@ -89,17 +91,17 @@ class Task(PairTask):
         """``text_r1``, ``text_r5``, ``text_r10``: percent of images of which a caption is among the
         first 1, 5, 10 of all captions of the split; ``image_r…``: of captions, whose image is among
         the first of all images; ``mean_r``, the mean of the six."""
-        view = pairs.of(module)
+        view = pairs_view.of(module)
         with evaluating(module):
             images, texts, numbers, text_of = [], [], [], []
             for batch in loader:
-                inputs = to_device(batch["inputs"], device)
+                inputs = move_batch(batch["inputs"], device)
                 images.append(view.encode_images(inputs["pixel_values"]).to("cpu"))
-                texts.append(view.encode_texts(to_device(batch["texts"], device)).to("cpu"))
+                texts.append(view.encode_texts(move_batch(batch["texts"], device)).to("cpu"))
                 numbers.append(batch["ids"])
                 text_of.append(batch["text_of"])
-            split = _ranking.Split.share(images, texts, numbers, text_of)
-            return _ranking.recalls(view, split, self.k_test, device)
+            split = ranking.Split.share(images, texts, numbers, text_of)
+            return ranking.recalls(view, split, self.k_test, device)
 
 
 @dataclass

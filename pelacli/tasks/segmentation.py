@@ -1,6 +1,6 @@
 """Semantic segmentation: a class for every pixel; intersection over union in percent.
 
-A model that classifies images becomes a segmenter (`pelacli.models.segmenter`) when it is trained;
+A model that classifies images becomes a segmenter (`pelacli.models.around.segmenter`) when it is trained;
 transformers' own segmentation models are taken as they are, with the data's classes.
 
 Training samples are square: the image is scaled by chance, cropped, and mirrored by chance, its
@@ -19,22 +19,25 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from pelacli import models
-from pelacli.console import say
-from pelacli.data import Batch, Dataset
-from pelacli.errors import RequestError
-from pelacli.fields import Range
-from pelacli.formats import masks
-from pelacli.models import ImageInput, segmenter
-from pelacli.sources import open_source
-from pelacli.tasks import _masked
-from pelacli.tasks._augment import refuse
-from pelacli.tasks._masked import Collate, Make
-from pelacli.tasks.base import Base
-
 if TYPE_CHECKING:
-    from pelacli.models import Inputs, OpenModel
-    from pelacli.recipe import Data
+    from pelacli.models.inputs import Inputs
+    from pelacli.models.opened import OpenModel
+    from pelacli.recipe.schema import Data
+
+from pelacli.console import say
+from pelacli.data.dataset import Dataset
+from pelacli.data.formats import masks
+from pelacli.data.loader import Batch
+from pelacli.data.sources import open_source
+from pelacli.errors import RequestError
+from pelacli.models import heads, outputs
+from pelacli.models.around import segmenter
+from pelacli.models.inputs import ImageInput
+from pelacli.recipe.fields import Range
+from pelacli.tasks.base import Base
+from pelacli.tasks.common import masks as common_masks
+from pelacli.tasks.common.augment import refuse
+from pelacli.tasks.common.masks import Collate, Make
 
 
 class Task(Base):
@@ -70,7 +73,7 @@ class Task(Base):
         training: bool = False,
         unlabelled: bool = False,
     ) -> Dataset:
-        """Images and masks as `pelacli.formats.masks` reads them; without labels, any images."""
+        """Images and masks as `pelacli.data.formats.masks` reads them; without labels, any images."""
         spec, augment = data.dataset, data.augment
         if not isinstance(inputs, ImageInput):
             raise RequestError(
@@ -87,7 +90,7 @@ class Task(Base):
         size = (data.image_size, data.image_size) if data.image_size else (height, width)
         joint = None
         if training and not augment.none:
-            joint = _masked.joint(inputs, size, augment, self.resize, self.ignore_index)
+            joint = common_masks.joint(inputs, size, augment, self.resize, self.ignore_index)
         make = Make(inputs, size, joint, count, self.ignore_index, self.reduce_labels)
         join = Collate(self.ignore_index)
         listed = None if count is None else names or [str(number) for number in range(count)]
@@ -120,8 +123,8 @@ class Task(Base):
         wanted = dataset.num_classes or classes
         assert wanted is not None  # labelled data has a count
         if segmenter.segments(opened):
-            if wanted != models.num_classes(opened):
-                models.set_classes(opened, wanted, seed=seed)
+            if wanted != heads.num_classes(opened):
+                heads.set_classes(opened, wanted, seed=seed)
                 say(f"a fresh classifier of {wanted} classes")
             return opened
         make: Make = dataset.make  # type: ignore[assignment]
@@ -147,7 +150,7 @@ class Task(Base):
         result = module(batch["inputs"])
         if isinstance(result, Mapping) and "auxiliary" in result:
             return dict(result)
-        return {"logits": models.main_output(result)}
+        return {"logits": outputs.main_output(result)}
 
     def loss(self, output: Any, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy, the mean over the pixels that count, of logits scaled to the masks."""

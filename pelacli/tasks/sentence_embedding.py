@@ -1,6 +1,6 @@
 """Sentence embedding: healing needs no labels; pairs of sentences with a score judge it.
 
-The embedding is what `pelacli.models.predict` gives of an encoder: its tokens, pooled as
+The embedding is what `pelacli.models.prediction.predict` gives of an encoder: its tokens, pooled as
 sentence-transformers' files beside the model say.
 """
 
@@ -16,16 +16,19 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchmetrics import PearsonCorrCoef, SpearmanCorrCoef
 
-from pelacli import models
-from pelacli.data import Batch, Dataset, Make, Tokens
-from pelacli.errors import RequestError
-from pelacli.formats.similarity import open_pairs
-from pelacli.formats.text import Columns
-from pelacli.tasks.base import Base
-
 if TYPE_CHECKING:
-    from pelacli.models import Inputs, OpenModel
-    from pelacli.recipe import Data
+    from pelacli.models.inputs import Inputs
+    from pelacli.models.opened import OpenModel
+    from pelacli.recipe.schema import Data
+
+from pelacli.data.dataset import Dataset, Make
+from pelacli.data.formats.similarity import open_pairs
+from pelacli.data.formats.text import Columns
+from pelacli.data.loader import Batch
+from pelacli.data.tokens import Tokens
+from pelacli.errors import RequestError
+from pelacli.models import heads, prediction
+from pelacli.tasks.base import Base
 
 
 class Task(Base):
@@ -70,11 +73,11 @@ class Task(Base):
         """The encoder, out of whatever class the checkpoint has it in."""
         if not opened.head:
             return opened
-        return models.with_head(opened, "", seed)
+        return heads.with_head(opened, "", seed)
 
     def forward(self, module: nn.Module, batch: Batch) -> Tensor:
         """Embeddings [B, C]; of B pairs [2B, C], all the first sentences before the second ones."""
-        output = models.predict(module, batch["inputs"])
+        output = prediction.predict(module, batch["inputs"])
         if output.ndim != 2:
             raise RequestError(
                 "sentence embedding wants an encoder, and this model gives an output for each "

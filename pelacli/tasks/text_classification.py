@@ -15,17 +15,20 @@ from torchmetrics.classification import (
     MulticlassMatthewsCorrCoef,
 )
 
-from pelacli import models
-from pelacli.console import say
-from pelacli.data import Batch, Dataset, Tokens, open_text
-from pelacli.errors import RequestError
-from pelacli.formats.text import Columns
-from pelacli.models.types import TextInput
-from pelacli.tasks.base import Base
-
 if TYPE_CHECKING:
-    from pelacli.models import Inputs, OpenModel
-    from pelacli.recipe import Data
+    from pelacli.models.inputs import Inputs
+    from pelacli.models.opened import OpenModel
+    from pelacli.recipe.schema import Data
+
+from pelacli.console import say
+from pelacli.data.dataset import Dataset, open_text
+from pelacli.data.formats.text import Columns
+from pelacli.data.loader import Batch
+from pelacli.data.tokens import Tokens
+from pelacli.errors import RequestError
+from pelacli.models import heads
+from pelacli.models.inputs import TextInput
+from pelacli.tasks.base import Base
 
 
 class Task(Base):
@@ -97,12 +100,10 @@ def with_outputs(opened: OpenModel, dataset: Dataset, names: list[str], seed: in
     assert isinstance(opened.inputs, TextInput)
     known = opened.inputs.classes
     numbered = all(name == str(number) for number, name in enumerate(names))
-    if models.num_classes(opened) == len(names) and (
-        numbered or known is None or [*known] == names
-    ):
+    if heads.num_classes(opened) == len(names) and (numbered or known is None or [*known] == names):
         return opened
     pad = Tokens.of(opened.inputs, dataset.spec).padding
-    fitted = models.with_head(opened, "SequenceClassification", seed, names, pad)
+    fitted = heads.with_head(opened, "SequenceClassification", seed, names, pad)
     say(f"a fresh head: {type(fitted.module).__name__} of {len(names)} outputs")
     return fitted
 

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MeanMetric, PearsonCorrCoef, SpearmanCorrCoef
 
-from pelacli.data import Batch, Dataset
+if TYPE_CHECKING:
+    from pelacli.models.opened import OpenModel
+
+from pelacli.data.dataset import Dataset
+from pelacli.data.loader import Batch
 from pelacli.errors import RequestError
 from pelacli.tasks import text_classification
-
-if TYPE_CHECKING:
-    from pelacli.models import OpenModel
 
 
 class Task(text_classification.Task):

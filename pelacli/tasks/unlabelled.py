@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from pelacli.data import Batch, Dataset, open_dataset
+if TYPE_CHECKING:
+    from pelacli.models.inputs import Inputs
+    from pelacli.recipe.schema import Data
+
+from pelacli.data.dataset import Dataset, open_dataset
+from pelacli.data.loader import Batch
 from pelacli.errors import RequestError
 from pelacli.tasks.base import Base
-
-if TYPE_CHECKING:
-    from pelacli.models import Inputs
-    from pelacli.recipe import Data
 
 
 class Task(Base):

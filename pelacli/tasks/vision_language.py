@@ -18,18 +18,20 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from pelacli.data import Batch, Dataset
+if TYPE_CHECKING:
+    from pelacli.models.inputs import Inputs, PairInput
+    from pelacli.models.opened import OpenModel
+    from pelacli.recipe.schema import Data
+
+from pelacli.data.dataset import Dataset
+from pelacli.data.formats import captions
+from pelacli.data.formats.captions import Captioned
+from pelacli.data.loader import Batch
 from pelacli.errors import RequestError
-from pelacli.formats import captions
-from pelacli.formats.captions import Captioned
 from pelacli.models.albef import objectives
 from pelacli.models.albef.network import Albef
-from pelacli.tasks._joint import PairTask, both, stacked, together
-from pelacli.tasks._pictures import Look, mirrored
-
-if TYPE_CHECKING:
-    from pelacli.models import Inputs, OpenModel, PairInput
-    from pelacli.recipe import Data
+from pelacli.tasks.common.pairs import PairTask, both, stacked, together
+from pelacli.tasks.common.pictures import Look, mirrored
 
 
 class Task(PairTask):

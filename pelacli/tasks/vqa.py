@@ -18,22 +18,25 @@ import torch.nn.functional as F
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from pelacli import atomic, processes
-from pelacli.calls import evaluating
-from pelacli.data import Batch, Dataset
-from pelacli.errors import RequestError
-from pelacli.fields import FilePath, Text
-from pelacli.formats import questions
-from pelacli.formats.questions import Question
-from pelacli.models import OpenModel, pairs, to_device
-from pelacli.tasks._answers import accuracy, ranked, written
-from pelacli.tasks._joint import Entries, PairTask, answers, both, fitted, together
-from pelacli.tasks._pictures import Look, mirrored
-
 if TYPE_CHECKING:
-    from pelacli.models import Inputs, TextInput
-    from pelacli.models.pairs import PairModel
-    from pelacli.recipe import Data
+    from pelacli.models.inputs import Inputs, TextInput
+    from pelacli.models.pairs.view import PairModel
+    from pelacli.recipe.schema import Data
+
+from pelacli.data.dataset import Dataset
+from pelacli.data.formats import questions
+from pelacli.data.formats.questions import Question
+from pelacli.data.loader import Batch
+from pelacli.errors import RequestError
+from pelacli.lowrank.calls import evaluating
+from pelacli.models.opened import OpenModel
+from pelacli.models.pairs import view as pairs_view
+from pelacli.recipe.fields import FilePath, Text
+from pelacli.system import files, processes
+from pelacli.system.devices import move_batch
+from pelacli.tasks.common.answers import accuracy, ranked, written
+from pelacli.tasks.common.pairs import Entries, PairTask, answers, both, fitted, together
+from pelacli.tasks.common.pictures import Look, mirrored
 
 _LONGEST = 10  # words of an answer that is written
 
@@ -78,7 +81,7 @@ class Task(PairTask):
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """A class for each answer, for a model that answers by classes and has no names of its
         own for them, or is given others."""
-        view = pairs.of(opened.module)
+        view = pairs_view.of(opened.module)
         names = questions.answer_list(self.answers) if self.answers else None
         named = view.answers == "classes" and not all(c.startswith("LABEL_") for c in view.classes)
         if names is None and view.answers != "words" and not named:
@@ -88,7 +91,7 @@ class Task(PairTask):
         return fitted(opened, self.KIND, seed, dataset, names)
 
     def forward(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
-        view, inputs = pairs.of(module), batch["inputs"]
+        view, inputs = pairs_view.of(module), batch["inputs"]
         if view.answers == "classes":
             return {"view": view, "logits": view.classify(inputs)}
         states, mask = view.read(inputs)
@@ -123,7 +126,7 @@ class Task(PairTask):
         num_classes: int | None,
     ) -> dict[str, float]:
         """``vqa_accuracy`` where there are answers; the file of results, if one is wanted."""
-        view = pairs.of(module)
+        view = pairs_view.of(module)
         words: TextInput = loader.dataset.collate.words  # type: ignore[attr-defined]
         given: list[dict[str, Any]] = []
         right = asked = 0.0
@@ -132,7 +135,7 @@ class Task(PairTask):
             choices = (choices[0], choices[1].to(device), choices[2].to(device))
         with evaluating(module):
             for batch in loader:
-                told = self._answers(view, to_device(batch["inputs"], device), words, choices)
+                told = self._answers(view, move_batch(batch["inputs"], device), words, choices)
                 for number, answer, people in zip(
                     batch["question_ids"], told, batch["people"], strict=True
                 ):
@@ -182,9 +185,9 @@ class Task(PairTask):
         if _several():
             parts = [None] * dist.get_world_size()
             dist.all_gather_object(parts, given)
-        if processes.place()[0] == 0:
+        if processes.rank_and_size()[0] == 0:
             rows = sorted((row for part in parts for row in part), key=_order)
-            atomic.write(self.results, json.dumps(rows).encode())
+            files.write(self.results, json.dumps(rows).encode())
 
 
 def soft_labels(people: Sequence[Sequence[str]], names: Sequence[str]) -> Tensor:
@@ -249,4 +252,4 @@ def _order(row: dict[str, Any]) -> tuple[bool, Any]:
 
 
 def _several() -> bool:
-    return processes.place()[1] > 1
+    return processes.rank_and_size()[1] > 1

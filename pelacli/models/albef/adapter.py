@@ -1,4 +1,4 @@
-"""What pela asks of a library, for ALBEF; see `pelacli.models.types.OwnAdapter`."""
+"""What pela asks of a library, for ALBEF; see `pelacli.models.libraries.OwnAdapter`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from pelacli.errors import RequestError
 from pelacli.models.albef import checkpoint, network
-from pelacli.models.albef import config as sizes
+from pelacli.models.albef import config as albef_config
 from pelacli.models.albef.network import Albef
-from pelacli.models.albef.pairs import PairModel
-from pelacli.models.types import ImageInput, PairInput, TextInput
+from pelacli.models.albef.view import PairModel
+from pelacli.models.inputs import ImageInput, PairInput, TextInput
 
 # Of the pair and the answer that FLOPs are counted at: ALBEF cuts captions at 25 tokens.
 _TOKENS, _ANSWER = 25, 6
@@ -32,7 +32,7 @@ def build(
             ``image_size`` resamples the positions, ``variant`` makes that variant of what is there.
     """
     if weights is None:
-        return Albef(_with_classes(sizes.from_json(model_args, "model_args"), num_classes))
+        return Albef(_with_classes(albef_config.from_json(model_args, "model_args"), num_classes))
     settings = dict(model_args)
     variant = settings.pop("variant", None)
     found = checkpoint.open_file(weights, settings)
@@ -117,7 +117,7 @@ def pairs(module: nn.Module) -> PairModel:
     return PairModel(module)
 
 
-def _empty(config: sizes.Config) -> Albef:
+def _empty(config: albef_config.Config) -> Albef:
     with torch.device("meta"):
         found = Albef(config)
     found.tie()
@@ -125,15 +125,15 @@ def _empty(config: sizes.Config) -> Albef:
     return found
 
 
-def _config(directory: Path) -> sizes.Config:
+def _config(directory: Path) -> albef_config.Config:
     file = directory / "config.json"
     try:
-        return sizes.from_json(json.loads(file.read_text(encoding="utf-8")), str(file))
+        return albef_config.from_json(json.loads(file.read_text(encoding="utf-8")), str(file))
     except (OSError, ValueError, AttributeError) as error:
         raise RequestError(f"{file}: not a configuration ({error})") from None
 
 
-def _with_classes(config: sizes.Config, num_classes: int | None) -> sizes.Config:
+def _with_classes(config: albef_config.Config, num_classes: int | None) -> albef_config.Config:
     if num_classes is None:
         return config
     if config.variant != "entailment":

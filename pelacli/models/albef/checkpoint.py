@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pelacli.errors import RequestError
-from pelacli.models.albef import config as sizes
+from pelacli.models.albef import config as albef_config
 from pelacli.models.albef.config import PARTS
 from pelacli.models.albef.network import Albef, resampled
 
@@ -41,7 +41,7 @@ def open_file(file: Path, settings: Mapping[str, Any]) -> Albef:
     """
     tensors = from_original(read(file), str(file))
     told = describe(tensors, str(file))
-    config = sizes.from_json({**told, **settings}, "model_args")
+    config = albef_config.from_json({**told, **settings}, "model_args")
     with torch.device("meta"):
         network = Albef(config)
     fill(network, tensors, str(file))

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pelacli.aliases import closest
 from pelacli.errors import RequestError
+from pelacli.models.aliases import closest
 
 LIBRARY = "albef"  # under "pela_model" in config.json
 # What each variant has beside the two encoders; see `network.Albef`.

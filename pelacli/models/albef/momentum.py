@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pelacli import processes
 from pelacli.errors import RequestError
 from pelacli.models.albef.network import Albef
-from pelacli.pair_losses import gathered
+from pelacli.models.pairs.losses import gathered
+from pelacli.system import processes
 
 NO_ID = -(2**62)  # of a place in the queue that no sample has filled yet
 _SEED = 0x414C  # the queues start with the same random vectors on every process
@@ -94,7 +94,7 @@ class Momentum(nn.Module):
                 list(slow.values()), [theirs[name] for name in slow], weight=1 - self.decay
             )
             self._followed = changes
-        self.seen += pairs * processes.place()[1]
+        self.seen += pairs * processes.rank_and_size()[1]
 
     @torch.no_grad()
     def remember(self, images: Tensor, texts: Tensor, ids: Tensor | None = None) -> None:

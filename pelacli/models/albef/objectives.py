@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pelacli.models.albef import momentum as slow
+from pelacli.models.albef import momentum
 from pelacli.models.albef.momentum import Momentum
 from pelacli.models.albef.network import Albef
-from pelacli.pair_losses import alike
+from pelacli.models.pairs.losses import alike
 
 Batch = Mapping[str, Any]
 COLDEST, HOTTEST = 0.001, 0.5  # of the temperature, as ALBEF bounds it
@@ -179,7 +179,7 @@ def hard_negatives(similar: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
 
 def _slow_start(network: Albef, batch: Batch) -> tuple[Momentum | None, float, Tensor | None]:
     """The copies, moved on in training mode; alpha; and their states of the images."""
-    teacher = slow.of(network)
+    teacher = momentum.of(network)
     if teacher is None:
         return None, 0.0, None
     alpha = teacher.alpha

@@ -1,0 +1,53 @@
+"""The model card of an artefact: what it is, what was done to it, how to load it."""
+
+from __future__ import annotations
+
+from pelacli.manifest.document import Manifest
+from pelacli.report import tables
+
+
+def model_card(record: Manifest) -> str:
+    """README.md of an artefact, in Markdown, with the table per kind of layer."""
+    factorised = sum(layer.rank is not None for layer in record.layers)
+    params = record.params
+    lines = [
+        "---",
+        f"library_name: {record.library}",
+        "tags: [pela, low-rank]",
+        "---",
+        "",
+        f"# {record.source.model}, made smaller by pela",
+        "",
+    ]
+    if factorised:
+        lines += [
+            f"{factorised} of {len(record.layers)} linear layers are factorised: "
+            f"{params.before:,} → {params.after:,} parameters "
+            f"(ratio {params.after / params.before:.4f}).",
+        ]
+    else:
+        lines += [f"Dense: {params.after:,} parameters."]
+    lines += [
+        "",
+        "```python",
+        "import pelacli",
+        "",
+        'model = pelacli.load("PATH")',
+        "```",
+        "",
+        "## Layers",
+        "",
+        tables.kinds_markdown(record),
+        "",
+        "## History",
+        "",
+    ]
+    for step in record.history:
+        figures = ", ".join(
+            f"{key} {value:.4g}"
+            for key, value in step.metrics.items()
+            if isinstance(value, int | float)
+        )
+        lines.append(f"- {step.step} (seed {step.seed})" + (f": {figures}" if figures else ""))
+    lines += ["", "The full record is in `pela.json`."]
+    return "\n".join(lines) + "\n"

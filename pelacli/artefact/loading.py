@@ -1,0 +1,156 @@
+"""Read an artefact back: build the architecture, apply the plan, load strictly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from pelacli.errors import RequestError
+from pelacli.lowrank import replace
+from pelacli.manifest import digests, document, lookup
+from pelacli.manifest.document import Manifest
+from pelacli.models import carried, libraries, opening
+from pelacli.models.opened import OpenModel
+
+
+@dataclass
+class Artefact:
+    """An artefact in memory: the model as opened, and its manifest."""
+
+    opened: OpenModel
+    manifest: Manifest
+
+    @property
+    def module(self) -> nn.Module:
+        return self.opened.module
+
+
+def load(path: Path) -> Artefact:
+    """Read an artefact back.
+
+    Raises:
+        RequestError: it is no artefact, or a file of it is damaged or doesn't fit; the message
+            names the file and the tensor.
+    """
+    record = document.read(path)
+    adapter = libraries.library(record.library)
+    config = _config(path)
+    try:
+        module: nn.Module = adapter.rebuild(path)
+    except RequestError:
+        raise
+    except Exception as error:  # the libraries raise whatever their builders raise
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RequestError(f"{path / 'config.json'}: can't be rebuilt from it: {line}") from None
+    ranks = {layer.name: layer.rank for layer in record.layers if layer.rank is not None}
+    replace.replace_empty(module, ranks)
+    _load_strictly(module, path)
+    module.eval()
+    opened = OpenModel(
+        module,
+        str(path),
+        record.library,
+        config,
+        carried.carried(path),
+        record.source,
+        adapter.inputs(module, path),
+        adapter.head(module),
+    )
+    return Artefact(opened, record)
+
+
+def open(ref: str, **how: Any) -> tuple[OpenModel, Manifest | None]:
+    """Open whatever a user may name: an artefact, a run directory (its last step), or a model.
+
+    Args:
+        how: for a model, the keyword arguments of `models.open`.
+
+    Returns:
+        (the opened model, its manifest where it is an artefact).
+    """
+    path = lookup.latest(Path(ref))
+    if path is None:
+        return opening.open(ref, **how), None
+    if how.get("weights", "pretrained") != "pretrained":
+        raise RequestError(f"{ref}: is an artefact and has its weights; leave --weights out")
+    found = load(path)
+    return found.opened, found.manifest
+
+
+def input_digest(source: str, opened: OpenModel) -> str:
+    """What identifies a step's input: its weights' digest; for random weights, their description.
+
+    Args:
+        source: what was opened; an artefact is identified by its own weights, not its origin's.
+    """
+    path = lookup.latest(Path(source))
+    if path is not None:
+        return digests.weights_digest(path)
+    return opened.source.digest or f"{opened.source.architecture}:{opened.source.weights}"
+
+
+def _config(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{file}: not JSON ({error}); make the artefact anew") from None
+    if not isinstance(config, dict):
+        raise RequestError(f"{file}: not a configuration; make the artefact anew")
+    return config
+
+
+def _load_strictly(module: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    places: dict[str, list[tuple[nn.Module, str]]] = {}
+    group_of: dict[int, list[tuple[nn.Module, str]]] = {}
+    persistent = module.state_dict(keep_vars=True).keys()
+    for prefix, child in module.named_modules(remove_duplicate=False):
+        for key, tensor in [*child._parameters.items(), *child._buffers.items()]:
+            name = f"{prefix}.{key}" if prefix else key
+            if tensor is not None and name in persistent:
+                group = group_of.setdefault(id(tensor), [])
+                group.append((child, key))
+                places[name] = group
+    filled: set[int] = set()
+    for file in digests.weight_files(path):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
+                    group_or_none = places.get(name)
+                    if group_or_none is None:
+                        raise RequestError(f"{file}: {name}: the model has no such tensor")
+                    # A copy: mapped memory is aligned as the file happens to be, and products of
+                    # differently aligned matrices differ in the last bit.
+                    tensor = tensors.get_tensor(name).clone()
+                    _fill(group_or_none, tensor, f"{file}: {name}")
+                    filled.add(id(group_or_none))
+        except (SafetensorError, OSError) as error:
+            raise RequestError(f"{file}: not a whole safetensors file ({error})") from None
+    missing = [name for name, group in places.items() if id(group) not in filled]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise RequestError(f"{path}: its safetensors lack {missing[0]}{more}")
+
+
+def _fill(places: list[tuple[nn.Module, str]], tensor: Tensor, where: str) -> None:
+    child, key = places[0]
+    old = cast(Tensor, child._parameters.get(key, child._buffers.get(key)))
+    if old.shape != tensor.shape:
+        raise RequestError(
+            f"{where}: has shape {tuple(tensor.shape)}, the model wants {tuple(old.shape)}"
+        )
+    if isinstance(old, nn.Parameter):
+        if not tensor.isfinite().all():
+            raise RequestError(f"{where}: holds values that are not finite; make the artefact anew")
+        new = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+        for place, name in places:
+            place._parameters[name] = new
+    else:
+        for place, name in places:
+            place._buffers[name] = tensor

@@ -1,0 +1,90 @@
+"""The directory that every step reads and writes: save and load, atomically, by safetensors.
+
+::
+
+    model.safetensors   (sharded with an index past the usual limit)
+    config.json         what timm or transformers need to rebuild the architecture
+    …                   processors and tokenizers, carried over
+    pela.json           the manifest
+    README.md           a model card
+    spectra.safetensors what the plan was made from, where `pela decompose` made it
+
+Read back by building the architecture without memory for its weights, applying the plan, and
+loading strictly. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from pelacli.artefact import card
+from pelacli.errors import PelaError, RequestError
+from pelacli.manifest import document
+from pelacli.manifest.document import Manifest
+from pelacli.models.opened import OpenModel
+from pelacli.system import files
+
+
+def check_output(path: Path) -> None:
+    """Refuse a path that holds something that is not ours, before any work is done.
+
+    Raises:
+        RequestError: the path exists and is neither an artefact nor an empty directory, or is one
+            that can't be put in another's place.
+    """
+    at = path.resolve()
+    if at == Path.cwd() or at.is_mount():
+        what = "the current directory" if at == Path.cwd() else "a mount point"
+        raise RequestError(f"{path}: is {what}, which can't be replaced; name a directory in it")
+    if path.is_dir():
+        if document.is_artefact(path) or not any(path.iterdir()):
+            return
+        raise RequestError(f"{path}: exists and is not an artefact; choose another output")
+    if path.exists():
+        raise RequestError(f"{path}: exists and is not an artefact; choose another output")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise RequestError(
+            f"{path}: {above.name} is a file, not a directory; choose another output"
+        )
+
+
+def save(
+    opened: OpenModel, record: Manifest, path: Path, *, extra: Mapping[str, bytes] | None = None
+) -> None:
+    """Write an artefact: afterwards the new one is there; before that, the old one.
+
+    Raises:
+        RequestError: the path holds something else.
+        PelaError: the disk refuses.
+    """
+    check_output(path)
+    try:
+        with files.replacing(path) as folder:
+            _write_weights(opened.module, folder)
+            for name, content in {**opened.carried, **(extra or {})}.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+            config = json.dumps(opened.config, indent=2) + "\n"
+            (folder / "config.json").write_text(config, encoding="utf-8")
+            (folder / document.FILE).write_text(document.dumps(record), encoding="utf-8")
+            text = card.model_card(record)
+            (folder / "README.md").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise PelaError(f"{path}: can't be written: {error.strerror or error}") from None
+
+
+def _write_weights(module: nn.Module, folder: Path) -> None:
+    from huggingface_hub import save_torch_state_dict
+
+    seen: set[int] = set()
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:  # a shared parameter is stored under its first name
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach().contiguous()
+    save_torch_state_dict(tensors, folder)

@@ -1,0 +1,178 @@
+"""From the words of the command line to what a step is called with. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pelacli.console import say
+from pelacli.errors import RequestError
+from pelacli.manifest import document, lookup
+from pelacli.models.aliases import ALIASES
+from pelacli.recipe import fields, layout, reading, schema
+from pelacli.recipe.schema import Data, Decompose, Recipe
+from pelacli.steps import pipeline
+
+
+@dataclass
+class DecomposeRequest:
+    """A call of the decompose step."""
+
+    recipe: Recipe
+    source: str
+    output: Path
+
+
+def decompose(
+    model: str,
+    top: Mapping[str, Any],
+    section: Mapping[str, Any],
+    overrides: Sequence[str],
+    output: Path | None,
+) -> DecomposeRequest:
+    """MODEL and flags → recipe. Flags win over a recipe's own values.
+
+    Args:
+        top, section: flags for the recipe's top level and for [decompose]; None: not given.
+        output: where to write; by default the recipe's place, or runs/MODEL-rRATIO.
+
+    Raises:
+        RequestError: flags that don't go together, or none that says how small.
+    """
+    given = {key: value for key, value in section.items() if value is not None}
+    if "threshold" in given:
+        given.setdefault("policy", "threshold")
+    if model.endswith(".toml"):
+        spec = reading.load(Path(model), overrides)
+        spec = reading.with_flags(spec, "", **top)
+        if "data" in given:
+            given["data"] = _data(given["data"]["dataset"], spec.data)
+            given["data"] = given["data"].model_dump(mode="json", exclude_unset=True)
+        replaced = _replaced(spec.decompose, given)
+        spec = reading.with_flags(spec, "decompose", instead_of=replaced, **given)
+        target = output or layout.folder(spec, "decompose")
+        return DecomposeRequest(spec, lookup.require(layout.dense(spec), "decompose"), target)
+    if not _BUDGETS & set(given):
+        raise RequestError(
+            "decompose needs --ratio (how much smaller), --energy, --threshold, --max-drop or "
+            "--plan"
+        )
+    full = ALIASES.get(model)
+    if full is not None:
+        say(f"{model} is {full}")
+    place = output or Path("runs") / _name(model, given)
+    base = {"model": model, "output": str(place), **top}
+    spec = reading.from_flags(base, {"decompose": given}, overrides)
+    return DecomposeRequest(spec, model, place)
+
+
+_BUDGETS = {"ratio", "energy", "threshold", "max_drop", "plan"}
+_MEASURED = {"data", "split", "task", "task_args"}  # what belongs to max_drop
+
+
+def _replaced(own: Decompose | None, given: Mapping[str, Any]) -> set[str]:
+    """The recipe's keys that have no say beside a budget that is given as a flag."""
+    flags = _BUDGETS & set(given)
+    if own is None or not flags:
+        return set()
+    found = {"energy", "max_drop", *_MEASURED}
+    if flags & {"energy", "max_drop"}:
+        found |= _BUDGETS
+        if own.policy == "threshold":
+            found.add("policy")
+    if "max_drop" in flags:
+        found -= _MEASURED
+    return found
+
+
+def pins(given: Sequence[str] | None) -> dict[str, int | str] | None:
+    """["REGEX=RANK", …] → {regex: rank}."""
+    if not given:
+        return None
+    found: dict[str, int | str] = {}
+    for pin in given:
+        pattern, equals, rank = pin.rpartition("=")
+        if not equals or not (rank.isdigit() or rank in ("dense", "full")):
+            raise RequestError(f"--pin {pin}: give REGEX=RANK, a number, 'dense' or 'full'")
+        found[pattern] = int(rank) if rank.isdigit() else rank
+    return found
+
+
+def evaluations(
+    refs: Sequence[str],
+    given: Mapping[str, Any],
+    dataset: str | None,
+    how_given: Mapping[str, Any],
+    overrides: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Models and flags → the keyword arguments of each evaluation.
+
+    An artefact is measured on the data of the recipe that made it, unless a flag says otherwise.
+
+    Args:
+        how_given: how to open plain models: weights, arch.
+    """
+    flags = {key: value for key, value in given.items() if value is not None}
+    if "latency" in flags:
+        flags["with_latency"] = flags.pop("latency")
+    how = {key: value for key, value in how_given.items() if value is not None}
+    jobs = []
+    for ref in refs:
+        if ref.endswith(".toml"):
+            job = pipeline.evaluation(reading.load(Path(ref), overrides))
+        else:
+            data, task, task_args = _own_data(ref)
+            path = lookup.latest(Path(ref))
+            job = {"ref": str(path or ref), "data": data, "task": task, "task_args": task_args}
+            job["how"] = {} if path else how
+        if flags.get("task") not in (None, job.get("task")):
+            job["task_args"] = None
+        job |= flags
+        if dataset is not None:
+            job["data"] = _data(dataset, job["data"])
+        if flags.get("against") is not None:
+            against = lookup.latest(Path(flags["against"]))
+            job["against"] = str(against or flags["against"])
+            job["how_against"] = {} if against else how
+        jobs.append(job)
+    return jobs
+
+
+def _own_data(ref: str) -> tuple[Data | None, str | None, dict[str, Any] | None]:
+    path = lookup.latest(Path(ref))
+    if path is None:
+        return None, None, None
+    history = document.read(path).history
+    for step in reversed(history):
+        spec = Recipe.model_validate(step.recipe) if step.recipe else None
+        section = getattr(spec, step.step, None) if spec else None
+        data = getattr(section, "data", None) or (spec.data if spec else None)
+        if spec is not None and data is not None:
+            return data, *schema.task_of(spec, section)
+    return None, None, None
+
+
+def _data(dataset: str, base: Data | None) -> Data:
+    if base is not None and base.dataset == dataset:
+        return base
+    return Data(dataset=dataset)
+
+
+def _name(model: str, section: Mapping[str, Any]) -> str:
+    """runs/vit_base-r0.50: the model's own name and the budget; f0.50 is a ratio of FLOPs."""
+    stem = Path(model).name.removesuffix(".safetensors") or "model"
+    flops = section.get("unit") == "flops"
+    for key, letter in (("max_drop", "d"), ("energy", "e")):
+        if key in section:
+            return f"{stem}-{letter}{section[key]:g}{'-flops' if flops else ''}"
+    if "ratio" in section:
+        try:
+            ratio = float(fields.parse_ratio(section["ratio"]))
+            return f"{stem}-{'f' if flops else 'r'}{ratio:.2f}"
+        except ValueError:
+            return stem  # the recipe's validation has the better words for it
+    if "threshold" in section:
+        return f"{stem}-t{section['threshold']:g}"
+    return f"{stem}-plan"

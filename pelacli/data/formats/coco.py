@@ -1,0 +1,263 @@
+"""Images with boxes around their objects, in COCO's JSON.
+
+What its files look like: https://cocodataset.org/#format-data. Two layouts are read::
+
+    ROOT/annotations/instances_SPLIT.json   images in ROOT/SPLIT, ROOT/images/SPLIT or ROOT/images
+    ROOT/SPLIT/_annotations.coco.json       images beside it
+
+A year at the end of a split's name may be left out: "train" finds ``instances_train2017.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pelacli.console import warn
+from pelacli.data.formats import json_files
+from pelacli.data.splits import choose_split
+from pelacli.errors import RequestError
+
+# How far a box may reach over its image's edge, in pixels: tools round in their own ways.
+_OVER = 2.0
+_YEAR = re.compile(r"\d{4}$")
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects of one image.
+
+    Attributes:
+        boxes: [n, 4] left, top, right, bottom, in pixels of the image.
+        labels: [n], places of their classes in the list of class names.
+        crowd: [n], whether the box is around a crowd, whose members have none of their own.
+        area: [n], pixels of the objects themselves, by which COCO tells small from large.
+    """
+
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+    area: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[Sequence[float], int, bool, float]]) -> Objects:
+        """From (box, label, crowd, area) of each."""
+        return cls(
+            np.array([row[0] for row in rows], np.float32).reshape(-1, 4),
+            np.array([row[1] for row in rows], np.int64),
+            np.array([row[2] for row in rows], np.bool_),
+            np.array([row[3] for row in rows], np.float32),
+        )
+
+
+@dataclass
+class Coco:
+    """The images of a split: (path, its number in the split, its objects) by index."""
+
+    images: list[tuple[Path, Objects]]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Path, int, Objects]:
+        path, objects = self.images[index]
+        return path, index, objects
+
+    def name(self, index: int) -> str:
+        return str(self.images[index][0])
+
+
+def find(spec: str, split: str) -> tuple[Path, list[Path], str] | None:
+    """(annotation file, folders its images may be in, the split's name); None where the folder has
+    no COCO files at all.
+
+    Raises:
+        RequestError: it has some, but none of this split.
+    """
+    root = Path(spec).expanduser()
+    if not root.is_dir():
+        return None
+    files = {
+        file.stem.removeprefix("instances_"): file
+        for file in sorted((root / "annotations").glob("instances_*.json"))
+    }
+    beside = {file.parent.name: file for file in sorted(root.glob("*/_annotations.coco.json"))}
+    if not files and not beside:
+        return None
+    there = {**beside, **files}
+    # "train" for "train2017", where there is one such year
+    years = {name: _YEAR.sub("", name) for name in there}
+    plain = {
+        short: name
+        for name, short in years.items()
+        if short not in there and list(years.values()).count(short) == 1
+    }
+    found = choose_split(split, [*there, *plain], spec)
+    name = plain.get(found, found)
+    if name in files:
+        return files[name], [root / name, root / "images" / name, root / "images", root], name
+    return beside[name], [beside[name].parent], name
+
+
+def read(file: Path, folders: Sequence[Path]) -> tuple[Coco, list[str]]:
+    """Read one annotation file.
+
+    Categories become labels 0, 1, … in the order of their ids. A box without any area is left out
+    with a warning, as COCO's own files have some.
+
+    Returns:
+        (its images, class names).
+
+    Raises:
+        RequestError: one line that names the file and the image or annotation that is wrong.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{file}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise RequestError(f"{file}: no COCO file: it is a list, not an object")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            raise RequestError(f"{file}: no COCO file: it has no list {key!r}")
+    known = _by_id(content["categories"], file, "category")
+    if not known:
+        raise RequestError(f"{file}: has no categories")
+    try:
+        categories = sorted(known, key=int)
+        names = [str(known[key]["name"]) for key in categories]
+    except KeyError as error:
+        raise RequestError(f"{file}: a category lacks {error}") from None
+    except (ValueError, OverflowError) as error:
+        raise RequestError(f"{file}: category ids are whole numbers ({error})") from None
+    labels = {key: label for label, key in enumerate(categories)}
+    images = _by_id(content["images"], file, "image")
+    for number, picture in images.items():
+        for side in ("width", "height"):
+            _side(picture, side, f"{file}: image {number!r}")
+    rows: dict[Any, list[tuple[list[float], int, bool, float]]] = {key: [] for key in images}
+    empty = 0
+    for annotation, where in json_files.listed(content["annotations"], file, "annotations"):
+        where = f"{file}: annotation {annotation['id']}" if "id" in annotation else where
+        image = images.get(_id(annotation, "image_id", where))
+        if image is None:
+            raise RequestError(f"{where}: there is no image {annotation['image_id']!r}")
+        where += f" of image {image.get('file_name')}"
+        label = labels.get(_id(annotation, "category_id", where))
+        if label is None:
+            there = ", ".join(str(key) for key in categories[:8])
+            raise RequestError(
+                f"{where}: unknown category {annotation['category_id']!r}; there are {there}"
+            )
+        box = corners(annotation.get("bbox"), where, image.get("width"), image.get("height"))
+        if box is None:
+            empty += 1
+            continue
+        area = _area(annotation, box, where)
+        rows[image["id"]].append((box, label, _is_crowd(annotation, where), area))
+    if empty:
+        warn(f"{file}: {empty} boxes have no area and are left out")
+    found = [
+        (_image_file(file, folders, image), Objects.of(rows[key])) for key, image in images.items()
+    ]
+    if not found:
+        raise RequestError(f"{file}: has no images")
+    return Coco(found), names
+
+
+def _by_id(
+    rows: Sequence[Any], file: Path, kind: str
+) -> dict[int | float | str, Mapping[str, Any]]:
+    """Images or categories by their ids."""
+    found: dict[int | float | str, Mapping[str, Any]] = {}
+    for row, where in json_files.listed(rows, file, "images" if kind == "image" else "categories"):
+        key = _id(row, "id", where)
+        if key in found:
+            raise RequestError(f"{where}: {kind} id {key} comes twice; give each {kind} its own")
+        found[key] = row
+    return found
+
+
+def _id(row: Mapping[str, Any], key: str, where: str) -> int | float | str:
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        what = f"lacks {key!r}" if key not in row else f"{key!r} is no identifier: {value!r:.40}"
+        raise RequestError(f"{where}: {what}")
+    return value
+
+
+def _side(image: Mapping[str, Any], side: str, where: str) -> None:
+    """Refuse a width or height that is no length; one that is not told stays unknown."""
+    value = image.get(side)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    if value is not None and not good:
+        raise RequestError(f"{where}: {side!r} is no number of pixels: {value!r:.40}")
+
+
+def _area(annotation: Mapping[str, Any], box: Sequence[float], where: str) -> float:
+    """Pixels of an object; those of its box where none are told."""
+    told = annotation.get("area")
+    try:
+        area = float(told or (box[2] - box[0]) * (box[3] - box[1]))
+    except (TypeError, ValueError, OverflowError):
+        area = math.nan
+    if not math.isfinite(area):
+        raise RequestError(f"{where}: 'area' is no number of pixels: {told!r:.40}")
+    return area
+
+
+def _is_crowd(annotation: Mapping[str, Any], where: str) -> bool:
+    told = annotation.get("iscrowd") or 0
+    if told not in (0, 1):  # a text "0" would count as one
+        raise RequestError(f"{where}: 'iscrowd' is neither 0 nor 1: {told!r:.40}")
+    return bool(told)
+
+
+def corners(
+    box: Any, where: str, width: float | None, height: float | None, form: str = "xywh"
+) -> list[float] | None:
+    """(left, top, right, bottom) of a box within its image; None where it has no area.
+
+    Args:
+        box: left, top, width, height; with ``form`` "xyxy" right and bottom in place of these.
+        where: names it in errors.
+        width, height: of the image; None: unknown, and not checked.
+
+    Raises:
+        RequestError: it is no box, or lies outside of the image.
+    """
+    try:
+        left, top, third, fourth = (float(value) for value in box)
+    except (TypeError, ValueError):
+        raise RequestError(f"{where}: bbox {box!r} is not four numbers") from None
+    right, bottom = (third, fourth) if form == "xyxy" else (left + third, top + fourth)
+    if not all(map(math.isfinite, (left, top, right, bottom))) or right < left or bottom < top:
+        raise RequestError(f"{where}: bbox {list(box)} is degenerate; it is read as {form}")
+    if width is not None and height is not None:
+        if min(left, top) < -_OVER or right > width + _OVER or bottom > height + _OVER:
+            raise RequestError(
+                f"{where}: bbox {list(box)} (read as {form}) lies outside of the image, "
+                f"{width}x{height}"
+            )
+        right, bottom = min(right, float(width)), min(bottom, float(height))
+    left, top = max(left, 0.0), max(top, 0.0)
+    return None if right <= left or bottom <= top else [left, top, right, bottom]
+
+
+def _image_file(file: Path, folders: Sequence[Path], image: Mapping[str, Any]) -> Path:
+    name = image.get("file_name")
+    if not isinstance(name, str):
+        raise RequestError(f"{file}: image {image.get('id')!r} has no file_name")
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    places = " or ".join(str(folder) for folder in folders)
+    raise RequestError(f"{file}: image {image.get('id')!r}: there is no {name} in {places}")

@@ -1,0 +1,155 @@
+"""JSON files of entries: which file holds a split, and what an entry must have. Errors name the
+file and the entry."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pelacli.data.splits import SPLITS, choose_split, split_names
+from pelacli.errors import RequestError
+
+_KINDS = (".json", ".jsonl")
+
+
+def files(spec: str, split: str, *, several: bool = False) -> tuple[list[Path], str | None]:
+    """The files of a split.
+
+    Args:
+        spec: a JSON file, or a folder of them.
+        split: its name, of which the file's name is made or in which it stands as a word
+            ("flickr30k_train.json"); or file names in the folder, with commas between.
+        several: all files in whose names it stands are the split; files whose names hold no split's
+            name are all of the data, whatever the split; and without others, this one is no split.
+
+    Returns:
+        (files, the split's name; None where there is no other to tell it from).
+
+    Raises:
+        RequestError: there is no such file, or the name fits several.
+    """
+    root = Path(spec).expanduser()
+    if root.is_file():
+        return [root], None
+    if not root.is_dir():
+        raise RequestError(f"{spec}: no such folder or file")
+    if any(kind in split for kind in _KINDS):
+        named = [root / part.strip() for part in split.split(",")]
+        for file in named:
+            if not file.is_file():
+                raise RequestError(f"{file}: there is no such file")
+        return named, split
+    there: dict[str, list[Path]] = {}
+    for file in sorted(root.iterdir()):
+        if file.suffix in _KINDS:
+            for word in {file.stem, *re.split(r"[^A-Za-z0-9]+", file.stem)}:
+                there.setdefault(word, []).append(file)
+    if not there:
+        raise RequestError(f"{spec}: no JSON files in it")
+    if several:
+        return _together(there, split, spec)
+    found = choose_split(split, list(there), spec)
+    exact = [file for file in there[found] if file.stem == found]
+    chosen = exact or there[found]
+    if len(chosen) > 1:
+        names = ", ".join(file.name for file in chosen)
+        raise RequestError(f"{spec}: {names} are all {split!r}; name one in data, or several")
+    return chosen, found
+
+
+def _together(
+    there: Mapping[str, list[Path]], split: str, spec: str
+) -> tuple[list[Path], str | None]:
+    """`files` where several are a split; ``there`` are the files by the words of their names."""
+    named = there.keys() & {name for names in SPLITS for name in names}
+    if not named:
+        return sorted({file for some in there.values() for file in some}), None
+    found = choose_split(split, list(there), spec)
+    return there[found], None if named <= set(split_names(found)) else found
+
+
+def read(file: Path) -> Any:
+    """What a JSON file holds; of .jsonl, the list of its lines.
+
+    Raises:
+        RequestError: it can't be read; the line is named.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{file}: cannot be read as UTF-8 text ({error})") from None
+    if file.suffix != ".jsonl":
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise RequestError(f"{file}: not JSON ({error})") from None
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() parts texts at U+2028 too
+        try:
+            if line.strip():
+                rows.append(json.loads(line))
+        except ValueError as error:
+            raise RequestError(f"{file}, line {number}: not JSON ({error})") from None
+    return rows
+
+
+def entries(file: Path) -> list[tuple[dict[str, Any], str]]:
+    """(entry, its place in words) of a file that is a list of objects."""
+    return listed(read(file), file)
+
+
+def listed(rows: Any, file: Path, key: str | None = None) -> list[tuple[dict[str, Any], str]]:
+    """`entries` of what was read from a file already; ``key`` is under which it stands there."""
+    place = str(file) if key is None else f"{file}, {key}"
+    if not isinstance(rows, list):
+        raise RequestError(f"{place}: expected a list of entries, found {_kind(rows)}")
+    found = []
+    for number, row in enumerate(rows, 1):
+        where = f"{place}, entry {number}"
+        if not isinstance(row, dict):
+            raise RequestError(f"{where}: expected an object, found {_kind(row)}")
+        found.append((row, where))
+    return found
+
+
+def text(entry: Mapping[str, Any], key: str, where: str) -> str:
+    """A field that must be text with something in it."""
+    value = entry.get(key)
+    if not isinstance(value, str) or not value.strip():
+        what = f"no field {key!r}" if key not in entry else f"{key!r} is no text: {value!r:.40}"
+        raise RequestError(f"{where}: {what}")
+    return value.strip()
+
+
+def texts(entry: Mapping[str, Any], key: str, where: str) -> list[str]:
+    """A field that must be text, or a list of texts with one at least."""
+    value = entry.get(key)
+    if not isinstance(value, list):
+        return [text(entry, key, where)]
+    if not value:
+        raise RequestError(f"{where}: {key!r} is an empty list")
+    return [text({key: one}, key, where) for one in value]
+
+
+def number(entry: Mapping[str, Any], key: str, where: str) -> str:
+    """A field that must be an identifier, a whole number or text; as text."""
+    value = entry.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        what = f"no field {key!r}" if key not in entry else f"{key!r} is no identifier: {value!r}"
+        raise RequestError(f"{where}: {what}")
+    return str(value)
+
+
+def image(entry: Mapping[str, Any], where: str, root: str | None, key: str = "image") -> str:
+    """The path of an image, relative to ``root``, or to the folder of the JSON file."""
+    name = text(entry, key, where)
+    base = Path(root).expanduser() if root else Path(where.rpartition(", entry ")[0]).parent
+    return str(base / name)
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "text", type(None): "null"}
+    return kinds.get(type(value), "a number")

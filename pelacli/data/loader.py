@@ -1,0 +1,273 @@
+"""Batches whose content depends on (seed, epoch, number) and on nothing else.
+
+What is random about a sample comes from (seed, epoch, index), what is random about a batch (mixup)
+from (seed, epoch, number), and the order from (seed, epoch). So neither the number of workers nor
+of processes changes what is trained on, and a run continues in the middle of an epoch without
+loading, or even drawing, what came before.
+"""
+
+from __future__ import annotations
+
+import copy
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+if TYPE_CHECKING:
+    from pelacli.recipe.schema import Augment
+
+from pelacli.data.order import Order
+from pelacli.data.seeding import BATCH, SAMPLE, seeded
+from pelacli.errors import PelaError, RequestError
+from pelacli.system import processes
+
+Batch = dict[str, Any]
+
+
+class Samples(Protocol):
+    """What a loader needs of a dataset (`pelacli.data.dataset.Dataset` is one)."""
+
+    spec: str
+    source: Any
+    classes: list[str] | None
+
+    def __len__(self) -> int: ...
+    def item(self, sample: Any, where: str) -> Batch: ...
+    def __getitem__(self, index: int) -> Batch: ...
+    def collate(self, items: list[Batch]) -> Batch: ...
+
+
+def loader(
+    dataset: Samples,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    shuffle: bool = False,
+    drop_last: bool = False,
+    workers: int = 0,
+    num_classes: int | None = None,
+    augment: Augment | None = None,
+    limit: int | None = None,
+    pinned: bool | None = None,
+) -> Loader:
+    """Batches ``{"inputs": …, "labels": …}`` of a dataset.
+
+    Args:
+        batch_size: samples per batch over all processes together. Each process of a distributed
+            run gets its share of every batch.
+        shuffle: a new order each epoch. Without it the order is the dataset's.
+        drop_last: only full batches, as training wants. A dataset smaller than a batch then makes
+            one batch of all it has.
+        workers: processes that load; 0 loads in this one.
+        num_classes: the model's. Labels outside of it are refused.
+        augment: mixup, cutmix, label smoothing (labels become soft, [B, num_classes]) and
+            repeated augmentation are applied to batches, here. The rest belongs to the dataset.
+        limit: only the first so many samples (of the shuffled order).
+        pinned: whether batches lie where a GPU can fetch them; by default where there is one.
+
+    Raises:
+        RequestError: the dataset is empty or does not fit the model's classes or the batch size;
+            or there are more processes than samples in a batch.
+    """
+    if len(dataset) == 0:
+        raise RequestError(f"{dataset.spec}: no samples")
+    if num_classes and dataset.classes and len(dataset.classes) > num_classes:
+        raise RequestError(
+            f"{dataset.spec}: {len(dataset.classes)} classes, but the model has {num_classes} "
+            f"outputs: set num_classes = {len(dataset.classes)}"
+        )
+    size = min(len(dataset), limit or len(dataset))
+    if drop_last and size < batch_size:
+        batch_size = size
+    mix = _mixing(augment, num_classes)
+    smoothing = getattr(augment, "smoothing", 0.0) or 0.0
+    if mix is not None and batch_size % 2:
+        if batch_size != size:
+            raise RequestError(f"mixup and cutmix pair samples: batch_size {batch_size} is odd")
+        batch_size -= 1
+    world = processes.rank_and_size()[1]
+    if not drop_last and min(batch_size, size) < world:  # who has none would not meet the others
+        raise RequestError(
+            f"{dataset.spec}: {min(batch_size, size)} samples a batch for {world} processes; "
+            "each needs one: raise batch_size, or launch fewer"
+        )
+    repeats = getattr(augment, "repeats", None) or 1
+    order = Order(len(dataset), size, batch_size, seed, shuffle, drop_last, repeats)
+    return Loader(_Batches(dataset, seed, num_classes, mix, smoothing), order, workers, pinned)
+
+
+class Loader:
+    """Iterates the batches of one epoch; `loader` makes one.
+
+    Attributes:
+        dataset, num_classes: as given.
+        batch_size: over all processes.
+    """
+
+    def __init__(
+        self, batches: _Batches, order: Order, workers: int, pinned: bool | None = None
+    ) -> None:
+        self.dataset, self.num_classes = batches.dataset, batches.num_classes
+        self.batch_size = order.batch_size
+        self.order, self._batches, self._workers = order, batches, workers
+        self._pinned = torch.cuda.is_available() if pinned is None else pinned
+        self._torch: DataLoader[Any] | None = None
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self.order)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch, and the batch of it that comes first."""
+        self.order.epoch, self.order.start = epoch, start
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loaded():
+            if isinstance(batch, PelaError):
+                self.close()
+                raise batch
+            yield batch
+
+    def close(self) -> None:
+        """Send the workers home. Iterating again calls new ones."""
+        self._torch = None
+
+    def _loaded(self) -> Iterable[Any]:
+        if isinstance(self.dataset.source, IterableDataset):
+            stream = _Stream(self._batches, self.order)
+            end = len(self) if self.order.drop_last else None
+            return islice(self._open(stream), self.order.start, end)
+        if self._torch is None:  # kept, and its workers with it, from epoch to epoch
+            self._torch = self._open(
+                self._batches, sampler=self.order, persistent_workers=self._workers > 0
+            )
+        return self._torch
+
+    def _open(self, batches: Any, **options: Any) -> DataLoader[Any]:
+        seed = self._batches.seed % 2**62 + self.order.epoch
+        return DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=self._workers,
+            worker_init_fn=_outlive_signals,
+            pin_memory=self._pinned,
+            generator=torch.Generator().manual_seed(seed),
+            **options,
+        )
+
+
+@dataclass
+class _Batches:
+    """A map from keys to batches; this is what workers run.
+
+    An error is returned, not raised, because a DataLoader would bury its one line in a traceback.
+    """
+
+    dataset: Samples
+    seed: int
+    num_classes: int | None
+    mix: Any
+    smoothing: float
+
+    def __getitem__(self, key: tuple[int, int, list[tuple[int, int]]]) -> Batch | PelaError:
+        epoch, number, chosen = key
+        try:
+            items = []
+            for index, repeat in chosen:
+                with seeded(self.seed, SAMPLE, epoch, index, repeat):
+                    items.append(self.dataset[index])
+            return self.finish(items, epoch, number)
+        except PelaError as error:
+            return error
+
+    def finish(self, items: list[Batch], epoch: int, number: int) -> Batch:
+        """Collate, check the labels, mix."""
+        batch = self.dataset.collate(items)
+        inputs, labels = batch["inputs"], batch.get("labels")
+        if labels is not None and self.num_classes:
+            _check(labels, self.num_classes, self.dataset.spec)
+        if self.mix is not None:
+            if not isinstance(inputs, Tensor):
+                raise RequestError(f"{self.dataset.spec}: mixup and cutmix need images")
+            with seeded(self.seed, BATCH, epoch, number):
+                targets = torch.zeros(len(inputs), dtype=torch.long) if labels is None else labels
+                mixed, targets = self.mix(inputs, targets)
+            return {"inputs": mixed} if labels is None else {"inputs": mixed, "labels": targets}
+        if labels is not None and self.smoothing and self.num_classes:
+            from timm.data.mixup import mixup_target
+
+            batch["labels"] = mixup_target(labels, self.num_classes, 1.0, self.smoothing)
+        return batch
+
+
+class _Stream(IterableDataset[Any]):
+    """Batches of a dataset that can only be read from front to back (WebDataset shards).
+
+    It shards itself over processes and workers, so its batches do depend on how many there are.
+    """
+
+    def __init__(self, batches: _Batches, order: Order) -> None:
+        self.batches, self.epoch, self.drop_last = batches, order.epoch, order.drop_last
+        self.size = max(1, order.batch_size // processes.rank_and_size()[1])
+
+    def __iter__(self) -> Iterator[Batch | PelaError]:
+        worker = info.id if (info := get_worker_info()) else 0
+        source = copy.copy(self.batches.dataset.source)
+        if hasattr(source, "reader"):  # a used reader would go on from its last random state
+            source.reader = copy.copy(source.reader)
+            source.set_epoch(self.epoch)
+        items: list[Batch] = []
+        number = 0
+        try:
+            for position, sample in enumerate(source):
+                with seeded(self.batches.seed, SAMPLE, self.epoch, position, worker):
+                    where = f"{self.batches.dataset.spec}, sample {position}"
+                    items.append(self.batches.dataset.item(sample, where))
+                if len(items) == self.size:
+                    yield self.batches.finish(items, self.epoch, number * 1_000 + worker)
+                    items, number = [], number + 1
+            if items and not self.drop_last:
+                yield self.batches.finish(items, self.epoch, number * 1_000 + worker)
+        except PelaError as error:
+            yield error
+
+
+def _mixing(augment: Augment | None, num_classes: int | None) -> Any:
+    """timm's Mixup, or None where neither mixup nor cutmix is asked for."""
+    mixup, cutmix = getattr(augment, "mixup", 0.0) or 0.0, getattr(augment, "cutmix", 0.0) or 0.0
+    if augment is None or getattr(augment, "none", False) or not (mixup or cutmix):
+        return None
+    from timm.data import Mixup
+
+    return Mixup(
+        mixup_alpha=mixup,
+        cutmix_alpha=cutmix,
+        prob=augment.mixup_prob,
+        label_smoothing=augment.smoothing,
+        num_classes=num_classes or 1,
+    )
+
+
+def _check(labels: Tensor, num_classes: int, spec: str) -> None:
+    # Labels of tokens or pixels have values that mean "none"; their task knows them.
+    if labels.is_floating_point() or labels.numel() == 0 or labels.ndim > 1:
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise RequestError(
+            f"{spec}: label {low if low < 0 else high} is outside the model's {num_classes} "
+            f"classes (0 to {num_classes - 1})"
+        )
+
+
+def _outlive_signals(worker: int) -> None:
+    """Ctrl-C and SIGTERM may reach every process of the group, but the parent, which then ends its
+    step and saves, still wants its batches: a worker goes on for some seconds after SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))

@@ -1,0 +1,205 @@
+"""Where images come from: raw (image, label or None) by index. Texts are in `pelacli.data.formats.text`.
+
+Formats are those the community has; what a folder or file may look like is told in
+`pelacli.data.dataset.open_dataset`. Every error is one line that names the file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pelacli.data.hub import hub_rows, one_line_errors
+from pelacli.data.splits import SPLITS, choose_split, unknown_dataset
+from pelacli.errors import RequestError
+
+# A source, the name of the split (None where there are no splits), the class names where known.
+Opened = tuple[Any, str | None, list[str] | None]
+
+
+def open_source(spec: str, split: str, *, training: bool, unlabelled: bool) -> Opened:
+    """Find the samples of a split; arguments as in `pelacli.data.dataset.open_dataset`."""
+    prefix, _, rest = spec.partition("/")
+    if prefix in ("hfds", "torch", "wds") and rest:
+        return _remote(prefix, rest, spec, split, training)
+    if spec == "digits":
+        found = choose_split(split, ("train", "validation"), spec)
+        return _digits(found), found, [str(digit) for digit in range(10)]
+    root, name = _split_folder(spec, split)
+    images, classes = _folder(root, None if unlabelled else _class_folders(spec))
+    return images, name, classes
+
+
+@dataclass
+class _Images:
+    """Image files or PIL images, with labels."""
+
+    images: Sequence[Any]
+    labels: Sequence[int | None]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int | None]:
+        label = self.labels[index]
+        return self.images[index], None if label is None else int(label)
+
+    def name(self, index: int) -> str:
+        image = self.images[index]
+        return image if isinstance(image, str) else f"sample {index}"
+
+
+def _digits(split: str) -> _Images:
+    """scikit-learn's 1,797 8×8 digits; a fifth of each digit is for validation."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    parts = train_test_split(
+        np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0
+    )
+    chosen = np.sort(parts[split != "train"])
+    images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
+    return _Images(list(images), digits.target[chosen].tolist())
+
+
+# Folders -----------------------------------------------------------------------------------------
+
+
+def _folder(root: Path, classes: list[str] | None) -> tuple[_Images, list[str] | None]:
+    """The images under a folder: in its class folders, or, without classes, anywhere."""
+    if classes is None:
+        files = sorted(_walk(root), key=_natural)
+        if not files:
+            raise RequestError(f"{root}: no images in it or below")
+        return _Images(files, [None] * len(files)), None
+    unknown = sorted({d.name for d in _folders(root) if any(_walk(d))} - set(classes))
+    if unknown:
+        raise RequestError(f"{root / unknown[0]}: the training split has no such class")
+    found = [(file, label) for label, name in enumerate(classes)
+             for file in sorted(_walk(root / name), key=_natural)]  # fmt: skip
+    if not found:
+        raise RequestError(f"{root}: no images in its class folders")
+    return _Images([file for file, _ in found], [label for _, label in found]), classes
+
+
+def _class_folders(spec: str) -> list[str]:
+    """Class names, of the training split where there is one, so that all splits agree."""
+    root, _ = _split_folder(spec, None)
+    names = [folder.name for folder in _folders(root) if any(_walk(folder))]
+    if not names:
+        raise RequestError(
+            f"{root}: no class folders with images in it"
+            + (" (its images lie outside of any class folder)" if any(_walk(root)) else "")
+        )
+    return sorted(names, key=_natural)
+
+
+def _split_folder(spec: str, split: str | None) -> tuple[Path, str | None]:
+    """The folder of a split (None: of training, or the first there is); see `open_dataset`."""
+    root = Path(spec).expanduser()
+    if root.is_file():
+        raise RequestError(f"{spec}: is a file; images are read from folders")
+    if not root.is_dir():
+        raise unknown_dataset(spec)
+    there = [name for family in SPLITS for name in family if (root / name).is_dir()]
+    if split is not None and split not in there and (root / split).is_dir():
+        there.append(split)
+    if not there:
+        return root, None
+    name = there[0] if split is None else choose_split(split, there, spec)
+    return root / name, name
+
+
+def _folders(root: Path) -> list[Path]:
+    return [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _walk(root: Path) -> Iterator[str]:
+    from timm.data.readers.img_extensions import get_img_extensions
+
+    kinds = get_img_extensions(as_set=True) | {".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff"}
+    for directory, _, files in os.walk(root, followlinks=True):
+        for name in files:
+            if os.path.splitext(name)[1].lower() in kinds and not name.startswith("."):
+                yield os.path.join(directory, name)
+
+
+def _natural(name: str) -> list[Any]:
+    """The order in which timm numbers classes: 2 before 10."""
+    from timm.utils.misc import natural_key
+
+    return list(natural_key(name))
+
+
+# Datasets that libraries fetch -------------------------------------------------------------------
+
+
+@dataclass
+class _Hub:
+    """A split of a Hugging Face dataset: its image column, and its label."""
+
+    rows: Any
+    column: str
+    label: str | None
+    spec: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, index: int) -> str:
+        return f"{self.spec}, row {index}"
+
+    def __getitem__(self, index: int) -> tuple[Any, int | None]:
+        row = self.rows[int(index)]
+        raw = row[self.column]
+        if isinstance(raw, dict):  # an undecoded image
+            raw = raw["bytes"] or raw["path"]
+        if raw is None:
+            raise RequestError(f"{self.name(index)}: has no {self.column}; leave the row out")
+        return raw, row[self.label] if self.label else None
+
+
+def _remote(kind: str, name: str, spec: str, split: str, training: bool) -> Opened:
+    """(source, split, classes) of a dataset that another library reads."""
+    if kind == "hfds":
+        return _hub(spec, split)
+    with one_line_errors(spec, split):
+        if kind == "torch":
+            return _torchvision(name, spec, split)
+        from timm.data import create_dataset
+
+        source = create_dataset("wds/", root=name, split=split, is_training=training)
+        return source, split, None
+
+
+def _hub(spec: str, split: str) -> Opened:
+    import datasets
+
+    rows, found = hub_rows(spec, split)
+    columns = rows.features
+    images = [c for c, feature in columns.items() if isinstance(feature, datasets.Image)]
+    if not images:
+        raise RequestError(f"{spec}: no image column in {', '.join(columns)}")
+    # Decoded here, where an unreadable one gets its error.
+    rows = rows.cast_column(images[0], datasets.Image(decode=False))
+    named = [c for c, feature in columns.items() if isinstance(feature, datasets.ClassLabel)]
+    label = named[0] if named else next((c for c in ("label", "labels") if c in columns), None)
+    classes = list(columns[named[0]].names) if named else None
+    return _Hub(rows, images[0], label, spec), found, classes
+
+
+def _torchvision(name: str, spec: str, split: str) -> Opened:
+    from timm.data import create_dataset
+
+    # These sets have a training and a test part, and timm gives the latter for any other name.
+    found = "train" if split in SPLITS[0] else choose_split(split, ("test", "validation"), spec)
+    root = os.environ.get("PELA_DATA") or str(Path("~/.cache/pela/datasets").expanduser())
+    os.makedirs(root, exist_ok=True)
+    source = create_dataset(f"torch/{name}", root=root, split=found, download=True)
+    return source, found, getattr(source, "classes", None)

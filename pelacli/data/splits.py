@@ -1,0 +1,42 @@
+"""Names of splits: 'val' finds 'validation'."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from pelacli.errors import RequestError
+
+SPLITS: tuple[tuple[str, ...], ...] = (
+    ("train", "training"),
+    ("validation", "val", "valid", "eval"),
+    ("test", "testing"),
+)
+
+
+# Names -------------------------------------------------------------------------------------------
+
+
+def choose_split(split: str, there: Sequence[str], spec: str) -> str:
+    """The name under which a dataset has the split: "val" finds "validation"."""
+    for name in (split, *split_names(split)):
+        if name in there:
+            return name
+    raise RequestError(f"{spec}: no split {split!r}; it has {', '.join(there)}")
+
+
+def split_names(split: str) -> tuple[str, ...]:
+    """All names of the split that has this one; this one alone where it is of no usual split."""
+    return next((names for names in SPLITS if split in names), (split,))
+
+
+def unknown_dataset(spec: str) -> RequestError:
+    """The error for a dataset that is nowhere."""
+    if "/" in spec or spec.startswith((".", "~")) or Path(spec).suffix:
+        return RequestError(f"{spec}: no such folder or file")
+    near = " (did you mean 'digits'?)" if difflib.get_close_matches(spec, ["digits"]) else ""
+    return RequestError(
+        f"unknown dataset {spec!r}{near}: give 'digits', a folder, a text file, or hfds/NAME, "
+        "torch/NAME, wds/DIRECTORY"
+    )

@@ -1,0 +1,194 @@
+"""Run a model over many batches in lockstep: all stop before a layer, then all go on.
+
+Sequential correction needs every sample's input at one layer before it can cut that layer, and the
+cut layer before any sample can go on. Block-wise replay would need to know what a block is. Here
+each batch runs through the whole model in a thread of its own, and the threads take turns: one
+runs until it is about to apply a watched layer, hands over the call, and waits for the output.
+That works for any architecture, in the order in which its layers really run, at the price of one
+forward pass. Only one thread ever runs at a time.
+
+A batch costs a thread, however small it is, so calibration samples go through `joined` first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pelacli.factorize.residual import Watch
+from pelacli.lowrank.calls import LinearCalls
+from pelacli.lowrank.layer import Layer
+
+BATCH_SIZE = 32  # calibration samples that walk through the model together
+
+
+def joined(batches: Iterable[Any]) -> list[Any]:
+    """Calibration batches, the small ones concatenated to batches of up to 32 samples.
+
+    Do this before moments are collected: they number the batches, and correction must see the
+    same ones.
+
+    Args:
+        batches: each a tensor [B, …] or a dict of such tensors. Those that agree in all but B, in
+            type and in device are joined. A batch of anything else stays alone.
+
+    Returns:
+        The batches in the order of their first samples. A batch that no other joins is returned as
+        it is, so full batches and a smaller last one come out unchanged.
+    """
+    groups: list[list[Any]] = []
+    latest: dict[Any, tuple[list[Any], int]] = {}  # form → its last group, and the samples in it
+    for batch in batches:
+        form, samples = _form(batch)
+        group, count = latest.get(form, ([], 0)) if form is not None else ([], 0)
+        if not group or count + samples > BATCH_SIZE:
+            group, count = [], 0
+            groups.append(group)
+        group.append(batch)
+        latest[form] = group, count + samples
+    return [_concatenated(group) for group in groups]
+
+
+def _form(batch: Any) -> tuple[Any, int]:
+    """(what two batches must share to be joined, number of samples); (None, 0) of a batch that
+    can't be joined."""
+    named = batch if isinstance(batch, Mapping) else {None: batch}
+    values = list(named.values())
+    if not values or not all(isinstance(value, Tensor) and value.ndim for value in values):
+        return None, 0
+    samples = len(values[0])
+    if any(len(value) != samples for value in values):
+        return None, 0
+    form = frozenset((name, v.shape[1:], v.dtype, v.device) for name, v in named.items())
+    return form, samples
+
+
+def _concatenated(group: Sequence[Any]) -> Any:
+    first = group[0]
+    if len(group) == 1:
+        return first
+    if isinstance(first, Mapping):
+        return {name: torch.cat([batch[name] for batch in group]) for name in first}
+    return torch.cat(list(group))
+
+
+@dataclass
+class Call:
+    """A layer is about to be applied: [..., in] comes in, and ``output`` [..., out] is awaited.
+
+    ``watch`` is the walker's: when the walker stops again, it knows where the output went.
+    """
+
+    walker: int
+    layer: Layer
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    watch: Watch
+    output: Tensor | None = None
+
+
+class _Stop(BaseException):
+    """Ends a walker's thread from inside a call."""
+
+
+class _Walker:
+    """One batch on its way through the model."""
+
+    def __init__(self, number: int, layers: Sequence[Layer], run: Callable[[], object]) -> None:
+        self.call: Call | None = None
+        self.watch = Watch()
+        self.error: BaseException | None = None
+        self.stopping = False
+        self._number, self._layers, self._run = number, layers, run
+        self._go, self._turn_over = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._body, daemon=True)
+        self._thread.start()
+
+    def advance(self) -> None:
+        """Let it run to its next call, or to its end (``call`` is None then)."""
+        self.call = None
+        self._go.release()
+        self._turn_over.acquire()
+        if self.error is not None:
+            raise self.error
+
+    def stop(self) -> None:
+        """End it, wherever it waits."""
+        if self._thread.is_alive():
+            self.stopping = True
+            self._go.release()
+            self._thread.join()
+
+    def _body(self) -> None:
+        self._go.acquire()
+        try:
+            if not self.stopping:
+                # Grad mode and function modes belong to the thread.
+                with torch.no_grad(), LinearCalls(self._layers, self._hand_over), self.watch:
+                    self._run()
+        except _Stop:
+            return
+        except BaseException as error:
+            self.error = error
+        self._turn_over.release()
+
+    def _hand_over(self, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        call = self.call = Call(self._number, layer, x, weight, bias, self.watch)
+        self._turn_over.release()
+        self._go.acquire()
+        if self.stopping:
+            raise _Stop
+        assert call.output is not None
+        self.watch.follow(call.output)
+        return call.output
+
+
+@contextmanager
+def lockstep(
+    module: nn.Module,
+    layers: Sequence[Layer],
+    batches: Sequence[Any],
+    predict: Callable[[nn.Module, Any], Any],
+) -> Iterator[Iterator[list[Call]]]:
+    """Walk all batches through the model together.
+
+    Args:
+        layers: the layers to stop at.
+        batches: what ``predict`` takes, one walker each.
+
+    Gives:
+        An iterator over the stops. Each is the list of the walkers that are about to apply the
+        same layer; whoever iterates must fill in every call's ``output`` before the next stop.
+    """
+    walkers = [
+        _Walker(i, layers, lambda batch=batch: predict(module, batch))  # type: ignore[misc]
+        for i, batch in enumerate(batches)
+    ]
+
+    def stops() -> Iterator[list[Call]]:
+        moving = list(walkers)
+        while True:
+            for walker in moving:
+                walker.advance()
+            waiting = [w for w in walkers if w.call is not None]
+            if not waiting:
+                return
+            # A model whose path depends on the data may bring its walkers to different layers;
+            # the first one's goes first.
+            first = waiting[0].call
+            assert first is not None
+            moving = [w for w in waiting if w.call and w.call.layer.name == first.layer.name]
+            yield [w.call for w in moving if w.call is not None]
+
+    try:
+        yield stops()
+    finally:
+        for walker in walkers:
+            walker.stop()

@@ -1,0 +1,42 @@
+"""What a layer's inputs and output-gradients are like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Moments:
+    """What a layer's inputs and output-gradients are like. n = min(out, in).
+
+    Attributes:
+        mean: mean input, [in].
+        near: second moment on the narrower side, [n, n]: the covariance C of the inputs (per
+            token) where in < out, else G, the summed gradient moment per sample. None: identity.
+        far: the wider side's second moment seen through the weight, [n, n]: Wᵀ G W where
+            in < out, else W C Wᵀ. None: identity seen through the weight.
+        near_level, far_level: mean diagonal of the two moments on their own side (for damping).
+        tokens: positions per sample.
+        weights: how strongly each token is felt, by which ``mean`` and the inputs' moment weigh
+            it: number of the batch → [tokens], 1 on average. Empty: all alike.
+    """
+
+    mean: Tensor | None = None
+    near: Tensor | None = None
+    far: Tensor | None = None
+    near_level: float = 1.0
+    far_level: float = 1.0
+    tokens: float = 1.0
+    weights: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+def narrow_in(shape: tuple[int, int]) -> bool:
+    """Whether a layer of this shape (out, in) is decomposed on its input side.
+
+    A square one is not: layers that write into a residual stream are square as a rule, and to
+    correct those the gradients' moment G is needed itself and not only as Wᵀ G W.
+    """
+    return shape[1] < shape[0]

@@ -1,0 +1,171 @@
+"""What calibration sees of a layer's calls: running sums of inputs and gradients.
+
+Only products of the layer's narrower side are summed up (see `pelacli.factorize.spectra.spectra`), so the
+passes stay cheap: for in < out the inputs x and the back-propagated g·W, else the outputs W x and g.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pelacli.factorize.moments import Moments
+from pelacli.factorize.symmetric import add_gram, mirrored
+from pelacli.lowrank.padding import token_rows
+
+# The least weight of a token, and the power of ‖g‖² in it: what one sample's few projections say of
+# a token is noisy, and a token that they do not feel is still one. Measured in docs/log.md.
+FLOOR, POWER = 0.2, 0.5
+
+
+@dataclass
+class LayerSums:
+    """Running sums of one layer, in float32, around a shift so that they do not cancel.
+
+    Those of the inputs are weighted by token, w.
+    """
+
+    narrow_in: bool  # in < out
+    tokens: int = 0
+    total: float = 0.0  # Σ w
+    input_sum: Tensor | None = None  # Σ w x, [in]
+    shift: Tensor | None = None  # of the vectors in `gram`, [n]
+    centred_sum: Tensor | None = None  # Σ w (v − shift), [n]
+    gram: Tensor | None = None  # Σ w (v − shift)(v − shift)ᵀ, [n, n]; v = x, or W x where in ≥ out
+    input_square: Tensor | None = None  # Σ w ‖x‖²
+    gradient: Tensor | None = None  # Σ u uᵀ, [n, n]; u = g W, or g where in ≥ out
+    gradient_square: Tensor | None = None  # Σ‖g‖²
+    weights: dict[int, Tensor] = field(default_factory=dict)  # batch → w of its first call
+
+    def add_forward(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
+        """x: [tokens, in], y: [tokens, out] without bias, weights: [tokens], 1 on average."""
+        v = x if self.narrow_in else y
+        if self.shift is None:
+            self.shift = v.mean(0)
+        centred = v - self.shift
+        self.tokens += len(x)
+        if weights is None:
+            weights = x.new_ones(len(x))
+        self.total += float(weights.sum(dtype=torch.float64))
+        self.input_sum = _plus(self.input_sum, (weights @ x).double())
+        self.input_square = _plus(self.input_square, (weights @ _square(x)).double())
+        self.centred_sum = _plus(self.centred_sum, (weights @ centred).double())
+        rows = centred.mul_(weights.sqrt()[:, None])
+        self.gram = _plus_gram(self.gram, rows)
+
+    def add_backward(self, g: Tensor, gx: Tensor, felt: Tensor) -> None:
+        """g: [tokens, out] gradient at the output, gx: [tokens, in] = g W, felt: [tokens] ‖g‖²."""
+        self.gradient = _plus_gram(self.gradient, gx if self.narrow_in else g)
+        self.gradient_square = _plus(self.gradient_square, felt.sum(dtype=torch.float64))
+
+    def output_level(self, passes: int, out: int) -> float:
+        """Mean diagonal of G, per sample."""
+        assert self.gradient_square is not None
+        return float(self.gradient_square) / passes / out
+
+    def moments(
+        self, samples: int, projections: int, shape: tuple[int, int], level: float | None
+    ) -> Moments:
+        """The layer's moments.
+
+        Args:
+            level: mean diagonal of G where no gradient came; None: one per token.
+        """
+        out, in_ = shape
+        assert self.input_sum is not None
+        assert self.input_square is not None
+        assert self.centred_sum is not None
+        assert self.gram is not None
+        mean = self.input_sum / self.total
+        offset = self.centred_sum / self.total
+        covariance = mirrored(self.gram).double() / self.total - torch.outer(offset, offset)
+        spread = float(self.input_square / self.total - mean.square().sum())
+        input_level = max(spread, 0.0) / in_
+        tokens = self.tokens / samples
+        if self.gradient is None or self.gradient_square is None:
+            G = tokens if level is None else level  # times the identity
+            if self.narrow_in:
+                return Moments(mean, covariance * G, None, input_level * G, 1.0, tokens)
+            return Moments(mean, None, covariance * G, 1.0, input_level * G, tokens)
+        gradient = mirrored(self.gradient).double() / (samples * projections)
+        output_level = self.output_level(samples * projections, out)
+        sides = (covariance, gradient) if self.narrow_in else (gradient, covariance)
+        levels = (input_level, output_level) if self.narrow_in else (output_level, input_level)
+        return Moments(mean, *sides, *levels, tokens, self.weights)
+
+
+@dataclass
+class ObservedCall:
+    """One call of a layer: what went through it, and how strongly its tokens are felt."""
+
+    sums: LayerSums
+    batch: int
+    mask: Tensor | None  # [B, N] bool; padding is no token
+    x: Tensor | None = None  # [tokens, in]
+    y: Tensor | None = None  # [tokens, out], without bias
+    felt: Tensor | None = None  # Σ‖g‖² over the projections, [tokens]
+
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        """x: [..., in], y: [..., out] without bias."""
+        self.x, self.y = token_rows(x, self.mask), token_rows(y, self.mask)
+
+    def backward(self, g: Tensor, gx: Tensor) -> None:
+        """g: [..., out] gradient at the output, gx: [..., in] = g W."""
+        rows = token_rows(g, self.mask)
+        felt = _square(rows)
+        self.sums.add_backward(rows, token_rows(gx, self.mask), felt)
+        self.felt = _plus(self.felt, felt)
+
+    def finish(self, floor: float) -> None:
+        """All projections have gone back."""
+        assert self.x is not None
+        assert self.y is not None
+        weights = None
+        if self.felt is not None and floor < 1:
+            felt = self.felt**POWER
+            weights = (1 - floor) * felt / felt.mean().clamp_min(1e-30) + floor
+            self.sums.weights.setdefault(self.batch, weights)
+        self.sums.add_forward(self.x, self.y, weights)
+
+
+class ObservedLinear(torch.autograd.Function):
+    """A linear map that shows what passes through it, both ways."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, seen: ObservedCall
+    ) -> Tensor:
+        y = F.linear(x, weight)
+        ctx.save_for_backward(weight)
+        ctx.seen = seen
+        seen.forward(x, y)
+        return y if bias is None else y + bias
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        gx = grads[0] @ weight
+        ctx.seen.backward(grads[0], gx)
+        return gx, None, None, None
+
+
+def _square(rows: Tensor) -> Tensor:
+    """‖row‖² of every row, without a copy of them all."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms.square_()
+
+
+def _plus(total: Tensor | None, term: Tensor) -> Tensor:
+    return term if total is None else total.add_(term)
+
+
+def _plus_gram(total: Tensor | None, rows: Tensor) -> Tensor:
+    """Σ row rowᵀ, its lower triangle."""
+    if total is None:
+        total = rows.new_zeros(rows.shape[1], rows.shape[1])
+    add_gram(total, rows, rows)
+    return total

@@ -1,0 +1,233 @@
+"""Sequential correction: cut the layers front to back, each for the inputs it will really get.
+
+Two streams of the same samples walk through the network: the dense one, and one in which the
+layers so far are cut already. At a layer with dense input x and compressed input x̂ the weight
+that best gives the dense output y from x̂ is the regression of y on x̂, held to the old weight by
+a ridge. It is cut in the metric of x̂, and the bias brings the mean output back to the dense one.
+So errors are met where they arise and stop adding up.
+
+A layer whose output is added to a residual stream (`pelacli.factorize.residual`) is asked for more: what
+the stream has lost so far, h − ĥ, is added to its target, as far as x̂ can tell it. So a loss that
+an earlier layer could not help is paid back by a later one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pelacli.factorize.factors import decompose
+from pelacli.factorize.lockstep import Call, lockstep
+from pelacli.factorize.moments import Moments, narrow_in
+from pelacli.factorize.residual import Sum, owed
+from pelacli.factorize.symmetric import add_gram, mirrored
+from pelacli.lowrank.calls import evaluating
+from pelacli.lowrank.layer import Layer
+from pelacli.lowrank.padding import token_rows
+
+Factors = tuple[Tensor, Tensor, "Tensor | None"]
+
+# Share of the compressed inputs' mean variance that holds the regression to the old weight, and
+# share of the residual stream's loss that is asked back. Measured in docs/log.md.
+RIDGE = 0.1
+PAYBACK = 0.7
+
+
+def correct(
+    module: nn.Module,
+    layers: Sequence[Layer],
+    ranks: Mapping[str, int],
+    moments: Mapping[str, Moments],
+    batches: Sequence[Any],
+    predict: Callable[[nn.Module, Any], Any],
+    *,
+    ridge: float = RIDGE,
+    payback: float = PAYBACK,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, Factors]:
+    """Factors of the planned layers, cut one after the other.
+
+    Args:
+        module: the dense model; it stays as it is.
+        ranks: layer → rank, of the layers to cut.
+        moments: of the dense model; their output-gradient sides are used again.
+        batches: calibration samples, all in memory: what ``predict`` takes. They must be the very
+            batches of the moments, and each costs two threads: see `pelacli.factorize.lockstep.joined`.
+        ridge: share of the inputs' mean variance that holds the regression to the old weight.
+        payback: share of the residual stream's loss that a layer is asked for, 0 to 1.
+        advance: called after each layer.
+
+    Returns:
+        layer → (down [r, in], up [out, r], bias). A layer that no batch reaches is missing.
+    """
+    planned = [layer for layer in layers if layer.name in ranks]
+    found: dict[str, Factors] = {}
+    with (
+        evaluating(module),
+        lockstep(module, planned, batches, predict) as ahead,
+        lockstep(module, planned, batches, predict) as stops,
+    ):
+        dense = _Ahead(ahead)
+        for calls in stops:
+            layer = calls[0].layer
+            if layer.name not in found:
+                moment = moments.get(layer.name, Moments())
+                twins = dense.at(layer.name, found)
+                pairs = _pairs(calls, twins, batches, moment.weights, payback)
+                found[layer.name] = _cut(layer, ranks[layer.name], moment, pairs, ridge)
+                advance()
+            down, up, bias = found[layer.name]
+            for call in calls:
+                added = _bias_in_call(call, bias)
+                call.output = F.linear(F.linear(call.x, down), up, added)
+    return found
+
+
+def _bias_in_call(call: Call, bias: Tensor | None) -> Tensor | None:
+    """What a call must add so that the cut layer's bias is in its output once.
+
+    Args:
+        bias: of the cut layer; None where the dense layer has none.
+    """
+    dense = call.layer.bias
+    if dense is None:  # the model may bring a bias of its own to the call
+        return call.bias
+    if call.bias is None and bias is not None:  # the model adds the dense bias after the call
+        return bias - dense
+    return bias
+
+
+class _Ahead:
+    """The dense stream. It is always one layer ahead: only then it knows where an output went."""
+
+    def __init__(self, stops: Iterator[list[Call]]) -> None:
+        self._stops = stops
+        self._next = next(stops, None)
+        self._passed: dict[str, dict[int, tuple[Call, Sum | None]]] = {}
+
+    def at(self, name: str, done: Mapping[str, object]) -> dict[int, tuple[Call, Sum | None]]:
+        """Walker → its call of the layer, with the dense output, and the sum that it went into.
+
+        Empty where the dense stream does not come by this layer at all.
+        """
+        while name not in self._passed and self._next is not None:
+            calls = self._next
+            for call in calls:
+                call.output = F.linear(call.x, call.weight, call.bias)
+            self._next = next(self._stops, None)
+            if calls[0].layer.name not in done:
+                seen = self._passed.setdefault(calls[0].layer.name, {})
+                seen |= {call.walker: (call, call.watch.found) for call in calls}
+        return self._passed.pop(name, {})
+
+
+@dataclass
+class _Pair:
+    """What a batch shows of a layer, without padding.
+
+    Attributes:
+        dense, ours: inputs of the two streams, [tokens, in].
+        target: the output that is wanted, without bias, [tokens, out].
+        weights: how strongly each token is felt, [tokens].
+    """
+
+    dense: Tensor
+    ours: Tensor
+    target: Tensor
+    weights: Tensor
+
+
+def _pairs(
+    calls: Sequence[Call],
+    twins: Mapping[int, tuple[Call, Sum | None]],
+    batches: Sequence[Any],
+    weights: Mapping[int, Tensor],
+    payback: float,
+) -> list[_Pair]:
+    pairs = []
+    for call in calls:
+        twin, total = twins.get(call.walker, (None, None))
+        if twin is None or twin.x.shape != call.x.shape:
+            twin, total = call, None  # the streams went different ways here
+        batch = batches[call.walker]
+        mask = None
+        if isinstance(batch, Mapping) and "attention_mask" in batch:
+            mask = batch["attention_mask"].bool()
+        target = F.linear(twin.x, call.weight.detach())
+        if payback and total is not None:
+            stream = call.watch.output_of(total.place)
+            if stream is not None and stream.shape == total.stream.shape:
+                target = target + payback * owed(total, stream, target)
+        dense, ours, wanted = (token_rows(t, mask) for t in (twin.x, call.x, target))
+        felt = weights.get(call.walker)
+        if felt is None or len(felt) != len(ours):
+            felt = ours.new_ones(len(ours))
+        pairs.append(_Pair(dense, ours, wanted, felt))
+    return pairs
+
+
+def _mean(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Weighted mean of the rows, in float64."""
+    pairs = zip(parts, weights, strict=True)
+    total = torch.stack([(w @ part).double() for part, w in pairs])
+    return total.sum(0) / sum(float(w.sum(dtype=torch.float64)) for w in weights)
+
+
+def _product(a: Sequence[Tensor], b: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Weighted mean of a bᵀ about the means, [width of a, width of b], in float64."""
+    mean_a, mean_b = _mean(a, weights).float(), _mean(b, weights).float()
+    total = torch.zeros(len(mean_a), len(mean_b), device=mean_a.device)
+    for left, right, w in zip(a, b, weights, strict=True):
+        weighted = (left - mean_a).mul_(w[:, None])
+        if a is b:
+            add_gram(total, weighted, right - mean_b)
+        else:
+            total.addmm_(weighted.T, right - mean_b)
+    if a is b:
+        mirrored(total)
+    return total.double() / sum(float(w.sum(dtype=torch.float64)) for w in weights)
+
+
+def _cut(
+    layer: Layer,
+    rank: int,
+    known: Moments,
+    pairs: Sequence[_Pair],
+    ridge: float,
+) -> Factors:
+    ours, target = [pair.ours for pair in pairs], [pair.target for pair in pairs]
+    weights = [pair.weights for pair in pairs]
+    covariance = _product(ours, ours, weights)
+    level = float(covariance.diagonal().mean())
+    # The ridge holds to the old weight, so it stands on both sides of the normal equations.
+    damped = covariance.clone()
+    damped.diagonal().add_(max(ridge * level, torch.finfo(torch.float32).tiny))
+    hold = damped.diagonal() - covariance.diagonal()
+    root = torch.linalg.cholesky(damped)
+    weight = layer.weight.detach().double()
+    if narrow_in(layer.shape):
+        # The weight that gives y from x̂ is W T, where T gives x from x̂: then the gradients'
+        # moment as seen through it is Tᵀ (Wᵀ G W) T, with no need of G itself.
+        cross = _product([pair.dense for pair in pairs], ours, weights)
+        cross.diagonal().add_(hold)
+        T = torch.cholesky_solve(cross.T, root).T
+        refit = weight @ T
+        far = None if known.far is None else T.T @ known.far @ T
+        seen = replace(known, near=covariance, far=far, near_level=level)
+    else:
+        refit = torch.cholesky_solve((_product(target, ours, weights) + weight * hold).T, root).T
+        far = refit @ covariance @ refit.T
+        seen = replace(known, far=far, far_level=level)
+    down, up = decompose(refit, seen, keep=rank).factors(rank)
+    # The bias makes the mean output what is wanted.
+    bias = layer.bias
+    if bias is not None:
+        shift = _mean(target, weights) - up @ (down @ _mean(ours, weights))
+        bias = (bias.double() + shift).to(bias.dtype)
+    dtype = layer.weight.dtype
+    return down.to(dtype), up.to(dtype), bias

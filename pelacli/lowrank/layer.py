@@ -1,0 +1,116 @@
+"""A linear map in a model: what kind it is, its shape, its weight as out × in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pelacli.errors import RequestError
+from pelacli.lowrank.linear import LowRankLinear
+
+_BY_PARAMETER = {"in_proj", "experts"}  # kinds that are one parameter of a module, and named so
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear map found in a model.
+
+    Attributes:
+        name: the module's name; for a fused projection the parameter's.
+        shape: (out, in); of fused experts (experts · a, b), as [experts, a, b] is stored.
+        kind: "linear", "conv1d" (transformers' transposed linear), "conv1x1", "in_proj" or
+            "experts" (a parameter that holds the weights of all experts of a mixture).
+        reason: why it cannot or shall not be factorised; None where it can.
+    """
+
+    name: str
+    module: nn.Module
+    shape: tuple[int, int]
+    kind: str
+    reason: str | None = None
+
+    def release(self) -> None:
+        """Let go of the module once it is replaced, so that its weight's memory comes free."""
+        object.__setattr__(self, "module", nn.Module())
+
+    @property
+    def params(self) -> int:
+        """Parameters of the weight matrix, without the bias."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as out × in, whatever way the module stores it. A view, detached."""
+        name = self.name.rpartition(".")[2] if self.kind in _BY_PARAMETER else "weight"
+        weight = cast(Tensor, getattr(self.module, name)).detach()
+        return weight.T if self.kind == "conv1d" else weight.reshape(self.shape)
+
+    @property
+    def bias(self) -> Tensor | None:
+        bias = getattr(self.module, "bias", None)
+        return None if bias is None else cast(Tensor, bias).detach()
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight of a dense layer as out × in, detached."""
+    described = describe(layer)
+    if described is None:
+        raise RequestError(f"{type(layer).__name__}: not a linear layer")
+    return Layer("", layer, described[1], described[0]).weight
+
+
+def describe(m: nn.Module) -> tuple[str, tuple[int, int], str | None] | None:
+    """(kind, (out, in), reason why it cannot be factorised) of a linear map, else None."""
+    if isinstance(m, LowRankLinear):
+        return None
+    if isinstance(m, nn.Linear):
+        # A subclass that computes something else with its weight is not the map we know.
+        reason = None if _is_plain(m) else f"{type(m).__name__} has a forward of its own"
+        return "linear", (m.out_features, m.in_features), reason
+    weight = getattr(m, "weight", None)
+    if type(m).__name__ == "Conv1D" and hasattr(m, "nf") and isinstance(weight, Tensor):
+        return "conv1d", (weight.shape[1], weight.shape[0]), None
+    if isinstance(m, nn.Conv2d | nn.Conv1d) and set(m.kernel_size) == {1} and m.groups == 1:
+        return "conv1x1", (m.out_channels, m.in_channels), "1×1 convolution"
+    in_proj = getattr(m, "in_proj_weight", None)
+    if isinstance(m, nn.MultiheadAttention) and isinstance(in_proj, Tensor):
+        return "in_proj", (in_proj.shape[0], in_proj.shape[1]), "fused in_proj"
+    return None
+
+
+def experts(m: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
+    """(name, parameter [experts, a, b], reason) of what holds the weights of a mixture's experts
+    in one piece, as transformers' do; their product is one grouped call."""
+    count = getattr(m, "num_experts", None)
+    for name, parameter in m.named_parameters(recurse=False):
+        if isinstance(count, int) and parameter.ndim == 3 and len(parameter) == count:
+            yield name, parameter, "experts fused in one parameter"
+
+
+def _is_plain(m: nn.Linear) -> bool:
+    """Whether a linear layer computes what ``nn.Linear`` does. A forward of a subclass's own
+    (Falcon's) is tried on a small copy."""
+    if type(m).forward is nn.Linear.forward:
+        return True
+    if set(m._parameters) != {"weight", "bias"} or m._buffers or m._modules:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(*shape, generator=generator, device="cpu") for shape in ((2, 5), (3, 5), (3,))
+    )
+    small = copy.copy(m)
+    given = {"weight": weight, "bias": None if m.bias is None else bias}
+    small.__dict__ |= {"_parameters": given, "in_features": 5, "out_features": 3}
+    try:
+        with torch.no_grad():
+            found = small.forward(x)
+    except Exception:  # whatever a forward that we don't know may raise
+        return False
+    wanted = F.linear(x, weight, given["bias"])
+    return isinstance(found, Tensor) and torch.allclose(found, wanted, atol=1e-5)

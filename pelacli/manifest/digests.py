@@ -1,0 +1,28 @@
+"""Digests of an artefact's files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def digest_file(path: Path | str) -> str:
+    """SHA-256 of a file's content in hexadecimal; reads it piece by piece."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_files(files: Iterable[Path]) -> str:
+    """SHA-256 of each file, in their order, with commas between them."""
+    return ",".join(digest_file(file) for file in files)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of an artefact that hold its model: one, or all shards in order."""
+    return sorted(directory.glob("model*.safetensors"))
+
+
+def weights_digest(directory: Path) -> str:
+    """SHA-256 of an artefact's weights; of all shards in order, where there are several."""
+    return digest_files(weight_files(directory))

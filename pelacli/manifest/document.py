@@ -1,0 +1,163 @@
+"""pela.json, the record of an artefact: what it was made from, every layer and step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pelacli.errors import RequestError
+from pelacli.version import __version__
+
+FILE = "pela.json"
+FORMAT = 1
+
+
+class _Record(BaseModel):
+    """Keys that a later pela has added are passed over; one that changes their meaning raises
+    FORMAT."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Count(_Record):
+    """Parameters, or FLOPs of one sample, of the dense model and of what was made of it."""
+
+    before: int
+    after: int
+
+
+class LayerRecord(_Record):
+    """One linear map of the model.
+
+    Attributes:
+        shape: (out, in).
+        kind: "linear", "conv1d", "conv1x1", "in_proj" or "experts".
+        rank: None where dense; ``reason`` then says why.
+        energy: share of the layer's energy that is kept, 0 to 1; None where unknown.
+        params: of the weight, without the bias.
+        flops: None where unknown.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    kind: str = "linear"
+    rank: int | None = Field(None, ge=0)
+    reason: str | None = None
+    energy: float | None = None
+    params: Count
+    flops: Count | None = None
+
+
+class SourceRecord(_Record):
+    """The dense model that it all began with.
+
+    Attributes:
+        model: as the user named it; library: "timm" or "transformers".
+        weights: "pretrained", "random" or a path; digest: SHA-256 of the weights, where known.
+    """
+
+    model: str
+    library: str
+    architecture: str | None = None
+    weights: str | None = None
+    digest: str | None = None
+
+
+class StepRecord(_Record):
+    """One step of the artefact's history, with all that it takes to repeat it.
+
+    Attributes:
+        step: "decompose", "pretrain" …; recipe: resolved, every key of it.
+        inputs: digest of what the step read; fingerprint: of the step's inputs and settings.
+    """
+
+    step: str
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    seed: int = 0
+    versions: dict[str, str] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    seconds: float = 0.0
+    inputs: str = ""
+    fingerprint: str = ""
+
+
+class Manifest(_Record):
+    """The document in pela.json.
+
+    Attributes:
+        format: version of the format; pela: version of the program that wrote it.
+        policy, scope, unit, ratio, energy: of the plan; None for a dense model.
+        params, flops: of the whole model; flops of one sample, None where unknown.
+    """
+
+    format: int = FORMAT
+    pela: str = __version__
+    source: SourceRecord
+    library: str
+    policy: str | None = None
+    scope: str | None = None
+    unit: str | None = None
+    ratio: str | None = None
+    energy: float | None = None
+    params: Count
+    flops: Count | None = None
+    layers: list[LayerRecord]
+    history: list[StepRecord] = Field(default_factory=list)
+
+
+def read(directory: Path) -> Manifest:
+    """The manifest of an artefact.
+
+    Raises:
+        RequestError: no artefact, not JSON, of a newer format, or with wrong fields.
+    """
+    path = Path(directory) / FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise RequestError(
+            f"{directory}: not an artefact: there is no {FILE}; `pela decompose` makes artefacts"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: can't be read ({error}); make the artefact anew") from None
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise RequestError(f"{path}: not valid JSON ({error}); make the artefact anew") from None
+    version = document.get("format") if isinstance(document, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise RequestError(f'{path}: no record of an artefact: it has no "format"; make it anew')
+    if version > FORMAT:
+        raise RequestError(
+            f"{path}: format {version}, written by pela {document.get('pela')}; this pela "
+            f"({__version__}) reads formats up to {FORMAT}: upgrade it (pip install -U pelacli)"
+        )
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RequestError(
+            f"{path}: {where}: {first['msg']}; mend it or make the artefact anew"
+        ) from None
+
+
+def dumps(manifest: Manifest) -> str:
+    """The text of pela.json: the same manifest gives the same bytes. NaN and infinity are null."""
+    return manifest.model_dump_json(indent=2) + "\n"
+
+
+def is_artefact(path: Path | str) -> bool:
+    """Whether the path is a directory that holds a manifest."""
+    return (Path(path) / FILE).is_file()
+
+
+def plain_weight_files(path: Path) -> list[Path]:
+    """The files that identify the weights of a plain model, which is a file or a directory: the
+    file itself, or the directory's safetensors files in order. Empty where there are none."""
+    if path.is_dir():
+        return sorted(path.glob("*.safetensors"))
+    return [path] if path.is_file() else []

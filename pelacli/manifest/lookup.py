@@ -1,0 +1,78 @@
+"""Find artefacts on disk: the one that a path stands for, and all that lie below a directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pelacli.errors import RequestError
+from pelacli.manifest import digests, document
+from pelacli.models.aliases import ALIASES
+from pelacli.recipe.layout import FOLDERS, source
+from pelacli.recipe.schema import Recipe
+
+
+def latest(path: Path) -> Path | None:
+    """The artefact a path stands for: itself, or the last step of a run directory; else None."""
+    for candidate in [path, *(path / name for name in reversed(FOLDERS.values()))]:
+        if document.is_artefact(candidate):
+            return candidate
+    return None
+
+
+def artefacts(root: Path) -> list[Path]:
+    """All artefacts at or below a directory, two levels deep, in order of path and step."""
+    order = list(FOLDERS.values())
+    found = [
+        path.parent
+        for pattern in ("", "*/", "*/*/")
+        for path in root.glob(f"{pattern}{document.FILE}")
+        if not path.parent.name.startswith(".")
+    ]
+    rank = {name: i for i, name in enumerate(order)}
+    return sorted(set(found), key=lambda p: (str(p.parent), rank.get(p.name, -1), p.name))
+
+
+def require(ref: str, wanted_by: str) -> str:
+    """``ref`` again, if it is there where it must be: a step's input that another step writes."""
+    path = Path(ref)
+    if path.name in FOLDERS.values() and not path.is_dir():  # a user's model may be called "dense"
+        raise RequestError(
+            f"{path}: {wanted_by} needs this artefact and it is not there; "
+            "run the earlier steps first (`pela run` runs them all)"
+        )
+    return ref
+
+
+def input_digest(recipe: Recipe, section: str) -> str | None:
+    """What identifies the weights that the step of this section would read now, as
+    `pelacli.artefact.loading.input_digest` gives it of an opened model.
+
+    Returns:
+        None where only opening the model could tell: a hub id, a timm name, random weights.
+
+    Raises:
+        OSError: a file of the weights can't be read.
+    """
+    ref = source(recipe, section)
+    path = latest(Path(ref))
+    if path is not None:
+        return digests.weights_digest(path)
+    if recipe.weights == "random":
+        return None
+    pretrained = recipe.weights == "pretrained"
+    plain = Path(ALIASES.get(ref, ref) if pretrained else recipe.weights)
+    return digests.digest_files(document.plain_weight_files(plain)) or None
+
+
+def how_to_open(recipe: Recipe, ref: str) -> dict[str, Any]:
+    """Keyword arguments for opening ``ref``: the recipe's, where it is the recipe's own model."""
+    if latest(Path(ref)) is not None:
+        return {}
+    return {
+        "weights": recipe.weights,
+        "arch": recipe.arch,
+        "model_args": recipe.model_args,
+        "num_classes": recipe.num_classes,
+        "seed": recipe.seed,
+    }

@@ -1,0 +1,1 @@
+"""Models built around a backbone that is there already: segmenters and detectors."""

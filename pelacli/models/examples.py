@@ -1,0 +1,13 @@
+"""A sample to run a model on: what its FLOPs are counted at."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pelacli.models.libraries import library
+from pelacli.models.opened import OpenModel
+
+
+def example(opened: OpenModel) -> Tensor | dict[str, Tensor]:
+    """A batch of one sample, where the model is: what its FLOPs are counted at."""
+    return library(opened.library).example(opened.module, opened.inputs)

@@ -1,0 +1,314 @@
+"""Everything pela knows about transformers: build, weights, config, inputs, head."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import nn
+
+from pelacli.errors import RequestError
+from pelacli.models import class_names, pooling
+from pelacli.models.aliases import closest
+from pelacli.models.hf import detectors, segmenters
+from pelacli.models.hf.examples import arguments, longest_text, sees
+from pelacli.models.hf.examples import example as example
+from pelacli.models.hf.heads import causal as _causal
+from pelacli.models.hf.heads import own_classes as _own_classes
+from pelacli.models.hf.heads import with_head as with_head
+from pelacli.models.inputs import ImageInput, Inputs, PairInput, TextInput
+from pelacli.models.pairs import hf
+
+_ANY_SIZE = 224  # pixels a side of an image, where neither model nor processor says
+
+
+def is_type(name: str) -> bool:
+    """Whether transformers knows ``name`` as a model type ("bert", "gpt2", …)."""
+    return name in transformers.CONFIG_MAPPING
+
+
+def types() -> list[str]:
+    """All model types of transformers."""
+    return list(transformers.CONFIG_MAPPING)
+
+
+def build_random(model_type: str, model_args: dict[str, Any], num_classes: int | None) -> nn.Module:
+    """A model of this type with its default configuration, randomly initialised.
+
+    Raises:
+        RequestError: model_args that the type doesn't have, or that don't fit.
+    """
+    _refuse_unknown(transformers.AutoConfig.for_model(model_type), model_args, model_type)
+    try:
+        config = transformers.AutoConfig.for_model(model_type, **model_args)
+        return from_config(_with_classes(config, num_classes))
+    except Exception as error:  # each architecture checks in its own way
+        raise RequestError(f"{model_type}: model_args don't fit: {_first(error)}") from None
+
+
+def open_directory(
+    directory: Path, *, random: bool, model_args: dict[str, Any], num_classes: int | None
+) -> tuple[nn.Module, list[str]]:
+    """Open a model directory.
+
+    Returns:
+        (the module, names of parameters that the checkpoint lacks and are fresh).
+
+    Raises:
+        RequestError: config or weights can't be used.
+    """
+    config = _with_classes(read_config(directory, model_args), num_classes)
+    if random:
+        module = from_config(config)
+        pooling.hold(module, directory)
+        return module, []
+    if not any(directory.glob("*.safetensors")):
+        raise RequestError(
+            f"{directory}: has no safetensors weights, and pela never unpickles; convert them, "
+            "or use --weights random"
+        )
+    cls = _class(config)
+    with _quiet():
+        try:
+            module, info = cls.from_pretrained(
+                directory,
+                config=config,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=num_classes is not None,
+            )
+        except Exception as error:  # transformers raises whatever its file readers raise
+            raise RequestError(
+                f"{directory}: the weights can't be loaded: {_first(error)}"
+            ) from None
+    hf.settle(module)
+    pooling.hold(module, directory)
+    return module, sorted(info["missing_keys"])
+
+
+def read_config(directory: Path, model_args: dict[str, Any]) -> Any:
+    """config.json as transformers reads it."""
+    try:
+        plain = transformers.AutoConfig.from_pretrained(directory)
+        _refuse_unknown(plain, model_args, str(directory))
+        if not model_args:
+            return plain
+        return transformers.AutoConfig.from_pretrained(directory, **model_args)
+    except RequestError:
+        raise
+    except Exception as error:
+        raise RequestError(f"{directory}/config.json: {_first(error)}") from None
+
+
+def from_config(config: Any) -> nn.Module:
+    """The class that the config names, built from it, with fresh weights."""
+    cls = _class(config)
+    config.architectures = config.architectures or []  # Funnel's two are looked for in it
+    build = cls._from_config if hasattr(cls, "_from_config") else cls.from_config
+    module: nn.Module = build(config)
+    hf.settle(module)
+    return module
+
+
+def rebuild(directory: Path) -> nn.Module:
+    """The dense architecture that config.json describes, its weights on "meta".
+
+    Buffers that no checkpoint holds (positions, rotary frequencies) have their values.
+    """
+    from accelerate import init_empty_weights
+
+    module: nn.Module | None = None
+    with contextlib.suppress(RuntimeError), init_empty_weights(include_buffers=False):
+        module = from_config(read_config(directory, {}))
+    if module is not None:  # built without memory, shared weights come apart
+        module.tie_weights()  # type: ignore[operator]
+    # What is computed from a weight there is only the long way.
+    if module is None or any(b.is_meta for b in module.buffers()):
+        module = from_config(read_config(directory, {}))
+    pooling.hold(module, directory)
+    return module
+
+
+def config(module: nn.Module) -> dict[str, Any]:
+    """config.json as transformers writes it, with the class to load it by."""
+    module.config.architectures = [type(module).__name__]  # type: ignore[union-attr]
+    text: str = module.config.to_json_string()  # type: ignore[union-attr,operator]
+    result: dict[str, Any] = json.loads(text)
+    return result
+
+
+def inputs(module: nn.Module, directory: Path | None) -> Inputs:
+    """What a sample of this model looks like, from its own files where there are any."""
+    if detectors.is_detector(module):
+        return detectors.inputs(module, directory)
+    config: Any = module.config
+    takes = arguments(module)
+    seen = "pixel_values" in takes and ("input_ids" not in takes or sees(module))
+    vision = getattr(config, "vision_config", getattr(config, "backbone_config", None) or config)
+    if seen and "input_ids" not in takes:
+        images = _image_input(vision, directory)
+        if type(module).__name__.endswith("ForImageClassification"):
+            images = replace(images, labels=class_names.read(config))
+        return images
+    text = _text_input(module, getattr(config, "text_config", None) or config, directory)
+    return PairInput(_image_input(vision, directory), text) if seen else text
+
+
+def _text_input(module: nn.Module, config: Any, directory: Path | None) -> TextInput:
+    tokenizer = None
+    if directory is not None and any(directory.glob("tokenizer*")):
+        with _quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        takes = arguments(module)
+        one_kind = int(getattr(config, "type_vocab_size", 0) or 0) < 2
+        tokenizer.model_input_names = [
+            name
+            for name in tokenizer.model_input_names
+            if name in takes and not (name == "token_type_ids" and one_kind)
+        ]
+    longest = longest_text(config) or 512
+    for name, table in module.named_modules():  # RoBERTa and its kin count from the padding on
+        offset = getattr(table, "padding_idx", None)
+        if name.endswith("position_embeddings") and offset is not None:
+            longest -= offset + 1
+            break
+    limit = int(getattr(tokenizer, "model_max_length", longest) or longest)
+    if directory is not None and (directory / "sentence_bert_config.json").is_file():
+        # sentence-transformers trained the model on shorter texts than its positions allow.
+        limit = int(
+            json.loads((directory / "sentence_bert_config.json").read_text()).get(
+                "max_seq_length", limit
+            )
+        )
+    return TextInput(
+        tokenizer,
+        min(longest, limit),
+        fill="siglip" in str(getattr(module.config, "model_type", "")),
+        marks=hf.marks(module),
+        classes=_own_classes(module),
+        causal=_causal(module),
+    )
+
+
+def head(module: nn.Module) -> frozenset[str]:
+    """Names of the modules that make the output: the output embeddings, and what is no backbone."""
+    names: set[str] = set()
+    get: Any = getattr(module, "get_output_embeddings", lambda: None)
+    output = get()
+    names |= hf.head(module)
+    base = getattr(module, "base_model", module)
+    for name, child in module.named_modules():
+        if output is not None and child is output:
+            names.add(name)
+    if base is not module:
+        names |= {name for name, child in module.named_children() if child is not base}
+    if detectors.is_detector(module):
+        names |= detectors.head(module)
+    return frozenset(names)
+
+
+def set_classes(module: nn.Module, num_classes: int) -> None:
+    """Give the model a fresh classifier in the place of the one it has."""
+    if detectors.is_detector(module):
+        detectors.set_classes(module, num_classes)
+        return
+    if segmenters.segments(module):
+        segmenters.set_classes(module, num_classes)
+        return
+    old = getattr(module, "classifier", None)
+    if not isinstance(old, nn.Linear):
+        raise RequestError(
+            f"{type(module).__name__}: has no classifier to exchange; start from a checkpoint with "
+            "a classification head"
+        )
+    module.classifier = nn.Linear(old.in_features, num_classes, old.bias is not None)
+    module.num_labels = module.config.num_labels = num_classes  # type: ignore[union-attr,assignment]
+
+
+def num_classes(module: nn.Module) -> int | None:
+    """Outputs of the classifier; None for a model without one."""
+    # Every configuration has num_labels, whether the model has a classifier or not.
+    kinds = ("Classification", "Segmentation", "ObjectDetection")
+    classifies = any(kind in type(module).__name__ for kind in kinds)
+    labels: Any = getattr(module.config, "num_labels", None)
+    return int(labels) if labels and (classifies or hasattr(module, "classifier")) else None
+
+
+def _image_input(vision: Any, directory: Path | None) -> ImageInput:
+    processor: dict[str, Any] = {}
+    if directory is not None and (directory / "preprocessor_config.json").is_file():
+        processor = json.loads((directory / "preprocessor_config.json").read_text())
+    size = getattr(vision, "image_size", None)
+    size = size or getattr(getattr(vision, "backbone_config", None), "image_size", None)
+    size = size or _size_of(processor)
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = getattr(vision, "num_channels", 3)
+    crop = processor.get("crop_size") or {}
+    resize = (processor.get("size") or {}).get("shortest_edge", height)
+    resample = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+    return ImageInput(
+        (channels, height, width),
+        tuple(processor.get("image_mean", [0.5] * channels)),
+        tuple(processor.get("image_std", [0.5] * channels)),
+        resample.get(processor.get("resample", 2), "bilinear"),
+        float(crop.get("height", height)) / resize if crop else 1.0,
+        processor or None,
+    )
+
+
+def _size_of(processor: dict[str, Any]) -> int | tuple[int, int]:
+    """Of a model that takes images of any size (SegFormer): its processor's, or else ImageNet's."""
+    size = processor.get("size") or _ANY_SIZE
+    if isinstance(size, dict):
+        short = size.get("shortest_edge")
+        return short or (size["height"], size["width"])
+    return int(size)
+
+
+def _refuse_unknown(config: Any, model_args: dict[str, Any], where: str) -> None:
+    """transformers would keep a misspelt setting and do nothing with it."""
+    for name in model_args:
+        if not hasattr(config, name) and not hasattr(config, f"_{name}"):
+            near = closest(name, list(config.to_dict()), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise RequestError(f"{where}: model_args: its configuration has no {name!r}{hint}")
+
+
+def _with_classes(config: Any, num_classes: int | None) -> Any:
+    if num_classes is not None:
+        config.num_labels = num_classes
+    return config
+
+
+def _class(config: Any) -> Any:
+    """The class a config names; AutoModel where it names none that exists here."""
+    named = [getattr(transformers, name, None) for name in config.architectures or []]
+    return next((cls for cls in named if cls is not None), transformers.AutoModel)
+
+
+def _first(error: Exception) -> str:
+    """The one informative line of a library's long message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return (lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0])[:300]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars or load reports of transformers: pela says what matters itself."""
+    verbosity = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()

@@ -1,0 +1,42 @@
+"""An opened model: the module, and what is needed to write it down again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from pelacli.manifest.document import SourceRecord
+from pelacli.models.inputs import Inputs
+
+
+@dataclass
+class OpenModel:
+    """A model, ready to run, with what is needed to write it down again.
+
+    Attributes:
+        module: the network, on the CPU, in eval mode (on "meta" where only its shape was asked).
+        ref: what the user asked for.
+        library: "timm", "transformers", or one of pela's own (`pelacli.models.opening`).
+        config: becomes config.json of an artefact; the library can rebuild the dense network
+            from it.
+        carried: further files of the model's directory (processors, tokenizers), by relative path.
+        source: where the weights came from.
+        inputs: what a sample looks like.
+        head: names of the output head's modules.
+    """
+
+    module: nn.Module
+    ref: str
+    library: str
+    config: dict[str, Any]
+    carried: dict[str, bytes]
+    source: SourceRecord
+    inputs: Inputs
+    head: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def params(self) -> int:
+        """Parameters of the whole model; a shared one counts once."""
+        return sum(p.numel() for p in self.module.parameters())

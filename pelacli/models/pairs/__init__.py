@@ -1,0 +1,1 @@
+"""Models that see an image and read a text, behind one interface for all libraries."""

@@ -1,0 +1,1 @@
+"""What pela knows about timm."""

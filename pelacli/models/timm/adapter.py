@@ -1,0 +1,196 @@
+"""Everything pela knows about timm: build, weights, config, inputs, head."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+import timm.data.model_config
+import timm.models._hub
+import torch
+from torch import nn
+
+from pelacli.errors import RequestError
+from pelacli.models.inputs import ImageInput, Inputs
+
+
+def is_model(name: str) -> bool:
+    """Whether timm knows the architecture (with or without a pretrained tag)."""
+    return bool(timm.is_model(name.split(".")[0]))
+
+
+def names() -> list[str]:
+    """All architectures of timm."""
+    return list(timm.list_models())
+
+
+def on_the_hub(name: str) -> tuple[str, str | None] | None:
+    """(repository, weights file) of an architecture's checkpoint; None where there is none.
+
+    Raises:
+        RequestError: unknown tag.
+    """
+    try:
+        cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError:
+        tags = ", ".join(timm.list_pretrained(name.split(".")[0] + ".*")[:6]) or "none"
+        raise RequestError(f"{name}: unknown pretrained tag; known: {tags}") from None
+    return (cfg.hf_hub_id, cfg.hf_hub_filename) if cfg is not None and cfg.hf_hub_id else None
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int | None,
+    model_args: dict[str, Any],
+    weights: str,
+    file: Path | None = None,
+    file_classes: int | None = None,
+) -> nn.Module:
+    """Build a timm model.
+
+    Args:
+        name: architecture, with or without tag, or ``local-dir:PATH`` in hub layout.
+        weights: "random", or anything else for the checkpoint: the file where one is given.
+        file_classes: classes of the file's own head. timm must know them, or it takes the head
+            for one of the architecture's usual size, drops it, and stops being strict.
+
+    Raises:
+        RequestError: unknown tag, arguments or weights that don't fit.
+        PelaError: the weights can't be fetched.
+    """
+    overlay: dict[str, Any] | None = None
+    if file is not None:
+        overlay = {"file": str(file), "source": ""}
+        if file_classes is not None:
+            overlay |= {"num_classes": file_classes, "label_offset": 0}
+    try:
+        with _quiet():
+            module: nn.Module = timm.create_model(
+                name,
+                pretrained=weights != "random",
+                pretrained_cfg_overlay=overlay,
+                num_classes=num_classes,
+                **model_args,
+            )
+        return module
+    except RuntimeError as error:
+        text = str(error)
+        if "No pretrained weights exist" in text:
+            raise RequestError(
+                f"{name}: timm has no pretrained weights of it; use --weights random or a path"
+            ) from None
+        raise RequestError(f"{file or name}: the weights don't fit: {_first(text)}") from None
+    except TypeError as error:
+        raise RequestError(f"{name}: model_args don't fit: {_first(str(error))}") from None
+
+
+def rebuild(directory: Path) -> nn.Module:
+    """The dense architecture that config.json describes, its weights without values or memory.
+
+    Buffers that no checkpoint holds (position tables, attention masks) have their values.
+    """
+    name = f"local-dir:{directory}"
+    with _quiet():
+        with torch.device("meta"):
+            module: nn.Module = timm.create_model(name, pretrained=False)
+        missing = [
+            m
+            for m in module.modules()
+            if m._non_persistent_buffers_set and not hasattr(m, "init_non_persistent_buffers")
+        ]
+        if missing:  # only the long way computes them
+            module = timm.create_model(name, pretrained=False)
+    if missing:
+        return module
+    module.to_empty(device="cpu")  # untouched pages cost nothing
+    for m in module.modules():
+        fill: Any = getattr(m, "init_non_persistent_buffers", None)
+        if fill is not None:
+            fill()
+    return module
+
+
+def from_config(config: dict[str, Any]) -> nn.Module:
+    """The dense architecture that a config.json describes, with fresh weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        with _quiet():
+            module: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=False)
+    return module
+
+
+def config(module: nn.Module) -> dict[str, Any]:
+    """config.json in timm's hub layout."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        timm.models._hub.save_config_for_hf(module, str(path))
+        result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def inputs(module: nn.Module, directory: Path | None = None) -> ImageInput:
+    """Size and preprocessing of the model's images; the module itself knows them."""
+    data = timm.data.model_config.resolve_input_data_config(module)
+    return ImageInput(
+        tuple(data["input_size"]),
+        tuple(data["mean"]),
+        tuple(data["std"]),
+        data["interpolation"],
+        float(data["crop_pct"]),
+        fixed=True,
+    )
+
+
+def head(module: nn.Module) -> frozenset[str]:
+    """Names of the classifier's modules; none for a model without classes."""
+    get: Any = getattr(module, "get_classifier", lambda: None)
+    classifier = get()
+    parts = classifier if isinstance(classifier, tuple | list) else [classifier]
+    return frozenset(
+        name
+        for name, child in module.named_modules()
+        if any(child is part for part in parts) and not isinstance(child, nn.Identity)
+    )
+
+
+def example(module: nn.Module, inputs: Inputs) -> torch.Tensor:
+    """One image, to count FLOPs at."""
+    assert isinstance(inputs, ImageInput)  # timm has no other kind
+    return torch.zeros(1, *inputs.size, device=next(module.parameters()).device)
+
+
+def num_classes(module: nn.Module) -> int | None:
+    """Outputs of the classifier; None for a model without one."""
+    return int(getattr(module, "num_classes", 0) or 0) or None
+
+
+def set_classes(module: nn.Module, num_classes: int) -> None:
+    """Give the model a fresh classifier."""
+    module.reset_classifier(num_classes)  # type: ignore[operator]
+
+
+def _first(text: str) -> str:
+    """The one informative line of a library's long message."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0])[:300]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """timm and the hub client log their retries; the user gets our one line instead."""
+    loggers = [logging.getLogger(name) for name in ("timm", "huggingface_hub", "httpx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,187 @@
+"""A model's spectra in one file, from which it is planned again without its weights. No torch.
+
+``spectra.safetensors`` lies in the artefact that the spectra gave, or where the user wants it.
+Each layer's energies are a float64 tensor under the layer's name; all else that a plan needs is
+JSON in the header: the dense model's record, what no plan can touch, and how the spectra were come
+by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors import numpy as tensors
+
+from pelacli.errors import PelaError, RequestError
+from pelacli.manifest import document
+from pelacli.manifest.document import Manifest
+from pelacli.ranks.spectrum import Spectrum
+from pelacli.recipe import layout
+from pelacli.system import files
+from pelacli.version import __version__
+
+FILE = "spectra.safetensors"
+FORMAT = 1
+
+_KEY = "pela_spectra"  # of the header's JSON; one key only, as the format keeps no order of them
+
+
+class About(BaseModel):
+    """What is known of the spectra.
+
+    Attributes:
+        format: version of the format; pela: version of the program that wrote it.
+        dense: the record of the dense model: its source, totals, and all its linear layers.
+        inputs: digest of the weights that the spectra were computed from.
+        tokens: layer → positions per sample, in the order of the model.
+        fixed_params, fixed_flops: of the dense model, what lies outside of the layers with
+            spectra; FLOPs are None where unknown.
+        obstacles: owner → parameters that no plan can touch.
+        samples: how many the spectra are calibrated on; 0 where they come from the weights alone.
+        section: the keys that were set in the recipe's [decompose].
+    """
+
+    model_config = ConfigDict(extra="ignore")  # keys that a later pela has added
+
+    format: int = FORMAT
+    pela: str = __version__
+    dense: Manifest
+    inputs: str = ""
+    tokens: dict[str, float]
+    fixed_params: int = Field(ge=0)
+    fixed_flops: int | None = Field(None, ge=0)
+    obstacles: dict[str, int] = Field(default_factory=dict)
+    samples: int = Field(0, ge=0)
+    section: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """The layers' spectra, in the order of the model, and what is known of them."""
+
+    layers: Sequence[Spectrum]
+    about: About
+
+    @property
+    def unit(self) -> str:
+        """What the energies count."""
+        if self.about.samples:
+            return "squared change of the standardised output, summed over it, per sample"
+        return "squared Frobenius error of the weights"
+
+
+def dumps(spectra: Spectra) -> bytes:
+    """The file's content; the same spectra give the same bytes."""
+    energies = {s.name: np.ascontiguousarray(s.energies) for s in spectra.layers}
+    return tensors.save(energies, {_KEY: spectra.about.model_dump_json()})
+
+
+def save(spectra: Spectra, path: Path) -> None:
+    """Write the file: afterwards the new one is there; before that, the old one.
+
+    Raises:
+        RequestError: the path holds something else.
+        PelaError: the disk refuses.
+    """
+    check_target(path)
+    try:
+        files.write(path, dumps(spectra))
+    except OSError as error:
+        raise PelaError(f"{path}: can't be written: {error.strerror or error}") from None
+
+
+def check_target(path: Path) -> None:
+    """Refuse a path that holds something that is not ours, before any work is done.
+
+    Raises:
+        RequestError: the path exists and holds no spectra, or lies below a file.
+    """
+    if path.exists() and not is_spectra(path):
+        raise RequestError(f"{path}: exists and holds no spectra; choose another file")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise RequestError(f"{path}: {above.name} is a file, not a directory; choose another file")
+
+
+def load(path: Path) -> Spectra:
+    """Read the file back.
+
+    Raises:
+        RequestError: it is damaged, something else, or of a newer format.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(_KEY)
+            if text is None:
+                raise RequestError(f"{path}: holds no spectra; `pela decompose` writes such files")
+            energies = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise RequestError(f"{path}: not a whole file of spectra ({error}); {_ANEW}") from None
+    about = _about(text, path)
+    shapes = {layer.name: layer.shape for layer in about.dense.layers}
+    if set(energies) != set(about.tokens) or not set(energies) <= set(shapes):
+        raise RequestError(f"{path}: its layers are not those of its header; {_ANEW}")
+    layers = []
+    for name, tokens in about.tokens.items():
+        if energies[name].dtype != np.float64:
+            raise RequestError(f"{path}: {name}: energies are no float64; {_ANEW}")
+        try:
+            layers.append(Spectrum(name, shapes[name], energies[name], tokens))
+        except (ValueError, RequestError) as error:
+            raise RequestError(f"{path}: {error}; {_ANEW}") from None
+    return Spectra(layers, about)
+
+
+def is_spectra(path: Path) -> bool:
+    """Whether the path is a file that holds spectra, by its header."""
+    if not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return _KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def find(ref: str) -> Path | None:
+    """The spectra that a user may name: the file, an artefact that has it, or a run directory.
+
+    Returns:
+        the file; None where there is none.
+    """
+    path = Path(ref)
+    if path.is_dir():
+        places = [path, path / layout.FOLDERS["decompose"]]
+        ours = (at / FILE for at in places if document.is_artefact(at))
+        return next((file for file in ours if file.is_file()), None)
+    return path if is_spectra(path) else None
+
+
+_ANEW = "make it anew with `pela decompose`"
+
+
+def _about(text: str, path: Path) -> About:
+    """The header, validated, the version of its format first."""
+    try:
+        version = _Version.model_validate_json(text)
+        if version.format > FORMAT:
+            raise RequestError(
+                f"{path}: format {version.format}, written by pela {version.pela}; this pela "
+                f"({__version__}) reads formats up to {FORMAT}: upgrade it (pip install -U pelacli)"
+            )
+        return About.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["header", *map(str, first["loc"])])
+        raise RequestError(f"{path}: {where}: {first['msg']}; {_ANEW}") from None
+
+
+class _Version(BaseModel):
+    format: int
+    pela: str = "unknown"

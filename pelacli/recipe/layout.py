@@ -1,0 +1,58 @@
+"""A recipe's run directory: which step writes where and reads what, without a look at the disk.
+
+::
+
+    runs/vit_base/
+      dense/       the dense model, where the recipe trains one ([teacher])
+      decompose/   the low-rank model
+      pretrain/    … healed
+      finetune/    … trained on the task
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pelacli.recipe.schema import Recipe
+
+# section of the recipe → folder of its artefact, in the order in which the steps run
+FOLDERS = {
+    "teacher": "dense",
+    "decompose": "decompose",
+    "pretrain": "pretrain",
+    "finetune": "finetune",
+}
+
+
+def folder(recipe: Recipe, section: str) -> Path:
+    """Where the step of this section writes its artefact."""
+    return Path(recipe.output) / FOLDERS[section]
+
+
+def workplace(output: Path) -> Path:
+    """Where the training of an artefact keeps its checkpoints until the artefact is written."""
+    return output.with_name(f"{output.name}.training")
+
+
+def dense(recipe: Recipe) -> str:
+    """The dense model of a recipe: the one it trains, else the one it names."""
+    return str(folder(recipe, "teacher")) if recipe.teacher is not None else recipe.model
+
+
+def source(recipe: Recipe, section: str) -> str:
+    """What the step of this section starts from: the nearest earlier step that the recipe has."""
+    if section in ("teacher", "decompose"):
+        return recipe.model if section == "teacher" else dense(recipe)
+    order = list(FOLDERS)
+    for earlier in reversed(order[1 : order.index(section)]):
+        if getattr(recipe, earlier) is not None:
+            return str(folder(recipe, earlier))
+    return dense(recipe)
+
+
+def result(recipe: Recipe) -> str:
+    """What the recipe ends with: the artefact of its last training or factorising step."""
+    for section in reversed(FOLDERS):
+        if getattr(recipe, section) is not None:
+            return str(folder(recipe, section))
+    return recipe.model

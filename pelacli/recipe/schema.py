@@ -1,0 +1,329 @@
+"""The recipe: one validated description of the whole pipeline. No torch.
+
+Reading a file, overriding keys and reporting mistakes is `pelacli.recipe.reading`'s matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pelacli.recipe.fields import (
+    Argument,
+    Betas,
+    Device,
+    FilePath,
+    Mistake,
+    Pattern,
+    Pin,
+    Range,
+    Ratio,
+    Section,
+    Text,
+)
+from pelacli.recipe.fields import parse_ratio as parse_ratio
+
+
+class Augment(Section):
+    """Training transforms, in timm's words."""
+
+    none: bool = Field(False, description="no random transforms at all")
+    scale: Range = Field((0.08, 1.0), description="area of random crops, least and most")
+    ratio: Range = Field((0.75, 4 / 3), description="aspect of random crops, least and most")
+    hflip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    vflip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip")
+    color_jitter: float | None = Field(0.4, ge=0, description="strength of colour jitter")
+    auto_augment: str | None = Field(None, description="timm's policy, as rand-m9-mstd0.5-inc1")
+    reprob: float = Field(0.0, ge=0, le=1, description="probability of random erasing")
+    mixup: float = Field(0.0, ge=0, description="mixup's alpha; 0 is off")
+    cutmix: float = Field(0.0, ge=0, description="cutmix's alpha; 0 is off")
+    mixup_prob: float = Field(1.0, ge=0, le=1, description="share of batches that are mixed")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+    repeats: int = Field(1, ge=1, description="times each sample comes in an epoch (RepeatAug)")
+    interpolation: str | None = Field(
+        None, description="of training crops; the model's own if unset"
+    )
+    crop_pct: float | None = Field(None, gt=0, le=1, description="centre crop of evaluation")
+
+
+class Data(Section):
+    """Where samples come from."""
+
+    dataset: Text = Field(
+        description="digits, a folder, hfds/NAME, torch/NAME, wds/DIRECTORY, or a text file"
+    )
+    train: str = Field("train", description="name of the split to train on")
+    val: str = Field("validation", description="name of the split to evaluate on")
+    image_size: int | None = Field(
+        None, ge=1, description="pixels a side; the model's own if unset"
+    )
+    batch_size: int = Field(64, ge=1, description="samples per batch, over all processes")
+    workers: int = Field(0, ge=0, description="processes that load data")
+    augment: Augment = Field(Augment(), description="training transforms")
+
+
+class Train(Section):
+    """How to train: [teacher] and [finetune]."""
+
+    task: str | None = Field(None, description="task, where it is not the recipe's")
+    task_args: dict[str, Argument] | None = Field(None, description="settings of that task")
+    data: Data | None = Field(None, description="data, where it is not the recipe's")
+    epochs: float = Field(1, gt=0, description="passes over the data; a fraction will do")
+    steps: int | None = Field(None, ge=1, description="stop after so many updates")
+    batch_size: int | None = Field(None, ge=1, description="in place of data.batch_size")
+    opt: str = Field("adamw", description="timm's name of the optimizer")
+    lr: float = Field(1e-3, ge=0, description="learning rate")
+    min_lr: float = Field(1e-6, ge=0, description="where the schedule ends")
+    warmup_lr: float = Field(1e-6, ge=0, description="where the warm-up starts")
+    warmup_epochs: float = Field(0, ge=0, description="length of the warm-up")
+    sched: str = Field("cosine", description="timm's name of the schedule, or none")
+    weight_decay: float = Field(0.05, ge=0, description="not for norms, biases, position tables")
+    betas: Betas | None = Field(None, description="of Adam's averages")
+    momentum: float = Field(0.9, ge=0, le=1, description="of SGD and its kin")
+    layer_decay: float | None = Field(None, gt=0, le=1, description="lr factor per layer down")
+    clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    factor_lr: float = Field(1.0, gt=0, description="lr factor of the low-rank factors")
+    factor_decay: Literal["each", "product", "none"] = Field(
+        "each", description="what decays of a low-rank layer: each factor, up·down, or nothing"
+    )
+    drop_path: float | None = Field(
+        None, ge=0, lt=1, description="stochastic depth; unset: as the model was built"
+    )
+    drop_path_rule: Literal["linear", "constant"] = Field(
+        "linear", description="drop_path rises with depth, or is the same in all blocks"
+    )
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights")
+    precision: Literal["no", "fp16", "bf16"] = Field("no", description="mixed precision")
+    accumulate: int = Field(1, ge=1, description="batches per update")
+    channels_last: bool = Field(False, description="convolutions and images with channels last")
+    compile: bool = Field(False, description="torch.compile the model")
+    checkpointing: bool = Field(False, description="recompute activations to save memory")
+    save_every: int | None = Field(None, ge=1, description="updates between checkpoints")
+    keep: int = Field(2, ge=1, description="checkpoints to keep, beside the best")
+    result: Literal["last", "best"] = Field(
+        "last", description="weights of the artefact: those at the end, or of the best evaluation"
+    )
+    log_every: int = Field(10, ge=1, description="updates between lines of metrics.jsonl")
+    eval_every: int = Field(1, ge=1, description="epochs between evaluations")
+    trackers: list[str] = Field([], description="accelerate's trackers: tensorboard, wandb")
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if self.sched != "none" and self.min_lr > self.lr:
+            raise Mistake(
+                f"min_lr {self.min_lr:g} is above lr {self.lr:g}; lower it", "min_lr", "lr"
+            )
+        return self
+
+
+class Loss(Section):
+    """Weights of the healing losses; 0 leaves one out."""
+
+    task: float = Field(1.0, ge=0, description="the task's own loss, where there are labels")
+    feature: float = Field(1.0, ge=0, description="mean squared difference at the taps")
+    logits: float = Field(0.0, ge=0, description="mean squared difference of the outputs")
+    kl: float = Field(0.0, ge=0, description="divergence of the outputs as distributions")
+    temperature: float = Field(1.0, gt=0, description="of kl's distributions")
+    cosine: float = Field(0.0, ge=0, description="1 - cosine of the outputs, for embeddings")
+    perturbation: float = Field(0.0, ge=0, description="largest entry of up·down - W against eps")
+    eps: float = Field(1e-3, ge=0, description="target of the perturbation")
+    perturbation_form: Literal["two-sided", "hinge"] = Field(
+        "two-sided", description="the paper's, or only what exceeds eps"
+    )
+
+
+class Pretrain(Train):
+    """How to heal."""
+
+    loss: Loss = Field(Loss(), description="weights of the losses")
+    taps: list[Pattern] | None = Field(None, description="modules to distil; the blocks if unset")
+    taps_over: float = Field(
+        0, ge=0, le=1, description="share of the run over which taps join in, first to last"
+    )
+    labels: bool | None = Field(None, description="use labels; unset: where the data has them")
+
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
+        loss = self.loss
+        label_free = (loss.feature, loss.logits, loss.kl, loss.cosine, loss.perturbation)
+        if not any(label_free) and (self.labels is False or not loss.task):
+            raise Mistake("no loss is left to train on; give one a weight above 0", "loss")
+        if self.taps_over and not loss.feature:
+            raise Mistake("is about loss.feature, which is 0; give that a weight", "taps_over")
+        return self
+
+
+class Decompose(Section):
+    """How small, and by which ranks."""
+
+    ratio: Ratio = Field(
+        None, description="after / before: 0.5, 2/3; 1/2 where nothing else says how small"
+    )
+    unit: Literal["params", "flops"] = Field("params", description="what the ratio counts")
+    scope: Literal["model", "layers"] = Field("model", description="whose it counts")
+    energy: float | None = Field(
+        None, gt=0, le=1, description="as small as keeps this share of all layers' energy"
+    )
+    max_drop: float | None = Field(
+        None, ge=0, description="as small as loses no more points of the main metric"
+    )
+    data: Data | None = Field(None, description="max_drop's samples, where not the recipe's data")
+    split: str | None = Field(None, description="of max_drop's samples, in place of data.val")
+    task: str | None = Field(None, description="of max_drop, where it is not the recipe's")
+    task_args: dict[str, Argument] | None = Field(None, description="settings of that task")
+    policy: Literal["energy", "uniform", "threshold"] = Field(
+        "energy", description="how ranks are chosen"
+    )
+    threshold: float | None = Field(None, gt=0, le=1, description="share of energy a layer keeps")
+    calibrate: Text | None = Field(None, description="unlabelled samples: a dataset, or train")
+    samples: int = Field(256, ge=1, description="how many samples to calibrate on")
+    correct: bool | None = Field(
+        None, description="refit each layer to the inputs it really gets; unset: with calibrate"
+    )
+    include: list[Pattern] = Field([], description="only layers whose name matches")
+    exclude: list[Pattern] = Field([], description="not layers whose name matches")
+    pin: dict[Pattern, Pin] = Field({}, description="layers → rank, dense or full")
+    min_rank: int = Field(1, ge=0, description="smallest rank")
+    max_rank: int | None = Field(None, ge=1, description="largest rank")
+    multiple: int | None = Field(
+        None, ge=1, description="ranks are multiples of this; unset: 8 in large layers by 'energy'"
+    )
+    plan: FilePath | None = Field(None, description="JSON plan to use, in place of a policy")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.correct and self.calibrate is None:
+            raise Mistake("needs samples to refit to; give calibrate", "correct")
+        self._one_budget()
+        if self.policy == "threshold" and self.threshold is None:
+            raise Mistake("'threshold' needs threshold too, the share of energy to keep", "policy")
+        if self.threshold is not None and "policy" not in self.model_fields_set:
+            raise Mistake("needs policy = 'threshold' too", "threshold")
+        low, high = self.min_rank, self.max_rank
+        if high is not None and high < low:
+            raise Mistake(
+                f"max_rank {high} is below min_rank {low}; change one", "max_rank", "min_rank"
+            )
+        return self
+
+    def _one_budget(self) -> None:
+        for budget in ("max_drop", "energy"):
+            if getattr(self, budget) is None:
+                continue
+            for other in ("ratio", "threshold", "energy", "plan"):
+                if other != budget and getattr(self, other) is not None:
+                    raise Mistake(
+                        f"{budget} and {other} both say how small; give one", budget, other
+                    )
+            if budget == "energy" and self.policy != "energy":
+                raise Mistake(f"belongs to policy 'energy', not to {self.policy!r}", "energy")
+            if self.policy == "threshold":
+                raise Mistake("policy 'threshold' has no ratio to search", "max_drop", "policy")
+        for key in ("data", "split", "task", "task_args"):
+            if getattr(self, key) is not None and self.max_drop is None:
+                raise Mistake("is what max_drop measures on; give that too", key)
+
+    @property
+    def budget(self) -> Fraction | None:
+        """The ratio to plan for; None where something else says how small."""
+        others = (self.threshold, self.energy, self.max_drop, self.plan)
+        if self.ratio is None and any(other is not None for other in others):
+            return None
+        return parse_ratio(self.ratio or "1/2")
+
+
+class Eval(Section):
+    """How to measure."""
+
+    data: Data | None = Field(None, description="data, where it is not the recipe's")
+    task: str | None = Field(None, description="task, where it is not the recipe's")
+    task_args: dict[str, Argument] | None = Field(None, description="settings of that task")
+    batch_size: int | None = Field(None, ge=1, description="in place of data.batch_size")
+    split: str | None = Field(None, description="in place of data.val")
+    latency: bool = Field(True, description="time the forward pass")
+    against: str | None = Field(None, description="baseline; the recipe's dense model if unset")
+    max_drop: float | None = Field(None, description="points the main metric may drop by")
+
+
+class Recipe(Section):
+    """The whole pipeline; each step reads its section."""
+
+    model: Text = Field(description="timm name or alias, hub id, directory, file, artefact")
+    weights: Text = Field("pretrained", description="pretrained, random, or a path")
+    arch: str | None = Field(None, description="architecture of a bare safetensors file")
+    model_args: dict[str, Argument] = Field({}, description="for the architecture")
+    num_classes: int | None = Field(None, ge=1, description="outputs, if not the checkpoint's")
+    output: FilePath = Field(description="directory of the run; each step writes into it")
+    seed: int = Field(0, ge=0, description="of everything random")
+    task: str = Field("image-classification", description="what the model is trained and judged on")
+    task_args: dict[str, Argument] = Field({}, description="settings of the task")
+    device: Device = Field("auto", description="auto, cpu, cuda, mps")
+    data: Data | None = Field(None, description="data of all steps that name none of their own")
+    teacher: Train | None = Field(None, description="train the dense model first")
+    decompose: Decompose | None = Field(None, description="factorise")
+    pretrain: Pretrain | None = Field(None, description="heal under the dense model")
+    finetune: Train | None = Field(None, description="train on the task")
+    eval: Eval | None = Field(None, description="measure at the end")
+
+    @model_validator(mode="after")
+    def _finite(self) -> Self:
+        for key in _not_finite(self.model_dump()):  # the manifest's JSON could not hold it
+            raise Mistake("expected a finite number", key)
+        return self
+
+    @model_validator(mode="after")
+    def _has_data(self) -> Self:
+        if self.data is not None:
+            return self
+        for name in ("teacher", "pretrain", "finetune"):
+            section = getattr(self, name)
+            if section is not None and section.data is None:
+                raise Mistake(f"needs data; add [data] or [{name}.data]", name)
+        if self.decompose is not None and self.decompose.calibrate == "train":
+            raise Mistake("'train' is the recipe's own data; add [data]", "decompose.calibrate")
+        if self.decompose and self.decompose.max_drop is not None and not self.decompose.data:
+            raise Mistake(
+                "needs samples to measure on; give --data, or [data] or [decompose.data]",
+                "decompose.max_drop",
+            )
+        last = self.eval
+        if last and last.max_drop is not None and not (last.data or self.finetune):
+            raise Mistake("needs data to measure on; add [data] or [eval.data]", "eval.max_drop")
+        return self
+
+
+def task_of(
+    recipe: Recipe, section: Train | Decompose | Eval | None = None
+) -> tuple[str, dict[str, Any]]:
+    """(name, settings) of the task of a section: its own, or else the recipe's."""
+    own = getattr(section, "task", None)
+    args = getattr(section, "task_args", None)
+    if args is None:
+        args = recipe.task_args if own in (None, recipe.task) else {}
+    return own or recipe.task, dict(args)
+
+
+def _not_finite(value: Any, key: str = "") -> Iterator[str]:
+    """The keys, dotted, of numbers that are infinite or none."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _not_finite(item, f"{key}.{name}" if key else name)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _not_finite(item, key)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield key
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """Every key with its value, ready for JSON; `Recipe.model_validate` reads it back."""
+    return recipe.model_dump(mode="json")
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of recipes."""
+    return Recipe.model_json_schema()

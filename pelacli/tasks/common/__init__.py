@@ -1,0 +1,1 @@
+"""What several tasks share: samples of pairs, boxes and masks, augmentation, metrics."""

@@ -1,0 +1,50 @@
+"""accelerate's engine, from a recipe's settings: device, precision, processes, trackers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, PartialState
+
+if TYPE_CHECKING:
+    from pelacli.recipe.schema import Train
+
+from pelacli.console import warn
+from pelacli.errors import RequestError
+
+
+def accelerator(settings: Train, device: str, output: Path | None) -> Accelerator:
+    """accelerate's engine: device, precision, processes, trackers."""
+    # It keeps one precision and device for a process; a recipe has several steps.
+    AcceleratorState._reset_state()
+    wanted = device.partition(":")[0]
+    if PartialState._shared_state and not torch.distributed.is_initialized():
+        PartialState._reset_state()
+    try:
+        made = Accelerator(
+            cpu=wanted == "cpu",
+            mixed_precision=settings.precision,
+            log_with=settings.trackers or None,
+            # Beside the run's own folder, which goes when its artefact is there.
+            project_dir=str(tracking(output)) if output else None,
+            # A tap or a loss that is off leaves parameters without gradient, the head's say.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+    except (ValueError, ImportError) as error:
+        raise RequestError(f"precision or trackers cannot be had here: {error}") from None
+    missing = set(settings.trackers) - {str(getattr(t, "value", t)) for t in made.log_with or []}
+    if missing - {"all"}:  # accelerate leaves them out without a word
+        raise RequestError(f"tracker {min(missing)!r}: its package is not installed")
+    if wanted not in ("auto", made.device.type):
+        raise RequestError(f"device {device!r}: this machine has {made.device.type}")
+    if settings.precision == "fp16" and made.device.type == "cpu":  # accelerate says nothing
+        warn("precision = 'fp16' is for GPUs: training in float32; CPUs have 'bf16'")
+    return made
+
+
+def tracking(output: Path) -> Path:
+    """Where trackers keep what they write, as ``runs/vit_base/tracking/pretrain``."""
+    return output.parent / "tracking" / output.name.removesuffix(".training")

@@ -1,0 +1,137 @@
+"""What a training run is made with: accelerate's engine, timm's optimizers, schedules and averages,
+each from a recipe's settings, with one line of error where a setting names nothing there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from pelacli.recipe.schema import Train
+
+from pelacli.errors import RequestError
+from pelacli.lowrank.find import low_rank_layers
+
+_PARTS = ("down", "up")
+
+
+def optimizer(module: nn.Module, settings: Train, no_weight_decay: Collection[str]) -> Optimizer:
+    """timm's optimizer. Neither biases and other parameters of one dimension or none decay, nor
+    those of the given names (wildcards allowed) and of the model's own list, nor, unless
+    ``factor_decay`` is "each", the factors of low-rank layers. Factors learn at ``factor_lr`` · lr.
+    """
+    factors = {f"{name}.{part}.weight" for name in low_rank_layers(module) for part in _PARTS}
+    own: set[str] = getattr(module, "no_weight_decay", set)()
+    spared = {*no_weight_decay, *own}
+    if settings.factor_decay != "each":
+        spared |= factors
+    groups: Any = partial(
+        param_groups_weight_decay,
+        weight_decay=settings.weight_decay,
+        no_weight_decay_list=spared,
+    )
+    if settings.layer_decay is not None:
+        if not hasattr(module, "group_matcher"):  # timm would put all into one layer
+            raise RequestError(
+                "layer_decay: the model does not say which layers it has (timm's image models do); "
+                "leave it out"
+            )
+        groups = partial(
+            param_groups_layer_decay, layer_decay=settings.layer_decay, **groups.keywords
+        )
+    averages: dict[str, Any] = {"momentum": settings.momentum}
+    if settings.betas is not None:
+        averages["betas"] = settings.betas
+    slow = {id(p) for name, p in module.named_parameters() if name in factors}
+    try:
+        made = create_optimizer_v2(
+            module,
+            settings.opt,
+            lr=settings.lr,
+            param_group_fn=lambda m: _slower(groups(m), slow, settings.factor_lr),
+            **averages,
+        )
+    except (ValueError, RuntimeError, ImportError, AssertionError, TypeError) as error:
+        raise RequestError(f"opt {settings.opt!r}: timm refuses it ({error})") from None
+    return cast(Optimizer, made)
+
+
+def _slower(groups: list[dict[str, Any]], slow: set[int], factor: float) -> list[dict[str, Any]]:
+    """The groups with those parameters in groups of their own, whose rate is that much of lr."""
+    if factor == 1.0:
+        return groups
+    found = []
+    for group in groups:
+        for chosen in (True, False):
+            if params := [p for p in group["params"] if (id(p) in slow) == chosen]:
+                scale = group.get("lr_scale", 1.0) * (factor if chosen else 1.0)
+                found.append(group | {"params": params, "lr_scale": scale})
+    return found
+
+
+def rate(optimizer: Optimizer) -> float:
+    """The learning rate as it is now, before the factors of single groups."""
+    group = optimizer.param_groups[-1]
+    return float(group["lr"] / group.get("lr_scale", 1.0))
+
+
+@torch.no_grad()
+def decay_products(module: nn.Module, optimizer: Optimizer, weight_decay: float) -> None:
+    """One step of weight decay on the products of the factors, beside the optimizer's own step.
+
+    It is decoupled as AdamW's, a step of size lr along the gradient of
+    ``weight_decay/2 · ‖up·down‖²``: ``up ← up − lr·weight_decay·up·(down·downᵀ)``, and the like
+    for down. The inner products are rank × rank, so the product itself is never formed. Factors
+    that decay one by one are, at their balance, pulled by the nuclear norm of the product instead,
+    which takes from small singular values as much as from large ones.
+    """
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for layer in low_rank_layers(module).values():
+        up, down = layer.up.weight, layer.down.weight
+        amount = weight_decay * rates.get(id(up), 0.0)  # 0: frozen
+        if amount and layer.rank:
+            taken = up @ (down @ down.T), (up.T @ up) @ down
+            up.sub_(taken[0], alpha=amount)
+            down.sub_(taken[1], alpha=amount)
+
+
+def schedule(optimizer: Optimizer, settings: Train, total: int, per_epoch: float) -> Any:
+    """timm's schedule over the whole run, in updates. What a recipe cannot set is chosen here:
+    "step" falls tenfold each third of the run, "multistep" at 1/2 and 3/4, "poly" has power 1."""
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            settings.sched,
+            num_epochs=max(total, 1),
+            warmup_epochs=round(settings.warmup_epochs * per_epoch),
+            warmup_lr=settings.warmup_lr,
+            min_lr=settings.min_lr,
+            decay_epochs=max(total / 3, 1) if settings.sched == "step" else None,
+            decay_milestones=[total // 2, total * 3 // 4],
+            decay_rate=1.0 if settings.sched == "poly" else 0.1,
+            step_on_epochs=False,
+            updates_per_epoch=1,
+        )
+    except (ValueError, AssertionError) as error:
+        raise RequestError(f"sched {settings.sched!r}: timm refuses it ({error})") from None
+    if scheduler is None:  # the others heed the groups' factors at every step
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * group.get("lr_scale", 1.0)
+    return scheduler
+
+
+def average(module: nn.Module, decay: float | None) -> Any:
+    """timm's moving average of the weights. The decay grows towards the wanted one as 1 − n^(−3/4),
+    so that a short run's average is of its later weights and not of its start."""
+    if not decay:
+        return None
+    return ModelEmaV3(module, decay=decay, use_warmup=True, warmup_power=0.75, exclude_buffers=True)

@@ -1,0 +1,121 @@
+"""Hold less for the backward pass: what GELU and norms give is computed again, not kept.
+
+A layer after an activation keeps its input for its weight's gradient, and the activation keeps its
+own input for its own. In a Transformer's MLP these are the two widest tensors of a block. The one
+follows from the other by an elementwise function, which costs next to nothing. So it is with norms.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+if TYPE_CHECKING:
+    pass
+
+from pelacli.errors import RequestError
+
+# They keep their input for the backward pass. ReLU, tanh and sigmoid keep their output, so nothing
+# would be saved.
+_KINDS = (nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.LayerNorm)
+
+
+@dataclass
+class _Output:
+    """The output of such a module, and all that it takes to have it again."""
+
+    tensor: weakref.ref[Tensor]
+    version: int
+    module: nn.Module
+    input: Tensor
+
+
+@dataclass
+class _Again:
+    """What is kept in the place of a tensor."""
+
+    module: nn.Module
+    input: Tensor
+    shape: torch.Size
+
+
+@contextmanager
+def activations(module: nn.Module, *, on: bool = True) -> Iterator[None]:
+    """While active, the module's forward pass keeps no outputs of norms, GELU and its kin.
+
+    Gradients are bit for bit the same. Not for compiled or checkpointed modules, which decide for
+    themselves what they keep.
+
+    Args:
+        on: without it nothing happens.
+    """
+    if not on:
+        yield
+        return
+    outputs: dict[int, _Output] = {}
+
+    def note(one: nn.Module, args: Any, output: Any) -> None:
+        if len(args) != 1 or not _plain(args[0]) or not _plain(output):
+            return
+        if output.requires_grad and output.dtype == args[0].dtype:  # autocast may change it
+            # Its own version tells whether someone has changed it since.
+            seen = _Output(weakref.ref(output), output._version, one, args[0].detach())
+            outputs[output.data_ptr()] = seen
+
+    def pack(tensor: Tensor) -> Any:
+        seen = outputs.get(tensor.data_ptr()) if _plain(tensor) else None
+        output = seen.tensor() if seen is not None else None
+        if seen is None or output is None:  # freed, and its place may be another tensor's by now
+            return tensor
+        same = (tensor.dtype, tensor.numel()) == (output.dtype, output.numel())
+        if not same or output._version != seen.version:
+            return tensor
+        return _Again(seen.module, seen.input, tensor.shape)
+
+    def unpack(kept: Any) -> Tensor:
+        if not isinstance(kept, _Again):
+            assert isinstance(kept, Tensor)
+            return kept
+        with torch.no_grad(), torch.autocast(kept.input.device.type, enabled=False):
+            # Past the hooks: no one is to see this as a pass.
+            found: Tensor = type(kept.module).forward(kept.module, kept.input)
+        return found.view(kept.shape)
+
+    found = [
+        m for m in module.modules() if isinstance(m, _KINDS) and not getattr(m, "inplace", False)
+    ]
+    handles = [m.register_forward_hook(note) for m in found]
+    try:
+        with saved_tensors_hooks(pack, unpack):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _plain(value: Any) -> bool:
+    """Whether it is a tensor in one piece of memory of its own kind."""
+    return (
+        type(value) is Tensor
+        and value.layout is torch.strided
+        and value.is_contiguous()
+        and value.data_ptr() != 0
+    )
+
+
+def set_checkpointing(module: nn.Module, on: bool) -> None:
+    """Recompute activations in the backward pass, by timm's or transformers' own switch."""
+    network: Any = module
+    if hasattr(network, "set_grad_checkpointing"):
+        network.set_grad_checkpointing(on)
+    elif getattr(network, "supports_gradient_checkpointing", False):
+        network.gradient_checkpointing_enable() if on else network.gradient_checkpointing_disable()
+    else:
+        raise RequestError("checkpointing: this model cannot recompute activations; turn it off")

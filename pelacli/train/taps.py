@@ -1,0 +1,101 @@
+"""Catch the outputs of named modules during a forward pass: the features that are distilled."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from pelacli.errors import RequestError
+from pelacli.lowrank.linear import LowRankLinear
+from pelacli.models import blocks as models_blocks
+from pelacli.models import outputs as models_outputs
+
+
+def choose(module: nn.Module, patterns: Sequence[str] | None) -> list[str]:
+    """Names of the modules to distil: those that match, or the model's blocks.
+
+    Args:
+        patterns: regular expressions that must match a module's whole name; None means every
+            repeated block, whose outputs are the residual stream (the paper's features).
+
+    Raises:
+        RequestError: an expression matches nothing, or the model has no blocks to default to.
+    """
+    names = [
+        name
+        for name, m in module.named_modules()
+        if name and not isinstance(m, LowRankLinear) and not _inside_low_rank(module, name)
+    ]
+    if patterns is None:
+        found = models_blocks.blocks(module)
+        if not found:
+            raise RequestError(
+                "taps: the model has no repeated blocks; name modules in pretrain.taps"
+            )
+        return found
+    for pattern in patterns:
+        if not any(re.fullmatch(pattern, name) for name in names):
+            raise RequestError(
+                f"taps: {pattern!r} matches no module; blocks are {', '.join(names[:3])} …"
+            )
+    return [name for name in names if any(re.fullmatch(p, name) for p in patterns)]
+
+
+def check_compiled(module: nn.Module, names: Sequence[str]) -> None:
+    """Refuse taps inside of blocks that are compiled: compiled code keeps its first call's hooks.
+
+    Raises:
+        RequestError: a tap is inside a block, or inside a model without blocks.
+    """
+    blocks = models_blocks.blocks(module)
+    for name in names:
+        if not blocks or any(name.startswith(f"{block}.") for block in blocks):
+            raise RequestError(
+                f"taps: {name} lies inside of what compile = true compiles; tap blocks, or set "
+                "compile = false"
+            )
+
+
+def joined(names: Sequence[str], done: float, over: float) -> Sequence[str]:
+    """The taps that are distilled when a share of the run is over: the first ones to begin with,
+    one more at a time, all from ``over`` on.
+
+    Args:
+        done: share of the run that is over, 0 to 1.
+        over: share of the run in which taps join in; 0 has all of them at once.
+
+    Returns:
+        At least the first tap.
+    """
+    if done >= over:
+        return names
+    return names[: 1 + int(done / over * len(names) + 1e-9)]
+
+
+@contextmanager
+def caught(module: nn.Module, names: Sequence[str]) -> Iterator[Mapping[str, list[Tensor]]]:
+    """While active, name → outputs of the named module, one per call (ALBERT's one layer is called
+    once for each of its depths)."""
+    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def catch(name: str) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            outputs[name].append(models_outputs.main_output(output))
+
+        return hook
+
+    handles = [module.get_submodule(name).register_forward_hook(catch(name)) for name in names]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _inside_low_rank(module: nn.Module, name: str) -> bool:
+    parent, _, child = name.rpartition(".")
+    return child in ("down", "up") and isinstance(module.get_submodule(parent), LowRankLinear)

@@ -1,0 +1,55 @@
+"""The benchmark of policies runs, keeps its budgets and goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    """(rank_policies, _policies), which are scripts and no package."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import _policies
+    import rank_policies
+
+    return rank_policies, _policies
+
+
+def test_quick_prints_a_line_per_policy(modules):
+    _, policies = modules
+    command = [sys.executable, str(BENCHMARKS / "rank_policies.py"), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [line.split()[1] for line in lines[1:]] == list(policies.POLICIES)
+    assert all(line.count("/") == 8 for line in lines[1:])  # three figures in each of four cells
+
+
+def test_cells_share_the_budget_and_are_not_run_twice(modules, tmp_path, capsys):
+    benchmark, policies = modules
+    out = tmp_path / "cells.jsonl"
+    flags = ["--out", str(out), "--model", "tiny", "--seeds", "0,1", "--samples", "16"]
+    args = benchmark.arguments([*flags, "--ratios", "1/2,1"])
+    rows = benchmark.run(benchmark.quick(tmp_path), args)
+    for row in rows:
+        assert row["achieved"] <= float(row["ratio"] if row["ratio"] == "1" else 0.5)
+        if row["ratio"] == "1" and row["policy"] != "balf":
+            assert row["error"] < 1e-6, row["policy"]  # nothing is left out
+    cells = [(row["policy"], row["ratio"], row["seed"]) for row in rows]
+    calibrated = sum(looks for _, looks in policies.POLICIES.values())
+    assert len(cells) == len(set(cells)) == 2 * (len(policies.POLICIES) + calibrated)
+
+    kept = out.read_text().splitlines()
+    out.write_text("\n".join(kept[:-3]) + "\n")  # stopped before the last three
+    capsys.readouterr()
+    again = benchmark.run(benchmark.quick(tmp_path), args)
+    told = [line for line in capsys.readouterr().err.splitlines() if " seed " in line]
+    assert len(told) == 3
+    for new, old in zip(again, map(json.loads, kept), strict=True):
+        assert new["error"] == pytest.approx(old["error"], abs=1e-4)

@@ -1,0 +1,260 @@
+"""Sequential correction and the lockstep walk that it rides on."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pelacli.factorize import calibration, engine, lockstep, refit
+from pelacli.factorize.factors import absorb_mean
+from pelacli.lowrank import find, replace
+
+
+class Net(nn.Module):
+    """Residual blocks, one layer that is read by ``F.linear``, and two branches."""
+
+    def __init__(self, width=24, depth=3):
+        super().__init__()
+        self.inner = nn.ModuleList([nn.Linear(width, 2 * width) for _ in range(depth)])
+        self.outer = nn.ModuleList([nn.Linear(2 * width, width) for _ in range(depth)])
+        self.mix = nn.Linear(width, width)
+
+    def forward(self, x):
+        for a, b in zip(self.inner, self.outer, strict=True):
+            x = x + b(F.gelu(a(F.layer_norm(x, x.shape[-1:]))))
+        return F.linear(x, self.mix.weight, self.mix.bias).mean(1)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+@pytest.fixture
+def batches():
+    torch.manual_seed(1)
+    basis = torch.randn(24, 24) * torch.logspace(0, -2, 24)
+    return [torch.randn(16, 5, 24) @ basis + 0.3 for _ in range(6)]
+
+
+def predict(module, x):
+    return module(x)
+
+
+def error(dense, model, batches):
+    with torch.no_grad():
+        return sum(float((dense(x) - model(x)).square().sum()) for x in batches)
+
+
+def test_lockstep_stops_all_walkers_at_each_layer_in_order(net, batches):
+    layers = find.find_layers(net)
+    seen = []
+    with lockstep.lockstep(net, layers, batches, predict) as stops:
+        for calls in stops:
+            assert [call.walker for call in calls] == list(range(len(batches)))
+            assert len({call.layer.name for call in calls}) == 1
+            seen.append(calls[0].layer.name)
+            for call in calls:
+                call.output = F.linear(call.x, call.weight, call.bias)
+    order = [f"{part}.{i}" for i in range(3) for part in ("inner", "outer")]
+    assert seen == [*order, "mix"]
+
+
+def test_lockstep_passes_errors_on_and_leaves_no_threads(net, batches):
+    import threading
+
+    before = threading.active_count()
+
+    def fails(module, x):
+        module(x)
+        raise RuntimeError("boom")
+
+    def walk():
+        with lockstep.lockstep(net, find.find_layers(net), batches, fails) as stops:
+            for calls in stops:
+                for call in calls:
+                    call.output = F.linear(call.x, call.weight, call.bias)
+
+    with pytest.raises(RuntimeError, match="boom"):
+        walk()
+    with lockstep.lockstep(net, find.find_layers(net), batches, predict) as stops:
+        next(stops)  # and then the caller loses interest
+    assert threading.active_count() == before
+
+
+def test_full_rank_stays_dense(net, batches):
+    layers = find.find_layers(net)
+    moments = calibration.collect(net, layers, batches, predict)
+    ranks = {layer.name: min(layer.shape) for layer in layers}
+    model = copy.deepcopy(net)
+    replace.replace(model, refit.correct(net, layers, ranks, moments, batches, predict))
+    with torch.no_grad():
+        assert torch.allclose(net(batches[0]), model(batches[0]), atol=1e-3)
+
+
+class LateBias(nn.Linear):
+    """A linear layer that adds its bias outside of the product, as Falcon's do."""
+
+    def forward(self, x):
+        return x @ self.weight.T + self.bias
+
+
+def test_a_bias_outside_of_the_call_counts_once_in_every_batch(net, batches):
+    """At full rank there is nothing to correct, so every batch must walk with the dense inputs."""
+    for part in (net.inner, net.outer):
+        for i, old in enumerate(part):
+            part[i] = LateBias(old.in_features, old.out_features)
+            nn.init.normal_(part[i].bias)
+    layers = find.find_layers(net)
+    assert all(layer.reason is None for layer in layers)
+    ranks = {layer.name: min(layer.shape) for layer in layers}
+    factors = refit.correct(net, layers, ranks, {}, batches, predict)
+    model = copy.deepcopy(net)
+    replace.replace(model, factors)
+    for layer in layers:
+        assert torch.allclose(factors[layer.name][2], layer.bias, atol=1e-4), layer.name
+    with torch.no_grad():
+        for x in batches:
+            assert torch.allclose(net(x), model(x), atol=1e-3)
+
+
+def regression(inputs, targets):
+    """What the best affine map of the inputs makes of the targets, by lstsq, in float64."""
+    inputs, targets = inputs.double(), targets.double()
+    centred = inputs - inputs.mean(0)
+    solution = torch.linalg.lstsq(centred, targets - targets.mean(0)).solution
+    return centred @ solution + targets.mean(0)
+
+
+@pytest.mark.parametrize("payback", [0.0, 0.7])
+def test_least_squares_of_the_compressed_stream(net, batches, payback):
+    """Without a ridge an uncut layer is the regression of what is wanted on the compressed input:
+    the dense output, and with payback what the residual stream has lost too."""
+    cut = ("inner.0", "outer.0", "inner.1", "outer.1")
+    layers = [la for la in find.find_layers(net) if la.name in cut]
+    ranks = dict(zip(cut, (6, 6, 24, 24), strict=True))
+    found = refit.correct(net, layers, ranks, {}, batches, predict, ridge=1e-7, payback=payback)
+
+    def low_rank(name, x):
+        down, up, bias = found[name]
+        return F.linear(F.linear(x, down), up, bias)
+
+    with torch.no_grad():
+        dense = torch.cat(batches).reshape(-1, 24)
+        ours = dense.clone()
+        dense = dense + net.outer[0](F.gelu(net.inner[0](F.layer_norm(dense, (24,)))))
+        ours = ours + low_rank("outer.0", F.gelu(low_rank("inner.0", F.layer_norm(ours, (24,)))))
+        hidden = F.gelu(net.inner[1](F.layer_norm(dense, (24,))))
+        inputs = F.gelu(low_rank("inner.1", F.layer_norm(ours, (24,))))
+        target = net.outer[1](hidden) + payback * (dense - ours)
+        got = low_rank("outer.1", inputs).double()
+    wanted = regression(inputs, target)
+    assert (got - wanted).square().mean() < 1e-4 * (target - wanted).square().mean()
+    assert torch.allclose(got.mean(0), target.double().mean(0), atol=1e-4)
+
+
+def test_the_ridge_holds_to_the_old_weight(net, batches):
+    layers = [la for la in find.find_layers(net) if la.name in ("inner.0", "outer.0")]
+    ranks = {"inner.0": 6, "outer.0": 24}
+
+    def distance(ridge):
+        found = refit.correct(net, layers, ranks, {}, batches, predict, ridge=ridge)
+        down, up, _ = found["outer.0"]
+        weight = net.outer[0].weight.detach()
+        return float((up @ down - weight).norm() / weight.norm())
+
+    assert distance(1e4) < 1e-3 < distance(1e-2)
+
+
+@pytest.mark.parametrize("rank", [4, 8])
+def test_correction_lowers_the_error_of_the_output(net, batches, rank):
+    layers = find.find_layers(net)
+    moments = calibration.collect(net, layers, batches, predict)
+    cuts = engine.decompositions(layers, moments, full=True)
+    # the last layer is whole, or its own cut would be most of the error
+    ranks = {layer.name: 24 if layer.name == "mix" else rank for layer in layers}
+    weight = {name: layer.weight.clone() for name, layer in zip(ranks, layers, strict=True)}
+
+    one_shot = copy.deepcopy(net)
+    factors = {}
+    for layer in layers:
+        down, up = cuts[layer.name].factors(ranks[layer.name])
+        mean = moments[layer.name].mean
+        factors[layer.name] = (
+            down.float(),
+            up.float(),
+            absorb_mean(layer.weight, layer.bias, down, up, mean),
+        )
+    replace.replace(one_shot, factors)
+    corrected = copy.deepcopy(net)
+    replace.replace(corrected, refit.correct(net, layers, ranks, moments, batches, predict))
+    assert error(net, corrected, batches) < 0.9 * error(net, one_shot, batches)
+    for layer in layers:  # the dense model is left as it was
+        assert torch.equal(layer.weight, weight[layer.name])
+
+
+# Joining -----------------------------------------------------------------------------------------
+
+
+def sizes(batches):
+    return [len(b if isinstance(b, torch.Tensor) else next(iter(b.values()))) for b in batches]
+
+
+def test_small_batches_of_one_shape_are_joined_in_their_order():
+    samples = torch.randn(75, 2, 3)
+    joined = lockstep.joined(iter(samples.split(10)))
+    assert sizes(joined) == [30, 30, 15]
+    assert torch.equal(torch.cat(joined), samples)
+
+
+def test_full_batches_and_the_rest_stay_the_very_batches():
+    """The command line's own batches are such."""
+    batches = list(torch.randn(75, 2, 3).split(32))
+    joined = lockstep.joined(batches)
+    assert len(joined) == 3
+    assert all(a is b for a, b in zip(joined, batches, strict=True))
+    larger = list(torch.randn(100, 2).split(50))
+    assert all(a is b for a, b in zip(lockstep.joined(larger), larger, strict=True))
+
+
+def test_only_equal_shapes_and_types_are_joined():
+    a, b = torch.randn(4, 2), torch.randn(4, 3)
+    half = torch.randn(4, 2, dtype=torch.float16)
+    joined = lockstep.joined([a, b, half, a, b, half])
+    assert sizes(joined) == [8, 8, 8]
+    assert [(*batch.shape[1:], batch.dtype) for batch in joined] == [
+        (2, torch.float32), (3, torch.float32), (2, torch.float16),
+    ]  # fmt: skip
+
+
+def test_dicts_are_joined_name_by_name():
+    texts = [
+        {"input_ids": torch.full((2, n), i), "attention_mask": torch.ones(2, n)}
+        for i, n in enumerate((5, 7, 5, 5))
+    ]
+    joined = lockstep.joined(texts)
+    assert [tuple(batch["input_ids"].shape) for batch in joined] == [(6, 5), (2, 7)]
+    assert joined[0]["input_ids"][:, 0].tolist() == [0, 0, 2, 2, 3, 3]
+    assert joined[0]["attention_mask"].shape == (6, 5)
+    assert joined[1] is texts[1]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"pixels": torch.randn(6, 4), "grid": torch.ones(1, 3)},  # patches of one image
+        {"x": torch.randn(1, 4), "scale": torch.tensor(2.0)},
+        {"x": torch.randn(1, 4), "how": "fast"},
+        (torch.randn(1, 4), torch.zeros(1)),
+        {},
+    ],
+)
+def test_what_has_no_one_batch_dimension_stays_alone(batch):
+    joined = lockstep.joined([batch, batch])
+    assert len(joined) == 2
+    assert all(one is batch for one in joined)

@@ -1,0 +1,95 @@
+"""A model that names its classes is judged, and trained, by these names."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from pelacli.errors import GateError
+from pelacli.models import class_names, heads, wrapping
+from pelacli.recipe.schema import Augment, Data
+from pelacli.steps import eval as steps_eval
+from pelacli.tasks import registry
+
+SHAPE = {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+    "image_size": 8, "patch_size": 4,
+}  # fmt: skip
+
+
+def vit(*names: str):
+    """A tiny ViT with classes of these names."""
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(**SHAPE, id2label=dict(enumerate(names)))
+    return wrapping.wrap(transformers.ViTForImageClassification(config).eval())
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Grey images in a folder for each class: "bird" 0, "cat" 10, "dog" 20."""
+    for split in ("train", "validation"):
+        for grey, name in ((0, "bird"), (10, "cat"), (20, "dog")):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8), (grey,) * 3).save(tmp_path / split / name / "a.png")
+    return Data(dataset=str(tmp_path), augment=Augment(none=True))
+
+
+def numbers(opened, data, training=False):
+    """The class number of each sample, in the order of the folders."""
+    split = "train" if training else "validation"
+    task = registry.get("image-classification")
+    found = task.open(data, split, inputs=opened.inputs, training=training)
+    return [found[i]["labels"] for i in range(len(found))], found
+
+
+def test_folders_get_the_numbers_that_the_model_gives_their_names(folders):
+    for training in (True, False):
+        found, dataset = numbers(vit("dog", "Cat ", "bird"), folders, training)
+        assert (found, dataset.classes) == ([2, 1, 0], ["dog", "Cat ", "bird"])
+        assert numbers(vit("LABEL_0", "LABEL_1", "LABEL_2"), folders, training)[0] == [0, 1, 2]
+        assert numbers(vit("dog", "cat", "fish"), folders, training)[0] == [0, 1, 2]
+
+
+def test_some_of_the_models_classes_are_judged_among_all_and_learned_alone(folders):
+    opened = vit("fish", "dog", "cat", "bird")
+    assert numbers(opened, folders)[0] == [3, 2, 1]
+    found, dataset = numbers(opened, folders, training=True)
+    assert found == [0, 1, 2]
+    fitted = registry.get("image-classification").fit(opened, dataset, None, 0)
+    assert heads.num_classes(fitted) == 3
+    assert fitted.inputs.labels == ("bird", "cat", "dog")
+    assert fitted.config["id2label"] == {"0": "bird", "1": "cat", "2": "dog"}
+
+
+def test_other_classes_of_the_same_number_get_a_fresh_head_and_their_names(folders):
+    opened = vit("bus", "car", "tram")
+    before = opened.module.classifier.weight.clone()
+    dataset = numbers(opened, folders, training=True)[1]
+    fitted = registry.get("image-classification").fit(opened, dataset, None, 0)
+    assert not torch.equal(fitted.module.classifier.weight, before)
+    assert fitted.inputs.labels == ("bird", "cat", "dog")
+
+
+def test_names_are_written_where_there_were_none_and_the_head_stays(folders):
+    opened = vit("LABEL_0", "LABEL_1", "LABEL_2")
+    before = opened.module.classifier.weight.clone()
+    dataset = numbers(opened, folders, training=True)[1]
+    fitted = registry.get("image-classification").fit(opened, dataset, None, 0)
+    assert torch.equal(fitted.module.classifier.weight, before)
+    assert fitted.inputs.labels == ("bird", "cat", "dog")
+
+
+def test_names_that_come_twice_tell_nothing():
+    assert class_names.places(["crane", "dog"], ["crane", "dog", "crane"]) == [2, 1]
+    assert class_names.places(["crane", "crane"], ["crane", "dog"]) is None
+    assert class_names.places([], ["dog"]) is None
+
+
+def test_a_drop_that_is_no_number_does_not_pass_the_gate():
+    found = steps_eval.Evaluated("a", 1, None, {}, drop=math.nan, max_drop=1.0, main="accuracy")
+    with pytest.raises(GateError, match="accuracy drops by nan points"):
+        steps_eval.gate([found])

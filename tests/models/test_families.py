@@ -1,0 +1,126 @@
+"""One model of each family: full rank equals dense, artefacts reload bitwise, counts are right."""
+
+from __future__ import annotations
+
+import copy
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor
+
+from pelacli.artefact import description, loading, saving
+from pelacli.factorize import engine
+from pelacli.lowrank import find, replace
+from pelacli.models import examples, opening, prediction
+from pelacli.ranks import planner
+
+BERT = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 128, "vocab_size": 200,
+}  # fmt: skip
+# DistilBERT, GPT-2 and CLIP have words of their own for the same things.
+DISTIL = {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128, "vocab_size": 200}
+GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 200}
+PICTURE = {k: BERT[k] for k in list(BERT)[:4]} | {"image_size": 64}
+SWIN = {"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "image_size": 64, "window_size": 4}
+TOWER = {k: BERT[k] for k in list(BERT)[:4]}
+CLIP = {
+    "text_config": TOWER | {"vocab_size": 200, "bos_token_id": 0, "eos_token_id": 199},
+    "vision_config": TOWER | {"image_size": 64},
+    "projection_dim": 32,
+}
+
+TIMM = {"embed_dim": 64, "depth": 2, "num_heads": 4}
+FAMILIES = [
+    ("vit_tiny_patch16_224", TIMM),
+    ("deit_tiny_distilled_patch16_224", TIMM),
+    ("deit3_small_patch16_224", TIMM),
+    ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4]}),
+    ("swinv2_tiny_window8_256", {"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4]}),
+    ("beit_base_patch16_224", TIMM),
+    ("eva02_tiny_patch14_224", TIMM),
+    ("eva_giant_patch14_224", TIMM),
+    ("convnext_tiny", {"depths": [1, 1, 1, 1], "dims": [16, 24, 32, 40]}),
+    ("bert", BERT),
+    ("roberta", BERT),
+    ("mpnet", BERT),
+    ("distilbert", DISTIL),
+    ("gpt2", GPT2),
+    ("vit", PICTURE),
+    ("swin", SWIN),
+    ("clip", CLIP),
+]
+
+
+def opened(name, args):
+    model = opening.open(name, weights="random", model_args=args)
+    generator = torch.Generator().manual_seed(1)
+    # Fresh models are almost constant functions; larger weights make their layers count.
+    for parameter in model.module.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data.add_(0.1 * noise if parameter.ndim < 2 else 0.03 * noise)
+    return model
+
+
+def sample(model):
+    batch = examples.example(model)
+    generator = torch.Generator().manual_seed(2)
+
+    def fill(name: str, value: Tensor) -> Tensor:
+        if value.is_floating_point():
+            return torch.randn(value.shape, generator=generator)
+        if name.endswith("input_ids"):
+            ids = torch.randint(1, 190, value.shape, generator=generator)
+            ids[:, -1] = value[:, -1]  # what models that pool at the last token look for
+            return ids
+        return value
+
+    if isinstance(batch, Tensor):
+        return fill("", batch)
+    return {name: fill(name, value) for name, value in batch.items()}
+
+
+def output(module, batch):
+    with torch.no_grad():
+        return prediction.predict(module, batch)
+
+
+@pytest.mark.parametrize(("name", "args"), FAMILIES, ids=[name for name, _ in FAMILIES])
+def test_family(name, args, tmp_path):
+    model = opened(name, args)
+    batch = sample(model)
+    dense = output(model.module, batch)
+    layers = find.find_layers(model.module, head=model.head)
+    free = [layer for layer in layers if layer.reason is None]
+    assert len(free) >= 4
+    spent = description.cost(model, layers)
+    assert spent is not None
+    cuts = engine.decompositions(free, {}, full=True)
+    spectra = engine.spectra(free, cuts, {})
+    fixed = engine.fixed_params(model.module, free)
+
+    def cut(**how):
+        plan = planner.plan(spectra, fixed_params=fixed, **how)
+        small = copy.copy(model)
+        small.module = copy.deepcopy(model.module)
+        replace.replace(small.module, engine.factors(free, cuts, {}, plan))
+        return small, description.describe(model, layers, spent, plan)
+
+    full = {layer.name: "full" for layer in free}
+    whole, _ = cut(policy="threshold", threshold=1.0, ratio=None, pins=full)
+    assert len(find.low_rank_layers(whole.module)) == len(free)
+    assert torch.allclose(output(whole.module, batch), dense, atol=1e-4)
+
+    small, described = cut(policy="energy", ratio=Fraction("0.6"), scope="layers")
+    assert sum(p.numel() for p in small.module.parameters()) == described.params.after
+    again = description.cost(small, [])
+    assert again is not None
+    assert again.total == described.flops.after < described.flops.before
+    expected = output(small.module, batch)
+    assert not torch.allclose(expected, dense, atol=1e-4)  # or all of this would show nothing
+    saving.save(small, described, tmp_path / "artefact")
+    back = loading.load(tmp_path / "artefact")
+    assert torch.equal(output(back.module, batch), expected)
+    assert back.manifest == described
+    assert back.opened.inputs == model.inputs

@@ -1,0 +1,83 @@
+"""Activations that are computed again: the same gradients from less memory."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from pelacli.models import opening
+from pelacli.train import recompute
+
+TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+def gradients(module, x, on, forward=lambda m, x: m(x)):
+    module = copy.deepcopy(module)
+    with recompute.activations(module, on=on):
+        loss = forward(module, x).square().mean()
+    loss.backward()
+    return [p.grad for p in module.parameters()]
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_gradients_are_bitwise_the_same(precision):
+    vit = opening.open("vit_tiny", weights="random", model_args=TINY).module.train()
+    x = torch.randn(4, 3, 16, 16)
+
+    def forward(module, x):
+        with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
+            return module(x)
+
+    plain, lean_ = (gradients(vit, x, on, forward) for on in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(plain, lean_, strict=True))
+
+
+class Watch(nn.Module):
+    """Keeps a weak reference to what its activation gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.act, self.two = nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 8)
+
+    def forward(self, x, change=None):
+        x = self.act(self.one(x))
+        self.seen = weakref.ref(x)
+        if change is not None:
+            change(x)
+        return self.two(x)
+
+
+def test_the_output_is_not_held():
+    torch.manual_seed(0)
+    module, x = Watch(), torch.randn(5, 8)
+    y = module(x)
+    assert module.seen() is not None  # kept by the graph
+    with recompute.activations(module):
+        y = module(x)
+    assert module.seen() is None
+    y.sum().backward()
+    assert module.two.weight.grad is not None
+    assert not module.act._forward_hooks
+
+
+def test_what_was_changed_in_place_is_kept_as_it_is():
+    torch.manual_seed(0)
+    module, x = Watch(), torch.randn(5, 8)
+
+    def forward(module, x):
+        return module(x, change=lambda t: t.detach().mul_(2))
+
+    plain, lean_ = (gradients(module, x, on, forward) for on in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(plain, lean_, strict=True))
+
+
+def test_a_freed_output_is_not_taken_for_what_comes_to_its_place():
+    torch.manual_seed(0)
+    layers = [layer for _ in range(6) for layer in (nn.Linear(16, 16), nn.GELU())]
+    module, x = nn.Sequential(*layers), torch.randn(64, 16)
+    plain, lean_ = (gradients(module, x, on) for on in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(plain, lean_, strict=True))
