@@ -10,8 +10,8 @@ from typing import Any
 from pelacli.console import say
 from pelacli.errors import RequestError
 from pelacli.manifest import document, lookup
-from pelacli.models.aliases import ALIASES
 from pelacli.recipe import fields, layout, reading, schema
+from pelacli.recipe.aliases import ALIASES
 from pelacli.recipe.schema import Data, Decompose, Recipe
 from pelacli.steps import pipeline
 

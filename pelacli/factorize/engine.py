@@ -19,7 +19,7 @@ from pelacli.ranks.pins import pins_by_name as pins_by_name
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
 from pelacli.system import malloc, threads
-from pelacli.system.spill import Shelf
+from pelacli.system.spill import SpillFile
 
 # (down [r, in], up [out, r], bias [out] or None) of a layer
 Factors = tuple[Tensor, Tensor, "Tensor | None"]
@@ -31,7 +31,7 @@ class Solved:
 
     energies: Tensor
     name: str
-    shelf: Shelf
+    shelf: SpillFile
 
 
 # What is known of a layer: its energies, and maybe more.
@@ -56,7 +56,7 @@ def solve(
         full: keep all eigenvectors; else those below break-even, since a plan uses no others
             (a pin may).
     """
-    shelf = Shelf()
+    shelf = SpillFile()
     found: dict[str, Solved] = {}
 
     def work(layer: Layer) -> None:
@@ -206,7 +206,7 @@ def _factors(layer: Layer, rank: int, moments: Moments | None, found: Cut | None
     if isinstance(found, Decomposition):
         down, up = found.factors(rank)
     else:
-        vectors = found.shelf.last(found.name, rank) if isinstance(found, Solved) else None
+        vectors = found.shelf.last_rows(found.name, rank) if isinstance(found, Solved) else None
         down, up = cut(weight, moments, rank, vectors=vectors, store=weight.dtype)
     mean = None if moments is None else moments.mean
     return down, up, absorb_mean(weight, layer.bias, down, up, mean)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pelacli.errors import RequestError
 from pelacli.manifest import digests, document
-from pelacli.models.aliases import ALIASES
+from pelacli.recipe.aliases import ALIASES
 from pelacli.recipe.layout import FOLDERS, source
 from pelacli.recipe.schema import Recipe
 

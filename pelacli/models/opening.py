@@ -12,14 +12,15 @@ from pelacli.console import warn
 from pelacli.errors import RequestError
 from pelacli.manifest.digests import digest_file, digest_files
 from pelacli.manifest.document import plain_weight_files
+from pelacli.messages import closest
 from pelacli.models import hub
-from pelacli.models.aliases import ALIASES, SHAPES, closest
 from pelacli.models.carried import carried
 from pelacli.models.libraries import OWN_NAMES, library, own
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import refuse_non_finite
 from pelacli.models.weight_files import shapes as _shapes
 from pelacli.models.wrapping import describe
+from pelacli.recipe.aliases import ALIASES, SHAPES
 
 
 def resolve_alias(ref: str) -> str:

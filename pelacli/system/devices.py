@@ -1,36 +1,58 @@
-"""Work on a model where factorising is done, and put it back where it was."""
+"""Devices: choose one, and move modules and batches to it. torch is imported by the first call."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from pelacli.errors import RequestError
 from pelacli.system import processes
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def select(name: str) -> torch.device:
+    """The device that a recipe names: "cpu", an accelerator's kind, or "auto" for an accelerator
+    where there is one.
+
+    Raises:
+        RequestError: this machine has no device of that kind.
+    """
+    import torch
+
+    joined: torch.device = processes.join(name).device
+    if name == "auto":
+        return joined
+    accelerator = None
+    if torch.accelerator.is_available():
+        accelerator = torch.accelerator.current_accelerator()
+    kinds = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+    if name not in kinds:
+        raise RequestError(f"device {name!r}: this machine has {' and '.join(kinds)}")
+    return joined if joined.type == name else torch.device(name)
+
 
 @contextmanager
 def on_cpu(module: nn.Module) -> Iterator[None]:
-    """While active, a module is on the CPU; afterwards it is back, its new layers included.
+    """Keep a module on the CPU for the time of the block, then move it back with its new layers.
 
     Raises:
-        RequestError: it has no weights yet ("meta"), or lies on several devices.
+        RequestError: the module has no weights yet ("meta"), or lies on several devices.
     """
-    places = {t.device for tensors in (module.parameters(), module.buffers()) for t in tensors}
-    home = next((place for place in places if place.type != "cpu"), None)
+    devices = {t.device for tensors in (module.parameters(), module.buffers()) for t in tensors}
+    home = next((device for device in devices if device.type != "cpu"), None)
     if home is None:
         yield
         return
     name = type(module).__name__
     if home.type == "meta":
         raise RequestError(f"{name}: is on the device 'meta', without weights; load them first")
-    if len(places) > 1:
-        found = ", ".join(sorted(map(str, places)))
-        raise RequestError(f"{name}: lies on several devices ({found}); move it to one")
+    if len(devices) > 1:
+        names = ", ".join(sorted(map(str, devices)))
+        raise RequestError(f"{name}: lies on several devices ({names}); move it to one")
     module.cpu()
     try:
         yield
@@ -38,42 +60,27 @@ def on_cpu(module: nn.Module) -> Iterator[None]:
         module.to(home)
 
 
-def select(device: str) -> torch.device:
-    """Where to run: "cpu", or else the accelerator; with "auto" only if there is one.
-
-    Raises:
-        RequestError: there is none of that kind.
-    """
-    joined: torch.device = processes.join(device).device
-    if device == "auto":
-        return joined
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    kinds = ["cpu"] if found is None else ["cpu", found.type]
-    if device not in kinds:
-        raise RequestError(f"device {device!r}: this machine has {' and '.join(kinds)}")
-    return joined if joined.type == device else torch.device(device)
-
-
 def move_module(
     module: nn.Module, device: torch.device | str, channels_last: bool = False
 ) -> nn.Module:
-    """Move a module to a device, its convolutions in the wanted order of memory."""
+    """Move a module to a device, its convolutions in the memory order that is asked for."""
+    import torch
+
     order = torch.channels_last if channels_last else torch.contiguous_format
     return module.to(torch.device(device)).to(memory_format=order)
 
 
-def move_batch(
-    value: Any,
-    device: torch.device | str,
-    channels_last: bool = False,
-) -> Any:
-    """Move a batch (tensors in dicts) to a device, images in the wanted order of memory.
+def move_batch(value: Any, device: torch.device | str, channels_last: bool = False) -> Any:
+    """Move a batch (tensors in nested dicts) to a device, images in the memory order asked for.
 
-    What is moved to the CPU has arrived there; other devices see to it that they wait.
+    accelerate's ``send_to_device`` knows no memory order, and would copy images twice. A move to
+    the CPU has arrived when this returns; other devices wait for their data themselves.
     """
-    if isinstance(value, Tensor):
-        last = channels_last and value.ndim == 4
-        order = torch.channels_last if last else torch.preserve_format
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        images_last = channels_last and value.ndim == 4
+        order = torch.channels_last if images_last else torch.preserve_format
         to_accelerator = torch.device(device).type != "cpu"
         return value.to(device, non_blocking=to_accelerator, memory_format=order)
     if isinstance(value, Mapping):

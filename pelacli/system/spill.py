@@ -1,25 +1,26 @@
-"""Matrices put aside in a temporary file, to be read back in part."""
+"""Matrices in a temporary file, to be read back in part. torch is imported by the first call."""
 
 from __future__ import annotations
 
 import tempfile
 import threading
 from io import BufferedRandom
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class Shelf:
-    """Named float32 matrices outside the memory of the process.
+class SpillFile:
+    """Named float32 matrices outside of the process's memory.
 
-    The file has no name, so nothing is left behind however the process ends. Where it can't be
-    written (no room, no temporary directory) nothing is kept, and `last` gives None.
+    The file has no name on disk, so nothing is left behind however the process ends. Where it can't
+    be written (a full disk, no temporary directory) nothing is kept, and `last_rows` gives None.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._places: dict[str, tuple[int, int, int]] = {}  # offset, rows, columns
+        self._entries: dict[str, tuple[int, int, int]] = {}  # offset, rows, columns
         self._file: BufferedRandom | None = None
         self._end = 0
         try:
@@ -29,11 +30,13 @@ class Shelf:
 
     @property
     def size(self) -> int:
-        """Bytes that are kept."""
+        """Bytes in the file."""
         return self._end
 
     def put(self, name: str, matrix: Tensor) -> None:
         """Keep a matrix [rows, columns] under a new name."""
+        import torch
+
         data = matrix.detach().to("cpu", torch.float32).contiguous()
         if self._file is None or not data.numel():
             return
@@ -44,14 +47,16 @@ class Shelf:
                 self._file.flush()
             except OSError:
                 return
-            self._places[name] = (self._end, *data.shape)
+            self._entries[name] = (self._end, *data.shape)
             self._end += data.nbytes
 
-    def last(self, name: str, rows: int) -> Tensor | None:
-        """The last rows of a matrix, [rows, columns], or None if it has not so many."""
-        if self._file is None or name not in self._places:
+    def last_rows(self, name: str, rows: int) -> Tensor | None:
+        """The last rows of a matrix, [rows, columns]; None where fewer were kept."""
+        import torch
+
+        if self._file is None or name not in self._entries:
             return None
-        start, height, width = self._places[name]
+        start, height, width = self._entries[name]
         if rows > height:
             return None
         data = torch.empty(rows, width)

@@ -1,7 +1,8 @@
-"""Several layers side by side, each with its share of the threads.
+"""Work on several items side by side, each with its share of the threads.
 
 An eigen-solver of LAPACK gains little from a second thread; two solvers on two threads do. And
 threads that share no matrix never wait for each other when other programs want the cores too.
+torch is imported by the first call.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch
-
 from pelacli.system import malloc
 
 T = TypeVar("T")
@@ -20,7 +19,9 @@ T = TypeVar("T")
 
 @contextmanager
 def limited(number: int | None) -> Iterator[None]:
-    """While active, the calling thread's torch calls take so many threads; None: as they would."""
+    """Let torch take so many threads in the calling thread; None leaves the number as it is."""
+    import torch
+
     before = torch.get_num_threads()
     if number is None or number == before:
         yield
@@ -43,11 +44,13 @@ def for_each(
     """Do the work of all items, as many at a time as there are threads and memory for.
 
     Args:
-        work: called in any thread, in no certain order.
+        work: called in any thread, in no particular order.
         cost: bytes that an item's work takes while it runs.
-        allowance: bytes that all running work may take; one item may always run.
+        allowance: bytes that all running work may take together; one item may always run.
         done: called after each item, in the caller's thread.
     """
+    import torch
+
     items = list(items)
 
     def run(item: T) -> None:

@@ -14,9 +14,9 @@ from pelacli import console
 from pelacli.errors import RequestError
 from pelacli.lowrank import find, replace
 from pelacli.models import blocks, examples, heads, libraries, opening, prediction, wrapping
-from pelacli.models.aliases import ALIASES, SHAPES
 from pelacli.models.inputs import ImageInput, TextInput
 from pelacli.models.outputs import main_output
+from pelacli.recipe.aliases import ALIASES, SHAPES
 from pelacli.train import regularisation
 
 TINY = {"embed_dim": 64, "depth": 2, "num_heads": 4}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pelacli.errors import RequestError
-from pelacli.models.aliases import closest
+from pelacli.messages import closest
 
 LIBRARY = "albef"  # under "pela_model" in config.json
 # What each variant has beside the two encoders; see `network.Albef`.

@@ -13,8 +13,8 @@ import transformers
 from torch import nn
 
 from pelacli.errors import RequestError
+from pelacli.messages import closest
 from pelacli.models import class_names, pooling
-from pelacli.models.aliases import closest
 from pelacli.models.hf import detectors, segmenters
 from pelacli.models.hf.examples import arguments, longest_text, sees
 from pelacli.models.hf.examples import example as example

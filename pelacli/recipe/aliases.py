@@ -1,8 +1,6 @@
-"""Short names, and the closest names to a misspelt one."""
+"""Short names of well-known models."""
 
 from __future__ import annotations
-
-import difflib
 
 # Short name → the classic checkpoint of the family: the one its paper reports.
 ALIASES = {
@@ -48,8 +46,3 @@ SHAPES = {
     "clip_base": "clip",
     "gpt2": "gpt2",
 }
-
-
-def closest(name: str, known: list[str], n: int = 3) -> list[str]:
-    """The known names nearest to ``name``, best first."""
-    return difflib.get_close_matches(name, known, n=n, cutoff=0.6)

@@ -1,0 +1,38 @@
+"""Pieces of error messages that many places need: the gist of another library's error, and the name
+that a misspelt one probably means."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+_LONGEST = 300  # characters of another library's message
+
+
+def one_line(error: BaseException | str, longest: int = _LONGEST) -> str:
+    """The informative line of a library's error, at most ``longest`` characters.
+
+    That is its first line; the second where the first only announces it ("Error(s) in loading:");
+    the name of the error's class where it has no message.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    announced = len(lines) > 1 and lines[0].endswith(":")
+    return lines[1 if announced else 0][:longest]
+
+
+def closest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
+    """The known names most like ``name``, best first; empty where none is like it."""
+    return difflib.get_close_matches(name, list(known), n=n, cutoff=0.6)
+
+
+def did_you_mean(name: str, known: Iterable[str], *, n: int = 1, otherwise: str = "") -> str:
+    """A hint for a misspelt name: "did you mean vit_base?".
+
+    Args:
+        n: how many names to offer at most.
+        otherwise: the hint where no known name is like it.
+    """
+    near = closest(name, known, n)
+    return f"did you mean {', '.join(near)}?" if near else otherwise
