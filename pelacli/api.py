@@ -16,12 +16,11 @@ from pelacli.factorize import calibration, engine
 from pelacli.factorize import refit as factorize_refit
 from pelacli.factorize.lockstep import joined
 from pelacli.factorize.moments import Moments
-from pelacli.lowrank import find
 from pelacli.lowrank.layer import Layer
 from pelacli.manifest.document import Manifest
 from pelacli.measure import flops
 from pelacli.measure.flops import Cost, layer_flops
-from pelacli.models import wrapping
+from pelacli.models import heads, wrapping
 from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
 from pelacli.ranks import pins as ranks_pins
@@ -49,18 +48,28 @@ def load(path: str | Path) -> nn.Module:
 
 
 def save(model: nn.Module, path: str | Path) -> None:
-    """Write a model of timm or transformers as an artefact.
+    """Write a model of timm or transformers as an artefact, as it is now.
+
+    It may have changed since it was loaded or factorised: another head, other classes, trained.
 
     Raises:
-        RequestError: the path holds something else, or the model's library is unknown.
+        RequestError: the path holds something else, the model's library is unknown, or the model
+            has a layer that its library would not build again; the message names it.
     """
-    opened, described = getattr(model, _KEPT, (None, None))
+    saving.check_output(Path(path))
+    opened, before = _kept(model)
     opened = opened or wrapping.wrap(model)
     with devices.on_cpu(model):
-        if described is None:
-            layers = find.find_layers(model, head=opened.head)
-            described = description.describe(opened, layers, description.cost(opened, layers))
-        saving.save(opened, description.recount(opened, described), Path(path))
+        described = description.current(opened, before)
+        saving.check_readable(opened, described)
+        saving.save(opened, described, Path(path))
+
+
+def _kept(model: nn.Module) -> tuple[OpenModel | None, Manifest | None]:
+    """What is known of a module that `load` gave or `decompose` changed, its config, inputs and
+    head as they are now; (None, None) of any other module."""
+    opened, described = getattr(model, _KEPT, (None, None))
+    return None if opened is None else heads.refreshed(opened), described
 
 
 def plan(
@@ -173,7 +182,7 @@ def _prepare(
     limits: dict[str, Any],
     solve: Callable[[Sequence[Layer], Mapping[str, Moments]], Mapping[str, engine.Cut]],
 ) -> _Prepared:
-    kept, _ = getattr(model, _KEPT, (None, None))
+    kept, before = _kept(model)
     opened = kept or wrapping.wrap(model, must=False)
     if head is None:
         head = sorted(opened.head) if opened is not None else []
@@ -212,6 +221,7 @@ def _prepare(
     described = None
     if opened is not None:
         described = description.describe(opened, layers, spent, chosen)
+        described.history = [] if before is None else before.history
     return _Prepared(free, cuts, moments, chosen, opened, described)
 
 

@@ -108,6 +108,61 @@ def moved(opened: OpenModel, record: Manifest, before: Mapping[str, nn.Module]) 
     # A head that came or went has moved nothing, and is in no row all the same.
     if opened.library == record.library and stayed and set(places) == set(before):
         return record
+    return _redescribed(opened, record, rows)
+
+
+def current(opened: OpenModel, record: Manifest | None = None) -> Manifest:
+    """The record of a module as it is now: whoever has it in hand may have given it another head,
+    or have put a layer, low-rank or dense, in the place of another. What stayed keeps its row.
+
+    Args:
+        record: of the module before; None where there is none yet.
+    """
+    if record is None:
+        return _redescribed(opened, describe(opened, [], None), {})
+    now = _forms(opened.module)
+    rows = {row.name: row for row in record.layers}
+    if now.keys() == rows.keys() and all(_fits(row, *now[row.name]) for row in record.layers):
+        return recount(opened, record)
+    stayed = {
+        name: row
+        for name, row in rows.items()
+        if name in now and _fits(row, *now[name]) and row.shape == now[name][0]
+    }
+    found = _redescribed(opened, record, stayed)
+    for row in found.layers:
+        if row.rank is None and row.name in stayed:
+            row.reason = stayed[row.name].reason
+    return found
+
+
+def _forms(module: nn.Module) -> dict[str, tuple[tuple[int, int], int | None, str]]:
+    """Name → (shape, rank, kind) of every linear map; the rank is None where it is dense."""
+    low = find.low_rank_layers(module)
+    return {
+        layer.name: (layer.shape, None, layer.kind)
+        for layer in find.find_layers(module)
+        if layer.name.rpartition(".")[0] not in low
+    } | {
+        name: ((layer.out_features, layer.in_features), layer.rank, "")
+        for name, layer in low.items()
+    }
+
+
+def _fits(row: LayerRecord, shape: tuple[int, int], rank: int | None, kind: str) -> bool:
+    """Whether a row is about a layer of this form. A dense one may have another shape, as a head
+    has that got another number of classes: `recount` sees to that."""
+    if row.rank is None or rank is None:
+        return row.rank is rank and row.kind == kind
+    return (row.shape, row.rank) == (shape, rank)
+
+
+def _redescribed(opened: OpenModel, record: Manifest, rows: Mapping[str, LayerRecord]) -> Manifest:
+    """The record with the layers that the module has now.
+
+    Args:
+        rows: what is known of low-rank layers, by the names that they have now.
+    """
     layers = find.find_layers(opened.module, head=opened.head)
     spent = cost(opened, layers)
     kept, low = [], find.low_rank_layers(opened.module)
@@ -135,8 +190,8 @@ def moved(opened: OpenModel, record: Manifest, before: Mapping[str, nn.Module]) 
 
 
 def _copied(layer: LowRankLinear, name: str) -> LayerRecord:
-    """A row for a low-rank layer that the task made by copying another (a decoder of fusion
-    layers); of what it keeps nothing is known."""
+    """A row for a low-rank layer that has none: the task made it by copying another (a decoder of
+    fusion layers), or it came from another model. Of what it keeps nothing is known."""
     out, in_, rank = layer.out_features, layer.in_features, layer.rank
     params = Count(before=out * in_, after=rank * (out + in_))
     return LayerRecord(name=name, shape=(out, in_), rank=rank, params=params)

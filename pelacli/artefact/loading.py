@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from pelacli.artefact.saving import _without_weights
 from pelacli.errors import RequestError
-from pelacli.lowrank import replace
 from pelacli.manifest import digests, document, lookup
 from pelacli.manifest.document import Manifest
 from pelacli.models import carried, libraries, opening
@@ -39,15 +39,7 @@ def load(path: Path) -> Artefact:
     record = document.read(path)
     adapter = libraries.library(record.library)
     config = _config(path)
-    try:
-        module: nn.Module = adapter.rebuild(path)
-    except RequestError:
-        raise
-    except Exception as error:  # the libraries raise whatever their builders raise
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise RequestError(f"{path / 'config.json'}: can't be rebuilt from it: {line}") from None
-    ranks = {layer.name: layer.rank for layer in record.layers if layer.rank is not None}
-    replace.replace_empty(module, ranks)
+    module = _without_weights(path, record)
     _load_strictly(module, path)
     module.eval()
     opened = OpenModel(

@@ -31,6 +31,13 @@ def write(opened: OpenModel, names: Sequence[str]) -> None:
     opened.inputs = replace(cast(ImageInput, opened.inputs), labels=tuple(names))
 
 
+def forget(config: Any) -> None:
+    """Take the names out of a configuration of transformers: they were another head's. Its own
+    setter of ``num_labels`` keeps them where the number is the same."""
+    config.id2label = {number: f"LABEL_{number}" for number in range(config.num_labels)}
+    config.label2id = {name: number for number, name in config.id2label.items()}
+
+
 def places(classes: Sequence[str], labels: Sequence[str]) -> list[int] | None:
     """The model's number of each of the data's classes, found by name; None unless it has them all
     and each once.

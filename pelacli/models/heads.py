@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from torch import nn
 
 from pelacli.errors import RequestError
 from pelacli.models.inputs import ImageInput, TextInput
@@ -30,6 +33,22 @@ def set_classes(opened: OpenModel, classes: int, seed: int) -> None:
     opened.config, opened.head = adapter.config(opened.module), adapter.head(opened.module)
     if isinstance(opened.inputs, ImageInput):  # the names were the old head's
         opened.inputs = replace(opened.inputs, labels=())
+    elif isinstance(opened.inputs, TextInput):
+        opened.inputs = replace(opened.inputs, classes=None)
+
+
+def refreshed(opened: OpenModel) -> OpenModel:
+    """The model with the config, inputs and head of its module as that is now: whoever has the
+    module in hand may have given it another head, or changed its configuration.
+
+    Raises:
+        RequestError: the module's library can't describe it any more.
+    """
+    adapter, module = library(opened.library), opened.module
+    now = replace(opened, config=adapter.config(module), head=adapter.head(module))
+    with tempfile.TemporaryDirectory() as folder:
+        now.describe(Path(folder))
+        return replace(now, inputs=adapter.inputs(module, Path(folder)))
 
 
 def with_head(
@@ -69,3 +88,9 @@ def with_head(
         head=adapter.head(module),
         inputs=inputs,
     )
+
+
+def is_idle(module: nn.Module) -> bool:
+    """Whether a module gives back its input in eval mode, by its class."""
+    dropout = nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d
+    return isinstance(module, nn.Identity | dropout) or type(module).__name__.endswith("DropPath")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -40,3 +42,12 @@ class OpenModel:
     def params(self) -> int:
         """Parameters of the whole model; a shared one counts once."""
         return sum(p.numel() for p in self.module.parameters())
+
+    def describe(self, folder: Path) -> None:
+        """Write config.json and the carried files, from which the library rebuilds the dense
+        network."""
+        for name, content in self.carried.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        text = json.dumps(self.config, indent=2) + "\n"
+        (folder / "config.json").write_text(text, encoding="utf-8")

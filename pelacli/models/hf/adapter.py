@@ -216,10 +216,14 @@ def set_classes(module: nn.Module, num_classes: int) -> None:
     """Give the model a fresh classifier in the place of the one it has."""
     if detectors.is_detector(module):
         detectors.set_classes(module, num_classes)
-        return
-    if segmenters.segments(module):
+    elif segmenters.segments(module):
         segmenters.set_classes(module, num_classes)
-        return
+    else:
+        _set_classifier(module, num_classes)
+    class_names.forget(module.config)
+
+
+def _set_classifier(module: nn.Module, num_classes: int) -> None:
     old = getattr(module, "classifier", None)
     if not isinstance(old, nn.Linear):
         raise RequestError(

@@ -19,6 +19,8 @@ from torch import nn
 from pelacli.errors import RequestError
 from pelacli.models.inputs import ImageInput, Inputs
 
+_CLASS_NAMES = ("label_names", "label_descriptions")  # in timm's pretrained_cfg
+
 
 def is_model(name: str) -> bool:
     """Whether timm knows the architecture (with or without a pretrained tag)."""
@@ -127,10 +129,19 @@ def from_config(config: dict[str, Any]) -> nn.Module:
 
 
 def config(module: nn.Module) -> dict[str, Any]:
-    """config.json in timm's hub layout."""
+    """config.json in timm's hub layout.
+
+    Raises:
+        RequestError: the model was built with an argument that JSON has no form for.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
-        timm.models._hub.save_config_for_hf(module, str(path))
+        try:
+            timm.models._hub.save_config_for_hf(module, str(path))
+        except ValueError as error:
+            raise RequestError(
+                f"{type(module).__name__}: timm can't describe it: {_first(str(error))}"
+            ) from None
         result: dict[str, Any] = json.loads(path.read_text())
     return result
 
@@ -173,7 +184,10 @@ def num_classes(module: nn.Module) -> int | None:
 
 def set_classes(module: nn.Module, num_classes: int) -> None:
     """Give the model a fresh classifier."""
-    module.reset_classifier(num_classes)  # type: ignore[operator]
+    network: Any = module
+    network.reset_classifier(num_classes)
+    about = network.pretrained_cfg  # its names of classes were the old head's
+    network.pretrained_cfg = {k: v for k, v in about.items() if k not in _CLASS_NAMES}
 
 
 def _first(text: str) -> str:
