@@ -7,7 +7,6 @@ Talk falls silent when standard error is no terminal (``--verbose`` brings it ba
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +18,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+from pelacli.system import processes
 
 # Off a terminal nothing may be cut to fit: a pipe has no width.
 _PIPE_WIDTH = 1_000
-
-
-def main_process() -> bool:
-    """Whether this is the process that talks: the only one, or the launcher's first."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass
@@ -39,7 +34,7 @@ class Talk:
 
     @property
     def on(self) -> bool:
-        return main_process() and not self.quiet and (self.verbose or sys.stderr.isatty())
+        return processes.is_first() and not self.quiet and (self.verbose or sys.stderr.isatty())
 
 
 talk = Talk()
@@ -50,7 +45,7 @@ def out() -> Console:
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    return Console(width=width, soft_wrap=False, quiet=not main_process())
+    return Console(width=width, soft_wrap=False, quiet=not processes.is_first())
 
 
 def err() -> Console:
@@ -62,7 +57,7 @@ def err() -> Console:
 
 def emit(document: Any) -> None:
     """Write one JSON document to standard output; NaN and infinity, which it lacks, as null."""
-    if not main_process():
+    if not processes.is_first():
         return
     json.dump(_finite(document), sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pelacli.console import say
+from pelacli.console import say, warn
 from pelacli.errors import RequestError
 from pelacli.manifest import document, lookup
 from pelacli.recipe import fields, layout, reading, schema
@@ -123,7 +123,7 @@ def evaluations(
         if ref.endswith(".toml"):
             job = pipeline.evaluation(reading.load(Path(ref), overrides))
         else:
-            data, task, task_args = _own_data(ref)
+            data, task, task_args = _own_data(ref, needed=dataset is None)
             path = lookup.latest(Path(ref))
             job = {"ref": str(path or ref), "data": data, "task": task, "task_args": task_args}
             job["how"] = {} if path else how
@@ -140,17 +140,30 @@ def evaluations(
     return jobs
 
 
-def _own_data(ref: str) -> tuple[Data | None, str | None, dict[str, Any] | None]:
+def _own_data(ref: str, *, needed: bool) -> tuple[Data | None, str | None, dict[str, Any] | None]:
+    """(data, task, its settings) of the last step of an artefact that has data.
+
+    Args:
+        needed: no other data is given. Where it is, what can't be read is only noted.
+
+    Raises:
+        RequestError: the data is needed and can't be read.
+    """
     path = lookup.latest(Path(ref))
     if path is None:
         return None, None, None
-    history = document.read(path).history
-    for step in reversed(history):
-        spec = Recipe.model_validate(step.recipe) if step.recipe else None
-        section = getattr(spec, step.step, None) if spec else None
-        data = getattr(section, "data", None) or (spec.data if spec else None)
-        if spec is not None and data is not None:
-            return data, *schema.task_of(spec, section)
+    for number, step in reversed([*enumerate(document.read(path).history)]):
+        where = f"{path / document.FILE}: history[{number}].recipe"
+        try:
+            spec = reading.from_stored(step.recipe, step.step, where)
+        except RequestError as error:
+            if needed:
+                raise RequestError(f"{error}, or give --data and --task") from None
+            warn(str(error))
+            break
+        data = (spec.eval and spec.eval.data) or spec.data
+        if data is not None:
+            return data, *schema.task_of(spec, spec.eval)
     return None, None, None
 
 

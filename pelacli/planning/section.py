@@ -105,16 +105,18 @@ def settings(
 
     Args:
         section: the keys that were set when the spectra were made. Those that need the weights are
-            passed over, and its budget where another is given.
+            passed over, as are those of another version, and its budget where another is given.
         given: flags, which win; None is not given.
         where: the spectra's file, for error messages.
         overrides: "decompose.key=value" each.
 
     Raises:
-        RequestError: a flag that needs the weights, or that is no good.
+        RequestError: a flag that needs the weights or that is no good, or a stored value that this
+            version can't read.
     """
     flags = {key: value for key, value in given.items() if value is not None}
     own = {key: value for key, value in section.items() if key not in OF_WEIGHTS}
+    own = reading.known(own, ("decompose",), lambda key: f"{where}: {'.'.join(map(str, key))}")
     if any(key in flags for key in BUDGETS):
         own = {key: value for key, value in own.items() if key not in BUDGETS}
         if own.get("policy") == "threshold":
@@ -123,7 +125,13 @@ def settings(
     if "threshold" in flags:
         flags.setdefault("policy", "threshold")
     top = {"model": where, "output": where}
-    found = reading.from_flags(top, {"decompose": own | flags}, overrides).decompose
+    found = reading.from_flags(
+        top,
+        {"decompose": own | flags},
+        overrides,
+        stored=[("decompose", key) for key in own if key not in flags],
+        stored_in=where,
+    ).decompose
     assert found is not None
     _only_plans(found.model_fields_set, where)
     return found

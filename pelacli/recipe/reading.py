@@ -10,14 +10,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pelacli.console import warn
 from pelacli.errors import RequestError
 from pelacli.recipe.fields import Mistake
 from pelacli.recipe.keys import Key, dotted, has, keys_of, value_of
-from pelacli.recipe.mistakes import line_of, problem
+from pelacli.recipe.mistakes import _sections, line_of, problem
 from pelacli.recipe.schema import Recipe
 
 # KEY=VALUE; quoted parts of the key may hold anything
 _OVERRIDE = re.compile(r"""((?:"(?:\\.|[^"\\])*"|'[^']*'|[^="'])+)=(.*)""", re.DOTALL)
+_UPGRADE = "upgrade pela (pip install -U pelacli)"
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -49,18 +51,87 @@ def from_flags(
     top: Mapping[str, Any],
     sections: Mapping[str, Mapping[str, Any]],
     overrides: Sequence[str] = (),
+    *,
+    stored: Collection[Key] = (),
+    stored_in: str = "",
 ) -> Recipe:
-    """A recipe from the command line alone; a value of None was not given."""
+    """A recipe from the command line; a value of None was not given.
+
+    Args:
+        stored: keys of ``sections`` whose values come from a file instead, and ``stored_in``: that
+            file, for error messages.
+    """
     document: dict[str, Any] = _given(top)
     for name, flags in sections.items():
         document[name] = _given(flags)
     given = _override(document, overrides)
 
+    def is_stored(key: Key) -> bool:
+        return key[:2] in stored and not _overridden(key, key, given)
+
+    def is_set(key: Key) -> bool:
+        is_flag = bool(stored) and has(document, key) and not is_stored(key)
+        return is_flag or bool(_overridden(key, key, given))
+
     def where(key: Key) -> str:
+        if is_stored(key):
+            return f"{stored_in}: {dotted(key)}"
         place = _overridden(key, key, given) or _overridden(key, key, given, inside=True)
         return place or _flag(key, sections)
 
-    return _validate(document, where, lambda key: bool(_overridden(key, key, given)))
+    def remedy(key: Key) -> str:
+        return f"; {_UPGRADE}, or give {_flag(key, sections)}" if is_stored(key) else ""
+
+    return _validate(document, where, is_set, remedy)
+
+
+def known(values: Mapping[str, Any], section: Key, where: Callable[[Key], str]) -> dict[str, Any]:
+    """The keys of a stored section that this version has. A note names the others, which another
+    version of pela has written.
+
+    Args:
+        section: the section's key; () is the top level.
+        where: key → place and name.
+    """
+    sections, kept = _sections(), {}
+    for name, value in values.items():
+        key = (*section, name)
+        if name not in sections[section]:
+            warn(f"{where(key)}: unknown to this pela, and passed over")
+        elif key in sections and isinstance(value, dict):
+            kept[name] = known(value, key, where)
+        else:
+            kept[name] = value
+    return kept
+
+
+def from_stored(document: Mapping[str, Any], step: str, where: str) -> Recipe:
+    """What a stored recipe says of a step's data and task: the recipe's own as they are, and the
+    step's as the section [eval]. Nothing else of it is read, so nothing else can be unreadable.
+
+    Args:
+        document: the recipe, as `pelacli.recipe.schema.resolved` gives it, of any version.
+        step: the step's section, as "finetune".
+        where: of the recipe, for error messages and notes.
+
+    Raises:
+        RequestError: data, or the task that goes with it, can't be read.
+    """
+
+    def stored_at(key: Key) -> str:
+        return f"{where}.{dotted((step, *key[1:]) if key[0] == 'eval' else key)}"
+
+    def parts(section: Any) -> dict[str, Any]:
+        section = section if isinstance(section, dict) else {}
+        return _given({key: section.get(key) for key in ("data", "task", "task_args")})
+
+    wanted = parts(document) | {"eval": parts(document.get(step))}
+    if "data" in wanted["eval"]:
+        wanted.pop("data", None)
+    elif "data" not in wanted:
+        wanted = {}  # without data the task has no say
+    wanted = {"model": where, "output": where} | known(wanted, (), stored_at)
+    return _validate(wanted, stored_at, lambda key: False, lambda key: f"; {_UPGRADE}")
 
 
 def with_flags(
@@ -157,7 +228,10 @@ def _override(document: dict[str, Any], overrides: Sequence[str]) -> dict[Key, s
 
 
 def _validate(
-    document: dict[str, Any], where: Callable[[Key], str], is_set: Callable[[Key], bool]
+    document: dict[str, Any],
+    where: Callable[[Key], str],
+    is_set: Callable[[Key], bool],
+    remedy: Callable[[Key], str] = lambda key: "",
 ) -> Recipe:
     """The recipe, or the first mistake: where it is, what it is, and how many more there are.
 
@@ -165,6 +239,7 @@ def _validate(
         where: key → place and name.
         is_set: whether a key comes from the command line. Of keys that don't go together, such a
             one is named.
+        remedy: key → what to add to the message.
     """
     try:
         return Recipe.model_validate(document)
@@ -179,7 +254,7 @@ def _validate(
             there = [one for one in keys if has(document, one)]
             key = next(filter(is_set, keys), [*there, *keys][0])
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise RequestError(f"{where(key)}: {problem(first, key)}{more}") from None
+        raise RequestError(f"{where(key)}: {problem(first, key)}{more}{remedy(key)}") from None
 
 
 def _real_key(location: Key, document: Any, kind: str) -> Key:

@@ -76,7 +76,7 @@ def is_done(spec: Recipe, section: str) -> bool:
 
 def _do(spec: Recipe, section: str, output: Path, force: bool) -> None:
     source = lookup.require(layout.source(spec, section), section)
-    if force and console.main_process():  # an unfinished run is started again too
+    if force and processes.is_first():  # an unfinished run is started again too
         shutil.rmtree(layout.workplace(output), ignore_errors=True)
     if section == "decompose":
         from pelacli.steps import decompose
@@ -87,7 +87,7 @@ def _do(spec: Recipe, section: str, output: Path, force: bool) -> None:
                 "decompose.max_drop: looked for by one process; run `pela decompose` on the recipe "
                 "first, and launch `pela run` then, which goes on from there"
             )
-        if console.main_process():
+        if processes.is_first():
             # Launchers leave each process one thread.
             cores = os.cpu_count() if processes.launched() > 1 else None
             with processes.alone(), threads.limited(cores):

@@ -16,12 +16,42 @@ from pelacli.errors import RequestError
 
 # How long the others wait for one that factorises. The launcher sees to it if that one has died.
 _PATIENCE = timedelta(days=1)
+# What a launcher sets for a group of one process.
+_GROUP_OF_ONE = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
 _alone = False
 
 
 def launched() -> int:
-    """How many processes the launcher started; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes the launcher started; 1 unless WORLD_SIZE says more."""
+    return max(_number("WORLD_SIZE") or 1, 1)
+
+
+def is_first() -> bool:
+    """Whether this process talks and factorises: the only one, or the launcher's first."""
+    return launched() == 1 or not _number("RANK")
+
+
+def _number(variable: str) -> int | None:
+    """The whole number in an environment variable; None where it holds none."""
+    try:
+        return int(os.environ.get(variable, ""))
+    except ValueError:
+        return None
+
+
+def ignore_leftovers() -> None:
+    """Unset a launcher's variables where it started no group of processes.
+
+    accelerate looks for a group as soon as LOCAL_RANK is set, whatever WORLD_SIZE says, and then
+    waits for processes that do not exist, or fails. A batch system sets some of these variables,
+    and a shell may keep them. A launcher of one process sets all of them, and its group stays.
+    """
+    if launched() > 1 or _joined():
+        return
+    group = _GROUP_OF_ONE.items() <= os.environ.items()
+    if not (group and os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")):
+        for name in _GROUP_OF_ONE:
+            os.environ.pop(name, None)
 
 
 def join(device: str) -> PartialState:
@@ -32,16 +62,33 @@ def join(device: str) -> PartialState:
 
     Args:
         device: as in a recipe.
+
+    Raises:
+        RequestError: there are others, and the environment does not say how to meet them.
     """
     import torch
     from accelerate import PartialState
 
     cpu = device.partition(":")[0] == "cpu" or not torch.accelerator.is_available()
+    ignore_leftovers()
     if launched() == 1:
         return PartialState()
+    if not _joined():
+        _check_rendezvous()
     atexit.unregister(_leave)
     atexit.register(_leave)
     return PartialState(cpu=cpu, timeout=_PATIENCE)
+
+
+def _check_rendezvous() -> None:
+    """Refuse what torch would fail on, or wait for without end."""
+    given = {"RANK": _number("RANK") is not None, "MASTER_ADDR": "MASTER_ADDR" in os.environ}
+    for name, is_given in given.items():
+        if not is_given:
+            raise RequestError(
+                f"WORLD_SIZE is {launched()}, but {name} is not set as launchers set it: "
+                "start pela with torchrun or accelerate launch, or unset WORLD_SIZE"
+            )
 
 
 def _leave() -> None:
@@ -49,16 +96,22 @@ def _leave() -> None:
     aborted ("terminate called without an active exception")."""
     import torch
 
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if _joined():
         torch.distributed.destroy_process_group()
+
+
+def _joined() -> bool:
+    """Whether this process has met the others of its group."""
+    import torch
+
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def rank_and_size() -> tuple[int, int]:
     """(rank, number of processes) of those that share out the samples."""
     import torch
 
-    joined = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if _alone or not joined:
+    if _alone or not _joined():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 from pelacli.console import warn
 from pelacli.errors import RequestError
+from pelacli.system import processes
 
 
 def accelerator(settings: Train, device: str, output: Path | None) -> Accelerator:
     """accelerate's engine: device, precision, processes, trackers."""
+    processes.ignore_leftovers()
     # It keeps one precision and device for a process; a recipe has several steps.
     AcceleratorState._reset_state()
     wanted = device.partition(":")[0]
