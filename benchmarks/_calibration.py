@@ -49,7 +49,7 @@ def measure(name: str, images: int, batch: int, size: int) -> dict[str, Any]:
         first = seconds(forward)
         one_shot = seconds(collect)
         plan = planner.plan(
-            engine.spectra(layers, engine.energies(layers, {}), {}),
+            engine.spectra(layers, engine.solve(layers, {}, keep=engine.Keep.NOTHING), {}),
             policy="uniform",
             ratio=Fraction(1, 2),
             scope="layers",

@@ -1,8 +1,8 @@
 """The cells of `reproduce.py`: which model is healed how, as recipes of pela's own steps.
 
 A cell is one line of the results: a method, a ratio, a seed. Its recipe runs by
-`pelacli.steps.pipeline.run`, as `pela run` would, so what is done is skipped and what was stopped in the
-middle goes on from its checkpoint.
+`pelacli.steps.pipeline.run`, as `pela run` would, so what is done is skipped and what was stopped
+in the middle goes on from its checkpoint.
 """
 
 from __future__ import annotations

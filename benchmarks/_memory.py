@@ -71,10 +71,10 @@ def measure(name: str, ratio: Fraction, calibrated: bool) -> dict[str, Any]:
     reset_peak()
     cuts = engine.solve(free, moments)
     solving = peak() - own
-    bases = next(iter(cuts.values())).shelf.size / MIB
+    bases = next(iter(cuts.values())).vectors.size / MIB
     plan = _plan(opened.module, free, cuts, moments, ratio)
     reset_peak()
-    engine.apply(opened.module, free, moments, plan, cuts=cuts)
+    engine.apply(opened.module, free, moments, plan, solutions=cuts)
     cutting = peak() - own
     factors = sum(p.nbytes for p in opened.module.parameters()) / MIB
     highest, allowed = max(solving, cutting), dense + kept + 2 * largest
@@ -102,7 +102,7 @@ def _plan(
         policy="energy",
         ratio=ratio,
         scope="model",
-        fixed_params=engine.fixed_params(module, layers),
+        fixed_params=find.fixed_params(module, layers),
     )
 
 

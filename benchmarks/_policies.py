@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from pelacli.factorize import calibration, engine, refit
-from pelacli.factorize.engine import Factors
 from pelacli.factorize.moments import Moments, narrow_in
 from pelacli.lowrank.calls import LinearCalls
 from pelacli.lowrank.layer import Layer
+from pelacli.lowrank.replace import Factors
 from pelacli.models.prediction import predict
 from pelacli.ranks import planner
 from pelacli.ranks.plan import Plan
@@ -41,19 +41,27 @@ class Case:
     @cached_property
     def felt(self) -> dict[str, Moments]:
         """Centred inputs, weighted by token, and output-gradients."""
-        return calibration.collect(self.module, self.layers, self.batches, predict, seed=self.seed)
+        return calibration.collect(
+            self.module, self.layers, self.batches, predict, calibration.Passes(seed=self.seed)
+        )
 
     @cached_property
     def two_sided(self) -> dict[str, Moments]:
         """Centred inputs and output-gradients."""
         return calibration.collect(
-            self.module, self.layers, self.batches, predict, seed=self.seed, floor=1.0
+            self.module,
+            self.layers,
+            self.batches,
+            predict,
+            calibration.Passes(seed=self.seed, floor=1.0),
         )
 
     @cached_property
     def inputs(self) -> dict[str, Moments]:
         """Centred inputs alone."""
-        return calibration.collect(self.module, self.layers, self.batches, predict, gradients=False)
+        return calibration.collect(
+            self.module, self.layers, self.batches, predict, calibration.Passes(gradients=False)
+        )
 
     @cached_property
     def raw_inputs(self) -> dict[str, Moments]:
@@ -104,7 +112,7 @@ class Case:
         """The layers' spectra by the moments of this kind; "plain" for none."""
         moments = self.moments(kind)
         if kind not in self._cuts:
-            self._cuts[kind] = engine.decompositions(self.layers, moments)
+            self._cuts[kind] = engine.solve(self.layers, moments)
         return engine.spectra(self.layers, self._cuts[kind], moments)
 
     def moments(self, kind: str) -> dict[str, Moments]:

@@ -170,8 +170,8 @@ def _try(case: Case, outcome: Outcome) -> None:
 
 def cut(module: nn.Module, free: Sequence[Layer], **how: Any) -> tuple[Any, Plan]:
     """Factors of the layers by a policy, and its plan."""
-    cuts = engine.decompositions(free, {}, full=True)
-    fixed = engine.fixed_params(module, free)
+    cuts = engine.solve(free, {}, keep=engine.Keep.ALL)
+    fixed = find.fixed_params(module, free)
     plan = planner.plan(engine.spectra(free, cuts, {}), fixed_params=fixed, **how)
     return engine.factors(free, cuts, {}, plan), plan
 

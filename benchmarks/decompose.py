@@ -55,10 +55,10 @@ def factorised(net: nn.Module, ratio: Fraction) -> tuple[Plan, Row]:
         policy="energy",
         ratio=ratio,
         scope="layers",
-        fixed_params=engine.fixed_params(net, layers),
+        fixed_params=find.fixed_params(net, layers),
     )
     planned = time.perf_counter()
-    engine.apply(net, layers, {}, plan, cuts=cuts)
+    engine.apply(net, layers, {}, plan, solutions=cuts)
     steps = {
         "solve": solved - start,
         "plan": planned - solved,
@@ -110,7 +110,7 @@ def speed(name: str, ratio: Fraction, repeats: int, with_reference: bool) -> Row
     chosen = [plan.ranks().get(layer.name, min(layer.shape)) for layer in layers]
     # The Gram products and eigen-solves, side by side as ours, and nothing kept; and as torch
     # alone would do them.
-    floor = seconds(lambda: engine.energies(layers, {}), repeats)
+    floor = seconds(lambda: engine.solve(layers, {}, keep=engine.Keep.NOTHING), repeats)
     plain = seconds(
         lambda: [torch.linalg.eigh(W.T @ W if len(W) > W.shape[1] else W @ W.T) for W in weights],
         repeats,

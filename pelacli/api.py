@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,9 +14,11 @@ from pelacli.artefact import description, loading, saving
 from pelacli.errors import RequestError
 from pelacli.factorize import calibration, engine
 from pelacli.factorize import refit as factorize_refit
-from pelacli.factorize.lockstep import joined
+from pelacli.factorize.batches import join
 from pelacli.factorize.moments import Moments
+from pelacli.lowrank import find
 from pelacli.lowrank.layer import Layer
+from pelacli.lowrank.replace import Factors
 from pelacli.manifest.document import Manifest
 from pelacli.measure import flops
 from pelacli.measure.flops import Cost, layer_flops
@@ -90,10 +92,10 @@ def plan(
     """The ranks that `decompose` would choose; the model stays as it is. Arguments as there."""
     limits |= {"unit": unit, "energy": energy}
     with devices.on_cpu(model):
-        samples = joined(devices.move_batch(batch, "cpu") for batch in batches or ())
+        samples = join(devices.move_batch(batch, "cpu") for batch in batches or ())
         return _prepare(
             model, ratio, policy, scope, samples, include, exclude, head, pins, limits,
-            engine.energies,
+            engine.Keep.NOTHING,
         ).plan  # fmt: skip
 
 
@@ -130,7 +132,8 @@ def decompose(
         include, exclude: regular expressions on module names.
         head: names of modules that stay dense; by default the output head, where it can be told.
         pins: regular expression → rank, "dense" or "full".
-        limits: ``threshold``, ``min_rank``, ``max_rank``, ``multiple`` of `pelacli.ranks.planner.plan`.
+        limits: ``threshold``, ``min_rank``, ``max_rank``, ``multiple`` of
+            `pelacli.ranks.planner.plan`.
 
     Returns:
         The plan: every layer's rank and kept energy.
@@ -141,17 +144,17 @@ def decompose(
     """
     limits |= {"unit": unit, "energy": energy}
     with devices.on_cpu(model):
-        samples = joined(devices.move_batch(batch, "cpu") for batch in batches or ())
+        samples = join(devices.move_batch(batch, "cpu") for batch in batches or ())
         refit = correct and bool(samples)
-        solve = engine.energies if refit else engine.solve
+        keep = engine.Keep.NOTHING if refit else engine.Keep.PLANNED
         found = _prepare(
-            model, ratio, policy, scope, samples, include, exclude, head, pins, limits, solve
+            model, ratio, policy, scope, samples, include, exclude, head, pins, limits, keep
         )
         layers, moments, planned = found.layers, found.moments, found.plan.ranks()
-        ready: Mapping[str, engine.Factors] = {}
+        ready: Mapping[str, Factors] = {}
         if refit:
             ready = factorize_refit.correct(model, layers, planned, moments, samples, predict)
-        engine.apply(model, layers, moments, found.plan, cuts=found.cuts, ready=ready)
+        engine.apply(model, layers, moments, found.plan, solutions=found.cuts, refitted=ready)
     if found.opened is not None:
         setattr(model, _KEPT, (found.opened, found.described))
     return found.plan
@@ -162,7 +165,7 @@ class _Prepared:
     """A model's layers, planned and still dense."""
 
     layers: list[Layer]
-    cuts: Mapping[str, engine.Cut]
+    cuts: Mapping[str, engine.Solution]
     moments: dict[str, Moments]
     plan: Plan
     opened: OpenModel | None
@@ -180,17 +183,17 @@ def _prepare(
     head: Sequence[str] | None,
     pins: Mapping[str, Any] | None,
     limits: dict[str, Any],
-    solve: Callable[[Sequence[Layer], Mapping[str, Moments]], Mapping[str, engine.Cut]],
+    keep: engine.Keep,
 ) -> _Prepared:
     kept, before = _kept(model)
     opened = kept or wrapping.wrap(model, must=False)
     if head is None:
         head = sorted(opened.head) if opened is not None else []
     ref = type(model).__name__ if opened is None else opened.ref
-    layers = engine.find_dense(model, ref, head, include, exclude)
+    layers = find.find_dense(model, find.Selection(head, include, exclude), ref)
     spent = None if opened is None else description.cost(opened, layers)
     layers = description.settled(layers, spent)
-    free = engine.free_layers(layers, ref)
+    free = find.free_layers(layers, ref)
     if spent is None and limits["unit"] == "flops":
         if not samples:
             raise RequestError(
@@ -199,7 +202,7 @@ def _prepare(
             )
         spent = _count(model, layers, samples[0])
     moments = calibration.collect(model, free, samples, predict) if samples else {}
-    cuts = solve(free, moments)
+    cuts = engine.solve(free, moments, keep=keep)
     try:
         exact = None if ratio is None else parse_ratio(str(ratio))
     except ValueError as error:
@@ -209,7 +212,7 @@ def _prepare(
         policy=policy,
         ratio=exact,
         scope=scope,
-        fixed_params=engine.fixed_params(model, free),
+        fixed_params=find.fixed_params(model, free),
         fixed_flops=None
         if spent is None
         else spent.total

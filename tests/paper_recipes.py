@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from pelacli.artefact import loading
-from pelacli.factorize import engine
 from pelacli.lowrank import replace
 from pelacli.models import opening
 from pelacli.ranks import planner, spectrum
@@ -49,7 +48,7 @@ def cut(opened, spec):
         policy=spec.decompose.policy,
         ratio=spec.decompose.budget,
         scope=spec.decompose.scope,
-        fixed_params=engine.fixed_params(opened.module, free),
+        fixed_params=find.fixed_params(opened.module, free),
     )
     replace.replace_empty(opened.module, plan.ranks())
 

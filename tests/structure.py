@@ -1,7 +1,7 @@
 """The structure of the package, read from its source: who imports whom, and how large things are.
 
-``python tests/structure.py [PACKAGE]`` prints the figures of a package directory, ``pelacli`` beside
-the tests by default; it also works on an older checkout.
+``python tests/structure.py [PACKAGE]`` prints the figures of a package directory, ``pelacli``
+beside the tests by default; it also works on an older checkout.
 """
 
 from __future__ import annotations

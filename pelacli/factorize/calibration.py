@@ -4,18 +4,21 @@ One forward pass gives the mean and covariance of every layer's inputs. Backward
 ±1 projections of the model's standardised output give the second moment of the gradients at every
 layer's output, with no labels: E[(Jᵀε)(Jᵀε)ᵀ] = JᵀJ for ε of independent signs.
 
-The damage is a sum over tokens of gᵀ(W − W′)x xᵀ(W − W′)ᵀg, and a product of two moments stands
-for it as if x and g had nothing to do with each other. They have: a class token's output is felt
-far more than a patch's. So the inputs' moments weigh each token by how strongly it is felt.
+The damage is a sum over tokens of gᵀ(W − W′)x xᵀ(W − W′)ᵀg, and a product of two moments stands for
+it as if x and g were independent. They are not: the output depends far more on a class token than
+on a patch. So the inputs' moments weigh each token by the output's sensitivity to it.
 
-Only products of the layer's narrower side are summed up (see `pelacli.factorize.spectra`), so the passes
-stay cheap: for in < out the inputs x and the back-propagated g·W, else the outputs W x and g.
+Only products of the layer's narrower side are summed up (see `pelacli.factorize.spectra`), so the
+passes stay cheap: for in < out those of the inputs x and the back-propagated g·W, else those of the
+outputs W x and g.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,10 +29,28 @@ from pelacli.factorize.moments import Moments, narrow_in
 from pelacli.factorize.observation import FLOOR, LayerSums, ObservedCall, ObservedLinear
 from pelacli.lowrank.calls import LinearCalls, evaluating
 from pelacli.lowrank.layer import Layer
-from pelacli.lowrank.padding import unpadded
+from pelacli.lowrank.padding import padding_mask, unpadded
 
 # Backward passes per batch: each lowers the noise of the signs, at a price above a forward pass.
 PROJECTIONS = 2
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How calibration passes over the samples.
+
+    Attributes:
+        gradients: also collect output-gradient moments; else only inputs count.
+        projections: of the output that are propagated back, per batch.
+        floor: the least weight of a token in its inputs' moments, where the mean is 1; at 1 all
+            tokens weigh the same.
+        seed: of the random signs.
+    """
+
+    gradients: bool = True
+    projections: int = PROJECTIONS
+    floor: float = FLOOR
+    seed: int = 0
 
 
 def collect(
@@ -37,11 +58,8 @@ def collect(
     layers: Iterable[Layer],
     batches: Iterable[Any],
     predict: Callable[[nn.Module, Any], Tensor],
+    passes: Passes | None = None,
     *,
-    gradients: bool = True,
-    projections: int = PROJECTIONS,
-    floor: float = FLOOR,
-    seed: int = 0,
     advance: Callable[[int], None] = lambda samples: None,
 ) -> dict[str, Moments]:
     """Moments of the layers over the batches.
@@ -50,12 +68,7 @@ def collect(
         batches: what ``predict`` takes: a tensor [B, ...], or a dict of tensors [B, ...] whose
             ``attention_mask``, if any, marks the padding.
         predict: (module, batch) → the model's main output, [B, ...].
-        gradients: also collect output-gradient moments; else only inputs count.
-        projections: of the output that are propagated back, per batch.
-        floor: the least weight of a token in its inputs' moments, where the mean is 1; at 1 all
-            tokens weigh the same.
-        seed: of the random signs.
-        advance: told the number of samples after each batch.
+        advance: called after each batch with its number of samples.
 
     Returns:
         layer name → moments; a layer that no batch reached is missing.
@@ -63,11 +76,38 @@ def collect(
     Raises:
         RequestError: no batches, or values that are not finite.
     """
+    passes = passes or Passes()
     layers = [layer for layer in layers if layer.reason is None]
-    sums = {la.name: LayerSums(narrow_in=narrow_in(la.shape)) for la in layers}
-    generator = torch.Generator().manual_seed(seed)
-    samples, number, mask = 0, -1, None
-    calls: list[ObservedCall] = []
+    sums = {layer.name: LayerSums(narrow_in(layer.shape)) for layer in layers}
+    generator = torch.Generator().manual_seed(passes.seed)
+    samples = 0
+    with _frozen(module):
+        for number, batch in enumerate(batches):
+            calls: list[ObservedCall] = []
+            watch = _watch(layers, sums, calls, number, batch, passes.gradients)
+            output = _pass(module, batch, predict, watch, passes, generator)
+            for call in calls:
+                call.finish(passes.floor)
+            samples += len(output)
+            advance(len(output))
+    if not samples:
+        raise RequestError("calibration: there are no samples; give at least one batch")
+    moments = _moments(layers, sums, samples, passes.projections)
+    _check_finite(moments)
+    return moments
+
+
+def _watch(
+    layers: Sequence[Layer],
+    sums: Mapping[str, LayerSums],
+    calls: list[ObservedCall],
+    number: int,
+    batch: Any,
+    gradients: bool,
+) -> LinearCalls:
+    """Sends each call of a layer in the pass of one batch through `ObservedLinear`, and lists it."""
+    mask = padding_mask(batch)
+    mask = None if mask is None else mask.bool()
 
     def apply(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         calls.append(ObservedCall(sums[layer.name], number, mask))
@@ -77,51 +117,38 @@ def collect(
         y: Tensor = ObservedLinear.apply(x, weight, bias, calls[-1])
         return y
 
-    wanted = [p.requires_grad for p in module.parameters()]
+    return LinearCalls(layers, apply)
+
+
+def _pass(
+    module: nn.Module,
+    batch: Any,
+    predict: Callable[[nn.Module, Any], Tensor],
+    watch: LinearCalls,
+    passes: Passes,
+    generator: torch.Generator,
+) -> Tensor:
+    """One forward pass, and the backward passes of its projections. Gives the output."""
+    with evaluating(module), torch.set_grad_enabled(passes.gradients):
+        with watch:
+            output = predict(module, batch)
+        if output.requires_grad:  # it does where any layer was on the way to it
+            rows = unpadded(output, padding_mask(batch))
+            for left in reversed(range(passes.projections)):
+                torch.autograd.backward(_project(rows, generator), retain_graph=left > 0)
+    return output
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter wants gradients for the time of the block."""
+    flags = [parameter.requires_grad for parameter in module.parameters()]
     module.requires_grad_(False)
     try:
-        for batch in batches:
-            number += 1
-            mask = batch.get("attention_mask") if isinstance(batch, dict) else None
-            mask = None if mask is None else mask.bool()
-            with evaluating(module), torch.set_grad_enabled(gradients):
-                with LinearCalls(layers, apply):
-                    output = predict(module, batch)
-                if output.requires_grad:  # it does where any layer was on the way to it
-                    for left in reversed(range(projections)):
-                        projected = _project(unpadded(output, mask), generator)
-                        torch.autograd.backward(projected, retain_graph=left > 0)
-            for call in calls:
-                call.finish(floor)
-            calls.clear()
-            samples += len(output)
-            advance(len(output))
+        yield
     finally:
-        for parameter, flag in zip(module.parameters(), wanted, strict=True):
+        for parameter, flag in zip(module.parameters(), flags, strict=True):
             parameter.requires_grad_(flag)
-    if not samples:
-        raise RequestError("calibration: there are no samples; give at least one batch")
-    # What the output does not depend on here (a pooler beside the mean of the tokens) may be what
-    # another head reads: it counts as if it were felt like the others.
-    felt = [
-        sums[la.name].output_level(samples * projections, la.shape[0])
-        for la in layers
-        if sums[la.name].gradient_square is not None
-    ]
-    level = statistics.median(felt) if felt else None
-    found = {
-        la.name: sums[la.name].moments(samples, projections, la.shape, level)
-        for la in layers
-        if sums[la.name].tokens
-    }
-    for name, moments in found.items():
-        for moment in (moments.near, moments.far):
-            if moment is not None and not moment.isfinite().all():
-                raise RequestError(
-                    f"calibration: {name} sees values that are not finite; "
-                    "check the samples and the weights"
-                )
-    return found
 
 
 def _project(output: Tensor, generator: torch.Generator) -> Tensor:
@@ -132,3 +159,34 @@ def _project(output: Tensor, generator: torch.Generator) -> Tensor:
     std = torch.where(std > 1e-6 * flat.detach().abs().amax().clamp_min(1e-30), std, 1.0)
     signs = torch.randint(0, 2, flat.shape, generator=generator).to(flat) * 2 - 1
     return (flat / std * signs).sum()
+
+
+def _moments(
+    layers: Sequence[Layer], sums: Mapping[str, LayerSums], samples: int, projections: int
+) -> dict[str, Moments]:
+    """The moments of the layers that ran.
+
+    What the output does not depend on here (a pooler beside the mean of the tokens) may be what
+    another head reads: it counts as if its gradients were of the others' median size.
+    """
+    levels = [
+        sums[layer.name].output_level(samples * projections, layer.shape[0])
+        for layer in layers
+        if sums[layer.name].gradient_square is not None
+    ]
+    level = statistics.median(levels) if levels else None
+    return {
+        layer.name: sums[layer.name].moments(samples, projections, layer.shape, level)
+        for layer in layers
+        if sums[layer.name].tokens
+    }
+
+
+def _check_finite(moments: Mapping[str, Moments]) -> None:
+    for name, known in moments.items():
+        for moment in (known.near, known.far):
+            if moment is not None and not moment.isfinite().all():
+                raise RequestError(
+                    f"calibration: {name} sees values that are not finite; "
+                    "check the samples and the weights"
+                )

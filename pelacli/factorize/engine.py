@@ -1,139 +1,104 @@
-"""Layers (and moments) → spectra → plan → factors: the calls that steps and API share."""
+"""Layers (and moments) → solutions → spectra for the plan → factors in the model."""
 
 from __future__ import annotations
 
-import re
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from torch import Tensor, nn
 
-from pelacli.errors import RequestError
-from pelacli.factorize import spectra as factorize_spectra
-from pelacli.factorize.factors import Decomposition, absorb_mean, cut, decompose
+from pelacli.factorize.factors import absorb_mean, cut
 from pelacli.factorize.moments import Moments
-from pelacli.lowrank import find, replace
+from pelacli.factorize.spectra import solve as solve_layer
+from pelacli.factorize.spectra import workspace
 from pelacli.lowrank.layer import Layer
-from pelacli.ranks.pins import pins_by_name as pins_by_name
+from pelacli.lowrank.replace import Factors, replace
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
 from pelacli.system import malloc, threads
 from pelacli.system.spill import SpillFile
 
-# (down [r, in], up [out, r], bias [out] or None) of a layer
-Factors = tuple[Tensor, Tensor, "Tensor | None"]
+
+class Keep(Enum):
+    """Which eigenvectors of a solved layer are kept, so that factors need not solve it again.
+
+    NOTHING: only the energies, where a plan is all that is wanted.
+    PLANNED: those below break-even, since no plan uses others.
+    ALL: all of them, since a pinned rank may lie past break-even.
+    """
+
+    NOTHING = "nothing"
+    PLANNED = "planned"
+    ALL = "all"
+
+    def count(self, shape: tuple[int, int]) -> int | None:
+        """How many vectors of a layer (out, in) are kept; None: all."""
+        out, in_ = shape
+        below_break_even = (out * in_ - 1) // (out + in_) + 1
+        return {Keep.NOTHING: 0, Keep.PLANNED: below_break_even, Keep.ALL: None}[self]
 
 
-@dataclass
-class Solved:
-    """A layer's energies [n], and where its leading eigenvectors are put aside."""
+@dataclass(frozen=True)
+class Solution:
+    """What solving a layer gave.
+
+    Attributes:
+        energies: squared singular values in the layer's metric, non-increasing, [n], float64.
+        layer: the layer's name, under which its eigenvectors are in the file.
+        vectors: the file with the eigenvectors that were kept.
+    """
 
     energies: Tensor
-    name: str
-    shelf: SpillFile
+    layer: str
+    vectors: SpillFile
 
-
-# What is known of a layer: its energies, and maybe more.
-Cut = Tensor | Solved | Decomposition
+    def leading_vectors(self, rank: int) -> Tensor | None:
+        """The leading eigenvectors [rank, n] in rows, the leading one last; None where fewer were
+        kept."""
+        return self.vectors.last_rows(self.layer, rank)
 
 
 def solve(
     layers: Sequence[Layer],
     moments: Mapping[str, Moments],
     *,
-    full: bool = False,
+    keep: Keep = Keep.PLANNED,
     advance: Callable[[], None] = lambda: None,
-) -> dict[str, Solved]:
-    """Solve every layer once, for a plan to be made and for any number of plans to be cut.
+) -> dict[str, Solution]:
+    """Solve every layer once, for one plan to be made, or for many plans to be tried.
 
-    What a cut needs beside the weights are eigenvectors, about a quarter of the weights' size.
-    They go into a temporary file, so that memory holds the dense model and little else; without
-    it every layer would have to be solved twice (docs/log.md), which is what happens where the
-    file can't be written.
+    What factors need beside the weights are eigenvectors, about a quarter of the weights' size.
+    They go into a temporary file, so that memory holds the dense model and little else. Where the
+    file can't be written, factors solve each layer again, which takes twice as long (docs/log.md).
 
-    Args:
-        full: keep all eigenvectors; else those below break-even, since a plan uses no others
-            (a pin may).
+    Energies come from the same solver whatever is kept, though one without vectors takes half the
+    time: it differs in the last digits, and so a dry run would now and then plan another rank.
     """
-    shelf = SpillFile()
-    found: dict[str, Solved] = {}
+    vectors = SpillFile()
+    solutions: dict[str, Solution] = {}
 
     def work(layer: Layer) -> None:
-        out, in_ = layer.shape
-        keep = None if full else (out * in_ - 1) // (out + in_) + 1
-        values, vectors = factorize_spectra.solve(layer.weight, moments.get(layer.name), keep=keep)
-        shelf.put(layer.name, vectors)
-        found[layer.name] = Solved(values, layer.name, shelf)
-
-    _each(layers, work, moments, advance=advance)
-    return {layer.name: found[layer.name] for layer in layers}
-
-
-def energies(
-    layers: Sequence[Layer],
-    moments: Mapping[str, Moments],
-    *,
-    advance: Callable[[], None] = lambda: None,
-) -> dict[str, Tensor]:
-    """The energies of every layer [n], where a plan is all that is wanted.
-
-    By the same solver as `solve`, though one without vectors takes half the time: it differs in
-    the last digits, and so a dry run would now and then plan another rank than the run.
-    """
-    found: dict[str, Tensor] = {}
-
-    def work(layer: Layer) -> None:
-        found[layer.name] = factorize_spectra.solve(layer.weight, moments.get(layer.name), keep=0)[
-            0
-        ]
-
-    _each(layers, work, moments, advance=advance)
-    return {layer.name: found[layer.name] for layer in layers}
-
-
-def decompositions(
-    layers: Sequence[Layer],
-    moments: Mapping[str, Moments],
-    *,
-    full: bool = False,
-    advance: Callable[[], None] = lambda: None,
-) -> dict[str, Decomposition]:
-    """Spectrum and basis of every layer, for those who try many plans: `factors` only cuts them.
-
-    Only the components below break-even are kept, since a plan uses no others (a pin may:
-    ``full`` keeps all): so the bases take no more memory than the weights.
-    """
-    found: dict[str, Decomposition] = {}
-
-    def work(layer: Layer) -> None:
-        out, in_ = layer.shape
-        keep = None if full else (out * in_ - 1) // (out + in_) + 1
-        weight = layer.weight
-        found[layer.name] = decompose(
-            weight, moments.get(layer.name), keep=keep, store=weight.dtype
+        energies, leading = solve_layer(
+            layer.weight, moments.get(layer.name), keep=keep.count(layer.shape)
         )
+        vectors.put(layer.name, leading)
+        solutions[layer.name] = Solution(energies, layer.name, vectors)
 
-    _each(layers, work, moments, lean=False, advance=advance)
-    return {layer.name: found[layer.name] for layer in layers}
+    _for_each(layers, work, moments, tight=True, advance=advance)
+    return {layer.name: solutions[layer.name] for layer in layers}
 
 
 def spectra(
-    layers: Sequence[Layer],
-    cuts: Mapping[str, Cut],
-    moments: Mapping[str, Moments],
+    layers: Sequence[Layer], solutions: Mapping[str, Solution], moments: Mapping[str, Moments]
 ) -> list[Spectrum]:
-    """What the rank engine sees. A calibrated layer's energies are damage per sample."""
-
-    def found(layer: Layer) -> Tensor:
-        one = cuts[layer.name]
-        return one if isinstance(one, Tensor) else one.energies
-
+    """What the rank engine sees. The energies of a calibrated layer are damage per sample."""
     return [
         Spectrum(
             name=layer.name,
             shape=layer.shape,
-            energies=found(layer).numpy(),
+            energies=solutions[layer.name].energies.numpy(),
             tokens=moments[layer.name].tokens if layer.name in moments else 1.0,
         )
         for layer in layers
@@ -142,27 +107,26 @@ def spectra(
 
 def factors(
     layers: Sequence[Layer],
-    cuts: Mapping[str, Cut],
+    solutions: Mapping[str, Solution],
     moments: Mapping[str, Moments],
     plan: Plan,
     *,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Factors]:
-    """(down, up, bias) of every layer that the plan factorises; the dense weights stay.
+    """Factors of every layer that the plan factorises; the model stays dense.
 
     Args:
-        cuts: from `solve`. With energies alone, or none, each layer is solved again.
+        solutions: from `solve`. Where a layer's vectors are not there, it is solved again.
     """
-    chosen = plan.ranks()
-    planned = [layer for layer in layers if layer.name in chosen]
-    found: dict[str, Factors] = {}
+    ranks = plan.ranks()
+    planned = [layer for layer in layers if layer.name in ranks]
+    factors_of: dict[str, Factors] = {}
 
     def work(layer: Layer) -> None:
-        rank, known = chosen[layer.name], cuts.get(layer.name)
-        found[layer.name] = _factors(layer, rank, moments.get(layer.name), known)
+        factors_of[layer.name] = _cut(layer, ranks[layer.name], moments, solutions)
 
-    _each(planned, work, moments, lean=False, advance=advance)
-    return {layer.name: found[layer.name] for layer in planned}
+    _for_each(planned, work, moments, tight=False, advance=advance)
+    return {layer.name: factors_of[layer.name] for layer in planned}
 
 
 def apply(
@@ -171,8 +135,8 @@ def apply(
     moments: Mapping[str, Moments],
     plan: Plan,
     *,
-    cuts: Mapping[str, Cut] | None = None,
-    ready: Mapping[str, Factors] | None = None,
+    solutions: Mapping[str, Solution] | None = None,
+    refitted: Mapping[str, Factors] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> None:
     """Factorise the module by the plan, in place, giving up each dense weight for its factors.
@@ -181,112 +145,58 @@ def apply(
     what was replaced: their weights can't be read any more.
 
     Args:
-        cuts: from `solve`. With energies alone, or none, each layer is solved again.
-        ready: factors that are known already, as from correction.
+        solutions: from `solve`. Where a layer's vectors are not there, it is solved again.
+        refitted: factors that are known already, from `pelacli.factorize.refit`.
     """
-    chosen = plan.ranks()
-    planned = [layer for layer in layers if layer.name in chosen]
-    cuts, ready = cuts or {}, ready or {}
+    ranks = plan.ranks()
+    planned = [layer for layer in layers if layer.name in ranks]
+    solutions, refitted = solutions or {}, refitted or {}
     replacing = threading.Lock()
 
     def work(layer: Layer) -> None:
-        found = ready.get(layer.name)
-        if found is None:
-            rank, known = chosen[layer.name], cuts.get(layer.name)
-            found = _factors(layer, rank, moments.get(layer.name), known)
+        new = refitted.get(layer.name)
+        if new is None:
+            new = _cut(layer, ranks[layer.name], moments, solutions)
         with replacing:
-            replace.replace(module, {layer.name: found})
+            replace(module, {layer.name: new})
             layer.release()
 
-    _each(planned, work, moments, advance=advance)
+    _for_each(planned, work, moments, tight=True, advance=advance)
 
 
-def _factors(layer: Layer, rank: int, moments: Moments | None, found: Cut | None) -> Factors:
-    weight = layer.weight
-    if isinstance(found, Decomposition):
-        down, up = found.factors(rank)
-    else:
-        vectors = found.shelf.last_rows(found.name, rank) if isinstance(found, Solved) else None
-        down, up = cut(weight, moments, rank, vectors=vectors, store=weight.dtype)
-    mean = None if moments is None else moments.mean
+def _cut(
+    layer: Layer,
+    rank: int,
+    moments: Mapping[str, Moments],
+    solutions: Mapping[str, Solution],
+) -> Factors:
+    """One layer's factors, the mean of their error taken up by the bias."""
+    weight, known = layer.weight, moments.get(layer.name)
+    solution = solutions.get(layer.name)
+    vectors = None if solution is None else solution.leading_vectors(rank)
+    down, up = cut(weight, known, rank, vectors=vectors, store=weight.dtype)
+    mean = None if known is None else known.mean
     return down, up, absorb_mean(weight, layer.bias, down, up, mean)
 
 
-def _each(
+def _for_each(
     layers: Sequence[Layer],
     work: Callable[[Layer], None],
     moments: Mapping[str, Moments],
     *,
-    lean: bool = True,
+    tight: bool,
     advance: Callable[[], None],
 ) -> None:
-    """Layers side by side; where memory counts, within twice the largest layer's."""
-
-    def cost(layer: Layer) -> int:
-        return factorize_spectra.workspace(layer.shape, layer.name in moments)
-
-    largest = max((la.params * la.weight.element_size() for la in layers), default=0)
-    allowance = 2 * largest if lean else None
-    with malloc.tight():
-        threads.for_each(layers, work, cost=cost, allowance=allowance, done=advance)
-
-
-def find_dense(
-    module: nn.Module,
-    ref: str,
-    head: Collection[str],
-    include: Sequence[str],
-    exclude: Sequence[str],
-    flag: str = "",
-) -> list[Layer]:
-    """All linear maps of a dense model, each with the reason why it stays dense, if any.
+    """Do the work of the layers side by side.
 
     Args:
-        ref: what the user calls the model, for messages.
-        head, include, exclude: see `lowrank.find_layers`.
-        flag: what stands before "include" and "exclude" in messages ("--" on a command line).
-
-    Raises:
-        RequestError: the model is low-rank already, none of its layers may be factorised, or an
-            expression matches nothing.
+        tight: within twice the memory of the largest layer.
     """
-    if find.low_rank_layers(module):
-        raise RequestError(f"{ref}: is low-rank already; decompose the dense model")
-    check_patterns(module, include, f"{flag}include")
-    check_patterns(module, exclude, f"{flag}exclude")
-    layers = find.find_layers(module, head=head, include=include, exclude=exclude)
-    free_layers(layers, ref)
-    return layers
 
+    def cost(layer: Layer) -> int:
+        return workspace(layer.shape, layer.name in moments)
 
-def free_layers(layers: Sequence[Layer], ref: str) -> list[Layer]:
-    """The layers that may be factorised.
-
-    Raises:
-        RequestError: there are none; the message calls the model ``ref``.
-    """
-    free = [layer for layer in layers if layer.reason is None]
-    if not free:
-        raise RequestError(f"{ref}: has no linear layer that may be factorised")
-    return free
-
-
-def check_patterns(module: nn.Module, patterns: Sequence[str], flag: str) -> None:
-    """An expression that matches no module is a slip of the pen, not a wish.
-
-    Raises:
-        RequestError: naming the expression.
-    """
-    names = [name for name, _ in module.named_modules() if name]
-    for pattern in patterns:
-        if not any(re.search(pattern, name) for name in names):
-            raise RequestError(
-                f"{flag} {pattern!r}: matches no module of the model; "
-                f"names look like {names[len(names) // 2]}"
-            )
-
-
-def fixed_params(module: nn.Module, layers: Sequence[Layer]) -> int:
-    """Parameters that no plan changes: everything but the weights of the given layers."""
-    total = sum(p.numel() for p in module.parameters())
-    return total - sum(layer.params for layer in layers)
+    largest = max((la.params * la.weight.element_size() for la in layers), default=0)
+    allowance = 2 * largest if tight else None
+    with malloc.tight():
+        threads.for_each(layers, work, cost=cost, allowance=allowance, done=advance)

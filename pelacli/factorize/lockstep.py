@@ -7,13 +7,14 @@ runs until it is about to apply a watched layer, hands over the call, and waits 
 That works for any architecture, in the order in which its layers really run, at the price of one
 forward pass. Only one thread ever runs at a time.
 
-A batch costs a thread, however small it is, so calibration samples go through `joined` first.
+A batch costs a thread, however small it is, so calibration batches are joined first
+(`pelacli.factorize.batches`).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,64 +26,17 @@ from pelacli.factorize.residual import Watch
 from pelacli.lowrank.calls import LinearCalls
 from pelacli.lowrank.layer import Layer
 
-BATCH_SIZE = 32  # calibration samples that walk through the model together
-
-
-def joined(batches: Iterable[Any]) -> list[Any]:
-    """Calibration batches, the small ones concatenated to batches of up to 32 samples.
-
-    Do this before moments are collected: they number the batches, and correction must see the
-    same ones.
-
-    Args:
-        batches: each a tensor [B, …] or a dict of such tensors. Those that agree in all but B, in
-            type and in device are joined. A batch of anything else stays alone.
-
-    Returns:
-        The batches in the order of their first samples. A batch that no other joins is returned as
-        it is, so full batches and a smaller last one come out unchanged.
-    """
-    groups: list[list[Any]] = []
-    latest: dict[Any, tuple[list[Any], int]] = {}  # form → its last group, and the samples in it
-    for batch in batches:
-        form, samples = _form(batch)
-        group, count = latest.get(form, ([], 0)) if form is not None else ([], 0)
-        if not group or count + samples > BATCH_SIZE:
-            group, count = [], 0
-            groups.append(group)
-        group.append(batch)
-        latest[form] = group, count + samples
-    return [_concatenated(group) for group in groups]
-
-
-def _form(batch: Any) -> tuple[Any, int]:
-    """(what two batches must share to be joined, number of samples); (None, 0) of a batch that
-    can't be joined."""
-    named = batch if isinstance(batch, Mapping) else {None: batch}
-    values = list(named.values())
-    if not values or not all(isinstance(value, Tensor) and value.ndim for value in values):
-        return None, 0
-    samples = len(values[0])
-    if any(len(value) != samples for value in values):
-        return None, 0
-    form = frozenset((name, v.shape[1:], v.dtype, v.device) for name, v in named.items())
-    return form, samples
-
-
-def _concatenated(group: Sequence[Any]) -> Any:
-    first = group[0]
-    if len(group) == 1:
-        return first
-    if isinstance(first, Mapping):
-        return {name: torch.cat([batch[name] for batch in group]) for name in first}
-    return torch.cat(list(group))
-
 
 @dataclass
 class Call:
-    """A layer is about to be applied: [..., in] comes in, and ``output`` [..., out] is awaited.
+    """A layer is about to be applied, and its walker waits for the output.
 
-    ``watch`` is the walker's: when the walker stops again, it knows where the output went.
+    Attributes:
+        walker: number of the batch.
+        x: the layer's input, [..., in].
+        weight, bias: what the model applies, [out, in] and [out] or None.
+        watch: knows, when the walker stops again, where the output went.
+        output: to be filled in by whoever iterates over the stops, [..., out].
     """
 
     walker: int
@@ -112,7 +66,7 @@ class _Walker:
         self._thread.start()
 
     def advance(self) -> None:
-        """Let it run to its next call, or to its end (``call`` is None then)."""
+        """Run to the next call, or to the end of the model (``call`` is None then)."""
         self.call = None
         self._go.release()
         self._turn_over.acquire()
@@ -120,7 +74,7 @@ class _Walker:
             raise self.error
 
     def stop(self) -> None:
-        """End it, wherever it waits."""
+        """End the thread, wherever it waits."""
         if self._thread.is_alive():
             self.stopping = True
             self._go.release()

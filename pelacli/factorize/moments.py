@@ -20,8 +20,8 @@ class Moments:
             in < out, else W C Wᵀ. None: identity seen through the weight.
         near_level, far_level: mean diagonal of the two moments on their own side (for damping).
         tokens: positions per sample.
-        weights: how strongly each token is felt, by which ``mean`` and the inputs' moment weigh
-            it: number of the batch → [tokens], 1 on average. Empty: all alike.
+        weights: of each token in ``mean`` and in the inputs' moment, by the output's sensitivity to
+            it: number of the batch → [tokens], 1 on average. Empty: all tokens weigh the same.
     """
 
     mean: Tensor | None = None

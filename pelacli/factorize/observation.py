@@ -1,8 +1,4 @@
-"""What calibration sees of a layer's calls: running sums of inputs and gradients.
-
-Only products of the layer's narrower side are summed up (see `pelacli.factorize.spectra.spectra`), so the
-passes stay cheap: for in < out the inputs x and the back-propagated g·W, else the outputs W x and g.
-"""
+"""What calibration observes of a layer's calls: running sums of inputs and of output-gradients."""
 
 from __future__ import annotations
 
@@ -17,8 +13,9 @@ from pelacli.factorize.moments import Moments
 from pelacli.factorize.symmetric import add_gram, mirrored
 from pelacli.lowrank.padding import token_rows
 
-# The least weight of a token, and the power of ‖g‖² in it: what one sample's few projections say of
-# a token is noisy, and a token that they do not feel is still one. Measured in docs/log.md.
+# The least weight of a token, and the power of its sensitivity ‖g‖² in that weight. What one
+# sample's few projections say of a token is noisy, so none may count for nothing. Measured in
+# docs/log.md.
 FLOOR, POWER = 0.2, 0.5
 
 
@@ -57,10 +54,10 @@ class LayerSums:
         rows = centred.mul_(weights.sqrt()[:, None])
         self.gram = _plus_gram(self.gram, rows)
 
-    def add_backward(self, g: Tensor, gx: Tensor, felt: Tensor) -> None:
-        """g: [tokens, out] gradient at the output, gx: [tokens, in] = g W, felt: [tokens] ‖g‖²."""
+    def add_backward(self, g: Tensor, gx: Tensor, sensitivity: Tensor) -> None:
+        """g: [tokens, out], gradient at the output; gx: [tokens, in], g W; sensitivity: [tokens], ‖g‖²."""
         self.gradient = _plus_gram(self.gradient, gx if self.narrow_in else g)
-        self.gradient_square = _plus(self.gradient_square, felt.sum(dtype=torch.float64))
+        self.gradient_square = _plus(self.gradient_square, sensitivity.sum(dtype=torch.float64))
 
     def output_level(self, passes: int, out: int) -> float:
         """Mean diagonal of G, per sample."""
@@ -100,14 +97,14 @@ class LayerSums:
 
 @dataclass
 class ObservedCall:
-    """One call of a layer: what went through it, and how strongly its tokens are felt."""
+    """One call of a layer: what went through it, and how sensitive the output is to its tokens."""
 
     sums: LayerSums
     batch: int
     mask: Tensor | None  # [B, N] bool; padding is no token
     x: Tensor | None = None  # [tokens, in]
     y: Tensor | None = None  # [tokens, out], without bias
-    felt: Tensor | None = None  # Σ‖g‖² over the projections, [tokens]
+    sensitivity: Tensor | None = None  # Σ‖g‖² over the projections, [tokens]
 
     def forward(self, x: Tensor, y: Tensor) -> None:
         """x: [..., in], y: [..., out] without bias."""
@@ -116,40 +113,40 @@ class ObservedCall:
     def backward(self, g: Tensor, gx: Tensor) -> None:
         """g: [..., out] gradient at the output, gx: [..., in] = g W."""
         rows = token_rows(g, self.mask)
-        felt = _square(rows)
-        self.sums.add_backward(rows, token_rows(gx, self.mask), felt)
-        self.felt = _plus(self.felt, felt)
+        sensitivity = _square(rows)
+        self.sums.add_backward(rows, token_rows(gx, self.mask), sensitivity)
+        self.sensitivity = _plus(self.sensitivity, sensitivity)
 
     def finish(self, floor: float) -> None:
-        """All projections have gone back."""
+        """Add the call to the sums, when all projections have been propagated back."""
         assert self.x is not None
         assert self.y is not None
         weights = None
-        if self.felt is not None and floor < 1:
-            felt = self.felt**POWER
-            weights = (1 - floor) * felt / felt.mean().clamp_min(1e-30) + floor
+        if self.sensitivity is not None and floor < 1:
+            share = self.sensitivity**POWER
+            weights = (1 - floor) * share / share.mean().clamp_min(1e-30) + floor
             self.sums.weights.setdefault(self.batch, weights)
         self.sums.add_forward(self.x, self.y, weights)
 
 
 class ObservedLinear(torch.autograd.Function):
-    """A linear map that shows what passes through it, both ways."""
+    """A linear map that shows its call what passes through it, forward and backward."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, seen: ObservedCall
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: ObservedCall
     ) -> Tensor:
         y = F.linear(x, weight)
         ctx.save_for_backward(weight)
-        ctx.seen = seen
-        seen.forward(x, y)
+        ctx.call = call
+        call.forward(x, y)
         return y if bias is None else y + bias
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         gx = grads[0] @ weight
-        ctx.seen.backward(grads[0], gx)
+        ctx.call.backward(grads[0], gx)
         return gx, None, None, None
 
 

@@ -1,14 +1,14 @@
-"""Sequential correction: cut the layers front to back, each for the inputs it will really get.
+"""Sequential correction: refit and cut the layers front to back, each for the inputs that it gets.
 
-Two streams of the same samples walk through the network: the dense one, and one in which the
-layers so far are cut already. At a layer with dense input x and compressed input x̂ the weight
-that best gives the dense output y from x̂ is the regression of y on x̂, held to the old weight by
-a ridge. It is cut in the metric of x̂, and the bias brings the mean output back to the dense one.
-So errors are met where they arise and stop adding up.
+Two streams of the same samples walk through the network: the dense one, and one in which the layers
+so far are cut already. At a layer with dense input x and compressed input x̂ the weight that best
+gives the dense output y from x̂ is the regression of y on x̂, held to the old weight by a ridge. It
+is cut in the metric of x̂, and the bias brings the mean output back to the dense one. So errors are
+met where they arise and stop adding up.
 
-A layer whose output is added to a residual stream (`pelacli.factorize.residual`) is asked for more: what
-the stream has lost so far, h − ĥ, is added to its target, as far as x̂ can tell it. So a loss that
-an earlier layer could not help is paid back by a later one.
+A layer whose output is added to a residual stream (`pelacli.factorize.residual`) is asked for more:
+what the stream has lost so far, h − ĥ, is added to its target, as far as x̂ can tell it. So a later
+layer pays back a loss that an earlier one could not help.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ from pelacli.factorize.residual import Sum, owed
 from pelacli.factorize.symmetric import add_gram, mirrored
 from pelacli.lowrank.calls import evaluating
 from pelacli.lowrank.layer import Layer
-from pelacli.lowrank.padding import token_rows
-
-Factors = tuple[Tensor, Tensor, "Tensor | None"]
+from pelacli.lowrank.padding import padding_mask, token_rows
+from pelacli.lowrank.replace import Factors
 
 # Share of the compressed inputs' mean variance that holds the regression to the old weight, and
 # share of the residual stream's loss that is asked back. Measured in docs/log.md.
@@ -50,14 +49,14 @@ def correct(
     payback: float = PAYBACK,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Factors]:
-    """Factors of the planned layers, cut one after the other.
+    """Factors of the planned layers, refitted and cut one after the other.
 
     Args:
         module: the dense model; it stays as it is.
         ranks: layer → rank, of the layers to cut.
         moments: of the dense model; their output-gradient sides are used again.
         batches: calibration samples, all in memory: what ``predict`` takes. They must be the very
-            batches of the moments, and each costs two threads: see `pelacli.factorize.lockstep.joined`.
+            batches of the moments, and each costs two threads: see `pelacli.factorize.batches`.
         ridge: share of the inputs' mean variance that holds the regression to the old weight.
         payback: share of the residual stream's loss that a layer is asked for, 0 to 1.
         advance: called after each layer.
@@ -66,26 +65,26 @@ def correct(
         layer → (down [r, in], up [out, r], bias). A layer that no batch reaches is missing.
     """
     planned = [layer for layer in layers if layer.name in ranks]
-    found: dict[str, Factors] = {}
+    factors: dict[str, Factors] = {}
     with (
         evaluating(module),
-        lockstep(module, planned, batches, predict) as ahead,
+        lockstep(module, planned, batches, predict) as dense_stops,
         lockstep(module, planned, batches, predict) as stops,
     ):
-        dense = _Ahead(ahead)
+        dense = _DenseStream(dense_stops)
         for calls in stops:
             layer = calls[0].layer
-            if layer.name not in found:
-                moment = moments.get(layer.name, Moments())
-                twins = dense.at(layer.name, found)
-                pairs = _pairs(calls, twins, batches, moment.weights, payback)
-                found[layer.name] = _cut(layer, ranks[layer.name], moment, pairs, ridge)
+            if layer.name not in factors:
+                known = moments.get(layer.name, Moments())
+                passages = dense.passages(layer.name, factors)
+                parts = _regression_data(calls, passages, batches, known.weights, payback)
+                factors[layer.name] = _refit(layer, ranks[layer.name], known, parts, ridge)
                 advance()
-            down, up, bias = found[layer.name]
+            down, up, bias = factors[layer.name]
             for call in calls:
                 added = _bias_in_call(call, bias)
                 call.output = F.linear(F.linear(call.x, down), up, added)
-    return found
+    return factors
 
 
 def _bias_in_call(call: Call, bias: Tensor | None) -> Tensor | None:
@@ -102,73 +101,118 @@ def _bias_in_call(call: Call, bias: Tensor | None) -> Tensor | None:
     return bias
 
 
-class _Ahead:
+@dataclass(frozen=True)
+class _Passage:
+    """A dense call that is over, and the sum that its output went into, if any."""
+
+    call: Call
+    sum: Sum | None
+
+
+class _DenseStream:
     """The dense stream. It is always one layer ahead: only then it knows where an output went."""
 
     def __init__(self, stops: Iterator[list[Call]]) -> None:
         self._stops = stops
         self._next = next(stops, None)
-        self._passed: dict[str, dict[int, tuple[Call, Sum | None]]] = {}
+        self._passed: dict[str, dict[int, _Passage]] = {}
 
-    def at(self, name: str, done: Mapping[str, object]) -> dict[int, tuple[Call, Sum | None]]:
-        """Walker → its call of the layer, with the dense output, and the sum that it went into.
+    def passages(self, name: str, refitted: Mapping[str, object]) -> dict[int, _Passage]:
+        """Number of the batch → its passage through the layer of this name.
 
         Empty where the dense stream does not come by this layer at all.
+
+        Args:
+            refitted: layers that are done; a second passage through one is not kept.
         """
         while name not in self._passed and self._next is not None:
             calls = self._next
             for call in calls:
                 call.output = F.linear(call.x, call.weight, call.bias)
             self._next = next(self._stops, None)
-            if calls[0].layer.name not in done:
-                seen = self._passed.setdefault(calls[0].layer.name, {})
-                seen |= {call.walker: (call, call.watch.found) for call in calls}
+            if calls[0].layer.name not in refitted:
+                passed = self._passed.setdefault(calls[0].layer.name, {})
+                passed |= {call.walker: _Passage(call, call.watch.sum) for call in calls}
         return self._passed.pop(name, {})
 
 
-@dataclass
-class _Pair:
-    """What a batch shows of a layer, without padding.
+@dataclass(frozen=True)
+class _Part:
+    """What one batch gives to the regression of a layer, without padding.
 
     Attributes:
-        dense, ours: inputs of the two streams, [tokens, in].
-        target: the output that is wanted, without bias, [tokens, out].
-        weights: how strongly each token is felt, [tokens].
+        dense, compressed: inputs of the two streams, [tokens, in].
+        target: the output to be met, without bias, [tokens, out].
+        weights: how strongly the model's output depends on each token, [tokens].
     """
 
     dense: Tensor
-    ours: Tensor
+    compressed: Tensor
     target: Tensor
     weights: Tensor
 
 
-def _pairs(
+def _regression_data(
     calls: Sequence[Call],
-    twins: Mapping[int, tuple[Call, Sum | None]],
+    passages: Mapping[int, _Passage],
     batches: Sequence[Any],
     weights: Mapping[int, Tensor],
     payback: float,
-) -> list[_Pair]:
-    pairs = []
+) -> list[_Part]:
+    parts = []
     for call in calls:
-        twin, total = twins.get(call.walker, (None, None))
-        if twin is None or twin.x.shape != call.x.shape:
-            twin, total = call, None  # the streams went different ways here
-        batch = batches[call.walker]
-        mask = None
-        if isinstance(batch, Mapping) and "attention_mask" in batch:
-            mask = batch["attention_mask"].bool()
-        target = F.linear(twin.x, call.weight.detach())
-        if payback and total is not None:
-            stream = call.watch.output_of(total.place)
-            if stream is not None and stream.shape == total.stream.shape:
-                target = target + payback * owed(total, stream, target)
-        dense, ours, wanted = (token_rows(t, mask) for t in (twin.x, call.x, target))
-        felt = weights.get(call.walker)
-        if felt is None or len(felt) != len(ours):
-            felt = ours.new_ones(len(ours))
-        pairs.append(_Pair(dense, ours, wanted, felt))
-    return pairs
+        passage = passages.get(call.walker)
+        if passage is None or passage.call.x.shape != call.x.shape:
+            passage = _Passage(call, None)  # the streams went different ways here
+        mask = padding_mask(batches[call.walker])
+        target = F.linear(passage.call.x, call.weight.detach())
+        if payback and passage.sum is not None:
+            stream = call.watch.output_of(passage.sum.call)
+            if stream is not None and stream.shape == passage.sum.stream.shape:
+                target = target + payback * owed(passage.sum, stream, target)
+        dense, compressed, rows = (token_rows(t, mask) for t in (passage.call.x, call.x, target))
+        token_weights = weights.get(call.walker)
+        if token_weights is None or len(token_weights) != len(compressed):
+            token_weights = compressed.new_ones(len(compressed))
+        parts.append(_Part(dense, compressed, rows, token_weights))
+    return parts
+
+
+def _refit(
+    layer: Layer, rank: int, known: Moments, parts: Sequence[_Part], ridge: float
+) -> Factors:
+    """The regression of the target on the compressed inputs, cut at the rank in their metric."""
+    inputs, target = [part.compressed for part in parts], [part.target for part in parts]
+    weights = [part.weights for part in parts]
+    covariance = _product(inputs, inputs, weights)
+    level = float(covariance.diagonal().mean())
+    # The ridge holds to the old weight, so it stands on both sides of the normal equations.
+    damped = covariance.clone()
+    damped.diagonal().add_(max(ridge * level, torch.finfo(torch.float32).tiny))
+    hold = damped.diagonal() - covariance.diagonal()
+    root = torch.linalg.cholesky(damped)
+    weight = layer.weight.detach().double()
+    if narrow_in(layer.shape):
+        # The weight that gives y from x̂ is W T, where T gives x from x̂: then the gradients'
+        # moment as seen through it is Tᵀ (Wᵀ G W) T, with no need of G itself.
+        cross = _product([part.dense for part in parts], inputs, weights)
+        cross.diagonal().add_(hold)
+        T = torch.cholesky_solve(cross.T, root).T
+        refitted = weight @ T
+        far = None if known.far is None else T.T @ known.far @ T
+        moments = replace(known, near=covariance, far=far, near_level=level)
+    else:
+        cross = _product(target, inputs, weights)
+        refitted = torch.cholesky_solve((cross + weight * hold).T, root).T
+        far = refitted @ covariance @ refitted.T
+        moments = replace(known, far=far, far_level=level)
+    down, up = decompose(refitted, moments, keep=rank).factors(rank)
+    bias = layer.bias
+    if bias is not None:  # it makes the mean output that of the target
+        shift = _mean(target, weights) - up @ (down @ _mean(inputs, weights))
+        bias = (bias.double() + shift).to(bias.dtype)
+    dtype = layer.weight.dtype
+    return down.to(dtype), up.to(dtype), bias
 
 
 def _mean(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
@@ -191,43 +235,3 @@ def _product(a: Sequence[Tensor], b: Sequence[Tensor], weights: Sequence[Tensor]
     if a is b:
         mirrored(total)
     return total.double() / sum(float(w.sum(dtype=torch.float64)) for w in weights)
-
-
-def _cut(
-    layer: Layer,
-    rank: int,
-    known: Moments,
-    pairs: Sequence[_Pair],
-    ridge: float,
-) -> Factors:
-    ours, target = [pair.ours for pair in pairs], [pair.target for pair in pairs]
-    weights = [pair.weights for pair in pairs]
-    covariance = _product(ours, ours, weights)
-    level = float(covariance.diagonal().mean())
-    # The ridge holds to the old weight, so it stands on both sides of the normal equations.
-    damped = covariance.clone()
-    damped.diagonal().add_(max(ridge * level, torch.finfo(torch.float32).tiny))
-    hold = damped.diagonal() - covariance.diagonal()
-    root = torch.linalg.cholesky(damped)
-    weight = layer.weight.detach().double()
-    if narrow_in(layer.shape):
-        # The weight that gives y from x̂ is W T, where T gives x from x̂: then the gradients'
-        # moment as seen through it is Tᵀ (Wᵀ G W) T, with no need of G itself.
-        cross = _product([pair.dense for pair in pairs], ours, weights)
-        cross.diagonal().add_(hold)
-        T = torch.cholesky_solve(cross.T, root).T
-        refit = weight @ T
-        far = None if known.far is None else T.T @ known.far @ T
-        seen = replace(known, near=covariance, far=far, near_level=level)
-    else:
-        refit = torch.cholesky_solve((_product(target, ours, weights) + weight * hold).T, root).T
-        far = refit @ covariance @ refit.T
-        seen = replace(known, far=far, far_level=level)
-    down, up = decompose(refit, seen, keep=rank).factors(rank)
-    # The bias makes the mean output what is wanted.
-    bias = layer.bias
-    if bias is not None:
-        shift = _mean(target, weights) - up @ (down @ _mean(ours, weights))
-        bias = (bias.double() + shift).to(bias.dtype)
-    dtype = layer.weight.dtype
-    return down.to(dtype), up.to(dtype), bias

@@ -36,45 +36,49 @@ class Sum:
 
     Attributes:
         stream: h, what it was added to, as it was before.
-        place: which of the model's torch calls gave h; the same in every run of the same shapes.
+        call: number of the torch call that gave h; the same in every run of the same shapes.
         path: P, which makes of y what is added to h.
     """
 
     stream: Tensor
-    place: int
+    call: int
     path: Path
 
 
 class Watch(TorchFunctionMode):
-    """While active, numbers the torch calls, and follows one layer's output to its sum."""
+    """While active, numbers the torch calls and follows one layer's output to its sum.
+
+    Attributes:
+        sum: the sum that the output went into; None as long as it has gone into none.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: Sum | None = None
-        self._calls: list[weakref.ref[Tensor]] = []
-        self._places: dict[int, int] = {}  # id of a tensor → the last call that gave it
+        self.sum: Sum | None = None
+        self._results: list[weakref.ref[Tensor]] = []
+        self._call_of: dict[int, int] = {}  # id of a tensor → number of the last call that gave it
         self._followed: dict[int, tuple[Tensor, Path]] = {}
 
     def follow(self, output: Tensor) -> None:
-        """Follow this output from now on, and no other."""
-        self.found = None
+        """Follow this layer output from now on, and no other."""
+        self.sum = None
         self._followed = {id(output): (output, _same)}
 
-    def output_of(self, place: int) -> Tensor | None:
-        """What a call gave, if it is still in use."""
-        return self._calls[place]() if place < len(self._calls) else None
+    def output_of(self, call: int) -> Tensor | None:
+        """The tensor that a call gave, while it is in use."""
+        return self._results[call]() if call < len(self._results) else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if self._followed and self.found is None and name in _SUMS and len(args) == 2:
-            self.found = self._sum(*args)
+        if self._followed and self.sum is None and name in _SUMS and len(args) == 2:
+            self.sum = self._sum(*args)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
-            if self._followed and self.found is None and args:
+            if self._followed and self.sum is None and args:
                 self._step(func, name, args, kwargs, result)
-            self._places[id(result)] = len(self._calls)
-            self._calls.append(weakref.ref(result))
+            self._call_of[id(result)] = len(self._results)
+            self._results.append(weakref.ref(result))
         return result
 
     def _sum(self, a: Any, b: Any) -> Sum | None:
@@ -82,19 +86,15 @@ class Watch(TorchFunctionMode):
             known = self._followed.get(id(ours))
             if known is None or known[0] is not ours or not isinstance(stream, Tensor):
                 continue
-            place = self._place(stream)
-            if (
-                place is not None
-                and id(stream) not in self._followed
-                and stream.shape == ours.shape
-            ):
-                # A sum in place would change it.
-                return Sum(stream.detach().clone(), place, known[1])
+            call = self._call_that_gave(stream)
+            if call is not None and id(stream) not in self._followed and stream.shape == ours.shape:
+                # A copy, since a sum in place would change the stream.
+                return Sum(stream.detach().clone(), call, known[1])
         return None
 
-    def _place(self, tensor: Tensor) -> int | None:
-        place = self._places.get(id(tensor))
-        return place if place is not None and self._calls[place]() is tensor else None
+    def _call_that_gave(self, tensor: Tensor) -> int | None:
+        call = self._call_of.get(id(tensor))
+        return call if call is not None and self._results[call]() is tensor else None
 
     def _step(self, func: Any, name: str, args: Any, kwargs: Any, result: Tensor) -> None:
         """Follow the output through one call, if that is linear in it and nothing else."""
@@ -114,11 +114,12 @@ class Watch(TorchFunctionMode):
             self._followed[id(result)] = (result, known[1])  # nothing is dropped in eval mode
 
 
-def owed(total: Sum, ours: Tensor, output: Tensor) -> Tensor:
+def owed(dense: Sum, stream: Tensor, output: Tensor) -> Tensor:
     """P⁻¹(h − ĥ): what must be added to the layer's output to make up for the stream's loss.
 
     Args:
-        ours: ĥ, of h's shape.
+        dense: the sum of the dense model, with its stream h.
+        stream: ĥ, the compressed model's, of h's shape.
         output: y, for its shape.
 
     Returns:
@@ -126,10 +127,10 @@ def owed(total: Sum, ours: Tensor, output: Tensor) -> Tensor:
     """
     with torch.enable_grad():
         probe = torch.zeros_like(output, requires_grad=True)
-        reached = total.path(probe)
-        (back,) = torch.autograd.grad(reached, probe, total.stream - ours, retain_graph=True)
+        reached = dense.path(probe)
+        (back,) = torch.autograd.grad(reached, probe, dense.stream - stream, retain_graph=True)
         # P is a permutation times a scale: Pᵀ P is the scale's square, entry by entry.
-        (square,) = torch.autograd.grad(reached, probe, total.path(torch.ones_like(output)))
+        (square,) = torch.autograd.grad(reached, probe, dense.path(torch.ones_like(output)))
     tiny = 1e-12 * square.abs().amax().clamp_min(1e-30)
     return torch.where(square.abs() > tiny, back / square.where(square.abs() > tiny, 1.0), 0.0)
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from pelacli.errors import RequestError
 from pelacli.lowrank.linear import LowRankLinear
 
-_BY_PARAMETER = {"in_proj", "experts"}  # kinds that are one parameter of a module, and named so
+# Kinds that are one parameter of a module, and carry its name.
+_BY_PARAMETER = {"in_proj", "experts"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Layer:
     reason: str | None = None
 
     def release(self) -> None:
-        """Let go of the module once it is replaced, so that its weight's memory comes free."""
+        """Let go of the module once it is replaced, so that the memory of its weight is freed."""
         object.__setattr__(self, "module", nn.Module())
 
     @property
@@ -59,28 +60,42 @@ class Layer:
 
 def weight_of(layer: nn.Module) -> Tensor:
     """The weight of a dense layer as out × in, detached."""
-    described = describe(layer)
-    if described is None:
+    kind = describe(layer)
+    if kind is None:
         raise RequestError(f"{type(layer).__name__}: not a linear layer")
-    return Layer("", layer, described[1], described[0]).weight
+    return Layer("", layer, kind.shape, kind.kind).weight
 
 
-def describe(m: nn.Module) -> tuple[str, tuple[int, int], str | None] | None:
-    """(kind, (out, in), reason why it cannot be factorised) of a linear map, else None."""
+@dataclass(frozen=True)
+class LinearKind:
+    """What kind of linear map a module is.
+
+    Attributes:
+        kind, shape: as in `Layer`.
+        reason: why a map of this kind cannot be factorised; None where it can.
+    """
+
+    kind: str
+    shape: tuple[int, int]
+    reason: str | None
+
+
+def describe(m: nn.Module) -> LinearKind | None:
+    """The kind of linear map that a module is; None where it is none, or low-rank already."""
     if isinstance(m, LowRankLinear):
         return None
     if isinstance(m, nn.Linear):
         # A subclass that computes something else with its weight is not the map we know.
         reason = None if _is_plain(m) else f"{type(m).__name__} has a forward of its own"
-        return "linear", (m.out_features, m.in_features), reason
+        return LinearKind("linear", (m.out_features, m.in_features), reason)
     weight = getattr(m, "weight", None)
     if type(m).__name__ == "Conv1D" and hasattr(m, "nf") and isinstance(weight, Tensor):
-        return "conv1d", (weight.shape[1], weight.shape[0]), None
+        return LinearKind("conv1d", (weight.shape[1], weight.shape[0]), None)
     if isinstance(m, nn.Conv2d | nn.Conv1d) and set(m.kernel_size) == {1} and m.groups == 1:
-        return "conv1x1", (m.out_channels, m.in_channels), "1×1 convolution"
+        return LinearKind("conv1x1", (m.out_channels, m.in_channels), "1×1 convolution")
     in_proj = getattr(m, "in_proj_weight", None)
     if isinstance(m, nn.MultiheadAttention) and isinstance(in_proj, Tensor):
-        return "in_proj", (in_proj.shape[0], in_proj.shape[1]), "fused in_proj"
+        return LinearKind("in_proj", (in_proj.shape[0], in_proj.shape[1]), "fused in_proj")
     return None
 
 
@@ -94,8 +109,8 @@ def experts(m: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
 
 
 def _is_plain(m: nn.Linear) -> bool:
-    """Whether a linear layer computes what ``nn.Linear`` does. A forward of a subclass's own
-    (Falcon's) is tried on a small copy."""
+    """Whether a linear layer computes what ``nn.Linear`` does. Where a subclass has a forward of
+    its own (Falcon's), that is tried on a small copy."""
     if type(m).forward is nn.Linear.forward:
         return True
     if set(m._parameters) != {"weight", "bias"} or m._buffers or m._modules:
@@ -105,12 +120,12 @@ def _is_plain(m: nn.Linear) -> bool:
         torch.randn(*shape, generator=generator, device="cpu") for shape in ((2, 5), (3, 5), (3,))
     )
     small = copy.copy(m)
-    given = {"weight": weight, "bias": None if m.bias is None else bias}
-    small.__dict__ |= {"_parameters": given, "in_features": 5, "out_features": 3}
+    parameters = {"weight": weight, "bias": None if m.bias is None else bias}
+    small.__dict__ |= {"_parameters": parameters, "in_features": 5, "out_features": 3}
     try:
         with torch.no_grad():
-            found = small.forward(x)
+            output = small.forward(x)
     except Exception:  # whatever a forward that we don't know may raise
         return False
-    wanted = F.linear(x, weight, given["bias"])
-    return isinstance(found, Tensor) and torch.allclose(found, wanted, atol=1e-5)
+    expected = F.linear(x, weight, parameters["bias"])
+    return isinstance(output, Tensor) and torch.allclose(output, expected, atol=1e-5)

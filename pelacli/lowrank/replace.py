@@ -13,82 +13,51 @@ from pelacli.lowrank.find import submodule
 from pelacli.lowrank.layer import describe
 from pelacli.lowrank.linear import LowRankLinear
 
+# (down [r, in], up [out, r], bias [out] or None) of a layer
+Factors = tuple[Tensor, Tensor, "Tensor | None"]
+# (the module in the model, the one to take its place)
+Exchange = tuple[nn.Module, nn.Module]
 
-def replace(module: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]) -> None:
-    """Put `LowRankLinear` in the place of the named layers, in place.
+
+def replace(module: nn.Module, factors: Mapping[str, Factors]) -> None:
+    """Put `LowRankLinear` in the place of the named layers.
 
     Args:
-        factors: layer name → (down [r, in], up [out, r], bias [out] or None). A module that is
-            registered under several names is replaced under all of them.
+        factors: by the layers' names. A module that is registered under several names is replaced
+            under all of them.
 
     Raises:
         RequestError: a name is no layer of the module.
     """
-    put(module, _built(module, factors))
+    exchange(module, _low_rank(module, factors))
 
 
 @contextmanager
-def replaced(
-    module: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]
-) -> Iterator[None]:
-    """`replace` for a while: afterwards the very modules from before are back in their places."""
-    pairs = _built(module, factors)
-    put(module, pairs)
+def replaced(module: nn.Module, factors: Mapping[str, Factors]) -> Iterator[None]:
+    """`replace` for the time of the block; the very modules from before come back after it."""
+    exchanges = _low_rank(module, factors)
+    exchange(module, exchanges)
     try:
         yield
     finally:
-        put(module, [(new, old) for old, new in pairs])
-
-
-def _built(
-    module: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]
-) -> list[tuple[nn.Module, nn.Module]]:
-    """(the layer there is, the low-rank one for its place) of each name."""
-    pairs: list[tuple[nn.Module, nn.Module]] = []
-    for name, found in factors.items():
-        old = submodule(module, name)
-        down, up, bias = found
-        new = LowRankLinear(
-            down.shape[1],
-            up.shape[0],
-            down.shape[0],
-            bias is not None,
-            device="meta",
-            dtype=down.dtype,
-        )
-        new.down.weight, new.up.weight = _parameter(down, old), _parameter(up, old)
-        if bias is not None:
-            new.up.bias = _parameter(bias, old)
-        pairs.append((old, new.train(old.training)))
-    return pairs
-
-
-def put(module: nn.Module, pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
-    """Put new modules in the places of old ones: under all their names, and in the plain lists
-    that some models keep beside and run (Mask2Former's heads)."""
-    new = dict(pairs)
-    for parent in list(module.modules()):
-        for name, child in list(parent._modules.items()):  # named_children would skip a twin
-            if child in new:
-                setattr(parent, name, new[child])
-        for value in vars(parent).values():
-            if type(value) is list:
-                for i, item in enumerate(value):
-                    if isinstance(item, nn.Module) and item in new:
-                        value[i] = new[item]
+        exchange(module, [(new, old) for old, new in exchanges])
 
 
 def replace_empty(module: nn.Module, ranks: Mapping[str, int]) -> None:
-    """Put uninitialised `LowRankLinear` of the given ranks in place, to be filled from a file."""
+    """Put uninitialised `LowRankLinear` of the given ranks in place, to be filled from a file.
+
+    Raises:
+        RequestError: a name is no layer of the module that can be factorised.
+    """
     factors = {}
     for name, rank in ranks.items():
-        described = describe(submodule(module, name))
-        if described is None or described[2] is not None:
+        dense = submodule(module, name)
+        kind = describe(dense)
+        if kind is None or kind.reason is not None:
             raise RequestError(f"{name}: not a layer that can be factorised in this model")
-        out, in_ = described[1]
-        old = submodule(module, name)
-        weight = cast(Tensor, old.weight)
-        bias = getattr(old, "bias", None)
+        out, in_ = kind.shape
+        weight = cast(Tensor, dense.weight)
+        bias = getattr(dense, "bias", None)
         factors[name] = (
             weight.new_empty(rank, in_),
             weight.new_empty(out, rank),
@@ -97,6 +66,42 @@ def replace_empty(module: nn.Module, ranks: Mapping[str, int]) -> None:
     replace(module, factors)
 
 
-def _parameter(tensor: Tensor, like: nn.Module) -> nn.Parameter:
-    old = cast(Tensor, like.weight)
-    return nn.Parameter(tensor.to(old.device, old.dtype).contiguous(), old.requires_grad)
+def exchange(module: nn.Module, exchanges: Iterable[Exchange]) -> None:
+    """Put new modules in the places of old ones: under all their names, and in the plain lists that
+    some models keep beside their modules and run (Mask2Former's heads)."""
+    new_of = dict(exchanges)
+    for parent in list(module.modules()):
+        for name, child in list(parent._modules.items()):  # named_children would skip a twin
+            if child in new_of:
+                setattr(parent, name, new_of[child])
+        for value in vars(parent).values():
+            if type(value) is list:
+                for i, item in enumerate(value):
+                    if isinstance(item, nn.Module) and item in new_of:
+                        value[i] = new_of[item]
+
+
+def _low_rank(module: nn.Module, factors: Mapping[str, Factors]) -> list[Exchange]:
+    """The low-rank layers of the factors, each with the dense one whose place it takes."""
+    exchanges: list[Exchange] = []
+    for name, (down, up, bias) in factors.items():
+        dense = submodule(module, name)
+        low = LowRankLinear(
+            down.shape[1],
+            up.shape[0],
+            down.shape[0],
+            bias is not None,
+            device="meta",
+            dtype=down.dtype,
+        )
+        low.down.weight, low.up.weight = _parameter(down, dense), _parameter(up, dense)
+        if bias is not None:
+            low.up.bias = _parameter(bias, dense)
+        exchanges.append((dense, low.train(dense.training)))
+    return exchanges
+
+
+def _parameter(tensor: Tensor, dense: nn.Module) -> nn.Parameter:
+    """A parameter like the weight that it stands for: of its device, precision and training."""
+    weight = cast(Tensor, dense.weight)
+    return nn.Parameter(tensor.to(weight.device, weight.dtype).contiguous(), weight.requires_grad)

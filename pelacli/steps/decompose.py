@@ -9,17 +9,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from pelacli import console
 from pelacli.artefact import description, loading, saving
 from pelacli.data import loader
 from pelacli.errors import RequestError
 from pelacli.factorize import calibration, engine
 from pelacli.factorize import refit as factorize_refit
-from pelacli.factorize.lockstep import BATCH_SIZE, joined
+from pelacli.factorize.batches import BATCH_SIZE, join, samples_in
 from pelacli.factorize.moments import Moments
+from pelacli.lowrank import find as lowrank_find
 from pelacli.lowrank.layer import Layer
+from pelacli.lowrank.replace import Factors
 from pelacli.manifest import lookup, versions
 from pelacli.manifest.document import Manifest, StepRecord
 from pelacli.measure.flops import Cost
@@ -78,7 +78,7 @@ def run(
     layers = find(opened, section)
     spent = description.cost(opened, layers)
     layers = description.settled(layers, spent)
-    free = engine.free_layers(layers, opened.ref)
+    free = lowrank_find.free_layers(layers, opened.ref)
     if section.unit == "flops" and spent is None:
         raise RequestError(
             f"{opened.ref}: its FLOPs are unknown, as it can't be run on a plain sample; "
@@ -87,24 +87,23 @@ def run(
     judge = None if section.max_drop is None else judge_of(opened, spec, section)
     samples = calibration_samples(opened, spec, section) if section.calibrate else []
     moments = measure(opened, free, samples, spec.seed) if samples else {}
-    cuts: Mapping[str, Any]
     with console.progress("reading spectra", total=len(free)) as bar:
+        keep = engine.Keep.ALL if section.pin else engine.Keep.PLANNED
         if judge is None and (dry_run or (samples and section.correct is not False)):
-            cuts = engine.energies(free, moments, advance=bar.advance)
-        else:  # factors will be cut from these spectra
-            cuts = engine.solve(free, moments, full=bool(section.pin), advance=bar.advance)
+            keep = engine.Keep.NOTHING
+        cuts = engine.solve(free, moments, keep=keep, advance=bar.advance)
     spectra = description.measured(engine.spectra(free, cuts, moments), spent)
     inputs = loading.input_digest(source, opened)
-    about = facts(opened, layers, spent, spectra, section, inputs, sum(map(_count, samples)))
+    about = facts(opened, layers, spent, spectra, section, inputs, sum(map(samples_in, samples)))
     stored = Spectra(spectra, about)
 
-    def refit(plan: Plan) -> Mapping[str, engine.Factors]:
+    def refit(plan: Plan) -> Mapping[str, Factors]:
         if section.correct is False or not samples:
             return {}
         return corrected(opened, free, plan, moments, samples)
 
     walk = None
-    ready: Mapping[str, engine.Factors] = {}
+    ready: Mapping[str, Factors] = {}
     if judge is None:
         plan = replan.choose(stored, section)
         if not dry_run:
@@ -126,7 +125,13 @@ def run(
     if not dry_run:
         with console.progress("factorising", total=len(plan.ranks())) as bar:
             engine.apply(
-                opened.module, free, moments, plan, cuts=cuts, ready=ready, advance=bar.advance
+                opened.module,
+                free,
+                moments,
+                plan,
+                solutions=cuts,
+                refitted=ready,
+                advance=bar.advance,
             )
         described.history = [
             *(before.history if before is not None else []),
@@ -177,9 +182,8 @@ def at_ratio(section: Decompose, ratio: Fraction) -> Decompose:
 
 def find(opened: OpenModel, section: Decompose) -> list[Layer]:
     """All linear maps of the model, each with the reason why it stays dense, if any."""
-    return engine.find_dense(
-        opened.module, opened.ref, opened.head, section.include, section.exclude, flag="--"
-    )
+    selection = lowrank_find.Selection(opened.head, section.include, section.exclude)
+    return lowrank_find.find_dense(opened.module, selection, opened.ref, flag_prefix="--")
 
 
 def calibration_samples(opened: OpenModel, spec: Recipe, section: Decompose) -> list[Any]:
@@ -200,16 +204,21 @@ def calibration_samples(opened: OpenModel, spec: Recipe, section: Decompose) -> 
         limit=section.samples,
         pinned=False,  # they are for the CPU
     )
-    return joined(batch["inputs"] for batch in batches)
+    return join(batch["inputs"] for batch in batches)
 
 
 def measure(
     opened: OpenModel, layers: Sequence[Layer], samples: Sequence[Any], seed: int
 ) -> dict[str, Moments]:
     """The layers' moments over the samples."""
-    with console.progress("calibrating", total=sum(map(_count, samples))) as bar:
+    with console.progress("calibrating", total=sum(map(samples_in, samples))) as bar:
         moments = calibration.collect(
-            opened.module, layers, samples, prediction.predict, seed=seed, advance=bar.advance
+            opened.module,
+            layers,
+            samples,
+            prediction.predict,
+            calibration.Passes(seed=seed),
+            advance=bar.advance,
         )
     unseen = [layer.name for layer in layers if layer.name not in moments]
     if unseen:
@@ -226,7 +235,7 @@ def corrected(
     plan: Plan,
     moments: Mapping[str, Moments],
     samples: Sequence[Any],
-) -> dict[str, factorize_refit.Factors]:
+) -> dict[str, Factors]:
     """Factors refitted front to back to the inputs that the compressed model really gives."""
     with console.progress("correcting", total=len(plan.ranks())) as bar:
         return factorize_refit.correct(
@@ -238,10 +247,6 @@ def corrected(
             prediction.predict,
             advance=bar.advance,
         )
-
-
-def _count(inputs: Any) -> int:
-    return len(inputs if isinstance(inputs, Tensor) else next(iter(inputs.values())))
 
 
 def facts(
@@ -260,7 +265,7 @@ def facts(
         dense=dense,
         inputs=inputs,
         tokens={s.name: s.tokens for s in spectra},
-        fixed_params=engine.fixed_params(opened.module, free),
+        fixed_params=lowrank_find.fixed_params(opened.module, free),
         fixed_flops=planning_section.fixed_flops(dense, spectra),
         obstacles=description.obstacles(opened.module, layers),
         samples=samples,

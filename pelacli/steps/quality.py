@@ -10,8 +10,8 @@ from typing import Any
 
 from pelacli import console
 from pelacli.errors import DropError, InfeasibleError
-from pelacli.factorize.engine import Factors
 from pelacli.lowrank import replace
+from pelacli.lowrank.replace import Factors
 from pelacli.manifest.document import Manifest
 from pelacli.measure.judge import Judge
 from pelacli.models.opened import OpenModel

@@ -135,7 +135,7 @@ def test_a_language_model_of_conv1d_and_a_tied_head(tmp_path):
     layers = find.find_layers(opened.module, head=opened.head)
     free = [la for la in layers if la.reason is None]
     assert {la.kind for la in free} == {"conv1d"}
-    cuts = engine.decompositions(free, {})
+    cuts = engine.solve(free, {})
     plan = planner.plan(
         engine.spectra(free, cuts, {}), policy="uniform", ratio=Fraction(1, 2), scope="layers"
     )

@@ -104,14 +104,16 @@ def test_tokens_weigh_by_how_strongly_they_are_felt(net, samples):
     first.load_state_dict(net.state_dict())
     layers = [la for la in find.find_layers(first) if la.name != "c"]
     batches = samples.split(16)
-    felt = calibration.collect(first, layers, batches, predict, floor=0.0)
-    alone = calibration.collect(first, layers, [x[:, :1] for x in batches], predict, floor=0.0)
+    felt = calibration.collect(first, layers, batches, predict, calibration.Passes(floor=0.0))
+    alone = calibration.collect(
+        first, layers, [x[:, :1] for x in batches], predict, calibration.Passes(floor=0.0)
+    )
     for name, m in felt.items():
         assert torch.allclose(m.mean, alone[name].mean, atol=1e-5)
         for side in ("near", "far"):
             a, b = getattr(m, side), getattr(alone[name], side)
             assert torch.allclose(a, b, rtol=1e-3, atol=1e-5 * float(b.norm()))
-    even = calibration.collect(first, layers, batches, predict, floor=1.0)
+    even = calibration.collect(first, layers, batches, predict, calibration.Passes(floor=1.0))
     assert torch.allclose(even["a"].mean, samples.mean((0, 1)).double(), atol=1e-5)
 
 
@@ -141,7 +143,9 @@ def test_a_layer_off_the_way_counts_as_if_felt_like_the_others(net, samples):
 def test_inputs_alone_do_not_depend_on_how_they_are_batched(net, samples):
     layers = find.find_layers(net)
     one, many = (
-        calibration.collect(net, layers, samples.split(n), predict, gradients=False)
+        calibration.collect(
+            net, layers, samples.split(n), predict, calibration.Passes(gradients=False)
+        )
         for n in (48, 7)
     )
     for name in one:
@@ -196,7 +200,7 @@ def test_transformers_conv1d_is_seen():
     layers = find.find_layers(net)
     assert [(la.kind, la.shape) for la in layers] == [("conv1d", (8, 5)), ("conv1d", (5, 8))]
     x = torch.randn(32, 5)
-    got = calibration.collect(net, layers, [x], predict, floor=1.0)
+    got = calibration.collect(net, layers, [x], predict, calibration.Passes(floor=1.0))
     assert torch.allclose(got["0"].near, torch.cov(x.T, correction=0).double(), atol=1e-4)
 
 
@@ -211,7 +215,7 @@ def test_what_can_not_be_calibrated_on(net, samples):
 
 def test_inputs_alone_are_the_covariance_times_the_tokens(net, samples):
     layers = find.find_layers(net)
-    got = calibration.collect(net, layers, [samples], predict, gradients=False)
+    got = calibration.collect(net, layers, [samples], predict, calibration.Passes(gradients=False))
     hands = by_hand(net, samples)
     x, b = hands["a"][0], hands["b"][0]
     assert torch.allclose(got["a"].near, 5 * torch.cov(x.T, correction=0), rtol=1e-3, atol=1e-4)
@@ -257,7 +261,8 @@ def test_a_layer_that_never_runs_is_missing(samples):
 def test_the_signs_come_from_the_seed(net, samples):
     layers = find.find_layers(net)
     one, same, other = (
-        calibration.collect(net, layers, [samples], predict, seed=s)["b"].near for s in (3, 3, 4)
+        calibration.collect(net, layers, [samples], predict, calibration.Passes(seed=s))["b"].near
+        for s in (3, 3, 4)
     )
     assert torch.equal(one, same)
     assert not torch.allclose(one, other)

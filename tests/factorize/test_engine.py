@@ -15,6 +15,7 @@ from pelacli.lowrank import find as lowrank_find
 from pelacli.lowrank import replace
 from pelacli.lowrank.linear import LowRankLinear
 from pelacli.ranks import pins, planner
+from pelacli.ranks.plan import LayerPlan, Plan
 
 
 @pytest.fixture
@@ -33,20 +34,55 @@ def predict(module, x):
     return module(x)
 
 
-def test_cuts_keep_what_is_below_break_even(net):
-    told = []
-    cuts = engine.decompositions(find(net), {}, advance=lambda: told.append(1))
-    assert {name: len(cut.narrow) for name, cut in cuts.items()} == {"0": 11, "2": 11, "4": 4}
-    assert [len(cut.energies) for cut in cuts.values()] == [16, 16, 4]
-    assert len(told) == 3
-    full = engine.decompositions(find(net), {}, full=True)
-    assert [len(cut.narrow) for cut in full.values()] == [16, 16, 4]
+def test_solving_keeps_the_vectors_below_break_even(net):
+    advances = []
+    solutions = engine.solve(find(net), {}, advance=lambda: advances.append(1))
+    assert kept(solutions) == {"0": 11, "2": 11, "4": 4}
+    assert [len(solution.energies) for solution in solutions.values()] == [16, 16, 4]
+    assert len(advances) == 3
+    assert kept(engine.solve(find(net), {}, keep=engine.Keep.ALL)) == {"0": 16, "2": 16, "4": 4}
+    assert kept(engine.solve(find(net), {}, keep=engine.Keep.NOTHING)) == {"0": 0, "2": 0, "4": 0}
+
+
+def kept(solutions):
+    """How many vectors of each layer can be read back."""
+    return {
+        name: max(n for n in range(17) if n == 0 or solution.leading_vectors(n) is not None)
+        for name, solution in solutions.items()
+    }
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_factors_are_the_same_whether_or_not_vectors_were_kept(net, calibrated):
+    x = torch.randn(64, 16)
+    moments = calibration.collect(net, find(net), [x], predict) if calibrated else {}
+    plan = Plan("by hand", "model", None, {"0": LayerPlan((32, 16), 7), "4": LayerPlan((4, 16), 2)})
+    for_keep = []
+    for keep in engine.Keep:
+        solutions = engine.solve(find(net), moments, keep=keep)
+        for_keep.append(engine.factors(find(net), solutions, moments, plan))
+    for factors in for_keep[1:]:
+        for name, (down, up, _) in factors.items():
+            expected = for_keep[0][name][1] @ for_keep[0][name][0]
+            assert torch.allclose(up @ down, expected, atol=1e-5)
+
+
+def test_applying_a_plan_gives_the_model_its_factors(net):
+    plan = Plan("by hand", "model", None, {"0": LayerPlan((32, 16), 7), "4": LayerPlan((4, 16), 2)})
+    solutions = engine.solve(find(net), {})
+    factors = engine.factors(find(net), solutions, {}, plan)
+    layers = find(net)
+    engine.apply(net, layers, {}, plan, solutions=solutions)
+    for name, (down, up, _) in factors.items():
+        assert torch.equal(net[int(name)].down.weight, down)
+        assert torch.equal(net[int(name)].up.weight, up)
+    assert not list(layers[0].module.parameters())  # the dense weight is let go
 
 
 def test_spectra_are_squared_singular_values(net):
     layers = find(net)
     for spectrum, layer in zip(
-        engine.spectra(layers, engine.decompositions(layers, {}), {}), layers, strict=True
+        engine.spectra(layers, engine.solve(layers, {}), {}), layers, strict=True
     ):
         exact = torch.linalg.svdvals(layer.weight.double()).square().numpy()
         assert np.allclose(spectrum.energies, exact, rtol=1e-4, atol=1e-6 * exact[0])
@@ -59,7 +95,7 @@ def test_energies_are_damage_per_sample(net):
     layers = lowrank_find.find_layers(model)
     x = torch.randn(4096, 16) @ torch.randn(16, 16)
     moments = calibration.collect(model, layers, [x], predict)
-    cuts = engine.decompositions(layers, moments, full=True)
+    cuts = engine.solve(layers, moments, keep=engine.Keep.ALL)
     plan = planner.plan(
         engine.spectra(layers, cuts, moments), policy="uniform", ratio=Fraction("0.6"),
         scope="layers",
@@ -75,13 +111,13 @@ def test_energies_are_damage_per_sample(net):
 def test_biases_take_up_the_mean_only_where_it_is_known(net):
     layers = find(net)
     plan = planner.plan(
-        engine.spectra(layers, engine.decompositions(layers, {}), {}),
+        engine.spectra(layers, engine.solve(layers, {}), {}),
         policy="uniform", ratio=Fraction(1, 2), scope="layers",
     )  # fmt: skip
     x = torch.randn(64, 16) + 3
     moments = calibration.collect(net, layers, [x], predict)
     for known in ({}, moments):
-        cuts = engine.decompositions(layers, known)
+        cuts = engine.solve(layers, known)
         found = engine.factors(layers, cuts, known, plan)
         assert set(found) == set(plan.ranks())
         down, up, bias = found["0"]
@@ -94,7 +130,7 @@ def test_biases_take_up_the_mean_only_where_it_is_known(net):
 
 def test_dense_layers_have_no_factors(net):
     layers = find(net)
-    cuts = engine.decompositions(layers, {}, full=True)
+    cuts = engine.solve(layers, {}, keep=engine.Keep.ALL)
     plan = planner.plan(
         engine.spectra(layers, cuts, {}), policy="uniform", ratio=Fraction("0.9"), scope="layers",
         pins={"0": "dense", "2": 3},
@@ -118,21 +154,24 @@ def test_the_last_pin_wins_and_each_must_match(net):
 
 
 def test_patterns_must_match_something(net):
-    engine.check_patterns(net, ["^0$", "4"], "--exclude")
+    right = lowrank_find.Selection(exclude=["^0$", "4"])
+    assert lowrank_find.find_dense(net, right, "the net", flag_prefix="--")
+    wrong = lowrank_find.Selection(exclude=["4", "zzz"])
     with pytest.raises(RequestError, match=r"--exclude 'zzz': matches no module .* look like"):
-        engine.check_patterns(net, ["4", "zzz"], "--exclude")
+        lowrank_find.find_dense(net, wrong, "the net", flag_prefix="--")
 
 
 def test_what_no_plan_changes(net):
     free = [la for la in find(net) if la.name != "4"]
-    assert engine.fixed_params(net, free) == (32 + 16) + 2 * 16 + 16 * 4
-    assert engine.fixed_params(net, []) == sum(p.numel() for p in net.parameters())
+    assert lowrank_find.fixed_params(net, free) == (32 + 16) + 2 * 16 + 16 * 4
+    assert lowrank_find.fixed_params(net, []) == sum(p.numel() for p in net.parameters())
 
 
 def test_low_precision_weights_keep_their_type():
     net = nn.Sequential(nn.Linear(16, 32)).to(torch.bfloat16)
     layers = find(net)
-    cuts = engine.decompositions(layers, {}, full=True)
-    down, up = cuts["0"].factors(16)
+    everything = Plan("by hand", "model", None, {"0": LayerPlan((32, 16), 16)})
+    solutions = engine.solve(layers, {}, keep=engine.Keep.ALL)
+    down, up, _ = engine.factors(layers, solutions, {}, everything)["0"]
     assert down.dtype is up.dtype is torch.bfloat16
     assert torch.allclose((up @ down).float(), net[0].weight.float(), atol=0.02)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from pelacli.factorize import calibration, engine, lockstep, refit
-from pelacli.factorize.factors import absorb_mean
 from pelacli.lowrank import find, replace
+from pelacli.ranks.plan import LayerPlan, Plan
 
 
 class Net(nn.Module):
@@ -175,86 +175,17 @@ def test_the_ridge_holds_to_the_old_weight(net, batches):
 def test_correction_lowers_the_error_of_the_output(net, batches, rank):
     layers = find.find_layers(net)
     moments = calibration.collect(net, layers, batches, predict)
-    cuts = engine.decompositions(layers, moments, full=True)
     # the last layer is whole, or its own cut would be most of the error
     ranks = {layer.name: 24 if layer.name == "mix" else rank for layer in layers}
+    plan = Plan(
+        "by hand", "model", None, {la.name: LayerPlan(la.shape, ranks[la.name]) for la in layers}
+    )
     weight = {name: layer.weight.clone() for name, layer in zip(ranks, layers, strict=True)}
 
     one_shot = copy.deepcopy(net)
-    factors = {}
-    for layer in layers:
-        down, up = cuts[layer.name].factors(ranks[layer.name])
-        mean = moments[layer.name].mean
-        factors[layer.name] = (
-            down.float(),
-            up.float(),
-            absorb_mean(layer.weight, layer.bias, down, up, mean),
-        )
-    replace.replace(one_shot, factors)
+    engine.apply(one_shot, find.find_layers(one_shot), moments, plan)
     corrected = copy.deepcopy(net)
     replace.replace(corrected, refit.correct(net, layers, ranks, moments, batches, predict))
     assert error(net, corrected, batches) < 0.9 * error(net, one_shot, batches)
     for layer in layers:  # the dense model is left as it was
         assert torch.equal(layer.weight, weight[layer.name])
-
-
-# Joining -----------------------------------------------------------------------------------------
-
-
-def sizes(batches):
-    return [len(b if isinstance(b, torch.Tensor) else next(iter(b.values()))) for b in batches]
-
-
-def test_small_batches_of_one_shape_are_joined_in_their_order():
-    samples = torch.randn(75, 2, 3)
-    joined = lockstep.joined(iter(samples.split(10)))
-    assert sizes(joined) == [30, 30, 15]
-    assert torch.equal(torch.cat(joined), samples)
-
-
-def test_full_batches_and_the_rest_stay_the_very_batches():
-    """The command line's own batches are such."""
-    batches = list(torch.randn(75, 2, 3).split(32))
-    joined = lockstep.joined(batches)
-    assert len(joined) == 3
-    assert all(a is b for a, b in zip(joined, batches, strict=True))
-    larger = list(torch.randn(100, 2).split(50))
-    assert all(a is b for a, b in zip(lockstep.joined(larger), larger, strict=True))
-
-
-def test_only_equal_shapes_and_types_are_joined():
-    a, b = torch.randn(4, 2), torch.randn(4, 3)
-    half = torch.randn(4, 2, dtype=torch.float16)
-    joined = lockstep.joined([a, b, half, a, b, half])
-    assert sizes(joined) == [8, 8, 8]
-    assert [(*batch.shape[1:], batch.dtype) for batch in joined] == [
-        (2, torch.float32), (3, torch.float32), (2, torch.float16),
-    ]  # fmt: skip
-
-
-def test_dicts_are_joined_name_by_name():
-    texts = [
-        {"input_ids": torch.full((2, n), i), "attention_mask": torch.ones(2, n)}
-        for i, n in enumerate((5, 7, 5, 5))
-    ]
-    joined = lockstep.joined(texts)
-    assert [tuple(batch["input_ids"].shape) for batch in joined] == [(6, 5), (2, 7)]
-    assert joined[0]["input_ids"][:, 0].tolist() == [0, 0, 2, 2, 3, 3]
-    assert joined[0]["attention_mask"].shape == (6, 5)
-    assert joined[1] is texts[1]
-
-
-@pytest.mark.parametrize(
-    "batch",
-    [
-        {"pixels": torch.randn(6, 4), "grid": torch.ones(1, 3)},  # patches of one image
-        {"x": torch.randn(1, 4), "scale": torch.tensor(2.0)},
-        {"x": torch.randn(1, 4), "how": "fast"},
-        (torch.randn(1, 4), torch.zeros(1)),
-        {},
-    ],
-)
-def test_what_has_no_one_batch_dimension_stays_alone(batch):
-    joined = lockstep.joined([batch, batch])
-    assert len(joined) == 2
-    assert all(one is batch for one in joined)

@@ -99,7 +99,7 @@ def test_correction_in_the_order_in_which_layers_run(name, args, left):
             for call in calls:
                 call.output = torch.nn.functional.linear(call.x, call.weight, call.bias)
     moments = calibration.collect(model.module, layers, batches, prediction.predict)
-    cuts = engine.decompositions(layers, moments)
+    cuts = engine.solve(layers, moments)
     plan = planner.plan(
         engine.spectra(layers, cuts, moments), policy="uniform", ratio=Fraction(1, 2),
         scope="layers",

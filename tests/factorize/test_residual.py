@@ -50,17 +50,17 @@ class Block(nn.Module):
 
 def followed(block, x):
     """(watch, the layer's output) of a run; the layer's output is followed."""
-    watch, seen = Watch(), []
+    watch, outputs = Watch(), []
 
     def hook(module, inputs, output):
         watch.follow(output)
-        seen.append(output.clone())
+        outputs.append(output.clone())
 
     handle = block.layer.register_forward_hook(hook)
     with torch.no_grad(), watch:
         block(torch.add(x, 0.0))  # a stream that the model itself has made
     handle.remove()
-    return watch, seen[0]
+    return watch, outputs[0]
 
 
 WAYS = ["plain", "scaled", "scaled in place", "scaled by a view", "dropout", "windows",
@@ -75,13 +75,13 @@ def test_the_debt_fills_the_gap_of_the_streams(way):
     x = torch.randn(2, 3, C)
     ours = x + torch.randn_like(x)
     watch, y = followed(block, x)
-    assert watch.found is not None
-    assert torch.equal(watch.found.stream, x)
-    debt = owed(watch.found, ours, y)
+    assert watch.sum is not None
+    assert torch.equal(watch.sum.stream, x)
+    debt = owed(watch.sum, ours, y)
     assert debt.shape == y.shape
     with torch.no_grad():
-        paid = ours + watch.found.path(y + debt)
-        dense = x + watch.found.path(y)
+        paid = ours + watch.sum.path(y + debt)
+        dense = x + watch.sum.path(y)
     assert torch.allclose(paid, dense, atol=1e-5)
 
 
@@ -89,7 +89,7 @@ def test_nothing_is_owed_where_the_output_does_not_reach_the_sum():
     torch.manual_seed(0)
     x = torch.randn(2, 3, C)
     watch, y = followed(Block("windows"), x)
-    debt = owed(watch.found, x + 1, y)
+    debt = owed(watch.sum, x + 1, y)
     assert y.shape == (2, 4, C)
     assert (debt == 0).all(-1).sum() == 2  # one position of each sample is cut off
     assert torch.allclose(debt[debt != 0], torch.tensor(-1.0))
@@ -98,10 +98,10 @@ def test_nothing_is_owed_where_the_output_does_not_reach_the_sum():
 @pytest.mark.parametrize("way", ["normed", "gated"])
 def test_what_is_not_linear_is_not_followed(way):
     watch, _ = followed(Block(way), torch.randn(2, 3, C))
-    assert watch.found is None
+    assert watch.sum is None
 
 
-def test_the_same_place_in_another_run():
+def test_the_number_of_a_call_is_the_same_in_another_run():
     block = Block("plain")
     first, _ = followed(block, torch.zeros(2, 3, C))
     second, kept = Watch(), []
@@ -109,6 +109,6 @@ def test_the_same_place_in_another_run():
     with torch.no_grad(), second:
         x = torch.add(ones, 0.0)
         kept.append(x)
-        assert second.output_of(first.found.place) is x
+        assert second.output_of(first.sum.call) is x
         assert second.output_of(99) is None
         block(x)

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from albef_tiny import TINY, pairs, tiny
 
 from pelacli.errors import RequestError
-from pelacli.factorize import engine
 from pelacli.lowrank import find, replace
 from pelacli.measure.flops import count
 from pelacli.models.albef import answering, grounding
@@ -69,7 +68,7 @@ def compress(network, c, **choice):
         policy="uniform",
         ratio=1 / Fraction(c),
         scope="layers",
-        fixed_params=engine.fixed_params(network, free),
+        fixed_params=find.fixed_params(network, free),
     )
     before = sum(layer.params for layer in free)
     found = {n: la.rank for n, la in plan.layers.items() if la.rank is not None}

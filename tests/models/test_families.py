@@ -96,9 +96,9 @@ def test_family(name, args, tmp_path):
     assert len(free) >= 4
     spent = description.cost(model, layers)
     assert spent is not None
-    cuts = engine.decompositions(free, {}, full=True)
+    cuts = engine.solve(free, {}, keep=engine.Keep.ALL)
     spectra = engine.spectra(free, cuts, {})
-    fixed = engine.fixed_params(model.module, free)
+    fixed = find.fixed_params(model.module, free)
 
     def cut(**how):
         plan = planner.plan(spectra, fixed_params=fixed, **how)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from pelacli.artefact import description
-from pelacli.factorize import engine
 from pelacli.lowrank import find
 from pelacli.models import opening
 from pelacli.ranks import planner, spectrum
@@ -69,7 +68,7 @@ def test_uniform_is_the_papers(name, excluded, c, params, gflops):
         policy="uniform",
         ratio=1 / Fraction(c),
         scope="layers",
-        fixed_params=engine.fixed_params(model.module, free),
+        fixed_params=find.fixed_params(model.module, free),
     )
     column = ("3/2", "2", "3").index(c)
     for layer in free:

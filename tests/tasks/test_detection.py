@@ -24,7 +24,6 @@ from pelacli.artefact import description, loading, saving
 from pelacli.data.formats import coco, hub_objects
 from pelacli.data.loader import loader
 from pelacli.errors import RequestError
-from pelacli.factorize import engine
 from pelacli.lowrank import find, replace
 from pelacli.models import class_names, opening, prediction, wrapping
 from pelacli.models import heads as models_heads
@@ -629,7 +628,7 @@ def test_the_recipe_at_full_size():
         policy="uniform",
         ratio=spec.decompose.budget,
         scope=spec.decompose.scope,
-        fixed_params=engine.fixed_params(opened.module, free),
+        fixed_params=find.fixed_params(opened.module, free),
     )
     replace.replace_empty(opened.module, plan.ranks())
     assert opened.params == pytest.approx(85.3e6, rel=1e-3)
