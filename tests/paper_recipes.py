@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pelacli.artefact import loading
-from pelacli.lowrank import replace
+from pelacli.lowrank import find, replace
 from pelacli.models import opening
 from pelacli.ranks import planner, spectrum
 from pelacli.recipe import reading

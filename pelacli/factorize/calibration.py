@@ -105,7 +105,7 @@ def _watch(
     batch: Any,
     gradients: bool,
 ) -> LinearCalls:
-    """Sends each call of a layer in the pass of one batch through `ObservedLinear`, and lists it."""
+    """In the pass of one batch, send each call of a layer through `ObservedLinear`, and list it."""
     mask = padding_mask(batch)
     mask = None if mask is None else mask.bool()
 
