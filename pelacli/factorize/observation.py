@@ -55,7 +55,7 @@ class LayerSums:
         self.gram = _plus_gram(self.gram, rows)
 
     def add_backward(self, g: Tensor, gx: Tensor, sensitivity: Tensor) -> None:
-        """Add a gradient g [tokens, out] at the output, gx = g W [tokens, in], and ‖g‖² [tokens]."""
+        """Add the output-gradient g [tokens, out], gx = g W [tokens, in], and ‖g‖² [tokens]."""
         self.gradient = _plus_gram(self.gradient, gx if self.narrow_in else g)
         self.gradient_square = _plus(self.gradient_square, sensitivity.sum(dtype=torch.float64))
 
