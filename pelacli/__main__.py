@@ -10,7 +10,7 @@ _INTERRUPTED = 130  # what shells expect after Ctrl-C
 def main() -> None:
     """Run the command line; the one place that turns errors into a line and an exit code."""
     from pelacli.cli import app
-    from pelacli.console import talk
+    from pelacli.console import verbosity
     from pelacli.errors import PelaError
 
     try:
@@ -18,9 +18,9 @@ def main() -> None:
         if code == _INTERRUPTED:  # the parser turns Ctrl-C into this, without a word
             raise KeyboardInterrupt
     except PelaError as error:
-        code = _fail(str(error), error.exit_code, error, talk.debug)
+        code = _fail(str(error), error.exit_code, error, verbosity.debug)
     except KeyboardInterrupt as error:
-        code = _fail("interrupted", _INTERRUPTED, error, talk.debug)
+        code = _fail("interrupted", _INTERRUPTED, error, verbosity.debug)
     except BrokenPipeError:
         # The reader has gone (`pela report | head`): not an error, and nothing more to say.
         sys.stderr.close()
@@ -30,10 +30,10 @@ def main() -> None:
         if usage is not None:
             # Without a command the parser prints the help and has nothing more to say.
             text = usage()
-            code = _fail(text + _hint(error), 2, error, talk.debug) if text else 2
+            code = _fail(text + _hint(error), 2, error, verbosity.debug) if text else 2
         else:
             text = f"{type(error).__name__}: {error}"
-            code = _fail(f"{text} (unexpected; --debug shows where)", 1, error, talk.debug)
+            code = _fail(f"{text} (unexpected; --debug shows where)", 1, error, verbosity.debug)
     sys.exit(code if isinstance(code, int) else 0)
 
 

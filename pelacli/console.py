@@ -1,12 +1,14 @@
-"""Standard output is data, standard error is talk.
+"""What pela prints: results to standard output, messages and progress to standard error.
 
-Talk falls silent when standard error is no terminal (``--verbose`` brings it back) and under
-``--quiet``. Errors are always printed: they are the answer, not talk. rich honours ``NO_COLOR``.
+Messages and progress appear where standard error is a terminal or ``--verbose`` is given, and never
+under ``--quiet``. Errors always appear, and `pelacli.__main__` prints them. Under a launcher only
+the first process prints. rich honours ``NO_COLOR``.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,77 +22,81 @@ if TYPE_CHECKING:
 
 from pelacli.system import processes
 
-# Off a terminal nothing may be cut to fit: a pipe has no width.
+# A pipe has no width, and nothing may be cut to fit one.
 _PIPE_WIDTH = 1_000
 
 
 @dataclass
-class Talk:
-    """How much is said; one value for the process, set by the command line's flags."""
+class Verbosity:
+    """The flags that every command has: ``--verbose``, ``--quiet`` and ``--debug``."""
 
     verbose: bool = False
     quiet: bool = False
     debug: bool = False
 
     @property
-    def on(self) -> bool:
+    def shows_messages(self) -> bool:
+        """Whether messages and progress are printed."""
         return processes.is_first() and not self.quiet and (self.verbose or sys.stderr.isatty())
 
 
-talk = Talk()
+# One for the process; the command line sets it.
+verbosity = Verbosity()
 
 
-def out() -> Console:
-    """The rich console on standard output; under a launcher the first process speaks for all."""
+def stdout() -> Console:
+    """The rich console on standard output; silent in all processes but the first."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
     return Console(width=width, soft_wrap=False, quiet=not processes.is_first())
 
 
-def err() -> Console:
+def stderr() -> Console:
     """The rich console on standard error."""
     from rich.console import Console
 
     return Console(stderr=True, width=None if sys.stderr.isatty() else _PIPE_WIDTH)
 
 
-def emit(document: Any) -> None:
-    """Write one JSON document to standard output; NaN and infinity, which it lacks, as null."""
+def print_json(document: Any) -> None:
+    """Print one JSON document on standard output; NaN and infinity, which JSON lacks, as null."""
     if not processes.is_first():
         return
     json.dump(_finite(document), sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
 
 
-def say(message: str) -> None:
-    """Talk: a line on standard error, if anyone listens."""
-    if talk.on:
-        err().print(message, markup=False, highlight=False)
+def info(message: str) -> None:
+    """Print a line on standard error about what is going on."""
+    if verbosity.shows_messages:
+        stderr().print(message, markup=False, highlight=False)
 
 
 def warn(message: str) -> None:
-    """Talk that matters: a line on standard error that starts with ``note:``."""
-    if talk.on:
-        err().print(f"note: {message}", style="yellow", markup=False, highlight=False)
+    """Print a line on standard error that the user should know of; it starts with ``note:``."""
+    if verbosity.shows_messages:
+        stderr().print(f"note: {message}", style="yellow", markup=False, highlight=False)
 
 
 class Progress:
-    """One progress bar with an estimate; all calls are no-ops where talk is off."""
+    """One progress bar. Without a bar its methods do nothing."""
 
     def __init__(self, bar: RichProgress | None = None, task: TaskID | None = None) -> None:
         self._bar, self._task = bar, task
 
-    def advance(self, n: float = 1, **fields: object) -> None:
-        """Move on by n; fields (loss=…, lr=…) are shown below the bar."""
-        if self._bar is not None and self._task is not None:
-            shown = "  ".join(
-                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items()
+    def advance(self, n: float = 1, **figures: object) -> None:
+        """Move on by n, and show the figures (``loss=0.5, lr=0.001``) below the bar."""
+        if self._bar is None or self._task is None:
+            return
+        if figures:
+            text = "  ".join(
+                f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                for name, value in figures.items()
             )
-            if fields:
-                self._bar.update(self._task, advance=n, fields=shown)
-            else:
-                self._bar.update(self._task, advance=n)
+            self._bar.update(self._task, advance=n, figures=text)
+        else:
+            self._bar.update(self._task, advance=n)
 
     def describe(self, text: str) -> None:
         """Change the text before the bar."""
@@ -100,15 +106,23 @@ class Progress:
 
 @contextmanager
 def progress(description: str, total: float | None = None) -> Iterator[Progress]:
-    """A progress bar on standard error for the time of the block; without a total, a spinner."""
-    if not talk.on or not sys.stderr.isatty():
-        say(f"{description} …")
+    """Show a progress bar, or a spinner where the total is unknown, while the block runs.
+
+    Off a terminal a single line is printed instead.
+    """
+    if not verbosity.shows_messages or not sys.stderr.isatty():
+        info(f"{description} …")
         yield Progress()
-        return
-    if total is None:
-        with err().status(description):
+    elif total is None:
+        with stderr().status(description):
             yield Progress()
-        return
+    else:
+        with _progress_bar() as bar:
+            yield Progress(bar, bar.add_task(description, total=total, figures=""))
+
+
+def _progress_bar() -> RichProgress:
+    """rich's progress bar with the remaining time, and a line of figures below it."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -120,31 +134,31 @@ def progress(description: str, total: float | None = None) -> Iterator[Progress]
     from rich.table import Column
     from rich.text import Text
 
-    class Bars(RichProgress):
-        """The bar, and below it the figures, which would not fit beside it in 80 columns."""
+    class BarAboveFigures(RichProgress):
+        """The figures would not fit beside the bar in 80 columns."""
 
         def get_renderables(self) -> Iterator[Any]:
             yield self.make_tasks_table(self.tasks)
             for task in self.tasks:
-                if task.fields["fields"]:
-                    yield Text(task.fields["fields"], style="dim")
+                if task.fields["figures"]:
+                    yield Text(task.fields["figures"], style="dim")
 
-    with Bars(
+    return BarAboveFigures(
         TextColumn("{task.description}", table_column=Column(no_wrap=True)),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=err(),
+        console=stderr(),
         transient=True,
         expand=True,
-    ) as bar:
-        yield Progress(bar, bar.add_task(description, total=total, fields=""))
+    )
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+    """The value with None for every number in it that is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}

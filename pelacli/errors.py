@@ -1,4 +1,4 @@
-"""The errors pela raises on purpose. Each knows the exit code the command line answers with.
+"""The errors that pela raises on purpose, each with the command line's exit code.
 
 A message is one line that names the thing, the place and the remedy.
 """
@@ -14,7 +14,8 @@ class PelaError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().split())  # whatever a library put in, one line goes out
+        """The message in one line, even where it quotes several lines of another library."""
+        return " ".join(super().__str__().split())
 
 
 class RequestError(PelaError):
@@ -24,7 +25,7 @@ class RequestError(PelaError):
 
 
 class InfeasibleError(RequestError):
-    """A budget that no plan meets.
+    """No plan meets the budget. Exit code 2.
 
     Attributes:
         smallest: the smallest ratio that can be met; None where there is none up to 1.

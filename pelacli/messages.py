@@ -1,5 +1,5 @@
-"""Pieces of error messages that many places need: the gist of another library's error, and the name
-that a misspelt one probably means."""
+"""Pieces of error messages that many files need: another library's error in one line, and the known
+name that a misspelt one probably means."""
 
 from __future__ import annotations
 
@@ -27,12 +27,17 @@ def closest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(known), n=n, cutoff=0.6)
 
 
-def did_you_mean(name: str, known: Iterable[str], *, n: int = 1, otherwise: str = "") -> str:
+def did_you_mean(
+    name: str, known: Iterable[str], *, n: int = 1, quoted: bool = False, otherwise: str = ""
+) -> str:
     """A hint for a misspelt name: "did you mean vit_base?".
 
     Args:
         n: how many names to offer at most.
+        quoted: put each name in quotes, as for the keys of a recipe.
         otherwise: the hint where no known name is like it.
     """
     near = closest(name, known, n)
-    return f"did you mean {', '.join(near)}?" if near else otherwise
+    if not near:
+        return otherwise
+    return f"did you mean {', '.join(map(repr, near) if quoted else near)}?"

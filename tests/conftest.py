@@ -30,7 +30,7 @@ def pela(capsys, monkeypatch):
 
     def call(*args: object) -> tuple[int, str, str]:
         for flag in ("verbose", "quiet", "debug"):
-            monkeypatch.setattr(console.talk, flag, False)
+            monkeypatch.setattr(console.verbosity, flag, False)
         monkeypatch.setattr(sys, "argv", ["pela", *map(str, args)])
         capsys.readouterr()
         try:

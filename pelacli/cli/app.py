@@ -384,7 +384,7 @@ def recipes_check(recipe: RecipeFile, set_: Set = None, json: Json = False) -> N
 
     resolved = schema.resolved(reading.load(recipe, set_ or []))
     if json:
-        console.emit(resolved)
+        console.print_json(resolved)
     else:
         typer.echo(f"{recipe}: ok")
 
@@ -395,7 +395,7 @@ def recipes_schema() -> None:
     from pelacli import console
     from pelacli.recipe import schema
 
-    console.emit(schema.schema())
+    console.print_json(schema.schema())
 
 
 __all__: Sequence[str] = ["app"]

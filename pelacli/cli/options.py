@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pelacli.console import talk
+from pelacli.console import verbosity
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Set = Annotated[
@@ -29,7 +29,7 @@ Format = Annotated[str, typer.Option("--format", help="table, json, csv or markd
 def _talk(flag: str) -> Callable[[bool], bool]:
     def set_flag(value: bool) -> bool:
         if value:
-            setattr(talk, flag, True)
+            setattr(verbosity, flag, True)
         return value
 
     return set_flag

@@ -23,22 +23,22 @@ def print_recipes(json: bool) -> None:
     """The recipes with their first lines."""
     rows = [{"name": name, "about": describe(file)} for name, file in recipes().items()]
     if json:
-        console.emit(rows)
+        console.print_json(rows)
         return
     from pelacli.report import tables
 
-    console.out().print(tables.rows_table(rows))
+    console.stdout().print(tables.rows_table(rows))
 
 
 def print_decomposed(done: Decomposed | Replanned, json: bool) -> None:
     """The table per kind of layer and the whole; or the document of `decomposed`."""
     if json:
-        console.emit(decomposed(done))
+        console.print_json(decomposed(done))
         return
     record = done.manifest
     if done.walk is not None:
         print_walk(done.walk.metric, done.walk.curve)
-    console.out().print(tables.to_table({record.source.model: record}, "kind"))
+    console.stdout().print(tables.to_table({record.source.model: record}, "kind"))
     before, after = record.params.before, record.params.after
     line = f"{record.source.model}: {before:,} → {after:,} parameters (ratio {after / before:.4f})"
     if record.flops is not None:
@@ -48,8 +48,8 @@ def print_decomposed(done: Decomposed | Replanned, json: bool) -> None:
     if done.walk is not None:
         line += f", drop of {done.walk.metric} {done.walk.drop:.2f}"
     line += f", energy kept {done.plan.energy:.4f}, {done.seconds:.1f} s"
-    console.out().print(line, highlight=False)
-    console.out().print(
+    console.stdout().print(line, highlight=False)
+    console.stdout().print(
         "nothing written (--dry-run)" if done.path is None else f"written to {done.path}",
         highlight=False,
     )
@@ -94,13 +94,13 @@ def print_walk(metric: str, curve: Sequence[dict[str, Any]]) -> None:
         }
         for row in curve
     ]
-    console.out().print(tables.rows_table(rows))
+    console.stdout().print(tables.rows_table(rows))
 
 
 def print_tried(error: DropError, json: bool) -> None:
     """What was tried for a quality budget that can't be met."""
     if json:
-        console.emit({"artefact": None, **error.tried})
+        console.print_json({"artefact": None, **error.tried})
     else:
         print_walk(error.tried["metric"], error.tried["curve"])
 
@@ -114,7 +114,7 @@ def layers(record: Manifest) -> list[dict[str, Any]]:
 def print_trained(done: Outcome, json: bool) -> None:
     """``pretrain`` and ``finetune``."""
     if json:
-        console.emit(
+        console.print_json(
             {
                 "artefact": str(done.path),
                 "steps": done.steps,
@@ -129,14 +129,14 @@ def print_trained(done: Outcome, json: bool) -> None:
         **done.metrics,
         "seconds": round(done.seconds, 1),
     }
-    console.out().print(tables.rows_table([row]))
+    console.stdout().print(tables.rows_table([row]))
 
 
 def print_evaluated(results: Sequence[Evaluated], json: bool) -> None:
     """``eval``: models side by side, the dense one first; one model's document, or a list."""
     if json:
         documents = [evaluated(result) for result in results]
-        console.emit(documents[0] if len(documents) == 1 else documents)
+        console.print_json(documents[0] if len(documents) == 1 else documents)
         return
     columns: dict[str, dict[str, str]] = {}
     for result in results:
@@ -149,7 +149,7 @@ def print_evaluated(results: Sequence[Evaluated], json: bool) -> None:
         {"": name, **{model: column.get(name) for model, column in columns.items()}}
         for name in figures
     ]
-    console.out().print(tables.rows_table(rows))
+    console.stdout().print(tables.rows_table(rows))
 
 
 def evaluated(result: Evaluated) -> dict[str, Any]:
@@ -174,14 +174,18 @@ def print_run(done: Ran, json: bool) -> None:
     """``run``: the steps, and the models side by side."""
     result = done.evaluated
     if json:
-        console.emit({"steps": done.steps, "eval": None if result is None else evaluated(result)})
+        console.print_json(
+            {"steps": done.steps, "eval": None if result is None else evaluated(result)}
+        )
         return
     if result is None:
-        console.out().print(tables.rows_table(done.steps))
+        console.stdout().print(tables.rows_table(done.steps))
         return
     for step in done.steps:
         state = "done already" if step["skipped"] else f"{step['seconds']:.1f} s"
-        console.out().print(f"{step['step']:<10} {state:<14} {step['artefact']}", highlight=False)
+        console.stdout().print(
+            f"{step['step']:<10} {state:<14} {step['artefact']}", highlight=False
+        )
     print_evaluated([result], json=False)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pelacli.console import say, warn
+from pelacli.console import info, warn
 from pelacli.errors import RequestError
 from pelacli.manifest import document, lookup
 from pelacli.recipe import fields, layout, reading, schema
@@ -61,7 +61,7 @@ def decompose(
         )
     full = ALIASES.get(model)
     if full is not None:
-        say(f"{model} is {full}")
+        info(f"{model} is {full}")
     place = output or Path("runs") / _name(model, given)
     base = {"model": model, "output": str(place), **top}
     spec = reading.from_flags(base, {"decompose": given}, overrides)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from pelacli.console import talk
+from pelacli.console import verbosity
 from pelacli.errors import PelaError, RequestError
 
 # Configurations, processors, tokenizers: everything small a model directory may hold.
@@ -40,7 +40,7 @@ def fetch(repo: str, *, weights: bool, file: str | None = None) -> Path:
     patterns = [*_SIDE_FILES, *([file or "*.safetensors"] if weights else [])]
     ignore = [] if file else ["*/*.safetensors", "open_clip*.safetensors"]
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    if not talk.on:
+    if not verbosity.shows_messages:
         disable_progress_bars()
     try:
         folder = Path(

@@ -44,10 +44,10 @@ def run(spec: Recipe, *, force: bool = False) -> Ran:
         output = layout.folder(spec, section)
         processes.wait(spec.device)  # or one would see what another has already done
         if not force and is_done(spec, section):
-            console.say(f"{section}: done already in {output}")
+            console.info(f"{section}: done already in {output}")
             done.append({"step": section, "artefact": str(output), "skipped": True, "seconds": 0.0})
             continue
-        console.say(f"{section} → {output}")
+        console.info(f"{section} → {output}")
         _do(spec, section, output, force)
         seconds = time.perf_counter() - start
         done.append(

@@ -175,7 +175,7 @@ def _row(
 
 def _tell(row: Mapping[str, Any], walk: Walk) -> None:
     verdict = "small enough" if row["accepted"] else f"more than {walk.max_drop:g}"
-    console.say(
+    console.info(
         f"ratio {row['asked']}: {tables.human(row['params'])} parameters, "
         f"{walk.metric} {row['score']:.2f}, drop {row['drop']:.2f}: {verdict}"
     )

@@ -37,19 +37,19 @@ def run(refs: Sequence[str], *, by: str, style: str, arch: str | None = None) ->
         if not files or lookup.artefacts(Path(ref)):  # else a run whose artefact is still to come
             found |= _manifests(ref, arch)
     if style == "json" and found:
-        console.emit([one | _series(one, courses) for one in tables.to_json(found)])
+        console.print_json([one | _series(one, courses) for one in tables.to_json(found)])
     elif not found:
         run_curves(refs, style=style)
     elif style == "csv":
-        console.out().print(tables.to_csv(found, level), markup=False, highlight=False, end="")
+        console.stdout().print(tables.to_csv(found, level), markup=False, highlight=False, end="")
     elif style == "markdown":
-        console.out().print(tables.to_markdown(found, level), markup=False, highlight=False)
+        console.stdout().print(tables.to_markdown(found, level), markup=False, highlight=False)
     elif level == "whole":
-        console.out().print(tables.to_table(found, level))
+        console.stdout().print(tables.to_table(found, level))
     else:
         for label, record in found.items():  # a table each: a column of equal names is no help
-            console.out().print(label, markup=False, highlight=False, style="bold")
-            console.out().print(tables.to_table({label: record}, level))
+            console.stdout().print(label, markup=False, highlight=False, style="bold")
+            console.stdout().print(tables.to_table({label: record}, level))
     if found and refs and style == "table":
         _draw(courses)
 
@@ -81,16 +81,16 @@ def run_curves(refs: Sequence[str], *, style: str) -> None:
             )
         found |= {label: curves.read(file) for label, file in files.items()}
     if style == "json":
-        console.emit(curves.to_json(found))
+        console.print_json(curves.to_json(found))
     elif style == "csv":
         text = tables.rows_csv(curves.point_rows(found))
-        console.out().print(text, markup=False, highlight=False, end="")
+        console.stdout().print(text, markup=False, highlight=False, end="")
     else:
         _draw(found, style)
 
 
 def _draw(found: Mapping[str, curves.Course], style: str = "table") -> None:
-    out = console.out()
+    out = console.stdout()
     for label, course in found.items():
         out.print(curves.title(label, course), markup=False, highlight=False, style="bold")
         rows = curves.rows(course, out.width if sys.stdout.isatty() else 80)
@@ -124,19 +124,19 @@ def run_sweep(refs: Sequence[str], text: str, given: Mapping[str, Any], *, style
     if all(row["problem"] for row in rows):
         raise RequestError(rows[0]["problem"])
     if style == "json":
-        console.emit(sweeps.to_json(found))
+        console.print_json(sweeps.to_json(found))
     elif style == "csv":
         text = tables.rows_csv(sweeps.exact(found))
-        console.out().print(text, markup=False, highlight=False, end="")
+        console.stdout().print(text, markup=False, highlight=False, end="")
     else:
         for label, one in found.items():
             title = f"{label}: {sweeps.caption(one)}"
-            console.out().print(title, markup=False, highlight=False, style="bold")
+            console.stdout().print(title, markup=False, highlight=False, style="bold")
             if style == "markdown":
                 text = f"\n{tables.rows_markdown(sweeps.human(one))}\n"
-                console.out().print(text, markup=False, highlight=False)
+                console.stdout().print(text, markup=False, highlight=False)
             else:
-                console.out().print(tables.rows_table(sweeps.human(one)))
+                console.stdout().print(tables.rows_table(sweeps.human(one)))
 
 
 def needs_sweep(given: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pelacli.models.opened import OpenModel
     from pelacli.recipe.schema import Data
 
-from pelacli.console import say
+from pelacli.console import info
 from pelacli.data.dataset import Dataset
 from pelacli.data.formats import coco, hub_objects
 from pelacli.data.loader import Batch
@@ -121,12 +121,12 @@ class Task(Base):
             kind, args = self.detector, _settings(self.detector_args)
             size = dataset.make.sizes[0] if isinstance(dataset.make, Prepare) else None
             opened = around_detector.detector(opened, kind, wanted, self.queries, args, seed, size)
-            say(f"a {type(opened.module).__name__} around {opened.ref}")
+            info(f"a {type(opened.module).__name__} around {opened.ref}")
         elif wanted != heads.num_classes(opened) or class_names.are_others(
             names, cast(ImageInput, opened.inputs).labels
         ):
             heads.set_classes(opened, wanted, seed=seed)
-            say(f"a fresh head of {wanted} classes")
+            info(f"a fresh head of {wanted} classes")
         else:
             return opened
         extra = [f"class {number}" for number in range(len(names), wanted)]

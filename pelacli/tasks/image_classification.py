@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pelacli.models.opened import OpenModel
     from pelacli.recipe.schema import Data
 
-from pelacli.console import say
+from pelacli.console import info
 from pelacli.data.dataset import Dataset, open_dataset
 from pelacli.data.loader import Batch
 from pelacli.errors import RequestError
@@ -56,7 +56,7 @@ class Task(Base):
         others = class_names.are_others(names, labels)
         if wanted and (wanted != heads.num_classes(opened) or others):
             heads.set_classes(opened, wanted, seed=seed)
-            say(f"a fresh head of {wanted} classes")
+            info(f"a fresh head of {wanted} classes")
         elif labels or not names:
             return opened
         if len(names) == wanted and opened.library == "transformers":

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pelacli.models.opened import OpenModel
     from pelacli.recipe.schema import Data
 
-from pelacli.console import say
+from pelacli.console import info
 from pelacli.data.dataset import Dataset
 from pelacli.data.formats.text import Columns, Texts, open_texts
 from pelacli.data.loader import Batch
@@ -80,7 +80,7 @@ class Task(Base):
         if not isinstance(inputs, TextInput) or inputs.causal is not None:
             return opened
         fitted = heads.with_head(opened, "CausalLM" if _causal(inputs) else "MaskedLM", seed)
-        say(f"a fresh head: {type(fitted.module).__name__}")
+        info(f"a fresh head: {type(fitted.module).__name__}")
         return fitted
 
     def forward(self, module: nn.Module, batch: Batch) -> Tensor:

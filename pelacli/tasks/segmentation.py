@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pelacli.models.opened import OpenModel
     from pelacli.recipe.schema import Data
 
-from pelacli.console import say
+from pelacli.console import info
 from pelacli.data.dataset import Dataset
 from pelacli.data.formats import masks
 from pelacli.data.loader import Batch
@@ -125,7 +125,7 @@ class Task(Base):
         if segmenter.segments(opened):
             if wanted != heads.num_classes(opened):
                 heads.set_classes(opened, wanted, seed=seed)
-                say(f"a fresh classifier of {wanted} classes")
+                info(f"a fresh classifier of {wanted} classes")
             return opened
         make: Make = dataset.make  # type: ignore[assignment]
         height, width = make.size
@@ -140,7 +140,7 @@ class Task(Base):
             auxiliary_channels=self.auxiliary_channels if self.auxiliary else 0,
             seed=seed,
         )
-        say(f"UperNet for {wanted} classes around {opened.ref}, at {height} px")
+        info(f"UperNet for {wanted} classes around {opened.ref}, at {height} px")
         return found
 
     # Batches ------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pelacli.models.opened import OpenModel
     from pelacli.recipe.schema import Data
 
-from pelacli.console import say
+from pelacli.console import info
 from pelacli.data.dataset import Dataset, open_text
 from pelacli.data.formats.text import Columns
 from pelacli.data.loader import Batch
@@ -104,7 +104,7 @@ def with_outputs(opened: OpenModel, dataset: Dataset, names: list[str], seed: in
         return opened
     pad = Tokens.of(opened.inputs, dataset.spec).padding
     fitted = heads.with_head(opened, "SequenceClassification", seed, names, pad)
-    say(f"a fresh head: {type(fitted.module).__name__} of {len(names)} outputs")
+    info(f"a fresh head: {type(fitted.module).__name__} of {len(names)} outputs")
     return fitted
 
 

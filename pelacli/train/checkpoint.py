@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from pelacli.console import say, warn
+from pelacli.console import info, warn
 from pelacli.errors import PelaError, RequestError
 from pelacli.train.run import Run
 
@@ -68,7 +68,7 @@ def begin(
             )
     for name in ("step", "evaluated", "metrics", "best"):
         setattr(run, name, old[name])
-    say(f"continuing at step {run.step} of {run.total}")
+    info(f"continuing at step {run.step} of {run.total}")
     return states
 
 

@@ -283,10 +283,10 @@ def test_training_data(refused, here):
 
 def test_a_refusal_keeps_the_checkpoints_there_are(here, monkeypatch):
     """An image that can't be read at step 500 must not cost the 499 steps before it."""
-    from pelacli.artefact import saving
+    from pelacli.artefact import loading
     from pelacli.steps import training
 
-    monkeypatch.setattr(saving, "input_digest", lambda source, opened: "x")
+    monkeypatch.setattr(loading, "input_digest", lambda source, opened: "x")
     spec = reading.from_flags({"model": "m", "output": "r"}, {})
     work = here / "r" / "dense.training"
 

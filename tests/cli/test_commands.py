@@ -265,7 +265,7 @@ def test_talk_on_a_terminal_and_no_color(monkeypatch, no_color):
     monkeypatch.delenv("NO_COLOR", raising=False)
     if no_color:
         monkeypatch.setenv("NO_COLOR", no_color)
-    monkeypatch.setattr(console, "talk", console.Talk())
+    monkeypatch.setattr(console, "verbosity", console.Verbosity())
     console.warn("look")
     assert "note: look" in terminal.getvalue()
     assert ("\x1b[33m" in terminal.getvalue()) == (no_color is None)
@@ -284,8 +284,8 @@ def test_talk_on_a_terminal_and_no_color(monkeypatch, no_color):
 def test_who_hears_the_talk(monkeypatch, tty, flags, speaks):
     stream = Terminal() if tty else io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
-    monkeypatch.setattr(console, "talk", console.Talk(**flags))
-    console.say("so far so good")
+    monkeypatch.setattr(console, "verbosity", console.Verbosity(**flags))
+    console.info("so far so good")
     with console.progress("working") as bar:
         bar.advance(1, loss=0.5)
     assert bool(stream.getvalue()) == speaks
@@ -294,7 +294,7 @@ def test_who_hears_the_talk(monkeypatch, tty, flags, speaks):
 def test_figures_of_training_are_readable_at_80_columns(monkeypatch):
     stream = Terminal()
     monkeypatch.setattr("sys.stderr", stream)
-    monkeypatch.setattr(console, "talk", console.Talk())
+    monkeypatch.setattr(console, "verbosity", console.Verbosity())
     monkeypatch.setenv("COLUMNS", "80")
     figures = {
         "loss": 2.345678,

@@ -31,7 +31,7 @@ FULL = {
 
 @pytest.fixture
 def talking(monkeypatch):
-    monkeypatch.setattr(console.talk, "verbose", True)
+    monkeypatch.setattr(console.verbosity, "verbose", True)
 
 
 def store(recipe: dict[str, Any], step: str = "decompose") -> None:
@@ -115,7 +115,7 @@ def test_unreadable_data_is_named_and_can_be_replaced(
     assert (code, out) == (2, "")
     assert f"a/pela.json: history[0].recipe.{says}" in err
     assert err.endswith(f"; {UPGRADE}, or give --data and --task\n")
-    console.talk.verbose = True
+    console.verbosity.verbose = True
     job = evaluation("digits")
     assert (job["data"], job["task"], job["task_args"]) == (Data(dataset="digits"), None, None)
     assert f"note: a/pela.json: history[0].recipe.{says}" in capsys.readouterr().err

@@ -163,7 +163,7 @@ def test_digest_is_the_files_sha256(tmp_path):
 
 def test_versions_import_nothing():
     code = (
-        "import sys, json; from pelacli import manifest; v = manifest.versions()\n"
+        "import sys, json; from pelacli.manifest.versions import versions; v = versions()\n"
         "print(json.dumps([v, [m for m in ('torch', 'timm', 'transformers') if m in sys.modules]]))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

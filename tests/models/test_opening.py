@@ -100,7 +100,7 @@ def test_directories_of_both_libraries(tmp_path):
 
 
 def test_fresh_parameters_are_told(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(console.talk, "verbose", True)
+    monkeypatch.setattr(console.verbosity, "verbose", True)
     bert().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(

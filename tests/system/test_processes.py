@@ -60,7 +60,7 @@ def environment(monkeypatch):
 def test_one_process_is_the_first(environment, capsys, variables):
     environment(variables)
     assert (processes.launched(), processes.is_first()) == (1, True)
-    console.emit({"a": 1})
+    console.print_json({"a": 1})
     assert json.loads(capsys.readouterr().out) == {"a": 1}
 
 
@@ -75,7 +75,7 @@ def test_one_process_is_the_first(environment, capsys, variables):
 def test_of_several_the_one_of_rank_0_talks(environment, capsys, variables, first):
     environment({"WORLD_SIZE": "2"} | variables)
     assert (processes.launched(), processes.is_first()) == (2, first)
-    console.emit({"a": 1})
+    console.print_json({"a": 1})
     assert (capsys.readouterr().out != "") == first
 
 
