@@ -1,7 +1,7 @@
 """Semantic segmentation: a class for every pixel; intersection over union in percent.
 
-A model that classifies images becomes a segmenter (`pelacli.models.around.segmenter`) when it is trained;
-transformers' own segmentation models are taken as they are, with the data's classes.
+A model that classifies images becomes a segmenter (`pelacli.models.around.segmenter`) when it is
+trained; transformers' own segmentation models are taken as they are, with the data's classes.
 
 Training samples are square: the image is scaled by chance, cropped, and mirrored by chance, its
 mask with it. In evaluation the image is stretched to the model's square, and the logits are scaled
@@ -73,7 +73,7 @@ class Task(Base):
         training: bool = False,
         unlabelled: bool = False,
     ) -> Dataset:
-        """Images and masks as `pelacli.data.formats.masks` reads them; without labels, any images."""
+        """Images and masks as `pelacli.data.formats.masks` reads them; any images unlabelled."""
         spec, augment = data.dataset, data.augment
         if not isinstance(inputs, ImageInput):
             raise RequestError(
