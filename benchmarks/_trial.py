@@ -126,7 +126,7 @@ def _try(case: Case, outcome: Outcome) -> None:
     spent = None if given is not None else _count(opened, layers)
     if spent is None:
         outcome.notes.append("pela guesses no sample of it, so its FLOPs are unknown")
-    layers = description.settled(layers, spent)
+    layers = description.with_read_weights_dense(layers, spent)
     free = [layer for layer in layers if layer.reason is None]
     _describe(layers, outcome)
     outcome.stage = "full rank"

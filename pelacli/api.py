@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from pelacli.artefact import description, loading, saving
+from pelacli.artefact import changes, description, loading, roundtrip, saving
 from pelacli.errors import RequestError
 from pelacli.factorize import calibration, engine
 from pelacli.factorize import refit as factorize_refit
@@ -62,8 +62,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     opened, before = _kept(model)
     opened = opened or wrapping.wrap(model)
     with devices.on_cpu(model):
-        described = description.current(opened, before)
-        saving.check_readable(opened, described)
+        described = changes.current(opened, before)
+        roundtrip.check_readable(opened, described)
         saving.save(opened, described, Path(path))
 
 
@@ -192,7 +192,7 @@ def _prepare(
     ref = type(model).__name__ if opened is None else opened.ref
     layers = find.find_dense(model, find.Selection(head, include, exclude), ref)
     spent = None if opened is None else description.cost(opened, layers)
-    layers = description.settled(layers, spent)
+    layers = description.with_read_weights_dense(layers, spent)
     free = find.free_layers(layers, ref)
     if spent is None and limits["unit"] == "flops":
         if not samples:
@@ -208,7 +208,7 @@ def _prepare(
     except ValueError as error:
         raise RequestError(f"ratio: {error}") from None
     chosen = planner.plan(
-        description.measured(engine.spectra(free, cuts, moments), spent),
+        description.at_counted_tokens(engine.spectra(free, cuts, moments), spent),
         policy=policy,
         ratio=exact,
         scope=scope,

@@ -6,7 +6,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pelacli.artefact import description
+from pelacli.artefact import changes
 from pelacli.lowrank import find
 
 
@@ -43,7 +43,7 @@ class Moved:
         Args:
             fitted: the model; ``whole``: the same around the dense backbone.
         """
-        described = description.moved(fitted, self.manifest, self.places)
+        described = changes.relocated(fitted, self.manifest, self.places)
 
         # The very modules, under their new names, with their ranks and energies.
         there = find.low_rank_layers(fitted.module)

@@ -6,22 +6,22 @@ from pelacli.manifest.document import Manifest
 from pelacli.report import tables
 
 
-def model_card(record: Manifest) -> str:
+def model_card(manifest: Manifest) -> str:
     """README.md of an artefact, in Markdown, with the table per kind of layer."""
-    factorised = sum(layer.rank is not None for layer in record.layers)
-    params = record.params
+    factorised = sum(layer.rank is not None for layer in manifest.layers)
+    params = manifest.params
     lines = [
         "---",
-        f"library_name: {record.library}",
+        f"library_name: {manifest.library}",
         "tags: [pela, low-rank]",
         "---",
         "",
-        f"# {record.source.model}, made smaller by pela",
+        f"# {manifest.source.model}, made smaller by pela",
         "",
     ]
     if factorised:
         lines += [
-            f"{factorised} of {len(record.layers)} linear layers are factorised: "
+            f"{factorised} of {len(manifest.layers)} linear layers are factorised: "
             f"{params.before:,} → {params.after:,} parameters "
             f"(ratio {params.after / params.before:.4f}).",
         ]
@@ -37,17 +37,17 @@ def model_card(record: Manifest) -> str:
         "",
         "## Layers",
         "",
-        tables.kinds_markdown(record),
+        tables.kinds_markdown(manifest),
         "",
         "## History",
         "",
     ]
-    for step in record.history:
+    for step in manifest.history:
         figures = ", ".join(
             f"{key} {value:.4g}"
             for key, value in step.metrics.items()
             if isinstance(value, int | float)
         )
         lines.append(f"- {step.step} (seed {step.seed})" + (f": {figures}" if figures else ""))
-    lines += ["", "The full record is in `pela.json`."]
+    lines += ["", "The full manifest is in `pela.json`."]
     return "\n".join(lines) + "\n"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from pelacli.artefact.saving import _without_weights
+from pelacli.artefact.rebuilding import read_config, rebuild
 from pelacli.errors import RequestError
 from pelacli.manifest import digests, document, lookup
 from pelacli.manifest.document import Manifest
@@ -36,23 +35,23 @@ def load(path: Path) -> Artefact:
         RequestError: it is no artefact, or a file of it is damaged or doesn't fit; the message
             names the file and the tensor.
     """
-    record = document.read(path)
-    adapter = libraries.library(record.library)
-    config = _config(path)
-    module = _without_weights(path, record)
+    manifest = document.read(path)
+    adapter = libraries.library(manifest.library)
+    config = read_config(path)
+    module = rebuild(path, manifest)
     _load_strictly(module, path)
     module.eval()
     opened = OpenModel(
         module,
         str(path),
-        record.library,
+        manifest.library,
         config,
         carried.carried(path),
-        record.source,
+        manifest.source,
         adapter.inputs(module, path),
         adapter.head(module),
     )
-    return Artefact(opened, record)
+    return Artefact(opened, manifest)
 
 
 def open(ref: str, **how: Any) -> tuple[OpenModel, Manifest | None]:
@@ -69,8 +68,8 @@ def open(ref: str, **how: Any) -> tuple[OpenModel, Manifest | None]:
         return opening.open(ref, **how), None
     if how.get("weights", "pretrained") != "pretrained":
         raise RequestError(f"{ref}: is an artefact and has its weights; leave --weights out")
-    found = load(path)
-    return found.opened, found.manifest
+    artefact = load(path)
+    return artefact.opened, artefact.manifest
 
 
 def input_digest(source: str, opened: OpenModel) -> str:
@@ -83,17 +82,6 @@ def input_digest(source: str, opened: OpenModel) -> str:
     if path is not None:
         return digests.weights_digest(path)
     return opened.source.digest or f"{opened.source.architecture}:{opened.source.weights}"
-
-
-def _config(path: Path) -> dict[str, Any]:
-    file = path / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{file}: not JSON ({error}); make the artefact anew") from None
-    if not isinstance(config, dict):
-        raise RequestError(f"{file}: not a configuration; make the artefact anew")
-    return config
 
 
 def _load_strictly(module: nn.Module, path: Path) -> None:

@@ -10,8 +10,7 @@ import torch
 from pelacli import console
 from pelacli.data.loader import Loader, loader
 from pelacli.errors import RequestError
-from pelacli.models import heads
-from pelacli.models import inputs as models_inputs
+from pelacli.models import heads, inputs
 from pelacli.models.opened import OpenModel
 from pelacli.recipe.schema import Data
 from pelacli.tasks import base, registry
@@ -32,7 +31,7 @@ def samples(
             for it.
     """
     classes = heads.num_classes(opened)
-    kind = "text" if isinstance(opened.inputs, models_inputs.TextInput) else "image"
+    kind = "text" if isinstance(opened.inputs, inputs.TextInput) else "image"
     chosen = registry.get(
         task or (f"{kind}-classification" if classes else "unlabelled"), task_args
     )

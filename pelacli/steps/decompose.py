@@ -77,7 +77,7 @@ def run(
     opened, before = loading.open(source, **lookup.how_to_open(spec, source))
     layers = find(opened, section)
     spent = description.cost(opened, layers)
-    layers = description.settled(layers, spent)
+    layers = description.with_read_weights_dense(layers, spent)
     free = lowrank_find.free_layers(layers, opened.ref)
     if section.unit == "flops" and spent is None:
         raise RequestError(
@@ -92,7 +92,7 @@ def run(
         if judge is None and (dry_run or (samples and section.correct is not False)):
             keep = engine.Keep.NOTHING
         cuts = engine.solve(free, moments, keep=keep, advance=bar.advance)
-    spectra = description.measured(engine.spectra(free, cuts, moments), spent)
+    spectra = description.at_counted_tokens(engine.spectra(free, cuts, moments), spent)
     inputs = loading.input_digest(source, opened)
     about = facts(opened, layers, spent, spectra, section, inputs, sum(map(samples_in, samples)))
     stored = Spectra(spectra, about)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pelacli import console
-from pelacli.artefact import description, loading, saving
+from pelacli.artefact import changes, description, loading, saving
 from pelacli.artefact.loading import Artefact
 from pelacli.data.loader import Batch
 from pelacli.errors import RequestError
@@ -85,4 +85,4 @@ def fit(
     places = find.linear_modules(opened.module)
     dataset = task.open(data, data.train, inputs=opened.inputs)
     fitted = task.fit(opened, dataset, spec.num_classes, spec.seed)
-    return fitted, description.moved(fitted, before, places)
+    return fitted, changes.relocated(fitted, before, places)

@@ -197,4 +197,6 @@ def _manifests(ref: str, arch: str | None) -> dict[str, Manifest]:
     )
     layers = find.find_layers(opened.module, head=opened.head)
     spent = description.cost(opened, layers)
-    return {ref: description.describe(opened, description.settled(layers, spent), spent)}
+    return {
+        ref: description.describe(opened, description.with_read_weights_dense(layers, spent), spent)
+    }

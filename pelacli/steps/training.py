@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pelacli.artefact import description, loading, saving
+from pelacli.artefact import changes, loading, saving
 from pelacli.artefact.loading import Artefact
 from pelacli.errors import RequestError
 from pelacli.manifest import versions
@@ -82,7 +82,7 @@ def finish(
     result: Trained,
 ) -> Outcome:
     """Write the artefact of a finished run and clear its workplace."""
-    described = description.recount(model.opened, model.manifest)
+    described = changes.recounted(model.opened, model.manifest)
     inputs = loading.input_digest(source, model.opened)
     metrics = {**result.metrics, "steps": result.steps, "losses": result.losses}
     described.history = [

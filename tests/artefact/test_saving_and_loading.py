@@ -106,8 +106,8 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path):
 def test_the_record_is_readable_without_torch(vit, tmp_path):
     saving.save(vit, described(vit), tmp_path / "a")
     script = (
-        "import sys; from pathlib import Path; from pelacli import manifest\n"
-        f"print(manifest.read(Path({str(tmp_path / 'a')!r})).params.after)\n"
+        "import sys; from pathlib import Path; from pelacli.manifest import document\n"
+        f"print(document.read(Path({str(tmp_path / 'a')!r})).params.after)\n"
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -94,9 +94,9 @@ def test_what_else_is_done_with_a_weight_is_told():
     assert set(spent.reads) == {"table"}
     assert spent.total == 2 * (2 * 2 * 6 * 6)
     assert net.query.requires_grad
-    found = {la.name: la.reason for la in description.settled(layers, spent)}
+    found = {la.name: la.reason for la in description.with_read_weights_dense(layers, spent)}
     assert found == {"table": "its weight is read (__getitem__)", "turned": None, "sized": None}
-    assert description.settled(layers, None) == layers
+    assert description.with_read_weights_dense(layers, None) == layers
 
 
 def test_modes_are_given_back_even_after_an_error():

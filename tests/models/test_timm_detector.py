@@ -20,7 +20,7 @@ from paper_recipes import RECIPES, cut
 from test_detection import DETR, batch_of, data
 
 import pelacli
-from pelacli.artefact import description, loading, saving
+from pelacli.artefact import changes, description, loading, saving
 from pelacli.errors import RequestError
 from pelacli.lowrank import find, replace
 from pelacli.manifest import document
@@ -266,7 +266,7 @@ def test_every_kind_of_timm_goes_into_a_detector(tmp_path, monkeypatch):
         pelacli.decompose(found.module, 0.8, scope="layers", policy="uniform")
         try:
             fitted = around(found, found.inputs.size[1])
-            saving.save(fitted, description.moved(fitted, described, {}), tmp_path / "a")
+            saving.save(fitted, changes.relocated(fitted, described, {}), tmp_path / "a")
             again = loading.load(tmp_path / "a")
             x = images(fitted, 1)
             with torch.no_grad():

@@ -20,7 +20,7 @@ from PIL import Image
 from torchvision.ops import generalized_box_iou
 
 import pelacli
-from pelacli.artefact import description, loading, saving
+from pelacli.artefact import changes, description, loading, saving
 from pelacli.data.formats import coco, hub_objects
 from pelacli.data.loader import loader
 from pelacli.errors import RequestError
@@ -528,7 +528,7 @@ def test_a_detector_around_a_compressed_backbone(family, args, drawn, tmp_path):
     wanted = "DetrForObjectDetection" if family == "swin" else "YolosForObjectDetection"
     assert type(fitted.module).__name__ == wanted
     assert set(find.low_rank_layers(fitted.module).values()) == set(low.values())
-    moved = description.moved(fitted, described, places)
+    moved = changes.relocated(fitted, described, places)
     ranks = {row.name: row.rank for row in moved.layers if row.rank is not None}
     assert ranks == {n: m.rank for n, m in find.low_rank_layers(fitted.module).items()}
     assert moved.params.after == fitted.params < moved.params.before

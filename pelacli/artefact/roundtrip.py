@@ -1,0 +1,96 @@
+"""Whether a model would come back from what an artefact holds of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pelacli.artefact.rebuilding import rebuild
+from pelacli.errors import RequestError
+from pelacli.manifest.document import Manifest
+from pelacli.models import heads
+from pelacli.models.opened import OpenModel
+
+
+def check_readable(opened: OpenModel, manifest: Manifest) -> None:
+    """Refuse a module that `load` could not read back from what `save` would write: where somebody
+    has exchanged a layer, config.json may build another one in its place.
+
+    The network is built once more from its description, without the weights' values.
+
+    Raises:
+        RequestError: naming the first layer that would not come back.
+    """
+    for name, parameter in opened.module.named_parameters():
+        if not parameter.isfinite().all():
+            raise RequestError(f"{opened.ref}: {name} holds values that are not finite")
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+        opened.describe(Path(folder))
+        try:
+            rebuilt = rebuild(Path(folder), manifest)
+        except RequestError as error:
+            reason = str(error).replace(f"{folder}/", "").replace(folder, opened.ref)
+            raise RequestError(f"{opened.ref}: could not be read back: {reason}") from None
+    difference = _other_tensors(opened.module, rebuilt) or _other_class(opened.module, rebuilt)
+    if difference is not None:
+        raise RequestError(
+            f"{opened.ref}: could not be read back: {difference}; change the configuration with "
+            "the layer (model.config of transformers, reset_classifier of timm)"
+        )
+
+
+def _other_tensors(module: nn.Module, rebuilt: nn.Module) -> str | None:
+    """The first tensor that the module and the one rebuilt from its description do not share."""
+    ours, theirs = (m.state_dict(keep_vars=True) for m in (module, rebuilt))
+    for name, tensor in ours.items():
+        if name not in theirs:
+            return f"config.json builds no {name}"
+        shape, built = tuple(tensor.shape), tuple(theirs[name].shape)
+        if shape != built:
+            return f"{name} has shape {shape}, and config.json builds {built}"
+    for name in theirs:
+        if name not in ours:
+            return f"config.json builds {name}, and the model has no such tensor"
+    for first, *others in _ties(theirs):
+        for name in others:
+            if ours[name] is not ours[first] and not torch.equal(ours[name], ours[first]):
+                return f"config.json ties {name} to {first}, and here they differ"
+    for first, *others in _ties(ours):
+        for name in others:
+            if theirs[name] is not theirs[first]:
+                return f"{name} is tied to {first}, and config.json does not tie them"
+    return None
+
+
+def _ties(state: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names of each tensor that has several."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in state.items():
+        names.setdefault(id(tensor), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _other_class(module: nn.Module, rebuilt: nn.Module) -> str | None:
+    """The first innermost part whose class is another one in the rebuilt module: activations have
+    no tensors to tell them apart. Parts that hold others are passed over, since some models
+    exchange them while they run (BigBird its attention, for short texts)."""
+    built = dict(rebuilt.named_modules())
+    for name, part in module.named_modules():
+        other = built.get(name, part)
+        if any(True for m in (part, other) for _ in m.children()):
+            continue
+        if type(part) is not type(other) and not _equal_in_eval_mode(part, other):
+            kinds = type(part).__name__, type(other).__name__
+            return f"{name} is {kinds[0]}, and config.json builds {kinds[1]}"
+    return None
+
+
+def _equal_in_eval_mode(part: nn.Module, other: nn.Module) -> bool:
+    """Whether two parts of different classes differ in training alone: dropout and its absence, or
+    two kinds of batch norm (synchronised, frozen)."""
+    normed = all("running_mean" in m._buffers for m in (part, other))
+    return normed or all(heads.is_idle(m) for m in (part, other))
