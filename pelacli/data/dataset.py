@@ -87,8 +87,9 @@ def open_dataset(
         spec: "digits" (scikit-learn's, 80 % train and 20 % validation); a folder of class folders,
             or of ``train/``, ``validation/`` (or ``val/``), ``test/`` that hold class folders; a
             .txt file (a sentence a line), .jsonl, .csv or .tsv (`pelacli.data.formats.text`), or a
-            folder of such files named after splits; "hfds/NAME" (Hugging Face), "torch/NAME"
-            (torchvision's small ones), "wds/DIRECTORY" (WebDataset shards).
+            folder of such files named after splits; "hfds/NAME" (Hugging Face, see
+            `pelacli.data.hub.open_split`), "torch/NAME" (torchvision's small ones),
+            "wds/DIRECTORY" (WebDataset shards).
         split: "train", "validation", "test" or what the dataset has. A folder without folders of
             that kind has no splits: any name gives all of it.
         inputs: what the model wants.

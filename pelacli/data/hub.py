@@ -10,10 +10,43 @@ from typing import Any
 from pelacli.data.splits import choose_split
 from pelacli.errors import RequestError
 
+_PREFIX = "hfds/"
+_CARD = "README.md"  # where a folder declares its configurations
+
+
+def open_split(spec: str, split: str) -> tuple[Any, str]:
+    """A split of a Hugging Face dataset.
+
+    Args:
+        spec: "hfds/NAME", "hfds/OWNER/NAME" or "hfds/OWNER/NAME/CONFIG" of the hub; or "hfds/PATH"
+            of a folder with data files, and "hfds/PATH/CONFIG" where the folder's README.md
+            declares configurations.
+        split: by any of its usual names ("val" finds "validation"); or a slice, as `datasets`
+            writes them ("train[:80%]").
+
+    Returns:
+        (the rows, a `datasets.Dataset`; the split's own name, or the slice).
+
+    Raises:
+        RequestError: one line that says why it can't be opened.
+    """
+    with one_line_errors(spec, split):
+        import datasets
+
+        name, config = _name_and_config(spec)
+        if "[" not in split:  # `datasets` itself reads slices
+            names = datasets.get_dataset_split_names(name, config)
+            split = choose_split(split, names, spec)
+        return datasets.load_dataset(name, config, split=split), split
+
 
 @contextmanager
 def one_line_errors(spec: str, split: str) -> Iterator[None]:
-    """Errors of the library that reads a dataset, made one line."""
+    """While active, an error of a library that opens a dataset becomes one line.
+
+    Raises:
+        RequestError: in the place of any error.
+    """
     try:
         yield
     except RequestError:
@@ -25,23 +58,31 @@ def one_line_errors(spec: str, split: str) -> Iterator[None]:
         raise RequestError(f"{spec}, split {split!r}: cannot be opened: {line[:300]}") from None
 
 
-def hub_rows(spec: str, split: str) -> tuple[Any, str]:
-    """A split of a dataset of the Hugging Face hub, as `datasets` has it, and the split's name.
-
-    Args:
-        spec: hfds/NAME, hfds/OWNER/NAME or hfds/OWNER/NAME/CONFIG; hfds/ and the path of a folder
-            with data files does too.
-    """
-    import datasets
-
-    name = spec.removeprefix("hfds/")
+def _name_and_config(spec: str) -> tuple[str, str | None]:
+    """(the hub's name or the path of a folder, the configuration or None)."""
+    name = spec.removeprefix(_PREFIX).rstrip("/")
+    path = Path(name).expanduser()
+    if path.exists():
+        return str(path), None
+    is_path = name.startswith((".", "~")) or path.is_absolute()
+    card = path.parent / _CARD
+    # A relative path looks like OWNER/NAME: it is a folder's only if the folder knows the CONFIG.
+    if card.is_file() and (is_path or path.name in _configs(card)):
+        return str(path.parent), path.name
+    if is_path:
+        raise RequestError(
+            f"{spec}: no such folder; a configuration is one that its folder's {_CARD} declares"
+        )
     owner, _, rest = name.partition("/")
-    config = None
-    if not Path(name).exists() and "/" in rest:
-        rest, _, config = rest.partition("/")
-        name = f"{owner}/{rest}"
-    with one_line_errors(spec, split):
-        found = split
-        if "[" not in split:  # "train[:80%]" is theirs
-            found = choose_split(split, datasets.get_dataset_split_names(name, config), spec)
-        return datasets.load_dataset(name, config, split=found), found
+    if "/" not in rest:
+        return name, None
+    rest, _, config = rest.partition("/")
+    return f"{owner}/{rest}", config
+
+
+def _configs(card: Path) -> list[str]:
+    """Names of the configurations that a dataset card declares."""
+    from huggingface_hub import metadata_load
+
+    entries = (metadata_load(card) or {}).get("configs") or []
+    return [entry.get("config_name", "default") for entry in entries]

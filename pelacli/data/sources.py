@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pelacli.data.hub import hub_rows, one_line_errors
+from pelacli.data.hub import one_line_errors, open_split
 from pelacli.data.splits import SPLITS, choose_split, unknown_dataset
 from pelacli.errors import RequestError
 
@@ -181,7 +181,7 @@ def _remote(kind: str, name: str, spec: str, split: str, training: bool) -> Open
 def _hub(spec: str, split: str) -> Opened:
     import datasets
 
-    rows, found = hub_rows(spec, split)
+    rows, found = open_split(spec, split)
     columns = rows.features
     images = [c for c, feature in columns.items() if isinstance(feature, datasets.Image)]
     if not images:

@@ -8,27 +8,7 @@ from pathlib import Path
 
 from pelacli.errors import RequestError
 
-SPLITS: tuple[tuple[str, ...], ...] = (
-    ("train", "training"),
-    ("validation", "val", "valid", "eval"),
-    ("test", "testing"),
-)
-
-
 # Names -------------------------------------------------------------------------------------------
-
-
-def choose_split(split: str, there: Sequence[str], spec: str) -> str:
-    """The name under which a dataset has the split: "val" finds "validation"."""
-    for name in (split, *split_names(split)):
-        if name in there:
-            return name
-    raise RequestError(f"{spec}: no split {split!r}; it has {', '.join(there)}")
-
-
-def split_names(split: str) -> tuple[str, ...]:
-    """All names of the split that has this one; this one alone where it is of no usual split."""
-    return next((names for names in SPLITS if split in names), (split,))
 
 
 def unknown_dataset(spec: str) -> RequestError:
@@ -40,3 +20,31 @@ def unknown_dataset(spec: str) -> RequestError:
         f"unknown dataset {spec!r}{near}: give 'digits', a folder, a text file, or hfds/NAME, "
         "torch/NAME, wds/DIRECTORY"
     )
+
+
+SPLITS: tuple[tuple[str, ...], ...] = (
+    ("train", "training"),
+    ("validation", "val", "valid", "eval"),
+    ("test", "testing"),
+)
+
+
+def choose_split(split: str, names: Sequence[str], spec: str) -> str:
+    """The name under which a dataset has the split: "val" finds "validation".
+
+    Args:
+        names: of the dataset's splits.
+        spec: the dataset, in errors.
+
+    Raises:
+        RequestError: it has no such split.
+    """
+    for name in (split, *split_names(split)):
+        if name in names:
+            return name
+    raise RequestError(f"{spec}: no split {split!r}; it has {', '.join(names)}")
+
+
+def split_names(split: str) -> tuple[str, ...]:
+    """All names of the split that has this one; this one alone where it is of no usual split."""
+    return next((names for names in SPLITS if split in names), (split,))

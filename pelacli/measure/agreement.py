@@ -31,18 +31,17 @@ def agreement(
 
     Args:
         predict: (module, inputs) → output [B, ..., D].
-        classes: the outputs are logits, so that their largest entries can be compared where
-            there is one vector [D] a sample, or a map of them [D, height, width]. Those of tokens
-            always are.
+        classes: whether the models have classes; see `chooses_classes`.
 
     Returns:
         ``cosine``: mean cosine of the outputs of one sample; ``relative_error``: Σ‖y − y′‖² over
         Σ‖y − ȳ‖², the share of the dense outputs' variance that is lost; with ``classes``,
-        ``same_class``: percent of samples (of a map's pixels) with the same first choice. Empty
-        where the outputs are of different kinds.
+        ``same_class``, where the dense model `chooses_classes`: percent of samples (of a map's
+        pixels) with the same first choice. Empty where the outputs are of different kinds.
     """
     samples = cosine = same = places = error = 0.0
     total = square = None
+    choices = False
     for batch in batches:
         inputs = move_batch(batch["inputs"], device)
         mask = padding_mask(inputs)
@@ -50,10 +49,10 @@ def agreement(
         ours, theirs = (unpadded(output, mask) for output in whole)
         if ours.shape != theirs.shape:
             return {}
-        classes = (classes and ours.ndim in (2, 4)) or ours.ndim < whole[0].ndim
+        choices = chooses_classes(whole[1], mask, classes)
         # In parts: a vocabulary for every token of a batch is large in double precision.
         for y, z in zip(torch.split(ours, _PART), torch.split(theirs, _PART), strict=True):
-            if classes:
+            if choices:
                 alike = y.argmax(1) == z.argmax(1)
                 same, places = same + int(alike.sum()), places + alike.numel()
             if y.device.type == "mps":  # which has no double precision
@@ -73,9 +72,28 @@ def agreement(
     found = {"cosine": cosine / samples}
     if samples > 1 and variance > 0:
         found["relative_error"] = error / variance
-    if classes:
+    if choices:
         found["same_class"] = 100 * same / places
     return found
+
+
+def chooses_classes(output: Tensor, mask: Tensor | None, classes: bool) -> bool:
+    """Whether the largest entry of a dense model's outputs is its choice of a class, so that two
+    models can be asked for the same choice.
+
+    It is for one vector of logits a sample, for a map of them, and for one vector a token of a
+    text, a choice of words among them. It is not for the queries of a detector, for embeddings,
+    nor for a single number, which is always the largest.
+
+    Args:
+        output: of the dense model for a batch, [B, D], [B, D, height, width], [B, N, D] or else.
+        mask: [B, N], where there are tokens; None for other inputs than text.
+        classes: whether the model has classes. Logits of tokens need none: embeddings of texts
+            have no axis of tokens left (`pelacli.models.prediction.predict`).
+    """
+    if mask is not None and output.shape[:-1] == mask.shape:
+        return output.shape[-1] > 1
+    return classes and output.ndim in (2, 4) and output.shape[1] > 1
 
 
 def _over_processes(value: Tensor) -> Tensor:

@@ -6,9 +6,11 @@ import copy
 import json
 from fractions import Fraction
 
+import generated_text
 import pytest
 import timm
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -21,8 +23,9 @@ from pelacli.data.loader import loader
 from pelacli.errors import RequestError
 from pelacli.lowrank import find, replace
 from pelacli.manifest import document as manifest_document
+from pelacli.measure.agreement import agreement
 from pelacli.measure.judge import Judge
-from pelacli.models import opening, wrapping
+from pelacli.models import heads, opening, prediction, wrapping
 from pelacli.planning import stored
 from pelacli.ranks import planner
 from pelacli.recipe.schema import Data, Recipe
@@ -383,6 +386,101 @@ def test_without_classes_the_cosine_counts(images):
     cosines = (before * after).sum(1) / (before.norm(dim=1) * after.norm(dim=1))
     assert judge.score() == pytest.approx(100 * float(cosines.mean()), abs=1e-4)
     assert float(cosines.mean()) < 0.999
+
+
+def detector():
+    """A tiny YOLOS with classes, whose output is one vector for each of its queries."""
+    config = transformers.YolosConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        image_size=[16, 16], patch_size=4, num_detection_tokens=3, num_labels=5,
+        use_mid_position_embeddings=False, initializer_range=0.3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return transformers.YolosForObjectDetection(config).eval()
+
+
+def segmenter():
+    """A tiny SegFormer, whose output is a map of classes."""
+    config = transformers.SegformerConfig(
+        num_encoder_blocks=1, depths=[1], sr_ratios=[1], hidden_sizes=[16], patch_sizes=[7],
+        strides=[4], num_attention_heads=[2], mlp_ratios=[2], decoder_hidden_size=16, num_labels=5,
+        image_size=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return transformers.SegformerForSemanticSegmentation(config).eval()
+
+
+def test_a_detectors_budget_without_labels_is_one_of_cosines_everywhere(pela, here, images):
+    detector().save_pretrained(here / "detector")
+    how = ("--max-drop", "20", "--data", images, "--task", "unlabelled", "--calibrate", images)
+    code, out, err = pela("decompose", "detector", *how, "-o", "small")
+    assert code == 0, err
+    assert "cosine" in out.splitlines()[0] + out.splitlines()[1]  # the table's heading
+    assert "same_class" not in out + err
+    written = manifest_document.read(here / "small").history[-1].metrics
+    assert written["metric"] == "cosine"
+    done = document(pela("decompose", "detector", *how, "--dry-run", "--json"))
+    assert done["metric"] == "cosine"
+    assert done["curve"][0]["score"] == 100
+    assert all(0 < row["score"] < 100 for row in done["curve"][1:])
+    code, out, err = pela("decompose", "detector", *how, "--max-drop", "0", "--json")
+    assert code == 3, err
+    assert "keeps cosine within 0 points" in err
+    assert json.loads(out)["metric"] == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("made", "metric"),
+    [
+        (detector, "cosine"),
+        (segmenter, "same_class"),
+        ("TokenClassification", "same_class"),
+        ("MaskedLM", "same_class"),
+        ("SequenceClassification", "same_class"),
+        ("", "cosine"),
+    ],
+    ids=["detector", "segmenter", "tokens", "words", "texts", "encoder"],
+)
+def test_the_figure_is_named_before_the_first_score_and_keeps_its_name(here, images, made, metric):
+    if callable(made):
+        opened, dataset = wrapping.wrap(made()), images
+    else:
+        generated_text.save_model("bert", made, here / "m", num_labels=3)
+        opened, dataset = opening.open(str(here / "m")), str(here / "texts.txt")
+        texts = [row["text"] for row in generated_text.labelled(20, 0)]
+        (here / "texts.txt").write_text("\n".join(texts))
+    judge = Judge(opened, Data(dataset=dataset, batch_size=2), "unlabelled", None, "cpu")
+    assert judge.metric == metric
+    assert judge.score() == 100
+    dense = copy.deepcopy(opened.module)
+    with torch.no_grad():
+        for parameter in opened.module.parameters():
+            parameter.add_(torch.randn_like(parameter) * parameter.abs().mean() * 3)
+    found = agreement(
+        opened.module, dense, judge.samples, prediction.predict,
+        classes=heads.num_classes(opened) is not None,
+    )  # fmt: skip
+    assert ("same_class" in found) == (metric == "same_class")
+    score = judge.score()
+    assert score == pytest.approx(found[metric] * (1 if metric == "same_class" else 100))
+    assert score < 100
+    assert judge.metric == metric
+
+
+def test_one_number_a_sample_has_no_class_to_agree_on(here):
+    """A model of scores has one output, which is always the largest."""
+    generated_text.save_model("bert", "SequenceClassification", here / "m", num_labels=1)
+    opened = opening.open(str(here / "m"))
+    (here / "texts.txt").write_text("w1 w2 k3\nw4\nk5 w6\n")
+    data = Data(dataset=str(here / "texts.txt"), batch_size=2)
+    with pytest.raises(RequestError, match=r"--max-drop: .* gives one number a sample"):
+        Judge(opened, data, "unlabelled", None, "cpu")
+    other = copy.deepcopy(opened.module)
+    texts = open_dataset(data.dataset, "train", inputs=opened.inputs)
+    found = agreement(
+        other, opened.module, loader(texts, batch_size=2), prediction.predict, classes=True
+    )
+    assert found.keys() == {"cosine", "relative_error"}
 
 
 @pytest.mark.parametrize("correct", [False, True])

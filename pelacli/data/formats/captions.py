@@ -38,7 +38,8 @@ def read(
     """The images of a split, in the order of its files.
 
     Args:
-        spec: a JSON file, a folder with some for each split (see `json_files.files`), hfds/NAME.
+        spec: a JSON file, a folder with some for each split (see `json_files.files`), or
+            hfds/… (`pelacli.data.hub.open_split`).
         images: folder that image paths start from; None: that of the JSON file.
         together: each image once, with all of its captions. Else, as ALBEF is pre-trained: once
             for every entry that shows it, with the same number; several files may be a split.

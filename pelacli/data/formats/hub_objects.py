@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pelacli.data.formats.coco import Objects, corners
-from pelacli.data.splits import choose_split
+from pelacli.data.hub import open_split
 from pelacli.errors import RequestError
 
 
@@ -51,27 +51,15 @@ class Rows:
 
 
 def find(spec: str, split: str, form: str) -> tuple[Rows, list[str], str]:
-    """(samples, class names, the split's name) of ``hfds/NAME`` with an ``objects`` column of
+    """(samples, class names, the split's name) of ``hfds/…`` with an ``objects`` column of
     ``bbox`` and ``category`` (or ``label``), whose class names are known or numbers.
 
     Raises:
         RequestError: it cannot be opened, or has no such columns.
     """
-    import datasets
-
-    name = spec.removeprefix("hfds/")
-    try:
-        found = split
-        if "[" not in split:  # "train[:80%]" is theirs
-            found = choose_split(split, datasets.get_dataset_split_names(name), spec)
-        rows = datasets.load_dataset(name, split=found)
-    except RequestError:
-        raise
-    except Exception as error:  # every transport has its own
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise RequestError(f"{spec}, split {split!r}: cannot be opened: {told[:300]}") from None
+    rows, name = open_split(spec, split)
     source = rows_of(rows, spec, form)
-    return source, source.classes, found
+    return source, source.classes, name
 
 
 def rows_of(rows: Any, spec: str, form: str) -> Rows:

@@ -1,4 +1,4 @@
-"""Rows of a Hugging Face dataset (``hfds/NAME``) that have an image and something said of it."""
+"""Rows of a Hugging Face dataset (``hfds/…``) that have an image and something said of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pelacli.data.splits import choose_split
+from pelacli.data.hub import open_split
 from pelacli.errors import RequestError
 
 
@@ -48,16 +48,7 @@ def rows(
     """
     import datasets
 
-    name = spec.partition("/")[2]
-    try:
-        known = datasets.get_dataset_split_names(name)
-        found = split if "[" in split else choose_split(split, known, spec)
-        table = datasets.load_dataset(name, split=found)
-    except RequestError:
-        raise
-    except Exception as error:  # every file format and every transport has its own
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise RequestError(f"{spec}, split {split!r}: cannot be opened: {told[:300]}") from None
+    table, name = open_split(spec, split)
     features = table.features
     pictures = [c for c, feature in features.items() if isinstance(feature, datasets.Image)]
     if not pictures:
@@ -75,7 +66,7 @@ def rows(
         fields = {field: _named(row[column], features[column]) for field, column in columns.items()}
         where = f"{spec}, row {index}"
         result.append((HubImage(table, index, pictures[0], where), fields, where))
-    return result, found
+    return result, name
 
 
 def _named(value: Any, feature: Any) -> Any:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pelacli.data.hub import open_split
 from pelacli.data.splits import choose_split
 from pelacli.errors import RequestError
 
@@ -75,7 +76,7 @@ def open_masks(
     """Open a split.
 
     Args:
-        spec: a folder, or "hfds/NAME".
+        spec: a folder, or "hfds/…" (`pelacli.data.hub.open_split`).
         images_only: of a folder; its masks may be missing, and those given are empty.
 
     Returns:
@@ -219,15 +220,7 @@ def _class_names(root: Path) -> list[str] | None:
 def _hub(spec: str, split: str) -> tuple[Rows, str, None]:
     import datasets
 
-    name = spec.removeprefix("hfds/")
-    try:
-        found = choose_split(split, datasets.get_dataset_split_names(name), spec)
-        rows = datasets.load_dataset(name, split=found)
-    except RequestError:
-        raise
-    except Exception as error:  # every transport has its own
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise RequestError(f"{spec}, split {split!r}: cannot be opened: {told[:300]}") from None
+    rows, name = open_split(spec, split)
     pictures = [c for c, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     mask = next((c for c in (*MASKS, "label", "semantic_mask") if c in pictures), None)
     image = next((c for c in pictures if c != mask), None)
@@ -238,7 +231,7 @@ def _hub(spec: str, split: str) -> tuple[Rows, str, None]:
         )
     for column in (image, mask):  # decoded where an unreadable one gets its error
         rows = rows.cast_column(column, datasets.Image(decode=False))
-    return Rows(rows, image, mask), found, None
+    return Rows(rows, image, mask), name, None
 
 
 def _undecoded(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Texts, alone or in pairs, each with a label or none.
 
 From .txt (a text a line), .jsonl, .csv and .tsv files, from a folder of such files named after
-splits, and from hub datasets (hfds/NAME, hfds/OWNER/NAME/CONFIG). The columns go by the names that
+splits, and from hub datasets (`pelacli.data.hub`). The columns go by the names that
 the community gives them (GLUE, SNLI, STS, sentence-transformers), or by those that the user gives.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pelacli.data.formats import classes as formats_classes
-from pelacli.data.hub import hub_rows
+from pelacli.data.hub import open_split
 from pelacli.data.splits import SPLITS, choose_split, unknown_dataset
 from pelacli.errors import RequestError
 
@@ -174,7 +174,7 @@ def score(value: Any, where: str) -> float:
 def _read(spec: str, split: str) -> tuple[Any, str, str | None]:
     """(rows, their place in errors, the split's name)."""
     if spec.startswith("hfds/"):
-        rows, found = hub_rows(spec, split)
+        rows, found = open_split(spec, split)
         if len(rows) == 0:
             raise RequestError(f"{spec}: the split {found} is empty")
         return rows, f"{spec}, {found}", found
