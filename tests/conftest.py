@@ -58,8 +58,8 @@ def decomposed(tmp_path_factory, checkpoint) -> Path:
     from pelacli.steps import decompose
 
     path = tmp_path_factory.mktemp("decomposed") / "a"
-    request = requests.decompose(str(checkpoint), {"arch": "test_vit"}, {"ratio": "0.5"}, [], path)
-    decompose.run(request.recipe, request.source, request.output)
+    step = requests.decompose(str(checkpoint), {"arch": "test_vit"}, {"ratio": "0.5"}, [], path)
+    decompose.run(step)
     return path
 
 

@@ -6,16 +6,19 @@ import copy
 import functools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from pelacli.artefact import loading
-from pelacli.lowrank import find, replace
+from pelacli.lowrank import find
+from pelacli.lowrank import replace as lowrank_replace
 from pelacli.models import opening
 from pelacli.ranks import planner, spectrum
 from pelacli.recipe import reading
+from pelacli.recipe.step import step_of
 from pelacli.steps import decompose, pretrain
 from pelacli.tasks import registry
 from pelacli.train import regularisation
@@ -50,7 +53,7 @@ def cut(opened, spec):
         scope=spec.decompose.scope,
         fixed_params=find.fixed_params(opened.module, free),
     )
-    replace.replace_empty(opened.module, plan.ranks())
+    lowrank_replace.replace_empty(opened.module, plan.ranks())
 
 
 def step(name, settings, model, pela):
@@ -64,8 +67,8 @@ def step(name, settings, model, pela):
         (the losses by name, the share of the parameters that moved, the row of the report).
     """
     spec = reading.load(RECIPES / f"{name}.toml", [*settings, "pretrain.steps=1"])
-    start = decompose.run(spec, str(model), Path(spec.output) / "decompose").path
-    made = pretrain.run(spec)
+    start = decompose.run(replace(step_of(spec, "decompose"), source=str(model))).path
+    made = pretrain.run(step_of(spec, "pretrain"))
     assert made.steps == 1
     before, after = (loading.load(path).module for path in (start, made.path))
     moved = [not torch.equal(p, before.get_parameter(name)) for name, p in after.named_parameters()]

@@ -168,13 +168,11 @@ def decompose(
         top["spectra"] = spectra
         cli_output.print_decomposed(replan.run(stored, top, section, set_ or []), json)
         return
-    request = requests.decompose(model, top, section, set_ or [], output)
+    step = requests.decompose(model, top, section, set_ or [], output)
     from pelacli.steps import decompose as steps_decompose
 
     try:
-        done = steps_decompose.run(
-            request.recipe, request.source, request.output, dry_run=dry_run, side=spectra
-        )
+        done = steps_decompose.run(step, dry_run=dry_run, side=spectra)
     except DropError as error:
         cli_output.print_tried(error, json)
         raise
@@ -193,13 +191,14 @@ def pretrain(
     """Heal a low-rank model under the frozen original."""
     from pelacli.cli import output as cli_output
     from pelacli.recipe import reading
+    from pelacli.recipe.step import step_of
     from pelacli.system import malloc
 
     malloc.large_pages()
-    spec = reading.load(recipe, set_ or [])
+    step = step_of(reading.load(recipe, set_ or []), "pretrain")
     from pelacli.steps import pretrain as steps_pretrain
 
-    cli_output.print_trained(steps_pretrain.run(spec, resume=resume), json)
+    cli_output.print_trained(steps_pretrain.run(step, resume=resume), json)
 
 
 @command(app, "finetune")
@@ -217,15 +216,14 @@ def finetune(
     """Train a model on a task; with --dense, the dense model that a recipe asks for."""
     from pelacli.cli import output as cli_output
     from pelacli.recipe import reading
+    from pelacli.recipe.step import step_of
     from pelacli.system import malloc
 
     malloc.large_pages()
-    spec = reading.load(recipe, set_ or [])
+    step = step_of(reading.load(recipe, set_ or []), "teacher" if dense else "finetune")
     from pelacli.steps import finetune as steps_finetune
 
-    cli_output.print_trained(
-        steps_finetune.run(spec, "teacher" if dense else "finetune", resume=resume), json
-    )
+    cli_output.print_trained(steps_finetune.run(step, resume=resume), json)
 
 
 @command(app, "eval")

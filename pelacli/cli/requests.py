@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pelacli.console import info, warn
 from pelacli.errors import RequestError
 from pelacli.manifest import document, lookup
-from pelacli.recipe import fields, layout, reading, schema
+from pelacli.recipe import fields, reading, schema
 from pelacli.recipe.aliases import ALIASES
-from pelacli.recipe.schema import Data, Decompose, Recipe
+from pelacli.recipe.schema import Data, Decompose
+from pelacli.recipe.step import Step, step_of
 from pelacli.steps import pipeline
-
-
-@dataclass
-class DecomposeRequest:
-    """A call of the decompose step."""
-
-    recipe: Recipe
-    source: str
-    output: Path
 
 
 def decompose(
@@ -31,8 +23,8 @@ def decompose(
     section: Mapping[str, Any],
     overrides: Sequence[str],
     output: Path | None,
-) -> DecomposeRequest:
-    """MODEL and flags → recipe. Flags win over a recipe's own values.
+) -> Step[Decompose]:
+    """MODEL and flags → the decompose step. Flags win over a recipe's own values.
 
     Args:
         top, section: flags for the recipe's top level and for [decompose]; None: not given.
@@ -52,8 +44,9 @@ def decompose(
             given["data"] = given["data"].model_dump(mode="json", exclude_unset=True)
         replaced = _replaced(spec.decompose, given)
         spec = reading.with_flags(spec, "decompose", instead_of=replaced, **given)
-        target = output or layout.folder(spec, "decompose")
-        return DecomposeRequest(spec, lookup.require(layout.dense(spec), "decompose"), target)
+        step = step_of(spec, "decompose")
+        lookup.require(step.source, step.name)
+        return replace(step, output=output) if output else step
     if not _BUDGETS & set(given):
         raise RequestError(
             "decompose needs --ratio (how much smaller), --energy, --threshold, --max-drop or "
@@ -65,7 +58,7 @@ def decompose(
     place = output or Path("runs") / _name(model, given)
     base = {"model": model, "output": str(place), **top}
     spec = reading.from_flags(base, {"decompose": given}, overrides)
-    return DecomposeRequest(spec, model, place)
+    return replace(step_of(spec, "decompose"), output=place)
 
 
 _BUDGETS = {"ratio", "energy", "threshold", "max_drop", "plan"}

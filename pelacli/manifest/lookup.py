@@ -8,8 +8,8 @@ from typing import Any
 from pelacli.errors import RequestError
 from pelacli.manifest import digests, document
 from pelacli.recipe.aliases import ALIASES
-from pelacli.recipe.layout import FOLDERS, source
-from pelacli.recipe.schema import Recipe
+from pelacli.recipe.layout import FOLDERS
+from pelacli.recipe.step import Opening, Step
 
 
 def latest(path: Path) -> Path | None:
@@ -44,8 +44,8 @@ def require(ref: str, wanted_by: str) -> str:
     return ref
 
 
-def input_digest(recipe: Recipe, section: str) -> str | None:
-    """What identifies the weights that the step of this section would read now, as
+def input_digest(step: Step[Any]) -> str | None:
+    """What identifies the weights that a step would read now, as
     `pelacli.artefact.loading.input_digest` gives it of an opened model.
 
     Returns:
@@ -54,25 +54,17 @@ def input_digest(recipe: Recipe, section: str) -> str | None:
     Raises:
         OSError: a file of the weights can't be read.
     """
-    ref = source(recipe, section)
-    path = latest(Path(ref))
+    path = latest(Path(step.source))
     if path is not None:
         return digests.weights_digest(path)
-    if recipe.weights == "random":
+    weights = step.opening.weights
+    if weights == "random":
         return None
-    pretrained = recipe.weights == "pretrained"
-    plain = Path(ALIASES.get(ref, ref) if pretrained else recipe.weights)
+    pretrained = weights == "pretrained"
+    plain = Path(ALIASES.get(step.source, step.source) if pretrained else weights)
     return digests.digest_files(document.plain_weight_files(plain)) or None
 
 
-def how_to_open(recipe: Recipe, ref: str) -> dict[str, Any]:
-    """Keyword arguments for opening ``ref``: the recipe's, where it is the recipe's own model."""
-    if latest(Path(ref)) is not None:
-        return {}
-    return {
-        "weights": recipe.weights,
-        "arch": recipe.arch,
-        "model_args": recipe.model_args,
-        "num_classes": recipe.num_classes,
-        "seed": recipe.seed,
-    }
+def how_to_open(ref: str, opening: Opening) -> dict[str, Any]:
+    """Keyword arguments for opening ``ref``: the recipe's; none for an artefact."""
+    return {} if latest(Path(ref)) is not None else dict(vars(opening))

@@ -7,55 +7,68 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pelacli.recipe.schema import Decompose, Recipe, resolved, task_of
+from pelacli.recipe.schema import Decompose
+from pelacli.recipe.step import Step
 
-# What changes how a result is come by, and not the result.
+# These change how a result is computed, and not what it is.
 _NO_EFFECT = {
     "workers", "compile", "checkpointing", "save_every", "keep", "log_every", "trackers",
 }  # fmt: skip
+# The keys of a recipe's top level that count in every step.
+_TOP = ("model", "weights", "arch", "model_args", "num_classes", "seed")
 
 
-def fingerprint(recipe: Recipe, section: str, inputs: str) -> str:
+def fingerprint(step: Step[Any], inputs: str) -> str:
     """What decides the result of a step, as a SHA-256.
 
+    Artefacts bear these digests: where one changes, `pela run` does the step again.
+
     Args:
-        section: the step's, as "decompose".
         inputs: digest of the weights that the step starts from.
     """
-    whole = resolved(recipe)
-    top = ("model", "weights", "arch", "model_args", "num_classes", "seed")
-    own = {key: value for key, value in (whole[section] or {}).items() if key not in _NO_EFFECT}
-    own.pop("task", None), own.pop("task_args", None)
-    if own.get("result") != "best":  # "best" chooses among the evaluations
-        own.pop("eval_every", None)
-    task, task_args = task_of(recipe, getattr(recipe, section))
-    data = own.pop("data", None) or whole["data"] or {}
-    data = {key: value for key, value in data.items() if key not in _NO_EFFECT}
-    if size := own.pop("batch_size", None):
+    section = _section(step)
+    data = step.data.model_dump(mode="json", exclude=_NO_EFFECT) if step.data else {}
+    if size := section.pop("batch_size", None):
         data["batch_size"] = size
-    if section == "decompose" and recipe.decompose is not None:
-        data = _decompose_data(recipe, recipe.decompose)
-        own["ratio"] = str(recipe.decompose.budget)  # 0.5 and 1/2 are one ratio
-        own["plan"] = _digest(recipe.decompose.plan)  # people edit it under its old name
-        del own["split"]
-    parts = {key: whole[key] for key in top}
-    parts |= {"task": task, "section": own, "data": data, "inputs": inputs}
-    if task_args:
-        parts["task_args"] = task_args
+    if _has_decompose(step):
+        data = _decompose_data(step)
+    parts = {key: step.document[key] for key in _TOP}
+    parts |= {"task": step.task.name, "section": section, "data": data, "inputs": inputs}
+    if step.task.settings:
+        parts["task_args"] = step.task.settings
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _decompose_data(recipe: Recipe, section: Decompose) -> dict[str, Any]:
-    """It sees no more of the data than what it calibrates on, and measures the drop on."""
-    found: dict[str, Any] = {}
-    if section.calibrate == "train" and recipe.data is not None:
-        found |= recipe.data.model_dump(include={"dataset", "train", "image_size"})
-    data = section.data or recipe.data
-    if section.max_drop is not None and data is not None:
-        seen = data.model_dump(mode="json", include={"dataset", "image_size"})
-        crop = data.augment.crop_pct
-        found["max_drop"] = seen | {"split": section.split or data.val, "crop_pct": crop}
-    return found
+def _section(step: Step[Any]) -> dict[str, Any]:
+    """What counts of the step's section; its task and data are noted apart from it."""
+    whole = step.document[step.name] or {}
+    left_out = _NO_EFFECT | {"task", "task_args", "data"}
+    if whole.get("result") != "best":  # only "best" chooses among the evaluations
+        left_out |= {"eval_every"}
+    section = {key: value for key, value in whole.items() if key not in left_out}
+    if _has_decompose(step):
+        section["ratio"] = str(step.settings.budget)  # 0.5 and 1/2 are the same ratio
+        section["plan"] = _digest(step.settings.plan)  # people edit a plan and keep its name
+        del section["split"]
+    return section
+
+
+def _has_decompose(step: Step[Any]) -> bool:
+    """Whether this is a decompose step of a recipe that has the section."""
+    return step.name == "decompose" and step.document["decompose"] is not None
+
+
+def _decompose_data(step: Step[Decompose]) -> dict[str, Any]:
+    """The data that counts in a decompose step: what it calibrates and measures the drop on."""
+    counted: dict[str, Any] = {}
+    if step.settings.calibrate == "train" and step.calibration is not None:
+        counted |= step.calibration.data.model_dump(include={"dataset", "train", "image_size"})
+    if step.settings.max_drop is not None and step.data is not None:
+        measured = step.data.model_dump(mode="json", include={"dataset", "image_size"})
+        measured["split"] = step.settings.split or step.data.val
+        measured["crop_pct"] = step.data.augment.crop_pct
+        counted["max_drop"] = measured
+    return counted
 
 
 def _digest(file: Path | None) -> str | None:

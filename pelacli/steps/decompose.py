@@ -32,9 +32,9 @@ from pelacli.planning import stored as planning_stored
 from pelacli.planning.stored import About, Spectra
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
-from pelacli.recipe import schema
 from pelacli.recipe.fingerprint import fingerprint
-from pelacli.recipe.schema import Data, Decompose, Recipe
+from pelacli.recipe.schema import Decompose
+from pelacli.recipe.step import Calibration, Step
 from pelacli.steps import quality
 from pelacli.steps.quality import Walk
 from pelacli.tasks import registry
@@ -57,24 +57,20 @@ class Decomposed:
     walk: Walk | None = None
 
 
-def run(
-    spec: Recipe, source: str, output: Path, *, dry_run: bool = False, side: Path | None = None
-) -> Decomposed:
-    """Factorise a model by the recipe's [decompose] section and write the artefact.
+def run(step: Step[Decompose], *, dry_run: bool = False, side: Path | None = None) -> Decomposed:
+    """Factorise the step's source by its settings and write the artefact.
 
     Args:
-        source: what to open: the recipe's model, or the dense artefact that the recipe trained.
-        output: directory of the artefact.
         dry_run: stop after the plan.
         side: file to write the spectra to, beside those in the artefact.
     """
     start = time.perf_counter()
-    section = spec.decompose or Decompose()
+    section = step.settings
     if not dry_run:
-        saving.check_output(output)
+        saving.check_output(step.output)
     if side is not None:
         planning_stored.check_target(side)
-    opened, before = loading.open(source, **lookup.how_to_open(spec, source))
+    opened, before = loading.open(step.source, **lookup.how_to_open(step.source, step.opening))
     layers = find(opened, section)
     spent = description.cost(opened, layers)
     layers = description.with_read_weights_dense(layers, spent)
@@ -84,16 +80,16 @@ def run(
             f"{opened.ref}: its FLOPs are unknown, as it can't be run on a plain sample; "
             "budget in parameters (--unit params)"
         )
-    judge = None if section.max_drop is None else judge_of(opened, spec, section)
-    samples = calibration_samples(opened, spec, section) if section.calibrate else []
-    moments = measure(opened, free, samples, spec.seed) if samples else {}
+    judge = None if section.max_drop is None else judge_of(opened, step)
+    samples = calibration_samples(opened, step, step.calibration) if step.calibration else []
+    moments = measure(opened, free, samples, step.seed) if samples else {}
     with console.progress("reading spectra", total=len(free)) as bar:
         keep = engine.Keep.ALL if section.pin else engine.Keep.PLANNED
         if judge is None and (dry_run or (samples and section.correct is not False)):
             keep = engine.Keep.NOTHING
         cuts = engine.solve(free, moments, keep=keep, advance=bar.advance)
     spectra = description.at_counted_tokens(engine.spectra(free, cuts, moments), spent)
-    inputs = loading.input_digest(source, opened)
+    inputs = loading.input_digest(step.source, opened)
     about = facts(opened, layers, spent, spectra, section, inputs, sum(map(samples_in, samples)))
     stored = Spectra(spectra, about)
 
@@ -137,8 +133,8 @@ def run(
             *(before.history if before is not None else []),
             StepRecord(
                 step="decompose",
-                recipe=schema.resolved(spec),
-                seed=spec.seed,
+                recipe=dict(step.document),
+                seed=step.seed,
                 versions=versions.versions(),
                 metrics={
                     "energy": plan.energy,
@@ -147,11 +143,11 @@ def run(
                 },
                 seconds=time.perf_counter() - start,
                 inputs=inputs,
-                fingerprint=fingerprint(spec, "decompose", inputs),
+                fingerprint=fingerprint(step, inputs),
             ),
         ]
         extra = {planning_stored.FILE: planning_stored.dumps(stored)}
-        saving.save(opened, described, output, extra=extra)
+        saving.save(opened, described, step.output, extra=extra)
     if side is not None:
         planning_stored.save(stored, side)
     if not moments:
@@ -160,19 +156,17 @@ def run(
             "heal; --calibrate with a few hundred samples of your own data does far better"
         )
     seconds = time.perf_counter() - start
-    path = None if dry_run else output
+    path = None if dry_run else step.output
     return Decomposed(path, described, plan, bool(moments), seconds, walk)
 
 
-def judge_of(opened: OpenModel, spec: Recipe, section: Decompose) -> Judge:
+def judge_of(opened: OpenModel, step: Step[Decompose]) -> Judge:
     """What the drop is measured by: the section's own samples and task, or the recipe's."""
-    samples = section.data or spec.data
-    assert samples is not None  # the recipe's validation has seen to it
-    task, args = schema.task_of(spec, section)
-    if section.task is None and "task" not in spec.model_fields_set:
-        # The recipe's task has a default, which fits images alone; unsaid, the model decides.
-        return Judge(opened, samples, None, section.split, spec.device)
-    return Judge(opened, samples, task, section.split, spec.device, args)
+    assert step.data is not None  # the recipe's validation has seen to it
+    split, task = step.settings.split, step.task
+    if task.is_default:  # it fits images alone, so the model decides
+        return Judge(opened, step.data, None, split, step.device)
+    return Judge(opened, step.data, task.name, split, step.device, task.settings)
 
 
 def at_ratio(section: Decompose, ratio: Fraction) -> Decompose:
@@ -186,22 +180,17 @@ def find(opened: OpenModel, section: Decompose) -> list[Layer]:
     return lowrank_find.find_dense(opened.module, selection, opened.ref, flag_prefix="--")
 
 
-def calibration_samples(opened: OpenModel, spec: Recipe, section: Decompose) -> list[Any]:
+def calibration_samples(opened: OpenModel, step: Step[Decompose], source: Calibration) -> list[Any]:
     """Batches of unlabelled samples: what the model takes, in an order that the seed shuffles."""
-    if section.calibrate == "train":
-        assert spec.data is not None  # the recipe's validation has seen to it
-        source = spec.data
-    else:
-        assert section.calibrate is not None
-        source = Data(dataset=section.calibrate)
-    task = registry.get(*schema.task_of(spec))
-    samples = task.open(source, source.train, inputs=opened.inputs, unlabelled=True)
+    limit, data = step.settings.samples, source.data
+    task = registry.get(source.task.name, source.task.settings)
+    samples = task.open(data, data.train, inputs=opened.inputs, unlabelled=True)
     batches = loader.loader(
         samples,
-        batch_size=min(BATCH_SIZE, section.samples),
-        seed=spec.seed,
+        batch_size=min(BATCH_SIZE, limit),
+        seed=step.seed,
         shuffle=True,
-        limit=section.samples,
+        limit=limit,
         pinned=False,  # they are for the CPU
     )
     return join(batch["inputs"] for batch in batches)

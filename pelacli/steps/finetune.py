@@ -8,13 +8,12 @@ from pelacli import console
 from pelacli.artefact import changes, description, loading, saving
 from pelacli.artefact.loading import Artefact
 from pelacli.data.loader import Batch
-from pelacli.errors import RequestError
 from pelacli.lowrank import find
 from pelacli.manifest import lookup
 from pelacli.manifest.document import Manifest
 from pelacli.models.opened import OpenModel
-from pelacli.recipe import layout, schema
-from pelacli.recipe.schema import Recipe, Train
+from pelacli.recipe.schema import Train
+from pelacli.recipe.step import Step
 from pelacli.steps import training
 from pelacli.steps.training import Outcome
 from pelacli.tasks import base, registry
@@ -22,20 +21,17 @@ from pelacli.train import loop, regularisation, splits
 from pelacli.train import run as train_run
 
 
-def run(spec: Recipe, section_name: str = "finetune", *, resume: bool = False) -> Outcome:
-    """Train by the section of this name ("finetune" or "teacher") and write the artefact."""
-    section: Train | None = getattr(spec, section_name)
-    if section is None:
-        raise RequestError(f"the recipe has no [{section_name}] section")
-    output = layout.folder(spec, section_name)
-    saving.check_output(output)
-    source = lookup.require(layout.source(spec, section_name), section_name)
-    opened, before = loading.open(source, **lookup.how_to_open(spec, source))
+def run(step: Step[Train], *, resume: bool = False) -> Outcome:
+    """Train the step's source and write the artefact."""
+    section = step.settings
+    saving.check_output(step.output)
+    source = lookup.require(step.source, step.name)
+    opened, before = loading.open(source, **lookup.how_to_open(source, step.opening))
     if before is None:
         layers = find.find_layers(opened.module, head=opened.head)
         before = description.describe(opened, layers, description.cost(opened, layers))
-    opened, before = fit(opened, before, spec, section)
-    data = splits.Splits.open(spec, section, opened)
+    opened, before = fit(opened, before, step)
+    data = splits.Splits.open(step, opened)
     if section.drop_path is not None:
         regularisation.set_drop_path(opened.module, section.drop_path, section.drop_path_rule)
     task = data.task
@@ -51,38 +47,32 @@ def run(spec: Recipe, section_name: str = "finetune", *, resume: bool = False) -
 
     with (
         task.training(opened.module),
-        training.workplace(spec, section_name, source, opened, output) as work,
-        console.progress(section_name, train_run.updates(section, len(data.train))) as bar,
+        training.workplace(step, opened) as work,
+        console.progress(step.name, train_run.updates(section, len(data.train))) as bar,
     ):
         result = loop.fit(
             opened.module,
             losses,
             data.train,
             section,
-            seed=spec.seed,
+            seed=step.seed,
             output=work,
             evaluate=evaluate,
             main_metric=task.MAIN,
             no_weight_decay=regularisation.no_decay(opened.module),
             resume=resume,
-            device=spec.device,
+            device=step.device,
             progress=bar,
         )
-    return training.finish(
-        spec, section_name, Artefact(opened, before), source, output, work, result
-    )
+    return training.finish(step, Artefact(opened, before), work, result)
 
 
-def fit(
-    opened: OpenModel, before: Manifest, spec: Recipe, section: Train
-) -> tuple[OpenModel, Manifest]:
-    """The model as its task wants it, and its record: the same layers under the names that they
+def fit(opened: OpenModel, before: Manifest, step: Step[Train]) -> tuple[OpenModel, Manifest]:
+    """The model as its task wants it, and its manifest: the same layers under the names that they
     have there."""
-    data = section.data or spec.data
-    if data is None:
-        raise RequestError("the recipe has no [data] section")
-    task = registry.get(*schema.task_of(spec, section))
-    places = find.linear_modules(opened.module)
-    dataset = task.open(data, data.train, inputs=opened.inputs)
-    fitted = task.fit(opened, dataset, spec.num_classes, spec.seed)
-    return fitted, changes.relocated(fitted, before, places)
+    assert step.data is not None  # the recipe's validation has seen to it
+    task = registry.get(step.task.name, step.task.settings)
+    layers = find.linear_modules(opened.module)
+    dataset = task.open(step.data, step.data.train, inputs=opened.inputs)
+    fitted = task.fit(opened, dataset, step.opening.num_classes, step.seed)
+    return fitted, changes.relocated(fitted, before, layers)

@@ -6,7 +6,6 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pelacli import console
@@ -15,6 +14,7 @@ from pelacli.manifest import document, lookup
 from pelacli.recipe import layout, schema
 from pelacli.recipe.fingerprint import fingerprint
 from pelacli.recipe.schema import Recipe
+from pelacli.recipe.step import Step, opening_of, steps_of
 from pelacli.system import processes
 
 
@@ -26,7 +26,7 @@ class Ran:
     evaluated: Any
 
 
-def run(spec: Recipe, *, force: bool = False) -> Ran:
+def run(recipe: Recipe, *, force: bool = False) -> Ran:
     """Run the recipe.
 
     A step is done if its artefact was made by the same settings from the same input: the
@@ -35,99 +35,109 @@ def run(spec: Recipe, *, force: bool = False) -> Ran:
     Args:
         force: do every step again.
     """
-    sections = [name for name in layout.FOLDERS if getattr(spec, name) is not None]
-    if not sections and spec.eval is None:
+    steps = steps_of(recipe)
+    if not steps and recipe.eval is None:
         raise RequestError("the recipe has no steps; add [decompose], [pretrain] …")
-    done = []
-    for section in sections:
+    outcomes = []
+    for step in steps:
         start = time.perf_counter()
-        output = layout.folder(spec, section)
-        processes.wait(spec.device)  # or one would see what another has already done
-        if not force and is_done(spec, section):
-            console.info(f"{section}: done already in {output}")
-            done.append({"step": section, "artefact": str(output), "skipped": True, "seconds": 0.0})
-            continue
-        console.info(f"{section} → {output}")
-        _do(spec, section, output, force)
-        seconds = time.perf_counter() - start
-        done.append(
-            {"step": section, "artefact": str(output), "skipped": False, "seconds": seconds}
+        processes.wait(step.device)  # or one would see what another has already done
+        skipped = not force and is_done(step)
+        if skipped:
+            console.info(f"{step.name}: done already in {step.output}")
+        else:
+            console.info(f"{step.name} → {step.output}")
+            _do(step, force)
+        seconds = 0.0 if skipped else time.perf_counter() - start
+        outcomes.append(
+            {
+                "step": step.name,
+                "artefact": str(step.output),
+                "skipped": skipped,
+                "seconds": seconds,
+            }
         )
-    return Ran(done, _evaluate(spec))
+    return Ran(outcomes, _evaluate(recipe))
 
 
-def is_done(spec: Recipe, section: str) -> bool:
+def is_done(step: Step[Any]) -> bool:
     """Whether the step's artefact is there and was made by these settings from the weights that
     the step would read now. A model that isn't here, but on a hub, counts as it was recorded."""
-    output = layout.folder(spec, section)
-    if not document.is_artefact(output):
+    if not document.is_artefact(step.output):
         return False
-    record = document.read(output)
-    last = record.history[-1] if record.history else None
-    if last is None or last.step != section:
+    history = document.read(step.output).history
+    if not history or history[-1].step != step.name:
         return False
-    if last.fingerprint != fingerprint(spec, section, last.inputs):
+    last = history[-1]
+    if last.fingerprint != fingerprint(step, last.inputs):
         return False  # other settings: the weights, which may be large, need not be read
     try:
-        return lookup.input_digest(spec, section) in (None, last.inputs)
+        return lookup.input_digest(step) in (None, last.inputs)
     except OSError:
         return False  # the step itself will say so
 
 
-def _do(spec: Recipe, section: str, output: Path, force: bool) -> None:
-    source = lookup.require(layout.source(spec, section), section)
+def _do(step: Step[Any], force: bool) -> None:
+    lookup.require(step.source, step.name)
     if force and processes.is_first():  # an unfinished run is started again too
-        shutil.rmtree(layout.workplace(output), ignore_errors=True)
-    if section == "decompose":
-        from pelacli.steps import decompose
-        from pelacli.system import threads
-
-        if processes.launched() > 1 and spec.decompose and spec.decompose.max_drop is not None:
-            raise RequestError(
-                "decompose.max_drop: looked for by one process; run `pela decompose` on the recipe "
-                "first, and launch `pela run` then, which goes on from there"
-            )
-        if processes.is_first():
-            # Launchers leave each process one thread.
-            cores = os.cpu_count() if processes.launched() > 1 else None
-            with processes.alone(), threads.limited(cores):
-                decompose.run(spec, source, output)
-        processes.wait(spec.device)
-    elif section == "pretrain":
+        shutil.rmtree(layout.workplace(step.output), ignore_errors=True)
+    if step.name == "decompose":
+        _decompose(step)
+    elif step.name == "pretrain":
         from pelacli.steps import pretrain
 
-        pretrain.run(spec, resume=not force)
+        pretrain.run(step, resume=not force)
     else:
         from pelacli.steps import finetune
 
-        finetune.run(spec, section, resume=not force)
+        finetune.run(step, resume=not force)
 
 
-def _evaluate(spec: Recipe) -> Any:
-    if spec.eval is None:
+def _decompose(step: Step[schema.Decompose]) -> None:
+    """One process factorises; the others wait for its artefact."""
+    from pelacli.steps import decompose
+    from pelacli.system import threads
+
+    if processes.launched() > 1 and step.settings.max_drop is not None:
+        raise RequestError(
+            "decompose.max_drop: looked for by one process; run `pela decompose` on the recipe "
+            "first, and launch `pela run` then, which goes on from there"
+        )
+    if processes.is_first():
+        # Launchers leave each process one thread.
+        cores = os.cpu_count() if processes.launched() > 1 else None
+        with processes.alone(), threads.limited(cores):
+            decompose.run(step)
+    processes.wait(step.device)
+
+
+def _evaluate(recipe: Recipe) -> Any:
+    if recipe.eval is None:
         return None
     from pelacli.steps import eval as steps_eval
 
-    return steps_eval.run(**evaluation(spec))
+    return steps_eval.run(**evaluation(recipe))
 
 
-def gate(done: Ran) -> None:
+def gate(ran: Ran) -> None:
     """Raise `GateError` if the result dropped by more than the recipe's eval.max_drop."""
-    if done.evaluated is not None:
+    if ran.evaluated is not None:
         from pelacli.steps import eval as steps_eval
 
-        steps_eval.gate([done.evaluated])
+        steps_eval.gate([ran.evaluated])
 
 
-def evaluation(spec: Recipe) -> dict[str, Any]:
+def evaluation(recipe: Recipe) -> dict[str, Any]:
     """The recipe's [eval] as the keyword arguments of `steps.eval.run`."""
-    section = spec.eval or schema.Eval()
-    result, against = layout.result(spec), section.against or layout.dense(spec)
-    trained = spec.finetune if section.task is None and spec.finetune else section
-    task, task_args = schema.task_of(spec, trained)
+    section = recipe.eval or schema.Eval()
+    result, against = layout.result(recipe), section.against or layout.dense(recipe)
+    trained = recipe.finetune if section.task is None and recipe.finetune else section
+    task, task_args = schema.task_of(recipe, trained)
+    finetune_data = recipe.finetune.data if recipe.finetune else None
+    opening = opening_of(recipe)
     return {
         "ref": lookup.require(result, "eval"),
-        "data": section.data or (spec.finetune.data if spec.finetune else None) or spec.data,
+        "data": section.data or finetune_data or recipe.data,
         "task": task,
         "task_args": task_args if section.task_args is None else section.task_args,
         "against": lookup.require(against, "eval") if against != result else None,
@@ -135,7 +145,7 @@ def evaluation(spec: Recipe) -> dict[str, Any]:
         "split": section.split,
         "batch_size": section.batch_size,
         "with_latency": section.latency,
-        "how": lookup.how_to_open(spec, result),
-        "how_against": lookup.how_to_open(spec, against),
-        "device": spec.device,
+        "how": lookup.how_to_open(result, opening),
+        "how_against": lookup.how_to_open(against, opening),
+        "device": recipe.device,
     }

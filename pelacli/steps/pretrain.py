@@ -11,8 +11,8 @@ from pelacli.errors import RequestError
 from pelacli.lowrank import find
 from pelacli.manifest import document, lookup
 from pelacli.models.opened import OpenModel
-from pelacli.recipe import layout
-from pelacli.recipe.schema import Recipe
+from pelacli.recipe.schema import Pretrain
+from pelacli.recipe.step import Step
 from pelacli.steps import training
 from pelacli.steps.training import Outcome
 from pelacli.train import loop, regularisation, splits
@@ -20,23 +20,19 @@ from pelacli.train import run as train_run
 from pelacli.train.healing import Stage
 
 
-def run(spec: Recipe, *, resume: bool = False) -> Outcome:
-    """Train the student under its teacher by the recipe's [pretrain]; write the artefact."""
-    section = spec.pretrain
-    if section is None:
-        raise RequestError("the recipe has no [pretrain] section")
-    output = layout.folder(spec, "pretrain")
-    saving.check_output(output)
-    source = lookup.require(layout.source(spec, "pretrain"), "pretrain")
-    student = _student(source)
-    teacher = open_teacher(spec, student)
-    data = splits.Splits.open(spec, section, student.opened, labelled=section.labels)
+def run(step: Step[Pretrain], *, resume: bool = False) -> Outcome:
+    """Train the student under its teacher and write the artefact."""
+    section = step.settings
+    saving.check_output(step.output)
+    student = _student(lookup.require(step.source, step.name))
+    teacher = open_teacher(step, student)
+    data = splits.Splits.open(step, student.opened, labelled=section.labels)
     stage = Stage(section, student.opened, teacher, data.task, labelled=data.labelled)
     if section.drop_path is not None:
         regularisation.set_drop_path(student.module, section.drop_path, section.drop_path_rule)
     with (
         data.task.training(student.module),
-        training.workplace(spec, "pretrain", source, student.opened, output) as work,
+        training.workplace(step, student.opened) as work,
         console.progress("pretrain", train_run.updates(section, len(data.train))) as bar,
     ):
         result = loop.fit(
@@ -44,24 +40,24 @@ def run(spec: Recipe, *, resume: bool = False) -> Outcome:
             stage.losses,
             data.train,
             section,
-            seed=spec.seed,
+            seed=step.seed,
             output=work,
             evaluate=lambda module: stage.evaluate(module, data),
             main_metric=data.task.MAIN if data.judged else "cosine",
             no_weight_decay=regularisation.no_decay(student.module),
             resume=resume,
-            device=spec.device,
+            device=step.device,
             progress=bar,
             before=stage.begin,
         )
-    return training.finish(spec, "pretrain", student, source, output, work, result)
+    return training.finish(step, student, work, result)
 
 
-def open_teacher(spec: Recipe, student: Artefact) -> OpenModel:
+def open_teacher(step: Step[Pretrain], student: Artefact) -> OpenModel:
     """The frozen dense original: the recipe's dense model, or the student's recorded source."""
-    ref, how = layout.dense(spec), lookup.how_to_open(spec, layout.dense(spec))
+    ref, how = step.dense, lookup.how_to_open(step.dense, step.opening)
     path = lookup.latest(Path(ref))
-    if spec.teacher is None and path is not None and _is_low_rank(path):
+    if step.dense == step.model and path is not None and _is_low_rank(path):
         origin = student.manifest.source
         ref, how = origin.model, {"weights": origin.weights or "pretrained"}
     opened, _ = loading.open(lookup.require(ref, "the teacher"), **how)

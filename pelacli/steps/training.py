@@ -15,9 +15,9 @@ from pelacli.errors import RequestError
 from pelacli.manifest import versions
 from pelacli.manifest.document import Manifest, StepRecord
 from pelacli.models.opened import OpenModel
-from pelacli.recipe import layout, schema
+from pelacli.recipe import layout
 from pelacli.recipe.fingerprint import fingerprint
-from pelacli.recipe.schema import Recipe
+from pelacli.recipe.step import Step
 from pelacli.system import files, processes
 from pelacli.train import checkpoint
 from pelacli.train.loop import Trained
@@ -36,9 +36,7 @@ class Outcome:
 
 
 @contextmanager
-def workplace(
-    spec: Recipe, section: str, source: str, opened: OpenModel, output: Path
-) -> Iterator[Path]:
+def workplace(step: Step[Any], opened: OpenModel) -> Iterator[Path]:
     """Where a run keeps its checkpoints and metrics until its artefact is written.
 
     A request that is refused within the block, before there is a checkpoint, leaves no trace.
@@ -47,8 +45,8 @@ def workplace(
         RequestError: an unfinished run of other settings is there. To continue it with these would
             give weights that neither recipe describes.
     """
-    work = layout.workplace(output)
-    mark = fingerprint(spec, section, loading.input_digest(source, opened))
+    work = layout.workplace(step.output)
+    mark = fingerprint(step, loading.input_digest(step.source, opened))
     note = work / "fingerprint"
     old = note.read_text(encoding="utf-8") if note.is_file() else mark
     if old != mark and checkpoint.steps(work):
@@ -56,7 +54,7 @@ def workplace(
             f"{work}: holds an unfinished run of other settings; finish it with those, or remove it"
         )
     made: list[Path] = []
-    if processes.join(spec.device).is_main_process:
+    if processes.join(step.device).is_main_process:
         made = [path for path in (work, *work.parents) if not path.exists()]
         work.mkdir(parents=True, exist_ok=True)
         if old != mark or not note.is_file():
@@ -72,38 +70,30 @@ def workplace(
         raise
 
 
-def finish(
-    spec: Recipe,
-    section: str,
-    model: Artefact,
-    source: str,
-    output: Path,
-    work: Path,
-    result: Trained,
-) -> Outcome:
+def finish(step: Step[Any], model: Artefact, work: Path, result: Trained) -> Outcome:
     """Write the artefact of a finished run and clear its workplace."""
     described = changes.recounted(model.opened, model.manifest)
-    inputs = loading.input_digest(source, model.opened)
+    inputs = loading.input_digest(step.source, model.opened)
     metrics = {**result.metrics, "steps": result.steps, "losses": result.losses}
     described.history = [
         *described.history,
         StepRecord(
-            step=section,
-            recipe=schema.resolved(spec),
-            seed=spec.seed,
+            step=step.name,
+            recipe=dict(step.document),
+            seed=step.seed,
             versions=versions.versions(),
             metrics=metrics,
             seconds=result.seconds,
             inputs=inputs,
-            fingerprint=fingerprint(spec, section, inputs),
+            fingerprint=fingerprint(step, inputs),
         ),
     ]
     model.opened.module.to("cpu")
-    state = processes.join(spec.device)
+    state = processes.join(step.device)
     if state.is_main_process:  # one writer; the others wait until the artefact is there
-        _write(model, described, output, work)
+        _write(model, described, step.output, work)
     state.wait_for_everyone()
-    return Outcome(output, result.steps, result.metrics, result.seconds)
+    return Outcome(step.output, result.steps, result.metrics, result.seconds)
 
 
 def _write(model: Artefact, described: Manifest, output: Path, work: Path) -> None:

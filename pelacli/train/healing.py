@@ -1,4 +1,4 @@
-"""The healing stage: the low-rank student beside its frozen teacher, and the losses between them."""
+"""The healing stage: the low-rank student, its frozen teacher, and the losses between them."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def fit(
             sum is minimised; each is logged. It is called once per batch, under autocast, and is
             the whole forward pass: other networks it needs (a teacher) are its own affair.
         loader: its batch is what one forward and backward pass of all processes takes together.
-        settings: see `pelacli.recipe.schema.Train`; ``epochs`` may be a fraction, ``steps`` caps them.
+        settings: see `pelacli.recipe.schema.Train`.
         output: where ``checkpoints/`` and ``metrics.jsonl`` go. Without it nothing is written.
         evaluate: called at the end of every ``eval_every`` epochs and of the run, on all processes,
             with the averaged model where there is one.

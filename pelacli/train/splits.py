@@ -8,8 +8,8 @@ from pelacli.data.loader import Loader, loader
 from pelacli.errors import RequestError
 from pelacli.models.heads import num_classes
 from pelacli.models.opened import OpenModel
-from pelacli.recipe import schema
-from pelacli.recipe.schema import Recipe, Train
+from pelacli.recipe.schema import Train
+from pelacli.recipe.step import Step
 from pelacli.tasks import registry
 from pelacli.tasks.base import Base
 
@@ -30,9 +30,7 @@ class Splits:
     judged: bool
 
     @classmethod
-    def open(
-        cls, spec: Recipe, section: Train, opened: OpenModel, *, labelled: bool | None = True
-    ) -> Splits:
+    def open(cls, step: Step[Train], opened: OpenModel, *, labelled: bool | None = True) -> Splits:
         """Open train and validation data for a model.
 
         Args:
@@ -42,10 +40,9 @@ class Splits:
         Raises:
             RequestError: the data can't be used, or labels are wanted and there are none.
         """
-        data = section.data or spec.data
-        if data is None:
-            raise RequestError("the recipe has no [data] section")
-        task = registry.get(*schema.task_of(spec, section))
+        data = step.data
+        assert data is not None  # the recipe's validation has seen to it
+        task = registry.get(step.task.name, step.task.settings)
         if not task.LABELLED:
             labelled = False
         classes = num_classes(opened)
@@ -64,7 +61,7 @@ class Splits:
                 f"{opened.ref}: gives no output that the task could learn from; heal it without "
                 "labels (pretrain.labels = false), or with the task that it has"
             )
-        size = section.batch_size or data.batch_size
+        size = step.settings.batch_size or data.batch_size
         validation, judged = None, labelled
         if train.split is not None:
             plain = not labelled and not task.JUDGES_LABEL_FREE
@@ -73,7 +70,7 @@ class Splits:
             validation = loader(
                 held_out,
                 batch_size=size,
-                seed=spec.seed,
+                seed=step.seed,
                 workers=data.workers,
                 num_classes=classes if judged else None,
             )
@@ -82,7 +79,7 @@ class Splits:
             loader(
                 train,
                 batch_size=size,
-                seed=spec.seed,
+                seed=step.seed,
                 shuffle=True,
                 drop_last=True,
                 workers=data.workers,

@@ -284,14 +284,16 @@ def test_training_data(refused, here):
 def test_a_refusal_keeps_the_checkpoints_there_are(here, monkeypatch):
     """An image that can't be read at step 500 must not cost the 499 steps before it."""
     from pelacli.artefact import loading
+    from pelacli.recipe.step import step_of
     from pelacli.steps import training
 
     monkeypatch.setattr(loading, "input_digest", lambda source, opened: "x")
-    spec = reading.from_flags({"model": "m", "output": "r"}, {})
-    work = here / "r" / "dense.training"
+    recipe = {"model": "m", "output": "r", "data": {"dataset": "digits"}}
+    step = step_of(reading.from_flags(recipe, {"teacher": {}}), "teacher")
+    work = Path("r/dense.training")
 
     def refused_within(finished: bool) -> None:
-        with training.workplace(spec, "decompose", "m", None, here / "r" / "dense") as place:
+        with training.workplace(step, None) as place:
             assert place == work
             if finished:
                 (work / "checkpoints" / "step-00000001").mkdir(parents=True)

@@ -29,6 +29,7 @@ from pelacli.models import heads, opening, prediction, wrapping
 from pelacli.planning import stored
 from pelacli.ranks import planner
 from pelacli.recipe.schema import Data, Recipe
+from pelacli.recipe.step import step_of
 from pelacli.steps import decompose
 
 SWIN = (
@@ -507,12 +508,12 @@ def test_trials_leave_the_dense_model_as_it_was(digits, here, inputs, correct):
 
     replace.replaced = replaced
     try:
-        done = decompose.run(spec, spec.model, here / "out", dry_run=False)
+        done = decompose.run(step_of(spec, "decompose"))
     finally:
         replace.replaced = spy
     assert len(seen) == len(done.walk.curve) - 1 >= 2
     assert all(one == seen[0] for one in seen)  # the same tensors before every trial
-    written = accuracy(pelacli.load(here / "out"), inputs)
+    written = accuracy(pelacli.load(done.path), inputs)
     assert done.walk.curve[0]["score"] - written == pytest.approx(done.walk.drop, abs=0.3)
 
 

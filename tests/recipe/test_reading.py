@@ -34,6 +34,7 @@ from pelacli.recipe.schema import (
     resolved,
     schema,
 )
+from pelacli.recipe.step import step_of
 
 TOP = 'model = "vit_base"\noutput = "runs/x"\n'  # lines 1 and 2
 DATA = TOP + '[data]\ndataset = "digits"\n'  # lines 3 and 4
@@ -927,6 +928,10 @@ NO_EFFECT = {
 }  # fmt: skip
 
 
+def digest_of(recipe: Recipe, section: Any, inputs: str) -> str:
+    return fingerprint(step_of(recipe, section), inputs)
+
+
 def make(document: dict[str, Any]) -> Recipe:
     whole = {"model": "m", "output": "o", "data": {"dataset": "d"}, "pretrain": {}, "decompose": {}}
     return Recipe.model_validate(whole | document)
@@ -938,12 +943,11 @@ def make(document: dict[str, Any]) -> Recipe:
 def test_which_keys_of_a_training_section_count(result: str, no_effect: set[str]) -> None:
     """Where the best evaluation gives the weights, it matters when there are evaluations."""
     assert set(OTHER) == set(Pretrain.model_fields)  # whoever adds a key decides on it
-    before = fingerprint(make({"pretrain": {"result": result}}), "pretrain", "x")
+    before = digest_of(make({"pretrain": {"result": result}}), "pretrain", "x")
     same = {
         key
         for key, value in (OTHER | {"result": "best" if result == "last" else "last"}).items()
-        if fingerprint(make({"pretrain": {"result": result, key: value}}), "pretrain", "x")
-        == before
+        if digest_of(make({"pretrain": {"result": result, key: value}}), "pretrain", "x") == before
     }
     assert same == no_effect
 
@@ -961,7 +965,7 @@ def test_the_fingerprint_of_a_run_to_its_last_weights() -> None:
         "data": data | {"batch_size": 8},
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    assert fingerprint(recipe, "pretrain", "x") == digest
+    assert digest_of(recipe, "pretrain", "x") == digest
 
 
 @pytest.mark.parametrize(
@@ -982,7 +986,7 @@ def test_the_fingerprint_of_a_run_to_its_last_weights() -> None:
     ],
 )
 def test_what_changes_the_fingerprint(change: dict[str, Any]) -> None:
-    assert fingerprint(make(change), "pretrain", "x") != fingerprint(make({}), "pretrain", "x")
+    assert digest_of(make(change), "pretrain", "x") != digest_of(make({}), "pretrain", "x")
 
 
 @pytest.mark.parametrize(
@@ -999,19 +1003,19 @@ def test_what_changes_the_fingerprint(change: dict[str, Any]) -> None:
     ],
 )
 def test_what_leaves_the_fingerprint_alone(change: dict[str, Any]) -> None:
-    assert fingerprint(make(change), "pretrain", "x") == fingerprint(make({}), "pretrain", "x")
+    assert digest_of(make(change), "pretrain", "x") == digest_of(make({}), "pretrain", "x")
 
 
 def test_the_input_and_the_step_count() -> None:
     recipe = make({"finetune": {}, "teacher": {}})
     prints = {
-        fingerprint(recipe, section, inputs)
+        digest_of(recipe, section, inputs)
         for section in ("pretrain", "decompose", "finetune")
         for inputs in ("x", "y")
     }
     assert len(prints) == 6
     assert all(re.fullmatch("[0-9a-f]{64}", one) for one in prints)
-    assert fingerprint(recipe, "finetune", "x") == fingerprint(
+    assert digest_of(recipe, "finetune", "x") == digest_of(
         Recipe.model_validate(resolved(recipe)), "finetune", "x"
     )
 
@@ -1019,12 +1023,12 @@ def test_the_input_and_the_step_count() -> None:
 def test_the_data_that_the_section_names_counts_and_no_other() -> None:
     own = {"dataset": "own"}
     one, two = (make({"pretrain": {"data": own}, "data": {"dataset": d}}) for d in ("d", "e"))
-    assert fingerprint(one, "pretrain", "x") == fingerprint(two, "pretrain", "x")
+    assert digest_of(one, "pretrain", "x") == digest_of(two, "pretrain", "x")
 
 
 def decomposed(section: dict[str, Any], data: dict[str, Any]) -> str:
     recipe = make({"decompose": section, "data": {"dataset": "d"} | data})
-    return fingerprint(recipe, "decompose", "x")
+    return digest_of(recipe, "decompose", "x")
 
 
 def test_decompose_counts_only_the_data_it_calibrates_on() -> None:
@@ -1090,7 +1094,8 @@ def test_the_gallery_has_the_quickstart() -> None:
 def test_reading_a_recipe_needs_no_heavy_library() -> None:
     Path("x.toml").write_text(FULL)
     code = (
-        "import sys, pelacli.recipe.gallery, pelacli.recipe.reading as f; f.load('x.toml', ['seed=2']);"
+        "import sys, pelacli.recipe.gallery, pelacli.recipe.reading as f;"
+        "f.load('x.toml', ['seed=2']);"
         "print(sorted({'torch', 'numpy', 'timm', 'transformers', 'datasets'} & set(sys.modules)))"
     )
     root = str(Path(gallery.__file__).parents[2])

@@ -15,6 +15,7 @@ import pelacli
 from pelacli.manifest import digests
 from pelacli.manifest import document as manifest_document
 from pelacli.recipe.schema import Recipe
+from pelacli.recipe.step import step_of
 from pelacli.steps import pipeline
 
 FOLDER, FILE = "source", "source/model.safetensors"
@@ -92,7 +93,7 @@ def test_other_settings_are_noticed_without_reading_the_weights(here, monkeypatc
     assert not skipped(recipe(model=FOLDER))
     monkeypatch.setattr(digests, "digest_file", lambda path: pytest.fail(f"{path} is read"))
     other = recipe(model=FOLDER, decompose={"ratio": "2/3"})
-    assert not pipeline.is_done(other, "decompose")
+    assert not pipeline.is_done(step_of(other, "decompose"))
 
 
 def test_a_recipe_that_is_done_loads_no_torch(here):

@@ -22,6 +22,7 @@ from pelacli.measure.agreement import agreement
 from pelacli.models import opening
 from pelacli.recipe import reading, schema
 from pelacli.recipe.schema import Recipe
+from pelacli.recipe.step import step_of
 from pelacli.steps import decompose, finetune, pretrain
 from pelacli.tasks import registry
 from pelacli.train import run
@@ -173,10 +174,10 @@ def healed(shapes, tmp_path_factory):
         pretrain={"epochs": 6, "lr": 2e-3, "labels": False, "eval_every": 100},
         finetune={"epochs": 3, "lr": 2e-3, "eval_every": 100},
     )
-    finetune.run(spec, "teacher")
-    decompose.run(spec, str(output / "dense"), output / "decompose")
-    pretrain.run(spec)
-    finetune.run(spec)
+    finetune.run(step_of(spec, "teacher"))
+    decompose.run(step_of(spec, "decompose"))
+    pretrain.run(step_of(spec, "pretrain"))
+    finetune.run(step_of(spec, "finetune"))
     return spec, output
 
 
@@ -230,8 +231,8 @@ def classifier(tmp_path_factory) -> Path:
             "decompose": {"ratio": "0.5", "scope": "layers"},
         }
     )
-    finetune.run(spec, "teacher")
-    decompose.run(spec, str(folder / "run/dense"), folder / "run/decompose")
+    finetune.run(step_of(spec, "teacher"))
+    decompose.run(step_of(spec, "decompose"))
     return folder / "run/decompose"
 
 
@@ -316,8 +317,8 @@ def test_what_is_no_segmenter_is_refused(classifier, shapes, pela, tmp_path):
     from pelacli.train import splits
 
     with pytest.raises(RequestError, match=r"pretrain\.labels = false"):
-        splits.Splits.open(spec, spec.pretrain, loading.load(classifier).opened)
+        splits.Splits.open(step_of(spec, "pretrain"), loading.load(classifier).opened)
     unlabelled = splits.Splits.open(
-        spec, spec.pretrain, loading.load(classifier).opened, labelled=None
+        step_of(spec, "pretrain"), loading.load(classifier).opened, labelled=None
     )
     assert not unlabelled.labelled

@@ -17,6 +17,7 @@ from pelacli.models import opening
 from pelacli.models.albef import objectives
 from pelacli.recipe import reading
 from pelacli.recipe.schema import Augment, Data
+from pelacli.recipe.step import step_of
 from pelacli.steps import decompose, finetune, pretrain
 from pelacli.tasks import base, registry
 from pelacli.train import healing, taps
@@ -313,11 +314,11 @@ def test_healing_from_end_to_end(here, pela):
 
 def test_a_run_that_was_stopped_gives_the_same_weights(here, monkeypatch):
     spec = reading.load(here / "recipe.toml", [])
-    decompose.run(spec, "tiny", here / "runs/decompose")
-    whole = pretrain.run(spec).path
+    decompose.run(step_of(spec, "decompose"))
+    whole = pretrain.run(step_of(spec, "pretrain")).path
     expected = load_file(whole / "model.safetensors")
     again = reading.load(here / "recipe.toml", ["output=again"])
-    decompose.run(again, "tiny", here / "again/decompose")
+    decompose.run(step_of(again, "decompose"))
     steps = []
     plain = objectives.pretraining
 
@@ -329,14 +330,16 @@ def test_a_run_that_was_stopped_gives_the_same_weights(here, monkeypatch):
 
     monkeypatch.setattr(objectives, "pretraining", stops)
     with pytest.raises(PelaError, match="stopped"):
-        pretrain.run(again)
+        pretrain.run(step_of(again, "pretrain"))
     monkeypatch.undo()
     monkeypatch.chdir(here)
     saved = list((here / "again").rglob("step-*/model.safetensors"))
     assert len(saved) == 1
     assert any(name.startswith("momentum.network.") for name in load_file(saved[0]))
     assert "momentum.images" in load_file(saved[0])
-    found = load_file(pretrain.run(again, resume=True).path / "model.safetensors")
+    found = load_file(
+        pretrain.run(step_of(again, "pretrain"), resume=True).path / "model.safetensors"
+    )
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -396,10 +399,10 @@ def test_what_decomposition_takes_healing_gives_back(here):
         batches = loader(task.open(spec.data, "val", inputs=found.inputs), batch_size=24)
         return base.evaluate(found.module, batches, task)
 
-    dense = finetune.run(spec, "teacher").path
-    decompose.run(spec, str(dense), here / "runs/decompose")
+    dense = finetune.run(step_of(spec, "teacher")).path
+    decompose.run(step_of(spec, "decompose"))
     learned, fallen = figures(dense), figures(here / "runs/decompose")
-    healed = figures(pretrain.run(spec).path)
+    healed = figures(pretrain.run(step_of(spec, "pretrain")).path)
     assert learned["matching"] > 80
     assert learned["contrast"] > 65
     assert learned["words"] > 70

@@ -19,6 +19,7 @@ from pelacli.lowrank import find
 from pelacli.manifest import lookup
 from pelacli.models import heads, opening
 from pelacli.recipe import layout, reading, schema
+from pelacli.recipe.step import step_of
 from pelacli.steps import decompose, finetune, pretrain
 from pelacli.tasks import registry
 from pelacli.train import healing, losses, regularisation
@@ -50,13 +51,13 @@ def decomposed(tmp_path):
             "loss": {"task": 1.0, "feature": 2.0, "logits": 0.5, "perturbation": 0.25},
         },
     )
-    decompose.run(made, layout.dense(made), layout.folder(made, "decompose"))
+    decompose.run(step_of(made, "decompose"))
     return made
 
 
 def stage_of(made):
     student = loading.load(layout.folder(made, "decompose"))
-    teacher = pretrain.open_teacher(made, student)
+    teacher = pretrain.open_teacher(step_of(made, "pretrain"), student)
     task = registry.get("image-classification")
     return (
         student,
@@ -135,9 +136,9 @@ def test_healing_brings_the_student_nearer_and_labels_are_not_needed(tmp_path):
             "loss": {"task": 0.0, "feature": 1.0},
         },
     )
-    decompose.run(made, layout.dense(made), layout.folder(made, "decompose"))
+    decompose.run(step_of(made, "decompose"))
     _, _, before = stage_of(made)
-    done = pretrain.run(made)
+    done = pretrain.run(step_of(made, "pretrain"))
     after = loading.load(done.path)
     digits = dataset.open_dataset("digits", "validation", inputs=after.opened.inputs)
     x = torch.stack([digits[i]["inputs"] for i in range(64)])
@@ -156,9 +157,11 @@ def test_healing_brings_the_student_nearer_and_labels_are_not_needed(tmp_path):
 
 def test_a_dense_artefact_as_the_model_is_the_teacher_itself(tmp_path):
     """And not what that artefact once came from."""
-    tuned = finetune.run(spec(tmp_path / "dense", decompose=None, finetune={"steps": 2}))
+    tuned = finetune.run(
+        step_of(spec(tmp_path / "dense", decompose=None, finetune={"steps": 2}), "finetune")
+    )
     made = spec(tmp_path, model=str(tuned.path), weights="pretrained", pretrain={"steps": 1})
-    decompose.run(made, layout.dense(made), layout.folder(made, "decompose"))
+    decompose.run(step_of(made, "decompose"))
     _, teacher, _ = stage_of(made)
     wanted = loading.load(tuned.path).module.state_dict()
     assert all(torch.equal(t, wanted[name]) for name, t in teacher.module.state_dict().items())
@@ -223,7 +226,7 @@ def test_progressive_taps_distil_what_has_joined(decomposed):
 def test_compiled_blocks_heal_alike(decomposed, monkeypatch):
     """Taps join in and evaluations come between; compiled code must keep no hooks."""
     made = reading.with_flags(decomposed, "pretrain", taps_over=0.5, steps=4, epochs=1)
-    plain = loading.load(pretrain.run(made).path).module.state_dict()
+    plain = loading.load(pretrain.run(step_of(made, "pretrain")).path).module.state_dict()
     graphs = []
 
     def backend(graph, inputs):
@@ -232,14 +235,14 @@ def test_compiled_blocks_heal_alike(decomposed, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     compiled = loading.load(
-        pretrain.run(reading.with_flags(made, "pretrain", compile=True)).path
+        pretrain.run(step_of(reading.with_flags(made, "pretrain", compile=True), "pretrain")).path
     ).module
     assert graphs
     for name, value in compiled.state_dict().items():
         torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-6)
     inside = reading.with_flags(made, "pretrain", compile=True, taps=[r"blocks\.0\.attn"])
     with pytest.raises(RequestError, match=r"taps: blocks\.0\.attn lies inside of what compile"):
-        pretrain.run(inside)
+        pretrain.run(step_of(inside, "pretrain"))
 
 
 def test_healing_stopped_and_resumed_is_bitwise_never_stopped(tmp_path, monkeypatch):
@@ -253,8 +256,8 @@ def test_healing_stopped_and_resumed_is_bitwise_never_stopped(tmp_path, monkeypa
             "loss": {"task": 1.0, "feature": 2.0, "perturbation": 0.25},
         },
     )  # fmt: skip
-    decompose.run(made, layout.dense(made), layout.folder(made, "decompose"))
-    done = pretrain.run(made)
+    decompose.run(step_of(made, "decompose"))
+    done = pretrain.run(step_of(made, "pretrain"))
     whole = (done.path / "model.safetensors").read_bytes()
     steps = []
 
@@ -269,30 +272,30 @@ def test_healing_stopped_and_resumed_is_bitwise_never_stopped(tmp_path, monkeypa
 
     monkeypatch.setattr(console, "progress", watching)
     with pytest.raises(PelaError, match="stopped at step 3 of 8; continue with --resume"):
-        pretrain.run(made)
-    pretrain.run(made, resume=True)
+        pretrain.run(step_of(made, "pretrain"))
+    pretrain.run(step_of(made, "pretrain"), resume=True)
     assert steps[-6:] == [3, 1, 1, 1, 1, 1]
     assert (done.path / "model.safetensors").read_bytes() == whole
     assert loading.load(done.path).module.patch_embed.proj.weight.is_contiguous()
 
 
 def test_same_seed_same_weights(decomposed):
-    first = pretrain.run(decomposed)
+    first = pretrain.run(step_of(decomposed, "pretrain"))
     weights = (first.path / "model.safetensors").read_bytes()
-    again = pretrain.run(decomposed)
+    again = pretrain.run(step_of(decomposed, "pretrain"))
     assert (again.path / "model.safetensors").read_bytes() == weights
 
 
 def test_what_can_not_be_healed_is_said(tmp_path, decomposed):
     dense = spec(tmp_path, decompose=None, pretrain={"steps": 1})
     with pytest.raises(RequestError, match="not an artefact"):
-        pretrain.run(dense)
+        pretrain.run(step_of(dense, "pretrain"))
     missing = spec(tmp_path / "other", pretrain={"steps": 1})
     with pytest.raises(RequestError, match="run the earlier steps first"):
-        pretrain.run(missing)
+        pretrain.run(step_of(missing, "pretrain"))
     wrong = reading.with_flags(decomposed, "pretrain", taps=["nothing"])
     with pytest.raises(RequestError, match="matches no module"):
-        pretrain.run(wrong)
+        pretrain.run(step_of(wrong, "pretrain"))
 
 
 def test_a_directory_called_dense_may_be_the_model(tmp_path):
@@ -306,7 +309,7 @@ def test_a_directory_called_dense_may_be_the_model(tmp_path):
 
 def test_a_fresh_head_fits_the_data(tmp_path):
     made = spec(tmp_path, decompose=None, num_classes=None, finetune={"steps": 2})
-    done = finetune.run(made)
+    done = finetune.run(step_of(made, "finetune"))
     trained = loading.load(done.path)
     assert heads.num_classes(trained.opened) == 10
     real = sum(p.numel() for p in trained.module.parameters())
