@@ -393,7 +393,7 @@ def recipes_schema() -> None:
     from pelacli import console
     from pelacli.recipe import schema
 
-    console.print_json(schema.schema())
+    console.print_json(schema.json_schema())
 
 
 __all__: Sequence[str] = ["app"]

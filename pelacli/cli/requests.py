@@ -10,7 +10,7 @@ from typing import Any
 from pelacli.console import info, warn
 from pelacli.errors import RequestError
 from pelacli.manifest import document, lookup
-from pelacli.recipe import fields, reading, schema
+from pelacli.recipe import fields, flags, reading, stored
 from pelacli.recipe.aliases import ALIASES
 from pelacli.recipe.schema import Data, Decompose
 from pelacli.recipe.step import Step, step_of
@@ -38,12 +38,12 @@ def decompose(
         given.setdefault("policy", "threshold")
     if model.endswith(".toml"):
         spec = reading.load(Path(model), overrides)
-        spec = reading.with_flags(spec, "", **top)
+        spec = flags.with_flags(spec, "", **top)
         if "data" in given:
             given["data"] = _data(given["data"]["dataset"], spec.data)
             given["data"] = given["data"].model_dump(mode="json", exclude_unset=True)
         replaced = _replaced(spec.decompose, given)
-        spec = reading.with_flags(spec, "decompose", instead_of=replaced, **given)
+        spec = flags.with_flags(spec, "decompose", instead_of=replaced, **given)
         step = step_of(spec, "decompose")
         lookup.require(step.source, step.name)
         return replace(step, output=output) if output else step
@@ -57,7 +57,7 @@ def decompose(
         info(f"{model} is {full}")
     place = output or Path("runs") / _name(model, given)
     base = {"model": model, "output": str(place), **top}
-    spec = reading.from_flags(base, {"decompose": given}, overrides)
+    spec = flags.from_flags(base, {"decompose": given}, overrides)
     return replace(step_of(spec, "decompose"), output=place)
 
 
@@ -148,15 +148,14 @@ def _own_data(ref: str, *, needed: bool) -> tuple[Data | None, str | None, dict[
     for number, step in reversed([*enumerate(document.read(path).history)]):
         where = f"{path / document.FILE}: history[{number}].recipe"
         try:
-            spec = reading.from_stored(step.recipe, step.step, where)
+            data, task, task_args = stored.data_and_task(step.recipe, step.step, where)
         except RequestError as error:
             if needed:
                 raise RequestError(f"{error}, or give --data and --task") from None
             warn(str(error))
             break
-        data = (spec.eval and spec.eval.data) or spec.data
         if data is not None:
-            return data, *schema.task_of(spec, spec.eval)
+            return data, task, task_args
     return None, None, None
 
 

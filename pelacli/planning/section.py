@@ -13,8 +13,10 @@ from pelacli.ranks import planner
 from pelacli.ranks.pins import Named, pins_by_name
 from pelacli.ranks.plan import Plan, read_plan
 from pelacli.ranks.spectrum import Spectrum
-from pelacli.recipe import reading
+from pelacli.recipe import flags as recipe_flags
+from pelacli.recipe.flags import StoredKeys
 from pelacli.recipe.schema import Decompose
+from pelacli.recipe.stored import known_keys
 
 # Keys of [decompose] that the spectra depend on, or that need the weights.
 OF_WEIGHTS = (
@@ -116,7 +118,7 @@ def settings(
     """
     flags = {key: value for key, value in given.items() if value is not None}
     own = {key: value for key, value in section.items() if key not in OF_WEIGHTS}
-    own = reading.known(own, ("decompose",), lambda key: f"{where}: {'.'.join(map(str, key))}")
+    own = known_keys(own, ("decompose",), lambda key: f"{where}: {'.'.join(map(str, key))}")
     if any(key in flags for key in BUDGETS):
         own = {key: value for key, value in own.items() if key not in BUDGETS}
         if own.get("policy") == "threshold":
@@ -125,12 +127,11 @@ def settings(
     if "threshold" in flags:
         flags.setdefault("policy", "threshold")
     top = {"model": where, "output": where}
-    found = reading.from_flags(
+    found = recipe_flags.from_flags(
         top,
         {"decompose": own | flags},
         overrides,
-        stored=[("decompose", key) for key in own if key not in flags],
-        stored_in=where,
+        StoredKeys(where, frozenset(("decompose", key) for key in own if key not in flags)),
     ).decompose
     assert found is not None
     _only_plans(found.model_fields_set, where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -21,11 +22,11 @@ from pydantic import (
 _RATIO = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?|[+-]?\d+/\d+", re.IGNORECASE)
 
 
-class Mistake(ValueError):  # noqa: N818
-    """Keys that don't go together.
+class SectionError(ValueError):
+    """The keys of a section don't go together.
 
     Args:
-        keys: dotted, seen from the section that is checked; the first is the one to mend.
+        keys: dotted, relative to the section; the first is the one to change.
     """
 
     def __init__(self, message: str, *keys: str) -> None:
@@ -51,12 +52,12 @@ def parse_ratio(value: str | float | Fraction) -> Fraction:
     return ratio
 
 
-def _ratio(value: Any) -> str:
+def _check_ratio(value: Any) -> str:
     parse_ratio(str(value).lower() if isinstance(value, bool) else value)
     return str(value)
 
 
-def _pattern(value: str) -> str:
+def _check_pattern(value: str) -> str:
     try:
         re.compile(value)
     except (re.error, OverflowError, RecursionError) as error:
@@ -64,21 +65,23 @@ def _pattern(value: str) -> str:
     return value
 
 
-def _pin(value: Any) -> Any:
+def _check_pin(value: Any) -> Any:
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if not whole and value not in ("dense", "full"):
         raise ValueError(f"{value!r} is no rank; give a whole number, 'dense' or 'full'")
     return value
 
 
-def _argument(value: Any) -> Any:
+def _check_argument(value: Any) -> Any:
     for item in value if isinstance(value, list) else [value]:
         if not isinstance(item, bool | int | float | str):
             raise ValueError("expected a number, text, true or false, or a list of these")
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ValueError("expected a finite number")
     return value
 
 
-def _device(value: str) -> str:
+def _check_device(value: str) -> str:
     if not value.isalpha():
         raise ValueError(
             f"{value!r} is no kind of device; give 'auto', 'cpu', 'cuda' or 'mps' "
@@ -87,44 +90,49 @@ def _device(value: str) -> str:
     return value
 
 
-def _named(value: Any) -> Any:
+def _not_empty(value: Any) -> Any:
     if value == "":
         raise ValueError("is empty")
     return value
 
 
-def _pair(value: Any) -> Any:
+def _check_pair(value: Any) -> Any:
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise ValueError("expected two numbers, as [0.5, 1.0]")
     return value
 
 
-def _range(value: tuple[float, float]) -> tuple[float, float]:
+def _check_range(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] > value[1]:
         raise ValueError(f"{list(value)} is no range; the smaller number comes first")
     return value
 
 
 Text = Annotated[str, Field(min_length=1)]
-Device = Annotated[str, AfterValidator(_device)]
-Pattern = Annotated[str, AfterValidator(_pattern)]
+Device = Annotated[str, AfterValidator(_check_device)]
+Pattern = Annotated[str, AfterValidator(_check_pattern)]
 Scalar = bool | int | float | str
-Argument = Annotated[Scalar | list[Scalar], BeforeValidator(_argument)]
-Pin = Annotated[Annotated[int, Field(ge=0)] | Literal["dense", "full"], BeforeValidator(_pin)]
+Argument = Annotated[Scalar | list[Scalar], BeforeValidator(_check_argument)]
+Pin = Annotated[Annotated[int, Field(ge=0)] | Literal["dense", "full"], BeforeValidator(_check_pin)]
 Ratio = Annotated[
-    Annotated[str, BeforeValidator(_ratio)] | None,
+    Annotated[str, BeforeValidator(_check_ratio)] | None,
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "null"}]}),
 ]
 # Files have lists for tuples and text for paths, hence not strict.
-FilePath = Annotated[Path, Strict(False), BeforeValidator(_named)]
+FilePath = Annotated[Path, Strict(False), BeforeValidator(_not_empty)]
 Positive = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-_pairs = (Strict(False), BeforeValidator(_pair))
-Range = Annotated[tuple[Positive, Positive], *_pairs, AfterValidator(_range)]
-Betas = Annotated[tuple[Beta, Beta], *_pairs]
+_PAIR = (Strict(False), BeforeValidator(_check_pair))
+Range = Annotated[tuple[Positive, Positive], *_PAIR, AfterValidator(_check_range)]
+Betas = Annotated[tuple[Beta, Beta], *_PAIR]
 
 
 class Section(BaseModel):
-    """Unknown keys are mistakes, nothing is converted ("5" is no number), values never change."""
+    """A table of a recipe: no unknown keys, no conversions ("5" is not a number), no changes.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+    Numbers are finite, as the JSON that stores them has no others.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False
+    )

@@ -1,22 +1,21 @@
-"""The recipes that come with pela: in recipes/ of a checkout, else package data. No torch."""
+"""The recipes that come with pela: package data of an installed pela, recipes/ in a checkout."""
 
 from __future__ import annotations
 
-import difflib
+from importlib import resources
 from pathlib import Path
 
 from pelacli.errors import RequestError
+from pelacli.messages import did_you_mean
 
 
 def recipes() -> dict[str, Path]:
     """Name ("quickstart", "imagenet/deit_base") → file."""
-    here = Path(__file__).resolve().parents[1]
-    # An installed pela carries them inside the package; a checkout has them at its top.
-    for root in (here / "_recipes", here.parent / "recipes"):
-        files = sorted(root.rglob("*.toml"))
-        if files:
-            return {file.relative_to(root).with_suffix("").as_posix(): file for file in files}
-    return {}
+    package = Path(str(resources.files("pelacli")))
+    installed, checkout = package / "_recipes", package.parent / "recipes"
+    root = installed if installed.is_dir() else checkout
+    files = sorted(root.rglob("*.toml"))
+    return {file.relative_to(root).with_suffix("").as_posix(): file for file in files}
 
 
 def find(name: str) -> Path:
@@ -28,8 +27,7 @@ def find(name: str) -> Path:
     known = recipes()
     name = name.removesuffix(".toml")
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else "`pela recipes list` shows them"
+        hint = did_you_mean(name, known, quoted=True, otherwise="`pela recipes list` shows them")
         raise RequestError(f"{name}: there is no such recipe; {hint}")
     return known[name]
 
@@ -40,7 +38,14 @@ def read(name: str) -> str:
 
 
 def copy(name: str, target: Path) -> Path:
-    """Copy a recipe to a new file, or under its own name into a directory."""
+    """Copy a recipe to a new file, or under its own name into a directory.
+
+    Returns:
+        the new file.
+
+    Raises:
+        RequestError: the file exists already, or can't be written.
+    """
     source = find(name)
     if target.is_dir():
         target = target / source.name
@@ -55,7 +60,7 @@ def copy(name: str, target: Path) -> Path:
 
 
 def describe(file: Path) -> str:
-    """The first line of a recipe's header."""
+    """The first line of a recipe, which says what it is for."""
     with file.open(encoding="utf-8") as lines:
         first = next(lines, "")
     return first.lstrip("# ").strip() if first.startswith("#") else ""

@@ -1,4 +1,4 @@
-"""Dotted keys of a recipe: read, written, and looked up in a document."""
+"""Dotted keys of a recipe: parsed, written, and looked up in a document."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any
 
+# A key's parts from the top of the recipe down; a whole number is an item of a list.
 Key = tuple[str | int, ...]
 
 
-def keys_of(text: str) -> tuple[str, ...] | None:
-    """The parts of a dotted key; None if it is none."""
-    document: Any = parsed([f"{text} = 0"]) if "\n" not in text else None
-    keys: list[str] = []
+def parse_key(text: str) -> tuple[str, ...] | None:
+    """The parts of a dotted key: "decompose.pin.'a.b'" → ("decompose", "pin", "a.b"). None if the
+    text is not a key."""
+    document: Any = parse_toml([f"{text} = 0"]) if "\n" not in text else None
+    parts: list[str] = []
     while isinstance(document, dict) and len(document) == 1:
-        ((key, document),) = document.items()
-        keys.append(key)
-    return tuple(keys) if keys and document == 0 else None
+        ((part, document),) = document.items()
+        parts.append(part)
+    return tuple(parts) if parts and document == 0 else None
 
 
-def value_of(text: str) -> Any:
-    """A TOML value; anything else is text, which needs no quotes on a command line."""
-    document = parsed([f"value = {text}"])
+def parse_value(text: str) -> Any:
+    """A value as TOML writes it. Anything else is text, so that a command line needs no quotes."""
+    document = parse_toml([f"value = {text}"])
     return document["value"] if document and len(document) == 1 else text
 
 
-def parsed(lines: Sequence[str]) -> dict[str, Any] | None:
+def parse_toml(lines: Sequence[str]) -> dict[str, Any] | None:
+    """The document of these lines; None where they are not TOML."""
     try:
         return tomllib.loads("\n".join(lines))
     except (ValueError, RecursionError):
@@ -34,6 +37,7 @@ def parsed(lines: Sequence[str]) -> dict[str, Any] | None:
 
 
 def has(document: Any, key: Key) -> bool:
+    """Whether the document sets the key to something."""
     for part in key:
         try:
             document = document[part]
@@ -43,7 +47,7 @@ def has(document: Any, key: Key) -> bool:
 
 
 def dotted(key: Key) -> str:
-    """As TOML writes it; places in lists are added in brackets."""
+    """The key as TOML writes it, with the number of a list's item in brackets."""
     text = ""
     for part in key:
         if isinstance(part, int):

@@ -1,31 +1,31 @@
 """The recipe: one validated description of the whole pipeline. No torch.
 
-Reading a file, overriding keys and reporting mistakes is `pelacli.recipe.reading`'s matter.
+`pelacli.recipe.reading` reads it from a file, and `pelacli.recipe.flags` from the command line.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from pelacli.recipe.fields import (
     Argument,
     Betas,
     Device,
     FilePath,
-    Mistake,
     Pattern,
     Pin,
     Range,
     Ratio,
     Section,
+    SectionError,
     Text,
+    parse_ratio,
 )
-from pelacli.recipe.fields import parse_ratio as parse_ratio
+from pelacli.recipe.keys import Key
 
 
 class Augment(Section):
@@ -114,7 +114,7 @@ class Train(Section):
     @model_validator(mode="after")
     def _falls(self) -> Self:
         if self.sched != "none" and self.min_lr > self.lr:
-            raise Mistake(
+            raise SectionError(
                 f"min_lr {self.min_lr:g} is above lr {self.lr:g}; lower it", "min_lr", "lr"
             )
         return self
@@ -151,9 +151,9 @@ class Pretrain(Train):
         loss = self.loss
         label_free = (loss.feature, loss.logits, loss.kl, loss.cosine, loss.perturbation)
         if not any(label_free) and (self.labels is False or not loss.task):
-            raise Mistake("no loss is left to train on; give one a weight above 0", "loss")
+            raise SectionError("no loss is left to train on; give one a weight above 0", "loss")
         if self.taps_over and not loss.feature:
-            raise Mistake("is about loss.feature, which is 0; give that a weight", "taps_over")
+            raise SectionError("is about loss.feature, which is 0; give that a weight", "taps_over")
         return self
 
 
@@ -197,15 +197,17 @@ class Decompose(Section):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.correct and self.calibrate is None:
-            raise Mistake("needs samples to refit to; give calibrate", "correct")
+            raise SectionError("needs samples to refit to; give calibrate", "correct")
         self._one_budget()
         if self.policy == "threshold" and self.threshold is None:
-            raise Mistake("'threshold' needs threshold too, the share of energy to keep", "policy")
+            raise SectionError(
+                "'threshold' needs threshold too, the share of energy to keep", "policy"
+            )
         if self.threshold is not None and "policy" not in self.model_fields_set:
-            raise Mistake("needs policy = 'threshold' too", "threshold")
+            raise SectionError("needs policy = 'threshold' too", "threshold")
         low, high = self.min_rank, self.max_rank
         if high is not None and high < low:
-            raise Mistake(
+            raise SectionError(
                 f"max_rank {high} is below min_rank {low}; change one", "max_rank", "min_rank"
             )
         return self
@@ -216,16 +218,18 @@ class Decompose(Section):
                 continue
             for other in ("ratio", "threshold", "energy", "plan"):
                 if other != budget and getattr(self, other) is not None:
-                    raise Mistake(
+                    raise SectionError(
                         f"{budget} and {other} both say how small; give one", budget, other
                     )
             if budget == "energy" and self.policy != "energy":
-                raise Mistake(f"belongs to policy 'energy', not to {self.policy!r}", "energy")
+                raise SectionError(f"belongs to policy 'energy', not to {self.policy!r}", "energy")
             if self.policy == "threshold":
-                raise Mistake("policy 'threshold' has no ratio to search", "max_drop", "policy")
+                raise SectionError(
+                    "policy 'threshold' has no ratio to search", "max_drop", "policy"
+                )
         for key in ("data", "split", "task", "task_args"):
             if getattr(self, key) is not None and self.max_drop is None:
-                raise Mistake("is what max_drop measures on; give that too", key)
+                raise SectionError("is what max_drop measures on; give that too", key)
 
     @property
     def budget(self) -> Fraction | None:
@@ -270,29 +274,27 @@ class Recipe(Section):
     eval: Eval | None = Field(None, description="measure at the end")
 
     @model_validator(mode="after")
-    def _finite(self) -> Self:
-        for key in _not_finite(self.model_dump()):  # the manifest's JSON could not hold it
-            raise Mistake("expected a finite number", key)
-        return self
-
-    @model_validator(mode="after")
     def _has_data(self) -> Self:
         if self.data is not None:
             return self
         for name in ("teacher", "pretrain", "finetune"):
             section = getattr(self, name)
             if section is not None and section.data is None:
-                raise Mistake(f"needs data; add [data] or [{name}.data]", name)
+                raise SectionError(f"needs data; add [data] or [{name}.data]", name)
         if self.decompose is not None and self.decompose.calibrate == "train":
-            raise Mistake("'train' is the recipe's own data; add [data]", "decompose.calibrate")
+            raise SectionError(
+                "'train' is the recipe's own data; add [data]", "decompose.calibrate"
+            )
         if self.decompose and self.decompose.max_drop is not None and not self.decompose.data:
-            raise Mistake(
+            raise SectionError(
                 "needs samples to measure on; give --data, or [data] or [decompose.data]",
                 "decompose.max_drop",
             )
         last = self.eval
         if last and last.max_drop is not None and not (last.data or self.finetune):
-            raise Mistake("needs data to measure on; add [data] or [eval.data]", "eval.max_drop")
+            raise SectionError(
+                "needs data to measure on; add [data] or [eval.data]", "eval.max_drop"
+            )
         return self
 
 
@@ -307,23 +309,21 @@ def task_of(
     return own or recipe.task, dict(args)
 
 
-def _not_finite(value: Any, key: str = "") -> Iterator[str]:
-    """The keys, dotted, of numbers that are infinite or none."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _not_finite(item, f"{key}.{name}" if key else name)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _not_finite(item, key)
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield key
-
-
 def resolved(recipe: Recipe) -> dict[str, Any]:
     """Every key with its value, ready for JSON; `Recipe.model_validate` reads it back."""
     return recipe.model_dump(mode="json")
 
 
-def schema() -> dict[str, Any]:
+def json_schema() -> dict[str, Any]:
     """The JSON schema of recipes."""
     return Recipe.model_json_schema()
+
+
+def sections(model: type[BaseModel] = Recipe, at: Key = ()) -> dict[Key, dict[str, FieldInfo]]:
+    """Every section of a recipe with the keys that it may have; () is the top level."""
+    known = {at: dict(model.model_fields)}
+    for name, field in model.model_fields.items():
+        for option in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                known |= sections(option, (*at, name))
+    return known

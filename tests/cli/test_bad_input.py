@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pelacli.errors import RequestError
-from pelacli.recipe import reading
+from pelacli.recipe import flags
 
 HALF = ("--ratio", "0.5")
 RANDOM = ("decompose", "test_vit", "--weights", "random")
@@ -289,7 +289,7 @@ def test_a_refusal_keeps_the_checkpoints_there_are(here, monkeypatch):
 
     monkeypatch.setattr(loading, "input_digest", lambda source, opened: "x")
     recipe = {"model": "m", "output": "r", "data": {"dataset": "digits"}}
-    step = step_of(reading.from_flags(recipe, {"teacher": {}}), "teacher")
+    step = step_of(flags.from_flags(recipe, {"teacher": {}}), "teacher")
     work = Path("r/dense.training")
 
     def refused_within(finished: bool) -> None:

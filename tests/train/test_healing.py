@@ -18,7 +18,7 @@ from pelacli.errors import PelaError, RequestError
 from pelacli.lowrank import find
 from pelacli.manifest import lookup
 from pelacli.models import heads, opening
-from pelacli.recipe import layout, reading, schema
+from pelacli.recipe import flags, layout, schema
 from pelacli.recipe.step import step_of
 from pelacli.steps import decompose, finetune, pretrain
 from pelacli.tasks import registry
@@ -208,7 +208,7 @@ def test_drop_path_of_other_families():
 
 
 def test_progressive_taps_distil_what_has_joined(decomposed):
-    student, _, stage = stage_of(reading.with_flags(decomposed, "pretrain", taps_over=0.5))
+    student, _, stage = stage_of(flags.with_flags(decomposed, "pretrain", taps_over=0.5))
     batch = {"inputs": torch.randn(4, 3, 16, 16), "labels": torch.tensor([1, 2, 3, 4])}
     before = stage.losses(student.module, batch)["feature"].item()
     stage.begin(0.0)
@@ -225,7 +225,7 @@ def test_progressive_taps_distil_what_has_joined(decomposed):
 
 def test_compiled_blocks_heal_alike(decomposed, monkeypatch):
     """Taps join in and evaluations come between; compiled code must keep no hooks."""
-    made = reading.with_flags(decomposed, "pretrain", taps_over=0.5, steps=4, epochs=1)
+    made = flags.with_flags(decomposed, "pretrain", taps_over=0.5, steps=4, epochs=1)
     plain = loading.load(pretrain.run(step_of(made, "pretrain")).path).module.state_dict()
     graphs = []
 
@@ -235,12 +235,12 @@ def test_compiled_blocks_heal_alike(decomposed, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     compiled = loading.load(
-        pretrain.run(step_of(reading.with_flags(made, "pretrain", compile=True), "pretrain")).path
+        pretrain.run(step_of(flags.with_flags(made, "pretrain", compile=True), "pretrain")).path
     ).module
     assert graphs
     for name, value in compiled.state_dict().items():
         torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-6)
-    inside = reading.with_flags(made, "pretrain", compile=True, taps=[r"blocks\.0\.attn"])
+    inside = flags.with_flags(made, "pretrain", compile=True, taps=[r"blocks\.0\.attn"])
     with pytest.raises(RequestError, match=r"taps: blocks\.0\.attn lies inside of what compile"):
         pretrain.run(step_of(inside, "pretrain"))
 
@@ -293,7 +293,7 @@ def test_what_can_not_be_healed_is_said(tmp_path, decomposed):
     missing = spec(tmp_path / "other", pretrain={"steps": 1})
     with pytest.raises(RequestError, match="run the earlier steps first"):
         pretrain.run(step_of(missing, "pretrain"))
-    wrong = reading.with_flags(decomposed, "pretrain", taps=["nothing"])
+    wrong = flags.with_flags(decomposed, "pretrain", taps=["nothing"])
     with pytest.raises(RequestError, match="matches no module"):
         pretrain.run(step_of(wrong, "pretrain"))
 
