@@ -20,6 +20,7 @@ from torch import nn
 from pelacli.lowrank import find
 from pelacli.lowrank import layer as lowrank_layer
 from pelacli.models.timm import adapter
+from pelacli.ranks.reasons import OUTPUT_HEAD
 
 KEPT = Path(__file__).parent / "results" / "coverage-timm.json"
 # Tried in this order: the first that the constructor takes, and that makes the model smaller and
@@ -98,7 +99,7 @@ def _look() -> tuple[list[dict[str, Any]], dict[str, str]]:
             layers = _found(_shapes(name))
             free = sum(layer.reason is None for layer in layers)
             if free < FEWEST:
-                dense.update(la.reason for la in layers if la.reason not in (None, "output head"))
+                dense.update(la.reason for la in layers if la.reason not in (None, OUTPUT_HEAD))
                 if free:
                     out[name] = f"fewer than {FEWEST} linear layers that may be factorised"
                 continue

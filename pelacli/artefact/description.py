@@ -16,6 +16,7 @@ from pelacli.messages import one_line
 from pelacli.models import examples, prediction
 from pelacli.models.opened import OpenModel
 from pelacli.planning import applied
+from pelacli.ranks import reasons
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
 from pelacli.version import __version__
@@ -40,7 +41,7 @@ def with_read_weights_dense(layers: Sequence[Layer], cost: Cost | None) -> list[
     would be multiplied out each time."""
     reads = {} if cost is None else cost.reads
     return [
-        replace(layer, reason=f"its weight is read ({reads[layer.name]})")
+        replace(layer, reason=reasons.weight_is_read(reads[layer.name]))
         if layer.reason is None and layer.name in reads
         else layer
         for layer in layers

@@ -11,6 +11,7 @@ from torch import nn
 from pelacli.errors import RequestError
 from pelacli.lowrank.layer import Layer, describe, experts
 from pelacli.lowrank.linear import LowRankLinear
+from pelacli.ranks import reasons
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,11 @@ class Selection:
     def reason_against(self, name: str) -> str | None:
         """Why the layer of this name is not selected; None where it is."""
         if self.include and not any(re.search(pattern, name) for pattern in self.include):
-            return "not included"
+            return reasons.NOT_INCLUDED
         if not self.include and _within(name, self.head):
-            return "output head"
+            return reasons.OUTPUT_HEAD
         if any(re.search(pattern, name) for pattern in self.exclude):
-            return "excluded"
+            return reasons.EXCLUDED
         return None
 
 
@@ -56,7 +57,7 @@ def find_layers(
         layers.append(replace(layer, reason=reason or selection.reason_against(layer.name)))
     # The first owner of a shared weight must stay dense too, or the tie would be cut silently.
     return [
-        replace(layer, reason="its weight is shared")
+        replace(layer, reason=reasons.SHARED)
         if layer.reason is None and layer.name in shared.owners_of_several
         else layer
         for layer in layers
@@ -137,7 +138,7 @@ def _linear_maps(module: nn.Module) -> Iterator[Layer]:
             continue
         reason_of_kind = kind.reason
         if reason_of_kind is None and id(child) in fused:
-            reason_of_kind = "inside nn.MultiheadAttention"
+            reason_of_kind = reasons.IN_ATTENTION
         name = f"{name}.in_proj_weight" if kind.kind == "in_proj" else name
         yield Layer(name, child, kind.shape, kind.kind, reason_of_kind)
 
@@ -162,12 +163,12 @@ class _SharedWeights:
             return None
         weight = getattr(layer.module, "in_proj_weight" if layer.kind == "in_proj" else "weight")
         if id(weight) in self._embeddings:
-            return f"tied to {self._embeddings[id(weight)]}"
+            return reasons.tied_to(self._embeddings[id(weight)])
         owner = self._owners.setdefault(id(weight), layer.name)
         if owner == layer.name:
             return None
         self.owners_of_several.add(owner)
-        return f"shares its weight with {owner}"
+        return reasons.shares_weight_with(owner)
 
 
 def _check_patterns(module: nn.Module, patterns: Sequence[str], flag: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pelacli.errors import RequestError
 from pelacli.lowrank.linear import LowRankLinear
+from pelacli.ranks import reasons
 
 # Kinds that are one parameter of a module, and carry its name.
 _BY_PARAMETER = {"in_proj", "experts"}
@@ -86,16 +87,16 @@ def describe(m: nn.Module) -> LinearKind | None:
         return None
     if isinstance(m, nn.Linear):
         # A subclass that computes something else with its weight is not the map we know.
-        reason = None if _is_plain(m) else f"{type(m).__name__} has a forward of its own"
+        reason = None if _is_plain(m) else reasons.own_forward(type(m).__name__)
         return LinearKind("linear", (m.out_features, m.in_features), reason)
     weight = getattr(m, "weight", None)
     if type(m).__name__ == "Conv1D" and hasattr(m, "nf") and isinstance(weight, Tensor):
         return LinearKind("conv1d", (weight.shape[1], weight.shape[0]), None)
     if isinstance(m, nn.Conv2d | nn.Conv1d) and set(m.kernel_size) == {1} and m.groups == 1:
-        return LinearKind("conv1x1", (m.out_channels, m.in_channels), "1×1 convolution")
+        return LinearKind("conv1x1", (m.out_channels, m.in_channels), reasons.CONVOLUTION)
     in_proj = getattr(m, "in_proj_weight", None)
     if isinstance(m, nn.MultiheadAttention) and isinstance(in_proj, Tensor):
-        return LinearKind("in_proj", (in_proj.shape[0], in_proj.shape[1]), "fused in_proj")
+        return LinearKind("in_proj", (in_proj.shape[0], in_proj.shape[1]), reasons.FUSED_IN_PROJ)
     return None
 
 
@@ -105,7 +106,7 @@ def experts(m: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
     count = getattr(m, "num_experts", None)
     for name, parameter in m.named_parameters(recurse=False):
         if isinstance(count, int) and parameter.ndim == 3 and len(parameter) == count:
-            yield name, parameter, "experts fused in one parameter"
+            yield name, parameter, reasons.FUSED_EXPERTS
 
 
 def _is_plain(m: nn.Linear) -> bool:

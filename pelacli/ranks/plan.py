@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pelacli.errors import RequestError
+from pelacli.ranks import reasons
 
 
 def read_plan(file: Path) -> Plan:
@@ -223,7 +224,7 @@ def _layer(entry: Any, where: str) -> LayerPlan:
     _check_rank(rank, (shape[0], shape[1]), where)
     reason = entry.get("reason")
     # A rank that was put in the place of null, or taken away, leaves the old reason behind.
-    reason = None if rank is not None else str(reason) if reason else "the plan says so"
+    reason = None if rank is not None else str(reason) if reason else reasons.PLAN_SAYS_SO
     energy = _number(entry, "energy", float, where)
     return LayerPlan((shape[0], shape[1]), rank, reason, energy)
 

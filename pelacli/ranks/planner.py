@@ -14,7 +14,7 @@ from typing import Literal
 
 from pelacli.errors import RequestError
 from pelacli.ranks import choices as ranks_choices
-from pelacli.ranks import policies
+from pelacli.ranks import policies, reasons
 from pelacli.ranks.checks import ceil4, check_arguments, floor4, impossible, text
 from pelacli.ranks.choices import Choice, open_ranks
 from pelacli.ranks.pins import Pin, check_pins
@@ -96,10 +96,10 @@ def plan(
         if s.name in pins:
             pin = pins[s.name]
             rank = None if pin == "dense" else min(s.shape) if pin == "full" else pin
-            settled[s.name] = (rank, "pinned dense" if rank is None else None)
+            settled[s.name] = (rank, reasons.PINNED_DENSE if rank is None else None)
             pinned += dense if rank is None else rank * cost
         elif choice is None:
-            settled[s.name] = (None, "break-even" if cost else "never applied")
+            settled[s.name] = (None, reasons.BREAK_EVEN if cost else reasons.NEVER_APPLIED)
             spent += dense
         else:
             free[s.name] = choice
@@ -140,7 +140,7 @@ def plan(
             f"{text(ratio)}: lower the threshold or leave out the ratio"
         )
     settled |= {
-        name: (rank, "break-even" if rank is None else None)
+        name: (rank, reasons.BREAK_EVEN if rank is None else None)
         for name, rank in zip(free, found, strict=True)
     }
     layers = {s.name: LayerPlan(s.shape, *settled[s.name], None) for s in spectra}
@@ -182,7 +182,7 @@ def measure(
     used = total = 0
     kept, energy = [], []
     for s in spectra:
-        entry = layers.get(s.name, LayerPlan(s.shape, None, "not in the plan", None))
+        entry = layers.get(s.name, LayerPlan(s.shape, None, reasons.NOT_IN_PLAN, None))
         share = 1.0 if entry.rank is None else float(ranks_choices.shares(s.energies)[entry.rank])
         layers[s.name] = LayerPlan(s.shape, entry.rank, entry.reason, share)
         cost, dense = costs(s, plan.unit)

@@ -1,8 +1,8 @@
 """The policies: which of its possible ranks each layer gets. Plain functions on numbers.
 
-`pelacli.ranks.planner.plan` prepares their input and makes a plan of their answer. An answer is one rank
-per layer, None where the layer stays dense. Costs are integers in one unit (parameters, or FLOPs)
-and every comparison with a budget is exact.
+`pelacli.ranks.planner.plan` prepares their input and makes a plan of their answer. An answer is one
+rank per layer, None where the layer stays dense. Costs are integers in one unit (parameters, or
+FLOPs) and every comparison with a budget is exact.
 """
 
 from __future__ import annotations
