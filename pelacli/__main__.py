@@ -9,12 +9,12 @@ _INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 def main() -> None:
     """Run the command line; the one place that turns errors into a line and an exit code."""
-    from pelacli.cli import app
+    from pelacli.cli.app import make_app
     from pelacli.console import verbosity
     from pelacli.errors import PelaError
 
     try:
-        code = app.app(standalone_mode=False)
+        code = make_app()(standalone_mode=False)
         if code == _INTERRUPTED:  # the parser turns Ctrl-C into this, without a word
             raise KeyboardInterrupt
     except PelaError as error:

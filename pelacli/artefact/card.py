@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pelacli.manifest.document import Manifest
-from pelacli.report import tables
+from pelacli.report import costs
 
 
 def model_card(manifest: Manifest) -> str:
@@ -37,7 +37,7 @@ def model_card(manifest: Manifest) -> str:
         "",
         "## Layers",
         "",
-        tables.kinds_markdown(manifest),
+        costs.kinds_markdown(manifest),
         "",
         "## History",
         "",

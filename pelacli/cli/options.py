@@ -1,4 +1,4 @@
-"""What the commands of the command line share: their options, and how they are registered."""
+"""Options that several commands share, and how a function becomes a command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pelacli.console import verbosity
+from pelacli import console
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Set = Annotated[
@@ -26,67 +26,46 @@ RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe (TOML
 Format = Annotated[str, typer.Option("--format", help="table, json, csv or markdown.")]
 
 
-def _talk(flag: str) -> Callable[[bool], bool]:
-    def set_flag(value: bool) -> bool:
+def _verbosity_flag(name: str, *short: str, help: str) -> Any:
+    """A flag that sets the field of this name in `console.verbosity`.
+
+    It is read before all other options, so that --debug holds for a mistake in these too.
+    """
+
+    def set_verbosity(value: bool) -> bool:
         if value:
-            setattr(verbosity, flag, True)
+            setattr(console.verbosity, name, True)
         return value
 
-    return set_flag
+    option = typer.Option(f"--{name}", *short, callback=set_verbosity, is_eager=True, help=help)
+    return Annotated[bool, option]
 
 
-# Options that every command has, in one place.
-_COMMON: dict[str, Any] = {
-    "verbose": Annotated[
-        bool,
-        typer.Option(
-            "--verbose",
-            "-v",
-            callback=_talk("verbose"),
-            is_eager=True,
-            help="Talk on standard error even where it is no terminal.",
-        ),
-    ],
-    "quiet": Annotated[
-        bool,
-        typer.Option(
-            "--quiet",
-            "-q",
-            callback=_talk("quiet"),
-            is_eager=True,
-            help="Say nothing but the result and errors.",
-        ),
-    ],
-    "debug": Annotated[
-        bool,
-        typer.Option(
-            "--debug",
-            callback=_talk("debug"),
-            is_eager=True,
-            help="Show the traceback of an error.",
-        ),
-    ],
+# The options that every command has.
+_COMMON = {
+    "verbose": _verbosity_flag(
+        "verbose", "-v", help="Show messages and progress even where standard error is no terminal."
+    ),
+    "quiet": _verbosity_flag("quiet", "-q", help="Say nothing but the result and errors."),
+    "debug": _verbosity_flag("debug", help="Show the traceback of an error."),
 }
 
 
-def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command together with the options that every command has."""
+def add_command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
+    """Make a function a command, with the options that every command has after its own."""
 
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def body(**given: Any) -> None:
-            function(**{k: v for k, v in given.items() if k not in _COMMON})
+    @functools.wraps(function)
+    def command(**values: Any) -> None:
+        function(**{key: value for key, value in values.items() if key not in _COMMON})
 
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        signature = inspect.signature(function, eval_str=True)
-        common = [
-            inspect.Parameter(key, keyword, default=False, annotation=annotation)
-            for key, annotation in _COMMON.items()
-        ]
-        own = [p.replace(kind=keyword) for p in signature.parameters.values()]
-        body.__signature__ = signature.replace(parameters=[*own, *common])  # type: ignore[attr-defined]
-        body.__annotations__ = {p.name: p.annotation for p in [*own, *common]}
-        group.command(name)(body)
-        return function
-
-    return register
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    signature = inspect.signature(function, eval_str=True)
+    parameters = [p.replace(kind=keyword) for p in signature.parameters.values()]
+    parameters += [
+        inspect.Parameter(key, keyword, default=False, annotation=annotation)
+        for key, annotation in _COMMON.items()
+    ]
+    # typer reads the options from the signature.
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    app.command(name)(command)

@@ -80,6 +80,17 @@ def _replaced(own: Decompose | None, given: Mapping[str, Any]) -> set[str]:
     return found
 
 
+def refuse_without_sweep(flags: Mapping[str, Any]) -> None:
+    """Refuse the flags of ``pela report`` that only a sweep knows.
+
+    Raises:
+        RequestError: one of them is given.
+    """
+    for name, value in flags.items():
+        if value is not None:
+            raise RequestError(f"--{name} {value}: belongs to --sweep, as in --sweep 0.9..0.3")
+
+
 def pins(given: Sequence[str] | None) -> dict[str, int | str] | None:
     """["REGEX=RANK", …] → {regex: rank}."""
     if not given:

@@ -1,7 +1,7 @@
 """The course of training as curves: read from metrics.jsonl, of a finished artefact or of a run
-that is still going on, and drawn in a line of the terminal. No torch.
+that is still going on, and drawn as one line of a terminal.
 
-Figures are named as trackers have them: ``loss``, ``losses/feature``, ``lr``, ``samples_per_s``,
+Figures are named as trackers name them: ``loss``, ``losses/feature``, ``lr``, ``samples_per_s``,
 ``metrics/accuracy``.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,20 @@ from pelacli.recipe import layout
 from pelacli.report.tables import Row
 
 FILE = "metrics.jsonl"
+_SINGLE = ("loss", "lr", "samples_per_s")  # keys of a line that hold one figure
+_GROUPS = ("losses", "metrics")  # … and those that hold several by name
+_ORDER = ("loss", "losses", "metrics", "lr", "samples_per_s")
+_SMALLER_IS_BETTER = ("loss", "losses/", "metrics/loss", "metrics/relative_error")
+_NEITHER_IS_BETTER = ("lr", "samples_per_s")
 _BARS = "▁▂▃▄▅▆▇█"
-_GROUPS = ("losses", "metrics")
-_PLAIN = ("loss", "lr", "samples_per_s")
-_SMALLER = ("loss", "losses/", "metrics/loss", "metrics/relative_error")  # better when smaller
-_NEITHER = ("lr", "samples_per_s")
-_BESIDE = 56  # columns of the terminal that the numbers take
+_NUMBERS_WIDTH = 56  # columns of the terminal beside the curve
 
 Point = tuple[int, float]  # (step, value)
 
 
 @dataclass
 class Course:
-    """One run of training.
+    """The course of one training.
 
     Attributes:
         step, epoch: of the last line.
@@ -45,29 +46,36 @@ class Course:
     series: dict[str, list[Point]] = field(default_factory=dict)
 
 
-def find(ref: str) -> dict[str, Path]:
-    """Label → metrics file: of an artefact, a run directory with all its steps, a folder of a run
-    that is going on (``….training``), or the file itself. Empty where there is none."""
+def metrics_files(ref: str) -> dict[str, Path]:
+    """Label → metrics file.
+
+    Args:
+        ref: an artefact, a run directory with all its steps, the working directory of a training
+            that is going on (``….training``), or a metrics file itself.
+
+    Returns:
+        in order of path and step; empty where there is none.
+    """
     path = Path(ref)
     if path.is_file():
         return {ref: path} if path.suffix == ".jsonl" else {}
     roots = [path]
     if path.name:  # "." has none
         roots.append(layout.workplace(path))  # of an artefact that is still to come
-    found = {
+    folders = {
         file.parent
         for root in roots
         for pattern in ("", "*/", "*/*/")
         for file in root.glob(pattern + FILE)
         if not file.parent.name.startswith(".")
     }
-    order = list(layout.FOLDERS.values())
+    steps = list(layout.FOLDERS.values())
 
-    def place(folder: Path) -> tuple[str, int, str]:
+    def path_and_step(folder: Path) -> tuple[str, int, str]:
         step = folder.name.removesuffix(".training")
-        return str(folder.parent), order.index(step) if step in order else -1, folder.name
+        return str(folder.parent), steps.index(step) if step in steps else -1, folder.name
 
-    return {str(folder): folder / FILE for folder in sorted(found, key=place)}
+    return {str(folder): folder / FILE for folder in sorted(folders, key=path_and_step)}
 
 
 def read(file: Path) -> Course:
@@ -91,38 +99,40 @@ def read(file: Path) -> Course:
             if number == len(lines) and not text.endswith("\n"):
                 break
             raise RequestError(f"{file}:{number}: not a line of metrics") from None
-    order = ("loss", "losses", "metrics", *_NEITHER)
-    course.series = dict(
-        sorted(course.series.items(), key=lambda item: order.index(item[0].partition("/")[0]))
-    )
     if not course.series:
         raise RequestError(
             f"{file}: has no figures yet; training writes them every log_every steps"
         )
+    names = sorted(course.series, key=lambda name: _ORDER.index(name.partition("/")[0]))
+    course.series = {name: course.series[name] for name in names}
     return course
 
 
 def _figures(line: dict[str, Any]) -> Iterable[tuple[str, float]]:
-    """The figures of a line, those left out that are no finite numbers."""
-    flat = {name: line[name] for name in _PLAIN if name in line}
+    """The finite figures of a line."""
+    figures = {name: line[name] for name in _SINGLE if name in line}
     for group in _GROUPS:
-        flat |= {f"{group}/{name}": value for name, value in line.get(group, {}).items()}
-    return [(n, float(v)) for n, v in flat.items() if v is not None and math.isfinite(v)]
+        figures |= {f"{group}/{name}": value for name, value in line.get(group, {}).items()}
+    return [
+        (name, float(value))
+        for name, value in figures.items()
+        if value is not None and math.isfinite(value)
+    ]
 
 
 def best(name: str, points: Sequence[Point]) -> Point | None:
     """The best point of a figure; None for figures that are neither good nor bad."""
-    if name in _NEITHER:
+    if name in _NEITHER_IS_BETTER:
         return None
-    sign = -1 if name.startswith(_SMALLER) else 1
+    sign = -1 if name.startswith(_SMALLER_IS_BETTER) else 1
     return max(points, key=lambda point: sign * point[1])
 
 
 def sparkline(points: Sequence[Point], width: int) -> str:
     """The points as bars in one line, at most ``width`` characters, evenly spaced in steps.
 
-    A bar is the mean of the points of its stretch; stretches without points take the last value.
-    The lowest bar is the smallest mean, the full one the largest.
+    A bar is the mean of the points in its stretch of steps; a stretch without points takes the bar
+    before it. The lowest bar is the smallest mean, the full one the largest.
     """
     if not points:
         return ""
@@ -143,41 +153,41 @@ def sparkline(points: Sequence[Point], width: int) -> str:
 
 
 def title(label: str, course: Course) -> str:
-    """One line above a run's curves."""
+    """One line above the curves of a course."""
     state = ", going on" if course.going_on else ""
     return f"{label}: step {course.step:,}, epoch {course.epoch:g}{state}"
 
 
-def rows(course: Course, columns: int = 80) -> list[Row]:
+def human_rows(course: Course, columns: int = 80) -> list[Row]:
     """A row per figure, with its curve, for a terminal of so many columns."""
-    width = max(8, min(64, columns - _BESIDE))
-    found = []
+    width = max(8, min(64, columns - _NUMBERS_WIDTH))
+    rows = []
     for name, points in course.series.items():
-        top = best(name, points)
-        found.append(
+        best_point = best(name, points)
+        rows.append(
             {
                 "figure": name,
                 "first": f"{points[0][1]:.4g}",
                 "last": f"{points[-1][1]:.4g}",
-                "best": None if top is None else f"{top[1]:.4g}",
+                "best": None if best_point is None else f"{best_point[1]:.4g}",
                 "curve": sparkline(points, width),
             }
         )
-    return found
+    return rows
 
 
-def point_rows(found: dict[str, Course]) -> list[Row]:
-    """A row per point of all runs, exact, for CSV."""
+def exact_rows(courses: Mapping[str, Course]) -> list[Row]:
+    """A row per point of all courses, for CSV."""
     return [
         {"run": label, "figure": name, "step": step, "value": value}
-        for label, course in found.items()
+        for label, course in courses.items()
         for name, points in course.series.items()
         for step, value in points
     ]
 
 
-def to_json(found: dict[str, Course]) -> list[Row]:
-    """A document per run."""
+def documents(courses: Mapping[str, Course]) -> list[Row]:
+    """The document of ``pela report --curves --json``: one for each course."""
     return [
         {
             "run": label,
@@ -186,5 +196,5 @@ def to_json(found: dict[str, Course]) -> list[Row]:
             "going_on": course.going_on,
             "series": {name: [list(p) for p in points] for name, points in course.series.items()},
         }
-        for label, course in found.items()
+        for label, course in courses.items()
     ]

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 import pelacli
 from pelacli import console
-from pelacli.cli import app
+from pelacli.cli.app import make_app
 
 OPTIONS = Path(__file__).parent / "snapshots" / "options.json"
 RECIPE = """
@@ -79,7 +79,7 @@ def test_options_are_frozen():
             return {name: options(child) for name, child in sorted(command.commands.items())}
         return sorted(name for p in command.params for name in [*p.opts, *p.secondary_opts])
 
-    now = options(typer.main.get_command(app.app))
+    now = options(typer.main.get_command(make_app()))
     if os.environ.get("PELA_SNAPSHOT"):
         OPTIONS.write_text(json.dumps(now, indent=1) + "\n")
     frozen = json.loads(OPTIONS.read_text())

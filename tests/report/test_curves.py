@@ -63,7 +63,7 @@ def test_figures_that_are_no_numbers_are_left_out(tmp_path):
     assert curves.read(tmp_path / curves.FILE).series == {"metrics/loss": [(1, 2.0)]}
 
 
-def test_sparkline():
+def test_a_sparkline_spreads_the_means_over_eight_bars():
     rising = [(step, float(step)) for step in range(8)]
     assert curves.sparkline(rising, 8) == "▁▂▃▄▅▆▇█"
     assert curves.sparkline(rising[::-1][:1], 8) == "▄"
@@ -72,7 +72,7 @@ def test_sparkline():
     assert curves.sparkline([], 8) == ""
 
 
-def test_best_is_smallest_of_losses_and_largest_of_metrics():
+def test_the_best_is_the_smallest_of_losses_and_the_largest_of_metrics():
     points = [(1, 3.0), (2, 1.0), (3, 2.0)]
     for name in ("loss", "losses/task", "metrics/loss", "metrics/relative_error"):
         assert curves.best(name, points) == (2, 1.0)
@@ -84,11 +84,11 @@ def test_best_is_smallest_of_losses_and_largest_of_metrics():
 def test_runs_are_found_by_any_name_of_theirs(tmp_path):
     root = tmp_path / "run"
     done, going = write(root / "dense"), write(root / "pretrain.training")
-    assert list(curves.find(str(root))) == [str(done), str(going)]
-    assert list(curves.find(str(tmp_path))) == [str(done), str(going)]
-    assert list(curves.find(str(root / "pretrain"))) == [str(going)]  # still to come
-    assert list(curves.find(str(done / curves.FILE))) == [str(done / curves.FILE)]
-    assert curves.find(str(tmp_path / "nothing")) == {}
+    assert list(curves.metrics_files(str(root))) == [str(done), str(going)]
+    assert list(curves.metrics_files(str(tmp_path))) == [str(done), str(going)]
+    assert list(curves.metrics_files(str(root / "pretrain"))) == [str(going)]  # still to come
+    assert list(curves.metrics_files(str(done / curves.FILE))) == [str(done / curves.FILE)]
+    assert curves.metrics_files(str(tmp_path / "nothing")) == {}
 
 
 def test_report_draws_a_run_that_is_going_on(pela, here):
@@ -122,7 +122,7 @@ def test_report_draws_beside_the_tables_of_an_artefact(pela, artefact):
     assert "| figure |" in pela("report", "a", "--curves", "--format", "markdown")[1]
 
 
-def test_what_has_no_curves_is_said(pela, artefact):
+def test_an_artefact_without_curves_is_refused_and_has_none_in_json(pela, artefact):
     code, out, err = pela("report", "a", "--curves")
     assert (code, out) == (2, "")
     assert "a: there is no metrics.jsonl; `pela pretrain` and `pela finetune` write one" in err

@@ -1,183 +1,38 @@
-"""Tables: exact figures in JSON and CSV, human units in Markdown and on the terminal."""
+"""Rows as text: CSV is exact, Markdown is for people."""
 
 import csv
 import io
-import json
 
 import pytest
-from rich.console import Console
 
-from pelacli.manifest.document import Count, LayerRecord, Manifest, SourceRecord
 from pelacli.report import tables
 
 
-def layer(name, shape, rank=None, reason=None, energy=None, flops=True):
-    out, in_ = shape
-    params = Count(before=out * in_, after=out * in_ if rank is None else rank * (out + in_))
-    return LayerRecord(
-        name=name, shape=shape, rank=rank, reason=reason, energy=energy, params=params,
-        flops=Count(before=394 * params.before, after=394 * params.after) if flops else None,
-    )  # fmt: skip
-
-
-@pytest.fixture
-def vit():
-    layers = [
-        layer("blocks.0.mlp.fc1", (3072, 768), 200, energy=0.8),
-        layer("blocks.10.mlp.fc1", (3072, 768), 300, energy=0.9),
-        layer("blocks.11.mlp.fc1", (3072, 768), None, "break-even", 1.0),
-        layer("head", (1000, 768), None, "output head"),
-    ]
-    saved = sum(la.params.before - la.params.after for la in layers)
-    return Manifest(
-        source=SourceRecord(model="vit|b", library="timm"),
-        library="timm",
-        energy=0.85,
-        params=Count(before=86_567_656, after=86_567_656 - saved),
-        flops=Count(before=35_128_000_000, after=35_128_000_000 - 394 * saved),
-        layers=layers,
-    )
-
-
-def read_csv(text):
-    return list(csv.DictReader(io.StringIO(text)))
-
-
-def cells(markdown):
-    lines = [line.strip("|").split("|") for line in markdown.splitlines()]
+def markdown_cells(rows):
+    lines = [line.strip("|").split("|") for line in tables.to_markdown(rows).splitlines()]
     return [[cell.strip() for cell in line] for line in lines if "---" not in line[0]]
 
 
-def test_numbers_in_names_become_stars_but_only_whole_parts():
-    kinds = {
-        "blocks.3.mlp.fc1": "blocks.*.mlp.fc1",
-        "layers.0.blocks.11.attn.qkv": "layers.*.blocks.*.attn.qkv",
-        "0.fc2": "*.fc2",
-        "encoder.1": "encoder.*",
-        "h2.conv1d": "h2.conv1d",
-    }
-    assert {name: tables.kind_of(name) for name in kinds} == kinds
-
-
-def test_rows_per_kind(vit):
-    mlp, head = tables.report_rows({"a": vit}, "kind")
-    assert mlp == {
-        "model": "a", "kind": "blocks.*.mlp.fc1", "out": 3072, "in": 768, "layers": 3,
-        "factorised": 2, "rank_min": 200, "rank_max": 300, "reason": "break-even",
-        "energy": pytest.approx(0.9),
-        "params_before": 3 * 3072 * 768, "params_after": 500 * 3840 + 3072 * 768,
-        "flops_before": 394 * 3 * 3072 * 768, "flops_after": 394 * (500 * 3840 + 3072 * 768),
-    }  # fmt: skip
-    assert (head["rank_min"], head["reason"], head["energy"]) == (None, "output head", None)
-
-
-def test_rows_of_the_whole(vit):
-    (row,) = tables.report_rows({"a": vit}, "whole")
-    assert (row["layers"], row["factorised"], row["energy"]) == (4, 2, 0.85)
-    assert row["params_after"] == vit.params.after
-    assert row["ratio"] == vit.params.after / vit.params.before
-    assert row["flops_ratio"] == vit.flops.after / vit.flops.before
-
-
-def test_a_kind_of_several_shapes_has_none(vit):
-    vit.layers[1] = layer("blocks.10.mlp.fc1", (1536, 384), 100)
-    row = tables.report_rows({"a": vit}, "kind")[0]
-    assert (row["out"], row["in"]) == (None, None)
-    assert cells(tables.to_markdown({"a": vit}))[1][2] == "various"
-
-
-def test_json_is_the_contract(vit):
-    (model,) = json.loads(json.dumps(tables.to_json({"runs/a": vit})))
-    assert {"model", "params", "flops", "layers"} <= model.keys()
-    assert model["model"] == "runs/a"
-    assert model["params"] == {"before": 86_567_656, "after": vit.params.after}
-    first, *_, head = model["layers"]
-    assert {k: first[k] for k in ("name", "shape", "rank", "reason", "energy")} == {
-        "name": "blocks.0.mlp.fc1", "shape": [3072, 768], "rank": 200, "reason": None,
-        "energy": 0.8,
-    }  # fmt: skip
-    assert first["params"] == {"before": 3072 * 768, "after": 200 * 3840}
-    assert (head["rank"], head["reason"]) == (None, "output head")
-    vit.flops = None
-    assert tables.to_json({"a": vit})[0]["flops"] is None
-
-
-def test_csv_is_exact(vit):
-    rows = read_csv(tables.to_csv({"a": vit, "b,c": vit}))
-    assert len(rows) == 8
-    assert [rows[0]["model"], rows[4]["model"]] == ["a", "b,c"]
-    assert rows[0]["params_after"] == "768000"
-    assert rows[0]["flops_before"] == str(394 * 3072 * 768)
-    assert (rows[2]["rank"], rows[2]["reason"]) == ("", "break-even")
-    whole = read_csv(tables.to_csv({"a": vit}, "whole"))[0]
-    assert whole["params_before"] == "86567656"
-
-
-def test_markdown_is_for_people_and_adds_up(vit):
-    lines = cells(tables.to_markdown({"a": vit}))
-    assert lines[0] == ["kind", "layers", "shape", "rank", "energy", "params", "FLOPs"]
-    assert lines[1] == [
-        "blocks.*.mlp.fc1", "3", "3072×768", "200–300, 1 dense", "90.00%", "7.08 M → 4.28 M",
-        "2.79 G → 1.69 G",
-    ]  # fmt: skip
-    assert lines[2][3:] == ["dense (output head)", "–", "768 k", "303 M"]
-    assert lines[3][0] == "other"
-    assert lines[3][5:] == ["78.7 M", "32.0 G"]
-    assert lines[4][0] == "total"
-    assert lines[4][4:] == ["85.00%", "86.6 M → 83.8 M", "35.1 G → 34.0 G"]
-    by_layer = cells(tables.to_markdown({"a": vit}, "layer"))
-    assert by_layer[3][:3] == ["blocks.11.mlp.fc1", "3072×768", "dense (break-even)"]
-    several = cells(tables.to_markdown({"a": vit, "b": vit}, "whole"))
-    assert [line[0] for line in several] == ["model", "a", "b"]
-    assert several[1][1] == "2 of 4 factorised"
-    assert tables.kinds_markdown(vit) == tables.to_markdown({"x": vit})
-
-
-def test_unknown_flops_are_a_dash(vit):
-    vit.layers[0].flops = None
-    lines = cells(tables.to_markdown({"a": vit}))
-    assert lines[1][6] == "–"
-    assert lines[3][6] == "–"  # what is left over is then unknown too
-    assert lines[4][6] != "–"
-    vit.flops = None
-    assert cells(tables.to_markdown({"a": vit}, "whole"))[1][4] == "–"
-
-
-def test_markdown_escapes(vit):
-    text = tables.rows_markdown([{"a|b": "x|y\nz", "n": 1.0}])
+def test_markdown_escapes_what_would_end_a_cell():
+    text = tables.to_markdown([{"a|b": "x|y\nz", "n": 1.0}])
     assert text.splitlines() == [r"| a\|b | n |", "| --- | ---: |", r"| x\|y z | 1 |"]
 
 
-def text_of(table, width=200):
-    stream = io.StringIO()
-    Console(file=stream, width=width).print(table)
-    return stream.getvalue()
-
-
-def test_terminal_shows_the_same_cells(vit):
-    text = text_of(tables.to_table({"a": vit}))
-    for line in cells(tables.to_markdown({"a": vit})):
-        assert all(cell in text for cell in line)
-    assert "blocks.*.mlp.fc1" in text_of(tables.to_table({"a": vit}), width=80)
-    assert "[bold]" in text_of(tables.rows_table([{"name": "[bold]x"}], title="[t]"))
-
-
-def test_comparisons_take_any_rows():
+def test_values_are_short_in_markdown_and_exact_in_csv():
     rows = [
         {"model": "dense", "accuracy": 97.25, "params": 1_234_567, "latency_ms": float("nan")},
         {"model": "low-rank", "accuracy": 0.000123456, "params": None, "fits": True},
     ]
-    assert cells(tables.rows_markdown(rows)) == [
+    assert markdown_cells(rows) == [
         ["model", "accuracy", "params", "latency_ms", "fits"],
         ["dense", "97.25", "1,234,567", "–", "–"],
         ["low-rank", "0.0001235", "–", "–", "yes"],
     ]
-    assert tables.rows_markdown(rows).splitlines()[1] == "| --- | ---: | ---: | ---: | --- |"
-    assert read_csv(tables.rows_csv(rows))[1] == {
+    assert tables.to_markdown(rows).splitlines()[1] == "| --- | ---: | ---: | ---: | --- |"
+    assert list(csv.DictReader(io.StringIO(tables.to_csv(rows))))[1] == {
         "model": "low-rank", "accuracy": "0.000123456", "params": "", "latency_ms": "",
         "fits": "True",
     }  # fmt: skip
-    assert "low-rank" in text_of(tables.rows_table(rows))
 
 
 @pytest.mark.parametrize(
@@ -188,5 +43,5 @@ def test_comparisons_take_any_rows():
         (1.5e12, "1.50 T"), (-2500, "-2.50 k"), (None, "–"),
     ],
 )  # fmt: skip
-def test_human_numbers(number, text):
+def test_a_number_for_people_has_three_digits_and_a_prefix(number, text):
     assert tables.human(number) == text

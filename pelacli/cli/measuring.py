@@ -1,0 +1,114 @@
+"""``pela eval`` and ``pela report``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pelacli.cli.options import Format, Json, Set
+
+
+def evaluate(
+    artefacts: Annotated[
+        list[str], typer.Argument(metavar="ARTEFACT…", help="Artefacts, models, or one recipe.")
+    ],
+    against: Annotated[
+        str | None, typer.Option(help="Dense model or artefact to compare with.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Fail (exit 3) if the main metric drops by more points than this."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--data", help="Dataset; by default the artefact's own.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the dataset.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task; by default the artefact's own.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples per batch.")] = None,
+    latency: Annotated[
+        bool | None, typer.Option("--latency/--no-latency", help="Time the forward pass.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Weights of plain models: pretrained, random or a path.")
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="Architecture of a bare safetensors file.")
+    ] = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Measure models: metrics, agreement with the dense one, latency; as a gate with --max-drop."""
+    from pelacli.cli import output as cli_output
+    from pelacli.cli import requests
+
+    flags = {
+        "against": against,
+        "max_drop": max_drop,
+        "split": split,
+        "task": task,
+        "batch_size": batch_size,
+        "latency": latency,
+    }
+    jobs = requests.evaluations(
+        artefacts, flags, dataset, {"weights": weights, "arch": arch}, set_ or []
+    )
+    from pelacli.steps import eval as steps_eval
+
+    results = [steps_eval.run(**job) for job in jobs]
+    cli_output.print_evaluated(results, json)
+    steps_eval.gate(results)
+
+
+def report(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ARTEFACT…", help="Artefacts or models; default: all in runs/."),
+    ] = None,
+    by: Annotated[str, typer.Option(help="Rows: layer, kind or whole.")] = "kind",
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            help="What other ratios would give, from stored spectra: 0.9..0.3, 0.9..0.3:7, or a "
+            "list. Damage is the energy lost: after calibration the change of the standardised "
+            "output, squared, per sample; else the squared error of the weights."
+        ),
+    ] = None,
+    scope: Annotated[
+        str | None, typer.Option(help="Of the sweep's ratios: model or layers.")
+    ] = None,
+    policy: Annotated[str | None, typer.Option(help="Of the sweep: energy or uniform.")] = None,
+    unit: Annotated[
+        str | None, typer.Option(help="Of the sweep's ratios: params or flops.")
+    ] = None,
+    curves: Annotated[
+        bool,
+        typer.Option("--curves", help="Only the curves of training, of runs going on too."),
+    ] = False,
+    format_: Format = "table",
+    arch: Annotated[
+        str | None, typer.Option(help="Architecture of a bare safetensors file.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Parameters, FLOPs, ranks, kept energy and curves of artefacts and plain models."""
+    from pelacli.cli import reports, requests
+    from pelacli.errors import RequestError
+    from pelacli.steps import report as steps_report
+
+    format_ = "json" if json else format_
+    of_sweep = {"scope": scope, "policy": policy, "unit": unit}
+    if sweep is None:
+        requests.refuse_without_sweep(of_sweep)
+    elif curves:
+        raise RequestError("--sweep and --curves are two reports; give one")
+    if sweep is not None:
+        style = reports.style_of(format_)
+        reports.print_sweeps(steps_report.run_sweep(models or [], sweep, of_sweep), style)
+    elif curves:
+        style = reports.style_of(format_)
+        reports.print_curves(steps_report.run_curves(models or []), style)
+    else:
+        level, style = reports.level_of(by), reports.style_of(format_)
+        result = steps_report.run(models or [], arch=arch)
+        reports.print_report(result, level, style, with_curves=bool(models))

@@ -1,0 +1,114 @@
+"""Print the reports: costs, curves of training and sweeps, as tables, JSON, CSV or Markdown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Literal, cast
+
+from pelacli import console
+from pelacli.cli import terminal
+from pelacli.errors import RequestError
+from pelacli.planning.sweep import Sweep
+from pelacli.report import costs, curves, sweeps, tables
+from pelacli.report.costs import Level
+from pelacli.report.curves import Course
+from pelacli.report.tables import Row
+from pelacli.steps.report import Report
+
+Style = Literal["table", "json", "csv", "markdown"]
+
+_PIPE_WIDTH = 80  # characters of a line of curves off a terminal
+
+
+def style_of(text: str) -> Style:
+    """The style that ``--format`` names.
+
+    Raises:
+        RequestError: there is none of this name.
+    """
+    if text not in ("table", "json", "csv", "markdown"):
+        raise RequestError(f"--format {text}: there is table, json, csv and markdown")
+    return cast(Style, text)
+
+
+def level_of(text: str) -> Level:
+    """What ``--by`` asks a row for.
+
+    Raises:
+        RequestError: there is none of this name.
+    """
+    if text not in ("layer", "kind", "whole"):
+        raise RequestError(f"--by {text}: there is layer, kind and whole")
+    return cast(Level, text)
+
+
+def print_report(report: Report, by: Level, style: Style, *, with_curves: bool) -> None:
+    """Print the costs of models, or the curves alone where there is only an unfinished run.
+
+    Args:
+        with_curves: draw the curves below the tables; JSON always holds them.
+    """
+    if not report.manifests:
+        print_curves(report.courses, style)
+    elif style == "json":
+        console.print_json(_documents(report))
+    elif style == "csv":
+        terminal.print_text(tables.to_csv(costs.exact_rows(report.manifests, by)), end="")
+    elif style == "markdown":
+        terminal.print_text(tables.to_markdown(costs.human_rows(report.manifests, by)))
+    else:
+        _print_costs(report, by)
+        if with_curves:
+            print_curves(report.courses, "table")
+
+
+def _documents(report: Report) -> list[Row]:
+    documents = costs.documents(report.manifests)
+    for document in documents:
+        course = report.courses.get(document["model"])
+        if course is not None:
+            document["curves"] = course.series
+    return documents
+
+
+def _print_costs(report: Report, by: Level) -> None:
+    if by == "whole":
+        terminal.print_table(costs.human_rows(report.manifests, by))
+        return
+    for label, manifest in report.manifests.items():  # a column "model" would hold one name
+        terminal.print_heading(label)
+        terminal.print_table(costs.human_rows({label: manifest}, by))
+
+
+def print_curves(courses: Mapping[str, Course], style: Style) -> None:
+    """Draw courses of training, or print their points."""
+    if style == "json":
+        console.print_json(curves.documents(courses))
+    elif style == "csv":
+        terminal.print_text(tables.to_csv(curves.exact_rows(courses)), end="")
+    else:
+        width = console.stdout().width if sys.stdout.isatty() else _PIPE_WIDTH
+        for label, course in courses.items():
+            terminal.print_heading(curves.title(label, course))
+            _print_rows(curves.human_rows(course, width), style)
+
+
+def print_sweeps(results: Mapping[str, Sweep], style: Style) -> None:
+    """Print what each budget of a sweep gives."""
+    if style == "json":
+        console.print_json(sweeps.to_json(results))
+    elif style == "csv":
+        terminal.print_text(tables.to_csv(sweeps.exact(results)), end="")
+    else:
+        for label, sweep in results.items():
+            terminal.print_heading(f"{label}: {sweeps.caption(sweep)}")
+            _print_rows(sweeps.human(sweep), style)
+
+
+def _print_rows(rows: list[Row], style: Style) -> None:
+    """Print the rows below a heading."""
+    if style == "markdown":
+        terminal.print_text(f"\n{tables.to_markdown(rows)}\n")
+    else:
+        terminal.print_table(rows)
