@@ -16,6 +16,7 @@ from typing import Any
 
 from pelacli.manifest import document
 from pelacli.recipe import layout
+from pelacli.recipe.evaluation import Evaluation, NamedModel
 from pelacli.recipe.schema import Recipe
 from pelacli.steps import eval as steps_eval
 from pelacli.steps import pipeline
@@ -308,11 +309,17 @@ class Workshop:
         if method.backbone:
             figures["probe"] = probe(str(healed))
         else:
-            found = steps_eval.run(
-                str(healed), data=spec.data, split="test", with_latency=False, device=self.device
+            evaluated = steps_eval.run(
+                Evaluation(
+                    NamedModel(str(healed)),
+                    data=spec.data,
+                    split="test",
+                    latency=False,
+                    device=self.device,
+                )
             )
-            figures["accuracy"] = found.metrics["accuracy"]
-            figures["params"] = found.params
+            figures["accuracy"] = evaluated.metrics["accuracy"]
+            figures["params"] = evaluated.params
         if method.transfer:
             done = document.read(layout.folder(spec, "finetune")).history[-1]
             figures["transfer"] = done.metrics["accuracy"]

@@ -42,20 +42,21 @@ def evaluate(
     from pelacli.cli import output as cli_output
     from pelacli.cli import requests
 
-    flags = {
-        "against": against,
-        "max_drop": max_drop,
-        "split": split,
-        "task": task,
-        "batch_size": batch_size,
-        "latency": latency,
-    }
-    jobs = requests.evaluations(
-        artefacts, flags, dataset, {"weights": weights, "arch": arch}, set_ or []
+    flags = requests.EvalFlags(
+        against=against,
+        max_drop=max_drop,
+        data=dataset,
+        split=split,
+        task=task,
+        batch_size=batch_size,
+        latency=latency,
+        weights=weights,
+        arch=arch,
     )
+    evaluations = requests.evaluations(artefacts, flags, set_ or [])
     from pelacli.steps import eval as steps_eval
 
-    results = [steps_eval.run(**job) for job in jobs]
+    results = [steps_eval.run(evaluation) for evaluation in evaluations]
     cli_output.print_evaluated(results, json)
     steps_eval.gate(results)
 

@@ -177,6 +177,6 @@ def _sizes_and_metrics(figures: Mapping[str, Any]) -> dict[str, str]:
 
 def _comparison(result: Evaluated) -> dict[str, str]:
     """How a model compares with its baseline, by name."""
-    shown = {} if result.drop is None else {f"drop of {result.main}": f"{result.drop:.2f}"}
+    shown = {} if result.drop is None else {f"drop of {result.main_metric}": f"{result.drop:.2f}"}
     agreement = result.agreement or {}
     return shown | {_AGREEMENT.get(name, name): f"{agreement[name]:.4g}" for name in agreement}

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pelacli.console import info, warn
 from pelacli.errors import RequestError
 from pelacli.manifest import document, lookup
-from pelacli.recipe import fields, flags, reading, stored
+from pelacli.recipe import fields, reading, stored
 from pelacli.recipe.aliases import ALIASES
+from pelacli.recipe.evaluation import Evaluation, NamedModel
+from pelacli.recipe.flags import from_flags, with_flags, without_none
 from pelacli.recipe.schema import Data, Decompose
-from pelacli.recipe.step import Step, step_of
+from pelacli.recipe.step import Opening, Step, step_of
 from pelacli.steps import pipeline
+
+# Each of these flags says how small by itself.
+_BUDGETS = {"ratio", "energy", "threshold", "max_drop", "plan"}
+# What max_drop is measured on.
+_OF_MAX_DROP = {"data", "split", "task", "task_args"}
 
 
 def decompose(
@@ -24,128 +31,163 @@ def decompose(
     overrides: Sequence[str],
     output: Path | None,
 ) -> Step[Decompose]:
-    """MODEL and flags → the decompose step. Flags win over a recipe's own values.
+    """The decompose step of a recipe, or of a model that flags alone describe.
 
     Args:
-        top, section: flags for the recipe's top level and for [decompose]; None: not given.
+        model: MODEL, which may be a recipe.
+        top, section: flags for the recipe's top level and for [decompose], which win over its own
+            values; None was not given.
         output: where to write; by default the recipe's place, or runs/MODEL-rRATIO.
 
     Raises:
         RequestError: flags that don't go together, or none that says how small.
     """
-    given = {key: value for key, value in section.items() if value is not None}
-    if "threshold" in given:
-        given.setdefault("policy", "threshold")
+    flags = without_none(section)
+    if "threshold" in flags:
+        flags.setdefault("policy", "threshold")
     if model.endswith(".toml"):
-        spec = reading.load(Path(model), overrides)
-        spec = flags.with_flags(spec, "", **top)
-        if "data" in given:
-            given["data"] = _data(given["data"]["dataset"], spec.data)
-            given["data"] = given["data"].model_dump(mode="json", exclude_unset=True)
-        replaced = _replaced(spec.decompose, given)
-        spec = flags.with_flags(spec, "decompose", instead_of=replaced, **given)
-        step = step_of(spec, "decompose")
-        lookup.require(step.source, step.name)
+        step = _decompose_recipe(Path(model), top, flags, overrides)
         return replace(step, output=output) if output else step
-    if not _BUDGETS & set(given):
+    if not _BUDGETS & set(flags):
         raise RequestError(
             "decompose needs --ratio (how much smaller), --energy, --threshold, --max-drop or "
             "--plan"
         )
-    full = ALIASES.get(model)
-    if full is not None:
-        info(f"{model} is {full}")
-    place = output or Path("runs") / _name(model, given)
-    base = {"model": model, "output": str(place), **top}
-    spec = flags.from_flags(base, {"decompose": given}, overrides)
-    return replace(step_of(spec, "decompose"), output=place)
+    if model in ALIASES:
+        info(f"{model} is {ALIASES[model]}")
+    output = output or Path("runs") / _folder_name(model, flags)
+    recipe = from_flags(
+        {"model": model, "output": str(output), **top}, {"decompose": flags}, overrides
+    )
+    return replace(step_of(recipe, "decompose"), output=output)
 
 
-_BUDGETS = {"ratio", "energy", "threshold", "max_drop", "plan"}
-_MEASURED = {"data", "split", "task", "task_args"}  # what belongs to max_drop
+def _decompose_recipe(
+    file: Path, top: Mapping[str, Any], flags: dict[str, Any], overrides: Sequence[str]
+) -> Step[Decompose]:
+    recipe = with_flags(reading.load(file, overrides), "", **top)
+    if "data" in flags:
+        data = _data(flags["data"]["dataset"], recipe.data)
+        flags = flags | {"data": data.model_dump(mode="json", exclude_unset=True)}
+    replaced = _replaced_keys(recipe.decompose, flags)
+    recipe = with_flags(recipe, "decompose", instead_of=replaced, **flags)
+    step = step_of(recipe, "decompose")
+    lookup.require(step.source, step.name)
+    return step
 
 
-def _replaced(own: Decompose | None, given: Mapping[str, Any]) -> set[str]:
-    """The recipe's keys that have no say beside a budget that is given as a flag."""
-    flags = _BUDGETS & set(given)
-    if own is None or not flags:
+def _replaced_keys(section: Decompose | None, flags: Mapping[str, Any]) -> set[str]:
+    """The recipe's keys that mean nothing beside a budget that is given as a flag."""
+    budgets = _BUDGETS & set(flags)
+    if section is None or not budgets:
         return set()
-    found = {"energy", "max_drop", *_MEASURED}
-    if flags & {"energy", "max_drop"}:
-        found |= _BUDGETS
-        if own.policy == "threshold":
-            found.add("policy")
-    if "max_drop" in flags:
-        found -= _MEASURED
-    return found
+    replaced = {"energy", "max_drop"}
+    if budgets & {"energy", "max_drop"}:
+        replaced |= _BUDGETS
+        if section.policy == "threshold":
+            replaced.add("policy")
+    return replaced if "max_drop" in budgets else replaced | _OF_MAX_DROP
 
 
-def refuse_without_sweep(flags: Mapping[str, Any]) -> None:
-    """Refuse the flags of ``pela report`` that only a sweep knows.
+def _folder_name(model: str, flags: Mapping[str, Any]) -> str:
+    """vit_base-r0.50: the model's own name and the budget; f0.50 is a ratio of FLOPs."""
+    stem = Path(model).name.removesuffix(".safetensors") or "model"
+    flops = flags.get("unit") == "flops"
+    for key, letter in (("max_drop", "d"), ("energy", "e")):
+        if key in flags:
+            return f"{stem}-{letter}{flags[key]:g}{'-flops' if flops else ''}"
+    if "ratio" in flags:
+        try:
+            ratio = float(fields.parse_ratio(flags["ratio"]))
+            return f"{stem}-{'f' if flops else 'r'}{ratio:.2f}"
+        except ValueError:
+            return stem  # the recipe's validation refuses the ratio in better words
+    if "threshold" in flags:
+        return f"{stem}-t{flags['threshold']:g}"
+    return f"{stem}-plan"
+
+
+def pins(texts: Sequence[str] | None) -> dict[str, int | str] | None:
+    """["REGEX=RANK", …] → {regex: rank}.
 
     Raises:
-        RequestError: one of them is given.
+        RequestError: one of them has no rank.
     """
-    for name, value in flags.items():
-        if value is not None:
-            raise RequestError(f"--{name} {value}: belongs to --sweep, as in --sweep 0.9..0.3")
-
-
-def pins(given: Sequence[str] | None) -> dict[str, int | str] | None:
-    """["REGEX=RANK", …] → {regex: rank}."""
-    if not given:
+    if not texts:
         return None
-    found: dict[str, int | str] = {}
-    for pin in given:
-        pattern, equals, rank = pin.rpartition("=")
+    ranks: dict[str, int | str] = {}
+    for text in texts:
+        pattern, equals, rank = text.rpartition("=")
         if not equals or not (rank.isdigit() or rank in ("dense", "full")):
-            raise RequestError(f"--pin {pin}: give REGEX=RANK, a number, 'dense' or 'full'")
-        found[pattern] = int(rank) if rank.isdigit() else rank
-    return found
+            raise RequestError(f"--pin {text}: give REGEX=RANK, a number, 'dense' or 'full'")
+        ranks[pattern] = int(rank) if rank.isdigit() else rank
+    return ranks
+
+
+@dataclass(frozen=True)
+class EvalFlags:
+    """The flags of ``pela eval``; None was not given."""
+
+    against: str | None = None
+    max_drop: float | None = None
+    data: str | None = None
+    split: str | None = None
+    task: str | None = None
+    batch_size: int | None = None
+    latency: bool | None = None
+    weights: str | None = None
+    arch: str | None = None
+
+    @property
+    def opening(self) -> Opening:
+        """How to open plain models."""
+        weights = "pretrained" if self.weights is None else self.weights
+        return Opening(weights=weights, arch=self.arch)
 
 
 def evaluations(
-    refs: Sequence[str],
-    given: Mapping[str, Any],
-    dataset: str | None,
-    how_given: Mapping[str, Any],
-    overrides: Sequence[str],
-) -> list[dict[str, Any]]:
-    """Models and flags → the keyword arguments of each evaluation.
+    refs: Sequence[str], flags: EvalFlags, overrides: Sequence[str] = ()
+) -> list[Evaluation]:
+    """What to measure of each model.
 
     An artefact is measured on the data of the recipe that made it, unless a flag says otherwise.
 
     Args:
-        how_given: how to open plain models: weights, arch.
+        refs: artefacts, models or recipes.
+
+    Raises:
+        RequestError: a recipe, or the data that an artefact's recipe names, can't be read.
     """
-    flags = {key: value for key, value in given.items() if value is not None}
-    if "latency" in flags:
-        flags["with_latency"] = flags.pop("latency")
-    how = {key: value for key, value in how_given.items() if value is not None}
-    jobs = []
-    for ref in refs:
-        if ref.endswith(".toml"):
-            job = pipeline.evaluation(reading.load(Path(ref), overrides))
-        else:
-            data, task, task_args = _own_data(ref, needed=dataset is None)
-            path = lookup.latest(Path(ref))
-            job = {"ref": str(path or ref), "data": data, "task": task, "task_args": task_args}
-            job["how"] = {} if path else how
-        if flags.get("task") not in (None, job.get("task")):
-            job["task_args"] = None
-        job |= flags
-        if dataset is not None:
-            job["data"] = _data(dataset, job["data"])
-        if flags.get("against") is not None:
-            against = lookup.latest(Path(flags["against"]))
-            job["against"] = str(against or flags["against"])
-            job["how_against"] = {} if against else how
-        jobs.append(job)
-    return jobs
+    return [_evaluation(ref, flags, overrides) for ref in refs]
 
 
-def _own_data(ref: str, *, needed: bool) -> tuple[Data | None, str | None, dict[str, Any] | None]:
-    """(data, task, its settings) of the last step of an artefact that has data.
+def _evaluation(ref: str, flags: EvalFlags, overrides: Sequence[str]) -> Evaluation:
+    if ref.endswith(".toml"):
+        request = pipeline.evaluation(reading.load(Path(ref), overrides))
+    else:
+        data, task, task_args = _stored_data(ref, needed=flags.data is None)
+        model = _named_model(ref, flags)
+        request = Evaluation(model, data=data, task=task, task_args=task_args)
+    if flags.task not in (None, request.task):
+        request = replace(request, task_args=None)
+    names = ("max_drop", "split", "task", "batch_size", "latency")
+    changes = without_none({name: getattr(flags, name) for name in names})
+    if flags.data is not None:
+        changes["data"] = _data(flags.data, request.data)
+    if flags.against is not None:
+        changes["baseline"] = _named_model(flags.against, flags)
+    return replace(request, **changes)
+
+
+def _named_model(ref: str, flags: EvalFlags) -> NamedModel:
+    """A run directory is named by its last step."""
+    return NamedModel(str(lookup.latest(Path(ref)) or ref), flags.opening)
+
+
+def _stored_data(
+    ref: str, *, needed: bool
+) -> tuple[Data | None, str | None, dict[str, Any] | None]:
+    """(data, task, its settings) of the last step of an artefact that has data; else None each.
 
     Args:
         needed: no other data is given. Where it is, what can't be read is only noted.
@@ -171,24 +213,18 @@ def _own_data(ref: str, *, needed: bool) -> tuple[Data | None, str | None, dict[
 
 
 def _data(dataset: str, base: Data | None) -> Data:
+    """The data of a dataset that a flag names, with the recipe's settings where it is its own."""
     if base is not None and base.dataset == dataset:
         return base
     return Data(dataset=dataset)
 
 
-def _name(model: str, section: Mapping[str, Any]) -> str:
-    """runs/vit_base-r0.50: the model's own name and the budget; f0.50 is a ratio of FLOPs."""
-    stem = Path(model).name.removesuffix(".safetensors") or "model"
-    flops = section.get("unit") == "flops"
-    for key, letter in (("max_drop", "d"), ("energy", "e")):
-        if key in section:
-            return f"{stem}-{letter}{section[key]:g}{'-flops' if flops else ''}"
-    if "ratio" in section:
-        try:
-            ratio = float(fields.parse_ratio(section["ratio"]))
-            return f"{stem}-{'f' if flops else 'r'}{ratio:.2f}"
-        except ValueError:
-            return stem  # the recipe's validation has the better words for it
-    if "threshold" in section:
-        return f"{stem}-t{section['threshold']:g}"
-    return f"{stem}-plan"
+def refuse_without_sweep(flags: Mapping[str, Any]) -> None:
+    """Refuse the flags of ``pela report`` that only a sweep knows.
+
+    Raises:
+        RequestError: one of them is given.
+    """
+    for name, value in flags.items():
+        if value is not None:
+            raise RequestError(f"--{name} {value}: belongs to --sweep, as in --sweep 0.9..0.3")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,14 +13,13 @@ from pelacli.artefact import description, loading
 from pelacli.data.loader import Loader
 from pelacli.errors import GateError, RequestError
 from pelacli.lowrank import find
-from pelacli.manifest.document import Manifest
+from pelacli.manifest import lookup
 from pelacli.measure import evaluation, latency
 from pelacli.measure.agreement import agreement
-from pelacli.measure.evaluation import measure
 from pelacli.models import examples, heads
 from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
-from pelacli.recipe.schema import Data
+from pelacli.recipe.evaluation import Evaluation, NamedModel
 from pelacli.system import devices
 from pelacli.tasks.base import Base
 
@@ -32,8 +31,15 @@ class Evaluated:
     """One model's figures.
 
     Attributes:
-        drop: points of the task's main metric that the baseline is ahead; None without one.
+        params, flops: of the whole model; flops of one sample, None where unknown.
+        metrics: the task's; empty without labels that fit the model.
+        latency_ms: median of one forward pass of a batch; None where it was not timed.
+        baseline: the same figures of the model that it is compared with; None without one.
+        agreement: of the outputs of both, as `pelacli.measure.agreement.agreement` gives it; empty
+            where they can't be compared.
+        drop: points of the main metric that the baseline is ahead; None without one.
         max_drop: the gate it has to pass, if any.
+        main_metric: name of the task's main metric; None without labels.
     """
 
     artefact: str
@@ -45,71 +51,42 @@ class Evaluated:
     agreement: dict[str, float] | None = None
     drop: float | None = None
     max_drop: float | None = None
-    main: str | None = None
+    main_metric: str | None = None
 
 
-def run(
-    ref: str,
-    *,
-    data: Data | None,
-    task: str | None = None,
-    task_args: Mapping[str, Any] | None = None,
-    against: str | None = None,
-    max_drop: float | None = None,
-    split: str | None = None,
-    batch_size: int | None = None,
-    with_latency: bool = True,
-    how: dict[str, Any] | None = None,
-    how_against: dict[str, Any] | None = None,
-    device: str = "auto",
-) -> Evaluated:
+def run(request: Evaluation) -> Evaluated:
     """Evaluate a model.
 
-    Args:
-        ref: artefact or model; ``how`` are the keyword arguments to open it by.
-        data: where the samples come from; None measures size and latency only.
-        task: name of the task; None takes image classification where there are labels for it.
-        task_args: its settings.
-        against: the baseline, usually the dense model.
-        max_drop: largest drop that `gate` lets pass; needs ``against``.
+    Raises:
+        RequestError: a model or the data can't be opened, or ``max_drop`` is given without a
+            baseline, or without data to measure the drop on.
     """
-    if max_drop is not None and against is None:
-        raise RequestError("--max-drop needs --against, the model to compare with")
-    place = devices.select(device)
-    opened, described = _open(ref, how)
-    dense, dense_described = (None, None) if against is None else _open(against, how_against)
-    found = Evaluated(
-        artefact=ref,
-        params=described.params.after,
-        flops=described.flops.after if described.flops else None,
-        metrics={},
-        max_drop=max_drop,
+    _check(request)
+    device = devices.select(request.device)
+    model = _open(request.model)
+    dense = None if request.baseline is None else _open(request.baseline)
+    test_data = _test_data(model.opened, request)
+    metrics = {} if test_data is None else _metrics(model.opened, test_data, device)
+    comparison = None
+    if dense is not None and test_data is not None:
+        comparison = _compare(model.opened, dense.opened, test_data, device)
+    timed = [model.opened]
+    if dense is not None and (comparison is None or comparison.same_task):
+        timed.append(dense.opened)
+    latencies = _time(timed, test_data, device) if request.latency else []
+    evaluated = Evaluated(
+        artefact=request.model.ref,
+        params=model.params,
+        flops=model.flops,
+        metrics=metrics,
+        latency_ms=latencies[0] if latencies else None,
+        max_drop=request.max_drop,
+        main_metric=None if test_data is None else test_data.main_metric,
     )
-    samples, comparable = None, True
-    if data is not None:
-        samples, chosen, labelled = evaluation.samples(
-            opened, data, task, split, batch_size, task_args
-        )
-        found.main = chosen.MAIN if labelled else None
-        found.metrics = measure(opened, samples, chosen, labelled, place)
-        if dense is not None and dense_described is not None:
-            comparable = chosen.fits(dense) == chosen.fits(opened)
-            same_outputs = heads.num_classes(dense) == heads.num_classes(opened) and comparable
-            found.baseline = {
-                "artefact": against,
-                "params": dense_described.params.after,
-                "flops": dense_described.flops.after if dense_described.flops else None,
-                "metrics": _baseline(dense, samples, chosen, labelled and same_outputs, place),
-                "latency_ms": None,
-            }
-            found.agreement = _agreement(opened, dense, samples, place) if comparable else {}
-            if found.main and found.main in found.baseline["metrics"]:
-                found.drop = found.baseline["metrics"][found.main] - found.metrics[found.main]
-    elif max_drop is not None:
-        raise RequestError("--max-drop needs --data, the samples to measure the drop on")
-    if with_latency:
-        _time(found, opened, dense if comparable else None, samples, place)
-    return found
+    if dense is None or comparison is None:
+        return evaluated
+    dense_latency = latencies[1] if len(latencies) > 1 else None
+    return _with_baseline(evaluated, dense, comparison, dense_latency)
 
 
 def gate(results: Sequence[Evaluated]) -> None:
@@ -121,60 +98,128 @@ def gate(results: Sequence[Evaluated]) -> None:
             raise RequestError(
                 f"{result.artefact}: --max-drop needs a task with a metric, and labels"
             )
-        if not result.drop <= result.max_drop:  # no number is no good one
+        if not result.drop <= result.max_drop:  # NaN does not pass
             raise GateError(
-                f"{result.artefact}: {result.main} drops by {result.drop:.2f} points, "
+                f"{result.artefact}: {result.main_metric} drops by {result.drop:.2f} points, "
                 f"more than the {result.max_drop:g} allowed"
             )
 
 
-def _open(ref: str, how: dict[str, Any] | None) -> tuple[OpenModel, Manifest]:
-    opened, described = loading.open(ref, **(how or {}))
-    if described is None:
+def _check(request: Evaluation) -> None:
+    if request.max_drop is None:
+        return
+    if request.baseline is None:
+        raise RequestError("--max-drop needs --against, the model to compare with")
+    if request.data is None:
+        raise RequestError("--max-drop needs --data, the samples to measure the drop on")
+
+
+@dataclass(frozen=True)
+class _Model:
+    """An opened model with its parameters, and its FLOPs of one sample."""
+
+    ref: str
+    opened: OpenModel
+    params: int
+    flops: int | None
+
+
+def _open(named: NamedModel) -> _Model:
+    opened, manifest = loading.open(named.ref, **lookup.how_to_open(named.ref, named.opening))
+    if manifest is None:
         layers = find.find_layers(opened.module, head=opened.head)
-        described = description.describe(opened, layers, description.cost(opened, layers))
-    return opened, described
+        manifest = description.describe(opened, layers, description.cost(opened, layers))
+    flops = manifest.flops.after if manifest.flops else None
+    return _Model(named.ref, opened, manifest.params.after, flops)
 
 
-def _baseline(
-    dense: OpenModel, samples: Loader, task: Base, labelled: bool, place: torch.device
-) -> dict[str, float]:
-    """The baseline's figures; empty where it is not (yet) a model for the task."""
+@dataclass(frozen=True)
+class _TestData:
+    """The samples, the task that they are for, and whether their labels fit the model."""
+
+    samples: Loader
+    task: Base
+    labelled: bool
+
+    @property
+    def main_metric(self) -> str | None:
+        """Name of the task's main metric; None where it can't be measured."""
+        return self.task.MAIN if self.labelled else None
+
+
+def _test_data(opened: OpenModel, request: Evaluation) -> _TestData | None:
+    if request.data is None:
+        return None
+    samples, task, labelled = evaluation.samples(
+        opened, request.data, request.task, request.split, request.batch_size, request.task_args
+    )
+    return _TestData(samples, task, labelled)
+
+
+def _metrics(opened: OpenModel, data: _TestData, device: torch.device) -> dict[str, float]:
+    return evaluation.measure(opened, data.samples, data.task, data.labelled, device)
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """A model beside its baseline.
+
+    Attributes:
+        same_task: whether the task can judge both models, or neither.
+        metrics: of the baseline; empty where its outputs are no answers to the same task.
+        agreement: of the outputs of both; empty where they are of different kinds.
+    """
+
+    same_task: bool
+    metrics: dict[str, float]
+    agreement: dict[str, float]
+
+
+def _compare(
+    opened: OpenModel, dense: OpenModel, data: _TestData, device: torch.device
+) -> _Comparison:
+    same_task = data.task.fits(dense) == data.task.fits(opened)
+    if not same_task:
+        return _Comparison(same_task, {}, {})
+    classes = heads.num_classes(opened)
+    if heads.num_classes(dense) != classes:
+        return _Comparison(same_task, {}, {})
     try:
-        return measure(dense, samples, task, labelled, place)
+        metrics = _metrics(dense, data, device)
     except RequestError as error:
         console.warn(f"{dense.ref}: has no figures to compare with: {error}")
-        return {}
-
-
-def _agreement(
-    opened: OpenModel, dense: OpenModel, samples: Loader, place: torch.device
-) -> dict[str, float]:
-    """Agreement of the outputs; empty where they are of different kinds."""
-    if heads.num_classes(opened) != heads.num_classes(dense):
-        return {}
+        metrics = {}
     with console.progress("comparing outputs"):
-        return agreement(
-            opened.module.to(place),
-            dense.module.to(place),
-            samples,
+        figures = agreement(
+            opened.module.to(device),
+            dense.module.to(device),
+            data.samples,
             predict,
-            classes=heads.num_classes(opened) is not None,
-            device=place,
+            classes=classes is not None,
+            device=device,
         )
+    return _Comparison(same_task, metrics, figures)
 
 
-def _time(
-    found: Evaluated,
-    opened: OpenModel,
-    dense: OpenModel | None,
-    samples: Loader | None,
-    place: torch.device,
-) -> None:
-    batch = examples.example(opened) if samples is None else next(iter(samples))["inputs"]
-    modules = [opened.module] + ([dense.module] if dense is not None else [])
+def _with_baseline(
+    evaluated: Evaluated, dense: _Model, comparison: _Comparison, latency_ms: float | None
+) -> Evaluated:
+    main, drop = evaluated.main_metric, None
+    if main and main in comparison.metrics:
+        drop = comparison.metrics[main] - evaluated.metrics[main]
+    baseline = {
+        "artefact": dense.ref,
+        "params": dense.params,
+        "flops": dense.flops,
+        "metrics": comparison.metrics,
+        "latency_ms": latency_ms,
+    }
+    return replace(evaluated, baseline=baseline, agreement=comparison.agreement, drop=drop)
+
+
+def _time(models: Sequence[OpenModel], data: _TestData | None, device: torch.device) -> list[float]:
+    """Milliseconds of a forward pass of each model over one batch."""
+    batch = examples.example(models[0]) if data is None else next(iter(data.samples))["inputs"]
+    modules = [opened.module for opened in models]
     with console.progress("timing"):
-        times = latency.side_by_side(modules, batch, predict, seconds=_SECONDS, device=place)
-    found.latency_ms = times[0]
-    if dense is not None and found.baseline is not None:
-        found.baseline["latency_ms"] = times[1]
+        return latency.side_by_side(modules, batch, predict, seconds=_SECONDS, device=device)

@@ -12,6 +12,7 @@ from pelacli import console
 from pelacli.errors import RequestError
 from pelacli.manifest import document, lookup
 from pelacli.recipe import layout, schema
+from pelacli.recipe.evaluation import Evaluation, NamedModel
 from pelacli.recipe.fingerprint import fingerprint
 from pelacli.recipe.schema import Recipe
 from pelacli.recipe.step import Step, opening_of, steps_of
@@ -116,7 +117,7 @@ def _evaluate(recipe: Recipe) -> Any:
         return None
     from pelacli.steps import eval as steps_eval
 
-    return steps_eval.run(**evaluation(recipe))
+    return steps_eval.run(evaluation(recipe))
 
 
 def gate(ran: Ran) -> None:
@@ -127,25 +128,31 @@ def gate(ran: Ran) -> None:
         steps_eval.gate([ran.evaluated])
 
 
-def evaluation(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's [eval] as the keyword arguments of `steps.eval.run`."""
+def evaluation(recipe: Recipe) -> Evaluation:
+    """What the recipe's [eval] measures: its last artefact, against the dense model.
+
+    Raises:
+        RequestError: one of these artefacts is not there.
+    """
     section = recipe.eval or schema.Eval()
     result, against = layout.result(recipe), section.against or layout.dense(recipe)
     trained = recipe.finetune if section.task is None and recipe.finetune else section
     task, task_args = schema.task_of(recipe, trained)
     finetune_data = recipe.finetune.data if recipe.finetune else None
     opening = opening_of(recipe)
-    return {
-        "ref": lookup.require(result, "eval"),
-        "data": section.data or finetune_data or recipe.data,
-        "task": task,
-        "task_args": task_args if section.task_args is None else section.task_args,
-        "against": lookup.require(against, "eval") if against != result else None,
-        "max_drop": section.max_drop,
-        "split": section.split,
-        "batch_size": section.batch_size,
-        "with_latency": section.latency,
-        "how": lookup.how_to_open(result, opening),
-        "how_against": lookup.how_to_open(against, opening),
-        "device": recipe.device,
-    }
+    model = NamedModel(lookup.require(result, "eval"), opening)
+    baseline = None
+    if against != result:
+        baseline = NamedModel(lookup.require(against, "eval"), opening)
+    return Evaluation(
+        model,
+        baseline,
+        data=section.data or finetune_data or recipe.data,
+        split=section.split,
+        batch_size=section.batch_size,
+        task=task,
+        task_args=task_args if section.task_args is None else section.task_args,
+        max_drop=section.max_drop,
+        latency=section.latency,
+        device=recipe.device,
+    )

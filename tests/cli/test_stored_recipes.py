@@ -14,6 +14,7 @@ from pelacli.cli import requests
 from pelacli.errors import RequestError
 from pelacli.planning import section as planning_section
 from pelacli.planning import stored as planning_stored
+from pelacli.recipe.evaluation import Evaluation
 from pelacli.recipe.schema import Data, Recipe, resolved, task_of
 
 UPGRADE = "upgrade pela (pip install -U pelacli)"
@@ -46,9 +47,9 @@ def stored() -> dict[str, Any]:
     return resolved(Recipe.model_validate(FULL))
 
 
-def evaluation(data: str | None = None) -> dict[str, Any]:
-    [job] = requests.evaluations(["a"], {}, data, {}, [])
-    return job
+def evaluation(data: str | None = None) -> Evaluation:
+    [request] = requests.evaluations(["a"], requests.EvalFlags(data=data))
+    return request
 
 
 @pytest.mark.parametrize("step", ["decompose", "pretrain", "finetune"])
@@ -56,9 +57,9 @@ def test_an_artefact_is_measured_as_its_recipe_says(artefact, step):
     store(stored(), step)
     recipe = Recipe.model_validate(FULL)
     section = getattr(recipe, step)
-    job = evaluation()
-    assert job["data"] == (section.data if step == "decompose" else recipe.data)
-    assert (job["task"], job["task_args"]) == task_of(recipe, section)
+    request = evaluation()
+    assert request.data == (section.data if step == "decompose" else recipe.data)
+    assert (request.task, request.task_args) == task_of(recipe, section)
 
 
 @pytest.mark.parametrize("step", ["decompose", "pretrain", "finetune", "distil"])
@@ -72,7 +73,7 @@ def test_keys_of_a_later_version_are_passed_over(artefact, step, talking, capsys
     data["data"]["frames"] = 3
     data["data"]["augment"]["blur"] = 0.5
     store(document, step)
-    assert evaluation()["data"] == wanted
+    assert evaluation().data == wanted
     said = capsys.readouterr().err
     where = "history[0].recipe." + ("decompose." if step == "decompose" else "")
     assert f"note: a/pela.json: {where}data.frames: unknown to this pela" in said
@@ -87,12 +88,12 @@ def test_what_is_not_about_data_can_not_stand_in_the_way(artefact):
     document["decompose"] = {"policy": "from the future", "ratio": [1, 2]}
     document |= {"pretrain": 3, "device": None, "seed": "none", "output": 5}
     store(document)
-    assert evaluation()["data"] == before
+    assert evaluation().data == before
 
 
 def test_without_data_the_task_need_not_be_readable(artefact):
     store(stored() | {"data": None, "task": 5}, "pretrain")
-    assert evaluation()["data"] is None
+    assert evaluation().data is None
 
 
 @pytest.mark.parametrize(
@@ -116,8 +117,8 @@ def test_unreadable_data_is_named_and_can_be_replaced(
     assert f"a/pela.json: history[0].recipe.{says}" in err
     assert err.endswith(f"; {UPGRADE}, or give --data and --task\n")
     console.verbosity.verbose = True
-    job = evaluation("digits")
-    assert (job["data"], job["task"], job["task_args"]) == (Data(dataset="digits"), None, None)
+    request = evaluation("digits")
+    assert (request.data, request.task, request.task_args) == (Data(dataset="digits"), None, None)
     assert f"note: a/pela.json: history[0].recipe.{says}" in capsys.readouterr().err
 
 
