@@ -1,4 +1,4 @@
-"""Digests of an artefact's files."""
+"""Which files hold a model's weights, and their SHA-256."""
 
 from __future__ import annotations
 
@@ -26,3 +26,17 @@ def weight_files(directory: Path) -> list[Path]:
 def weights_digest(directory: Path) -> str:
     """SHA-256 of an artefact's weights; of all shards in order, where there are several."""
     return digest_files(weight_files(directory))
+
+
+def plain_weight_files(path: Path) -> list[Path]:
+    """The files that hold the weights of a plain model.
+
+    Args:
+        path: a file, which holds them itself, or a directory with safetensors files.
+
+    Returns:
+        the files in order; empty where there are none.
+    """
+    if path.is_dir():
+        return sorted(path.glob("*.safetensors"))
+    return [path] if path.is_file() else []

@@ -1,4 +1,4 @@
-"""pela.json, the record of an artefact: what it was made from, every layer and step."""
+"""The manifest, pela.json: what an artefact was made from, each of its layers, and each step."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ FORMAT = 1
 
 
 class _Record(BaseModel):
-    """Keys that a later pela has added are passed over; one that changes their meaning raises
-    FORMAT."""
+    """A part of the manifest. Keys that a later pela has added are ignored; a pela that changes
+    what a key means raises FORMAT."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 class Count(_Record):
-    """Parameters, or FLOPs of one sample, of the dense model and of what was made of it."""
+    """Parameters, or FLOPs of one sample: of the dense model, and of the artefact."""
 
     before: int
     after: int
@@ -52,11 +52,13 @@ class LayerRecord(_Record):
 
 
 class SourceRecord(_Record):
-    """The dense model that it all began with.
+    """The dense model that the first step started from.
 
     Attributes:
-        model: as the user named it; library: "timm" or "transformers".
-        weights: "pretrained", "random" or a path; digest: SHA-256 of the weights, where known.
+        model: as the user named it.
+        library: "timm" or "transformers".
+        weights: "pretrained", "random" or a path.
+        digest: SHA-256 of the weights, where known.
     """
 
     model: str
@@ -70,8 +72,11 @@ class StepRecord(_Record):
     """One step of the artefact's history, with all that it takes to repeat it.
 
     Attributes:
-        step: "decompose", "pretrain" …; recipe: resolved, every key of it.
-        inputs: digest of what the step read; fingerprint: of the step's inputs and settings.
+        step: "decompose", "pretrain" …
+        recipe: the whole recipe, with every default.
+        versions: of Python, pela and the libraries.
+        inputs: digest of the weights that the step read.
+        fingerprint: of the step's inputs and settings.
     """
 
     step: str
@@ -88,9 +93,11 @@ class Manifest(_Record):
     """The document in pela.json.
 
     Attributes:
-        format: version of the format; pela: version of the program that wrote it.
+        format: version of the format.
+        pela: version of the program that wrote it.
         policy, scope, unit, ratio, energy: of the plan; None for a dense model.
-        params, flops: of the whole model; flops of one sample, None where unknown.
+        params, flops: of the whole model; flops None where unknown.
+        history: the steps that made it, the first one first.
     """
 
     format: int = FORMAT
@@ -146,18 +153,10 @@ def read(directory: Path) -> Manifest:
 
 
 def dumps(manifest: Manifest) -> str:
-    """The text of pela.json: the same manifest gives the same bytes. NaN and infinity are null."""
+    """The text of pela.json. The same manifest gives the same text; NaN and infinity are null."""
     return manifest.model_dump_json(indent=2) + "\n"
 
 
 def is_artefact(path: Path | str) -> bool:
     """Whether the path is a directory that holds a manifest."""
     return (Path(path) / FILE).is_file()
-
-
-def plain_weight_files(path: Path) -> list[Path]:
-    """The files that identify the weights of a plain model, which is a file or a directory: the
-    file itself, or the directory's safetensors files in order. Empty where there are none."""
-    if path.is_dir():
-        return sorted(path.glob("*.safetensors"))
-    return [path] if path.is_file() else []

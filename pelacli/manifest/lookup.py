@@ -62,7 +62,7 @@ def input_digest(step: Step[Any]) -> str | None:
         return None
     pretrained = weights == "pretrained"
     plain = Path(ALIASES.get(step.source, step.source) if pretrained else weights)
-    return digests.digest_files(document.plain_weight_files(plain)) or None
+    return digests.digest_files(digests.plain_weight_files(plain)) or None
 
 
 def how_to_open(ref: str, opening: Opening) -> dict[str, Any]:

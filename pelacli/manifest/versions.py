@@ -1,4 +1,4 @@
-"""What ran: pela, Python and the libraries that are installed."""
+"""The versions of what ran."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _LIBRARIES = ("torch", "timm", "transformers", "safetensors", "accelerate")
 
 
 def versions() -> dict[str, str]:
-    """What ran: pela, Python and the libraries that are installed, none of them imported."""
-    found = {"python": platform.python_version(), "pelacli": __version__}
+    """Name → version of Python, pela and the libraries that are installed. None is imported."""
+    installed = {"python": platform.python_version(), "pelacli": __version__}
     for name in _LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

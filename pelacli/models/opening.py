@@ -10,8 +10,7 @@ import torch
 
 from pelacli.console import warn
 from pelacli.errors import RequestError
-from pelacli.manifest.digests import digest_file, digest_files
-from pelacli.manifest.document import plain_weight_files
+from pelacli.manifest.digests import digest_file, digest_files, plain_weight_files
 from pelacli.messages import closest
 from pelacli.models import hub
 from pelacli.models.carried import carried

@@ -112,7 +112,7 @@ class Train(Section):
     trackers: list[str] = Field([], description="accelerate's trackers: tensorboard, wandb")
 
     @model_validator(mode="after")
-    def _falls(self) -> Self:
+    def _check_learning_rates(self) -> Self:
         if self.sched != "none" and self.min_lr > self.lr:
             raise SectionError(
                 f"min_lr {self.min_lr:g} is above lr {self.lr:g}; lower it", "min_lr", "lr"
@@ -195,10 +195,10 @@ class Decompose(Section):
     plan: FilePath | None = Field(None, description="JSON plan to use, in place of a policy")
 
     @model_validator(mode="after")
-    def _complete(self) -> Self:
+    def _check_section(self) -> Self:
         if self.correct and self.calibrate is None:
             raise SectionError("needs samples to refit to; give calibrate", "correct")
-        self._one_budget()
+        self._check_budget()
         if self.policy == "threshold" and self.threshold is None:
             raise SectionError(
                 "'threshold' needs threshold too, the share of energy to keep", "policy"
@@ -212,7 +212,7 @@ class Decompose(Section):
             )
         return self
 
-    def _one_budget(self) -> None:
+    def _check_budget(self) -> None:
         for budget in ("max_drop", "energy"):
             if getattr(self, budget) is None:
                 continue
@@ -274,7 +274,7 @@ class Recipe(Section):
     eval: Eval | None = Field(None, description="measure at the end")
 
     @model_validator(mode="after")
-    def _has_data(self) -> Self:
+    def _check_data(self) -> Self:
         if self.data is not None:
             return self
         for name in ("teacher", "pretrain", "finetune"):
