@@ -60,7 +60,7 @@ def refused(pela, here):
         ("0.01", "the smallest possible is 0.3525, because head (17.5 % of the parameters)"),
     ],
 )
-def test_ratios(refused, ratio, says):
+def test_a_ratio_that_is_none_or_can_not_be_met_is_refused(refused, ratio, says):
     assert says in refused(*RANDOM, "--ratio", ratio)
 
 
@@ -120,11 +120,11 @@ def test_the_nearest_ratio_that_is_named_works(pela, here):
         (["eval", "test_vit", "--weights", "random", "--max-drop", "1"], "needs --against"),
     ],
 )
-def test_requests(refused, args, says):
+def test_a_wrong_request_is_refused(refused, args, says):
     assert says in refused(*args)
 
 
-def test_checkpoint_files(refused, here, checkpoint):
+def test_a_damaged_checkpoint_is_named_with_its_damage(refused, here, checkpoint):
     tensors = load_file(checkpoint)
     changed = {
         "missing": {k: v for k, v in tensors.items() if k != QKV},
@@ -154,7 +154,7 @@ def test_checkpoint_files(refused, here, checkpoint):
     assert "safetensors files" in refused("decompose", "pickle.bin", *HALF)
 
 
-def test_output_that_is_something_else(refused, here):
+def test_an_output_that_is_something_else_is_left_alone(refused, here):
     (here / "folder").mkdir()
     (here / "folder" / "thesis.txt").write_text("years of work")
     (here / "file").write_text("x")
@@ -164,7 +164,7 @@ def test_output_that_is_something_else(refused, here):
     assert "file is a file" in refused(*RANDOM, *HALF, "-o", "file/below")
 
 
-def test_calibration_data(refused, here):
+def test_calibration_data_that_can_not_be_read_is_named(refused, here):
     (here / "none").mkdir()
     (here / "bad").mkdir()
     (here / "bad" / "a.png").write_bytes(b"no image")
@@ -183,7 +183,7 @@ def test_calibration_data(refused, here):
     assert "classes" in line
 
 
-def test_artefacts(refused, here, artefact):
+def test_a_damaged_artefact_is_named_with_its_damage(refused, here, artefact):
     def damaged(name: str) -> Path:
         return Path(shutil.copytree(artefact, here / name))
 
@@ -245,7 +245,7 @@ def images(root: Path) -> Path:
     return root
 
 
-def test_training_data(refused, here):
+def test_training_data_that_does_not_fit_is_named(refused, here):
     (here / "r.toml").write_text(
         'model = "vit_tiny_patch16_224"\nweights = "random"\nnum_classes = 2\noutput = "r"\n'
         "model_args = { img_size = 16, patch_size = 8, embed_dim = 32, depth = 1, num_heads = 2 }\n"
@@ -307,7 +307,7 @@ def test_a_refusal_keeps_the_checkpoints_there_are(here, monkeypatch):
         assert (here / "r").exists() == finished
 
 
-def test_plans(refused, here):
+def test_a_plan_that_does_not_fit_is_named(refused, here):
     for text, says in [
         ("{", "not valid JSON"),
         ("3", 'it needs "layers"'),
@@ -320,18 +320,18 @@ def test_plans(refused, here):
         assert "plan.json" in line
 
 
-def test_a_recipe_that_is_no_text(refused, here):
+def test_a_recipe_that_is_no_text_is_refused(refused, here):
     (here / "r.toml").write_bytes(bytes(range(256)))
     assert "r.toml: not a text file" in refused("run", "r.toml")
 
 
-def test_copy_overwrites_nothing(refused, here):
+def test_copying_a_recipe_overwrites_nothing(refused, here):
     (here / "quickstart.toml").write_text("mine")
     assert "exists already" in refused("recipes", "copy", "quickstart")
     assert "can't be written" in refused("recipes", "copy", "quickstart", "no/such/r.toml")
 
 
-def test_recipes(refused, here):
+def test_a_mistake_in_a_recipe_is_named(refused, here):
     recipe = here / "r.toml"
 
     def with_line(line: str) -> str:

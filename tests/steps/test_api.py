@@ -400,3 +400,27 @@ def test_parts_that_the_library_itself_exchanges_are_no_obstacle(tmp_path):
     sizes |= {"num_conv_pos_embedding_groups": 2}
     sound = transformers.HubertModel(transformers.HubertConfig(**shape, **sizes)).eval()
     check_round_trip(sound, tmp_path / "sound", {"input_values": torch.randn(1, 800)})
+
+
+def test_a_model_is_planned_decomposed_saved_and_loaded(here):
+    model = timm.create_model("test_vit").eval()
+    dense = sum(p.numel() for p in model.parameters())
+    batches = [torch.randn(8, 3, 160, 160)]
+    plan = pelacli.plan(model, ratio="0.6", batches=batches)
+    assert sum(p.numel() for p in model.parameters()) == dense
+    assert pelacli.decompose(model, ratio=0.6, batches=batches).ranks() == plan.ranks()
+    pelacli.save(model, "saved")
+    again = pelacli.load("saved")
+    with torch.no_grad():
+        assert torch.equal(again(batches[0]), model(batches[0]))
+    assert sum(p.numel() for p in again.parameters()) <= 0.6 * dense
+
+
+def test_a_module_of_no_library_is_decomposed_but_not_saved():
+    net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Linear(64, 32))
+    before = sum(p.numel() for p in net.parameters())
+    plan = pelacli.decompose(net, ratio="1/2", policy="uniform")
+    assert set(plan.ranks()) == {"0", "2"}
+    assert sum(p.numel() for p in net.parameters()) <= before / 2
+    with pytest.raises(RequestError, match="can't be rebuilt"):
+        pelacli.save(net, "nowhere")

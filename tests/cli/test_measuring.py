@@ -1,0 +1,53 @@
+"""``pela eval`` and ``pela report``: their formats and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+from json_output import document
+
+LAYER = {"name", "shape", "rank", "reason", "energy", "params", "flops"}
+
+
+def test_every_format_of_the_report_holds_every_layer(pela, artefact):
+    listed = document(pela("report", "a", "--json"))
+    assert set(listed[0]) >= {"model", "params", "flops", "layers"}
+    assert set(listed[0]["layers"][0]) >= LAYER
+    rows = list(csv.DictReader(io.StringIO(pela("report", "a", "--format", "csv")[1])))
+    assert len(rows) >= 4
+    assert "| kind |" in pela("report", "a", "--format", "markdown")[1]
+    by_layer = pela("report", "a", "--by", "layer")[1]
+    assert all(layer["name"] in by_layer for layer in listed[0]["layers"])
+    plain = document(pela("report", "test_vit", "--json"))[0]
+    assert plain["params"]["before"] == plain["params"]["after"]
+    assert plain["flops"]["before"] > 0
+
+
+def test_a_report_without_models_is_about_runs(pela, here):
+    pela("decompose", "test_vit", "--weights", "random", "--ratio", "0.5")
+    assert [m["model"] for m in document(pela("report", "--json"))] == ["runs/test_vit-r0.50"]
+
+
+def test_report_by_whole_has_a_line_per_model(pela, artefact):
+    rows = list(
+        csv.DictReader(
+            io.StringIO(pela("report", "a", "test_vit", "--by", "whole", "--format", "csv")[1])
+        )
+    )
+    assert len(rows) == 2
+    assert "a" in pela("report", "a", "--by", "whole")[1]
+    assert json.loads(pela("report", ".", "--json")[1])[0]["model"] == "a"  # what is below
+
+
+def test_the_json_of_eval_is_one_document_or_a_list(pela, artefact, monkeypatch):
+    monkeypatch.setattr("pelacli.steps.eval._SECONDS", 0.02)
+    keys = {"artefact", "params", "flops", "metrics", "latency_ms"}
+    alone = document(pela("eval", "a", "--json"))
+    assert set(alone) == keys
+    assert alone["latency_ms"] > 0
+    both = document(pela("eval", "a", "test_vit", "--weights", "random", "--no-latency", "--json"))
+    assert [one["artefact"] for one in both] == ["a", "test_vit"]
+    assert both[0]["params"] < both[1]["params"]
+    assert pela("eval", "a", "--no-latency")[1].count("parameters") == 1

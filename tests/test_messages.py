@@ -1,0 +1,49 @@
+"""Pieces of error messages: a library's error in one line, and the name that was meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from pelacli.errors import PelaError
+from pelacli.messages import closest, did_you_mean, one_line
+
+NAMES = ["vit_base", "vit_small", "swin_base", "workers"]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("no such\tfile"), "no such file"),
+        (ValueError("first\nsecond"), "first"),
+        (RuntimeError("Error(s) in loading:\n\n    size mismatch\n    more"), "size mismatch"),
+        (RuntimeError("only announced:"), "only announced:"),
+        (KeyError(), "KeyError"),
+        (ValueError(" \n "), "ValueError"),
+        ("a text\nof two lines", "a text"),
+    ],
+)
+def test_one_line_is_the_first_that_says_something(error, line):
+    assert one_line(error) == line
+
+
+def test_a_long_line_is_cut():
+    assert one_line("x" * 1000) == "x" * 300
+    assert one_line("abcdef", longest=3) == "abc"
+
+
+def test_the_closest_names_come_best_first():
+    assert closest("vit_bas", NAMES) == ["vit_base", "vit_small", "swin_base"]
+    assert closest("vit_bas", NAMES, n=1) == ["vit_base"]
+    assert closest("zzz", NAMES) == []
+
+
+def test_a_hint_offers_close_names_and_else_what_is_given():
+    assert did_you_mean("wrokers", NAMES) == "did you mean workers?"
+    assert did_you_mean("wrokers", NAMES, quoted=True) == "did you mean 'workers'?"
+    assert did_you_mean("vit_bas", NAMES, n=2) == "did you mean vit_base, vit_small?"
+    assert did_you_mean("zzz", NAMES) == ""
+    assert did_you_mean("zzz", NAMES, otherwise="see the list") == "see the list"
+
+
+def test_an_error_of_pela_is_printed_in_one_line():
+    assert str(PelaError("model.safetensors: a\n  b\t c")) == "model.safetensors: a b c"
