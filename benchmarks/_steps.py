@@ -25,7 +25,7 @@ from pelacli.models import heads, opening
 from pelacli.models.opened import OpenModel
 from pelacli.recipe.schema import Loss, Pretrain
 from pelacli.tasks import base, registry
-from pelacli.train import optim, regularisation, taps
+from pelacli.train import optim, taps
 from pelacli.train.healing import Stage
 
 WAYS = ("dense", "reference", "ours")
@@ -96,7 +96,7 @@ class Bench:
     def _add(self, way: str, module: nn.Module, losses: Callable[[], dict[str, Tensor]]) -> None:
         """One step of a way: forward, backward, update. Gives the loss."""
         module.train()
-        optimizer = optim.optimizer(module, SETTINGS, regularisation.no_decay(module))
+        optimizer = optim.optimizer(module, SETTINGS)
         half = self.shape.precision == "bf16"
 
         def step() -> Tensor:

@@ -135,15 +135,15 @@ def test_a_stopped_run_goes_on(teacher, exact, tmp_path, monkeypatch, precision)
     whole = fork(exact, recipe(teacher, tmp_path / "whole", precision=precision))
     pipeline.run(whole)
     stopped = fork(exact, recipe(teacher, tmp_path / "stopped", precision=precision))
-    kept = train_healing.Stage.begin
+    losses = train_healing.Stage.losses
 
-    def begin(self, over):
-        if over >= 0.5:
+    def stopping(self, student, batch, done=1.0):
+        if done >= 0.5:
             raise PelaError("the power is gone")
-        kept(self, over)
+        return losses(self, student, batch, done)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_healing.Stage, "begin", begin)
+        patch.setattr(train_healing.Stage, "losses", stopping)
         with pytest.raises(PelaError, match="power is gone"):
             pipeline.run(stopped)
     pipeline.run(stopped)

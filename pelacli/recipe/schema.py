@@ -135,6 +135,12 @@ class Loss(Section):
         "two-sided", description="the paper's, or only what exceeds eps"
     )
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """The losses by name, each with its weight."""
+        settings = {"temperature", "eps", "perturbation_form"}
+        return self.model_dump(exclude=settings)
+
 
 class Pretrain(Train):
     """How to heal."""
@@ -148,11 +154,12 @@ class Pretrain(Train):
 
     @model_validator(mode="after")
     def _learns(self) -> Self:
-        loss = self.loss
-        label_free = (loss.feature, loss.logits, loss.kl, loss.cosine, loss.perturbation)
-        if not any(label_free) and (self.labels is False or not loss.task):
+        weights = self.loss.weights
+        if self.labels is False:
+            del weights["task"]
+        if not any(weights.values()):
             raise SectionError("no loss is left to train on; give one a weight above 0", "loss")
-        if self.taps_over and not loss.feature:
+        if self.taps_over and not self.loss.feature:
             raise SectionError("is about loss.feature, which is 0; give that a weight", "taps_over")
         return self
 

@@ -4,39 +4,54 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pelacli import console
 from pelacli.artefact import changes, description, loading, saving
 from pelacli.artefact.loading import Artefact
 from pelacli.data.loader import Batch
 from pelacli.lowrank import find
 from pelacli.manifest import lookup
-from pelacli.manifest.document import Manifest
-from pelacli.models.opened import OpenModel
 from pelacli.recipe.schema import Train
 from pelacli.recipe.step import Step
 from pelacli.steps import training
 from pelacli.steps.training import Outcome
 from pelacli.tasks import base, registry
-from pelacli.train import loop, regularisation, splits
-from pelacli.train import run as train_run
+from pelacli.train.loop import Objective
+from pelacli.train.splits import Splits, open_splits
 
 
 def run(step: Step[Train], *, resume: bool = False) -> Outcome:
-    """Train the step's source and write the artefact."""
-    section = step.settings
+    """Train the step's model on its task and write the artefact."""
     saving.check_output(step.output)
+    model = _fit(step, _open(step))
+    data = open_splits(step, model.opened)
+    return training.train(step, model, data, _objective(data), resume=resume)
+
+
+def _open(step: Step[Train]) -> Artefact:
+    """The step's model; one that is no artefact gets a manifest that says so."""
     source = lookup.require(step.source, step.name)
-    opened, before = loading.open(source, **lookup.how_to_open(source, step.opening))
-    if before is None:
+    opened, manifest = loading.open(source, **lookup.how_to_open(source, step.opening))
+    if manifest is None:
         layers = find.find_layers(opened.module, head=opened.head)
-        before = description.describe(opened, layers, description.cost(opened, layers))
-    opened, before = fit(opened, before, step)
-    data = splits.Splits.open(step, opened)
-    if section.drop_path is not None:
-        regularisation.set_drop_path(opened.module, section.drop_path, section.drop_path_rule)
+        manifest = description.describe(opened, layers, description.cost(opened, layers))
+    return Artefact(opened, manifest)
+
+
+def _fit(step: Step[Train], model: Artefact) -> Artefact:
+    """The model as its task trains it, and its manifest, where the same layers have the names that
+    they have in there."""
+    assert step.data is not None  # the recipe's validation has seen to it
+    task = registry.get(step.task.name, step.task.settings)
+    layers = find.linear_modules(model.module)
+    dataset = task.open(step.data, step.data.train, inputs=model.opened.inputs)
+    fitted = task.fit(model.opened, dataset, step.opening.num_classes, step.seed)
+    return Artefact(fitted, changes.relocated(fitted, model.manifest, layers))
+
+
+def _objective(data: Splits) -> Objective:
+    """The task's losses, judged by its metrics."""
     task = data.task
 
-    def losses(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def losses(module: nn.Module, batch: Batch, done: float) -> dict[str, Tensor]:
         return base.losses(task, task.forward(module, batch), batch)
 
     def evaluate(module: nn.Module) -> dict[str, float]:
@@ -45,34 +60,4 @@ def run(step: Step[Train], *, resume: bool = False) -> Outcome:
         device = next(module.parameters()).device
         return base.evaluate(module, data.validation, task, device, data.num_classes)
 
-    with (
-        task.training(opened.module),
-        training.workplace(step, opened) as work,
-        console.progress(step.name, train_run.updates(section, len(data.train))) as bar,
-    ):
-        result = loop.fit(
-            opened.module,
-            losses,
-            data.train,
-            section,
-            seed=step.seed,
-            output=work,
-            evaluate=evaluate,
-            main_metric=task.MAIN,
-            no_weight_decay=regularisation.no_decay(opened.module),
-            resume=resume,
-            device=step.device,
-            progress=bar,
-        )
-    return training.finish(step, Artefact(opened, before), work, result)
-
-
-def fit(opened: OpenModel, before: Manifest, step: Step[Train]) -> tuple[OpenModel, Manifest]:
-    """The model as its task wants it, and its manifest: the same layers under the names that they
-    have there."""
-    assert step.data is not None  # the recipe's validation has seen to it
-    task = registry.get(step.task.name, step.task.settings)
-    layers = find.linear_modules(opened.module)
-    dataset = task.open(step.data, step.data.train, inputs=opened.inputs)
-    fitted = task.fit(opened, dataset, step.opening.num_classes, step.seed)
-    return fitted, changes.relocated(fitted, before, layers)
+    return Objective(losses, evaluate, task.MAIN)

@@ -1,4 +1,4 @@
-"""What the two training steps share: a place to work in, and the artefact at the end."""
+"""What the training steps share: the folder they work in, the run, and the artefact at the end."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pelacli import console
 from pelacli.artefact import changes, loading, saving
 from pelacli.artefact.loading import Artefact
 from pelacli.errors import RequestError
@@ -17,10 +18,13 @@ from pelacli.manifest.document import Manifest, StepRecord
 from pelacli.models.opened import OpenModel
 from pelacli.recipe import layout
 from pelacli.recipe.fingerprint import fingerprint
+from pelacli.recipe.schema import Train
 from pelacli.recipe.step import Step
 from pelacli.system import files, processes
-from pelacli.train import checkpoint
-from pelacli.train.loop import Trained
+from pelacli.train import checkpoint, loop, regularisation
+from pelacli.train.loop import Objective, RunOptions, Trained
+from pelacli.train.run import updates
+from pelacli.train.splits import Splits
 
 _METRICS = "metrics.jsonl"
 
@@ -35,46 +39,67 @@ class Outcome:
     seconds: float = 0.0
 
 
-@contextmanager
-def workplace(step: Step[Any], opened: OpenModel) -> Iterator[Path]:
-    """Where a run keeps its checkpoints and metrics until its artefact is written.
+def train(
+    step: Step[Train], model: Artefact, data: Splits, objective: Objective, *, resume: bool
+) -> Outcome:
+    """Train a model in place and write its artefact.
 
-    A request that is refused within the block, before there is a checkpoint, leaves no trace.
+    Args:
+        resume: go on from the last checkpoint, if there is one.
+    """
+    settings, module = step.settings, model.module
+    if settings.drop_path is not None:
+        regularisation.set_drop_path(module, settings.drop_path, settings.drop_path_rule)
+    with (
+        data.task.training(module),
+        workplace(step, model.opened) as work,
+        console.progress(step.name, updates(settings, len(data.train))) as bar,
+    ):
+        options = RunOptions(step.seed, step.device, work, resume, bar)
+        trained = loop.fit(module, objective, data.train, settings, options)
+    return finish(step, model, work, trained)
+
+
+@contextmanager
+def workplace(step: Step[Train], opened: OpenModel) -> Iterator[Path]:
+    """The folder where a run keeps its checkpoints and metrics until its artefact is written.
+
+    A request that is refused in the block, before there is a checkpoint, leaves no trace.
 
     Raises:
-        RequestError: an unfinished run of other settings is there. To continue it with these would
-            give weights that neither recipe describes.
+        RequestError: the folder holds an unfinished run of other settings. To continue it with
+            these would give weights that neither recipe describes.
     """
     work = layout.workplace(step.output)
-    mark = fingerprint(step, loading.input_digest(step.source, opened))
-    note = work / "fingerprint"
-    old = note.read_text(encoding="utf-8") if note.is_file() else mark
-    if old != mark and checkpoint.steps(work):
+    current = fingerprint(step, loading.input_digest(step.source, opened))
+    file = work / "fingerprint"
+    old = file.read_text(encoding="utf-8") if file.is_file() else current
+    if old != current and checkpoint.steps(work):
         raise RequestError(
             f"{work}: holds an unfinished run of other settings; finish it with those, or remove it"
         )
-    made: list[Path] = []
+    created: list[Path] = []
     if processes.join(step.device).is_main_process:
-        made = [path for path in (work, *work.parents) if not path.exists()]
+        created = [path for path in (work, *work.parents) if not path.exists()]
         work.mkdir(parents=True, exist_ok=True)
-        if old != mark or not note.is_file():
-            files.write(note, mark.encode())  # another process may be reading it
+        if old != current or not file.is_file():
+            files.write(file, current.encode())  # another process may be reading it
     try:
         yield work
     except RequestError:
-        if work in made and not checkpoint.steps(work):
+        if work in created and not checkpoint.steps(work):
             shutil.rmtree(work, ignore_errors=True)
-            for path in made[1:]:
+            for path in created[1:]:
                 with suppress(OSError):  # someone else has put something there
                     path.rmdir()
         raise
 
 
-def finish(step: Step[Any], model: Artefact, work: Path, result: Trained) -> Outcome:
-    """Write the artefact of a finished run and clear its workplace."""
+def finish(step: Step[Train], model: Artefact, work: Path, trained: Trained) -> Outcome:
+    """Write the artefact of a finished run and remove the folder that it worked in."""
     described = changes.recounted(model.opened, model.manifest)
     inputs = loading.input_digest(step.source, model.opened)
-    metrics = {**result.metrics, "steps": result.steps, "losses": result.losses}
+    metrics = {**trained.metrics, "steps": trained.steps, "losses": trained.losses}
     described.history = [
         *described.history,
         StepRecord(
@@ -83,7 +108,7 @@ def finish(step: Step[Any], model: Artefact, work: Path, result: Trained) -> Out
             seed=step.seed,
             versions=versions.versions(),
             metrics=metrics,
-            seconds=result.seconds,
+            seconds=trained.seconds,
             inputs=inputs,
             fingerprint=fingerprint(step, inputs),
         ),
@@ -93,7 +118,7 @@ def finish(step: Step[Any], model: Artefact, work: Path, result: Trained) -> Out
     if state.is_main_process:  # one writer; the others wait until the artefact is there
         _write(model, described, step.output, work)
     state.wait_for_everyone()
-    return Outcome(step.output, result.steps, result.metrics, result.seconds)
+    return Outcome(step.output, trained.steps, trained.metrics, trained.seconds)
 
 
 def _write(model: Artefact, described: Manifest, output: Path, work: Path) -> None:

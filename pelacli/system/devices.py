@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,13 @@ def select(name: str) -> torch.device:
         accelerator = torch.accelerator.current_accelerator()
     kinds = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
     if name not in kinds:
-        raise RequestError(f"device {name!r}: this machine has {' and '.join(kinds)}")
+        raise missing(name, kinds)
     return joined if joined.type == name else torch.device(name)
+
+
+def missing(name: str, kinds: Sequence[str]) -> RequestError:
+    """The error for a device that a recipe names, where there are only devices of these kinds."""
+    return RequestError(f"device {name!r}: this machine has {' and '.join(kinds)}")
 
 
 @contextmanager

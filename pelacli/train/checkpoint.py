@@ -10,6 +10,7 @@ step and the seed; see `pelacli.train.loop`.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ _UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, Safetensor
 def begin(
     run: Run, output: Path, modules: Mapping[str, nn.Module], *, resume: bool, main: bool = True
 ) -> dict[str, Any] | None:
-    """Put a run where its newest checkpoint is, or clear the place for a fresh one.
+    """Put a run where its newest checkpoint is, or remove what a run before it has left.
 
     Args:
         resume: go on, if there is something to go on from.
@@ -56,10 +57,10 @@ def begin(
         if main:
             clear(output)
         return None
-    found = load_newest(output, modules)
-    if found is None:
+    newest = load_newest(output, modules)
+    if newest is None:
         return None
-    old, states = found
+    old, states = newest
     for name in ("seed", "batches", "accumulate"):
         if old[name] != getattr(run, name):
             raise RequestError(
@@ -97,7 +98,7 @@ def save(
     modules: Mapping[str, nn.Module],
     states: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write one checkpoint; there is none, or the whole of it.
+    """Write one checkpoint. Whenever a run is killed, there is the whole of it or none.
 
     Where this step has been saved before, its weights are the same, and only its numbers change.
 
@@ -109,8 +110,7 @@ def save(
     Raises:
         PelaError: it cannot be written (a full disk, say). What was there before stays.
     """
-    place = folder(output)
-    path = place / f"{kind}-{run.step:08d}"
+    path = folder(output) / f"{kind}-{run.step:08d}"
     draft = path.with_name(f".{path.name}")
     try:
         shutil.rmtree(draft, ignore_errors=True)
@@ -139,10 +139,10 @@ def load(path: Path, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
     """
     _fill(path, modules)
     try:
-        found = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+        states = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise PelaError(f"{path}: cannot be continued from ({error})") from None
-    return dict(found)
+    return dict(states)
 
 
 def load_newest(
@@ -173,11 +173,11 @@ def load_best(output: Path, module: nn.Module) -> dict[str, float] | None:
     Raises:
         PelaError: the file is missing, cut short, or of another model.
     """
-    found = sorted(folder(output).glob("best-*"))
-    if not found:
+    checkpoints = sorted(folder(output).glob("best-*"))
+    if not checkpoints:
         return None
-    metrics: dict[str, float] = state(found[-1])["metrics"]
-    _fill(found[-1], {"model": module})
+    metrics: dict[str, float] = state(checkpoints[-1])["metrics"]
+    _fill(checkpoints[-1], {"model": module})
     return metrics
 
 
@@ -191,14 +191,36 @@ def _fill(path: Path, modules: Mapping[str, nn.Module]) -> None:
 
 def prune(output: Path, keep: int) -> None:
     """Leave the newest ``keep`` steps, the best, and no drafts."""
-    place = folder(output)
+    checkpoints = folder(output)
     kept = steps(output)[-max(keep, 1) :]
-    # Also what is no checkpoint any more: a run may be killed while it removes one.
-    old = [path for path in place.glob("step-*") if path not in kept]
-    for path in [*old, *sorted(place.glob("best-*"))[:-1], *place.glob(".*")]:
+    # Also a folder that is no checkpoint any more: a run may be killed while it removes one.
+    old = [path for path in checkpoints.glob("step-*") if path not in kept]
+    old_best = sorted(checkpoints.glob("best-*"))[:-1]
+    for path in [*old, *old_best, *checkpoints.glob(".*")]:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def clear(output: Path) -> None:
     """Remove all checkpoints of a run, as when its artefact has been saved."""
     shutil.rmtree(folder(output), ignore_errors=True)
+
+
+def check_finite(module: nn.Module, step: int, output: Path) -> None:
+    """Finite losses can still leave infinite weights behind, which no checkpoint may hold.
+
+    Raises:
+        PelaError: a weight is infinite or NaN.
+    """
+    for name, parameter in module.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise not_finite(step, {name: math.nan}, output)
+
+
+def not_finite(step: int, figures: Mapping[str, float], output: Path | None) -> PelaError:
+    """The error for figures by name of which some are infinite or NaN."""
+    listed = ", ".join(f"{name} {value:g}" for name, value in figures.items())
+    newest = steps(output)[-1:] if output else []
+    return PelaError(
+        f"not finite at step {step}: {listed}; last good checkpoint: "
+        f"{newest[0] if newest else 'none'}; a lower lr, clip_grad or precision 'no' may help"
+    )

@@ -14,37 +14,46 @@ if TYPE_CHECKING:
 
 from pelacli.console import warn
 from pelacli.errors import RequestError
-from pelacli.system import processes
+from pelacli.system import devices, processes
 
 
 def accelerator(settings: Train, device: str, output: Path | None) -> Accelerator:
-    """accelerate's engine: device, precision, processes, trackers."""
+    """accelerate's engine for a run.
+
+    Args:
+        device: as in a recipe.
+        output: the run's folder.
+
+    Raises:
+        RequestError: this machine has no such device, precision or tracker.
+    """
     processes.ignore_leftovers()
-    # It keeps one precision and device for a process; a recipe has several steps.
+    # accelerate keeps one precision and device for a process; a recipe has several steps.
     AcceleratorState._reset_state()
-    wanted = device.partition(":")[0]
     if PartialState._shared_state and not torch.distributed.is_initialized():
         PartialState._reset_state()
     try:
-        made = Accelerator(
-            cpu=wanted == "cpu",
+        accelerator = Accelerator(
+            cpu=device == "cpu",
             mixed_precision=settings.precision,
             log_with=settings.trackers or None,
-            # Beside the run's own folder, which goes when its artefact is there.
+            # Beside the run's own folder, which is removed when its artefact is written.
             project_dir=str(tracking(output)) if output else None,
             # A tap or a loss that is off leaves parameters without gradient, the head's say.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except (ValueError, ImportError) as error:
         raise RequestError(f"precision or trackers cannot be had here: {error}") from None
-    missing = set(settings.trackers) - {str(getattr(t, "value", t)) for t in made.log_with or []}
+    trackers = {str(getattr(t, "value", t)) for t in accelerator.log_with or []}
+    missing = set(settings.trackers) - trackers
     if missing - {"all"}:  # accelerate leaves them out without a word
         raise RequestError(f"tracker {min(missing)!r}: its package is not installed")
-    if wanted not in ("auto", made.device.type):
-        raise RequestError(f"device {device!r}: this machine has {made.device.type}")
-    if settings.precision == "fp16" and made.device.type == "cpu":  # accelerate says nothing
+    kind = accelerator.device.type
+    if device not in ("auto", kind):
+        raise devices.missing(device, [kind])
+    if settings.precision == "fp16" and kind == "cpu":  # accelerate says nothing
         warn("precision = 'fp16' is for GPUs: training in float32; CPUs have 'bf16'")
-    return made
+    return accelerator
 
 
 def tracking(output: Path) -> Path:

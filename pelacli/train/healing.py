@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -20,7 +20,6 @@ from pelacli.models import outputs
 from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
 from pelacli.recipe.schema import Pretrain
-from pelacli.system import devices
 from pelacli.tasks import base
 from pelacli.tasks.base import Base
 from pelacli.train import losses as train_losses
@@ -29,113 +28,135 @@ from pelacli.train import recompute, splits, taps
 
 @dataclass
 class Stage:
-    """One healing stage: which losses, between whom, on which taps."""
+    """The healing stage: what the student learns from its teacher, and by which losses.
 
-    section: Pretrain
+    The teacher is frozen and on the student's device.
+
+    Args:
+        labelled: whether batches have labels, which the task's own loss is computed from.
+
+    Attributes:
+        taps: names of the modules whose outputs are distilled, first to last.
+        layers: names of the student's low-rank layers, each of which is dense in the teacher.
+
+    Raises:
+        RequestError: taps that match nothing, or a teacher of other shapes.
+    """
+
+    settings: Pretrain
     student: OpenModel
     teacher: OpenModel
     task: Base
     labelled: bool
-    done: float = 1.0  # share of the run that is over: all taps are distilled, unless told less
+    taps: list[str] = field(init=False)
+    layers: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        module, wanted = self.student.module, self.section.taps
-        self.taps: list[str] = []
-        if self.section.loss.feature:
-            usual = self.task.taps(module) if wanted is None else None
-            self.taps = usual or taps.choose(module, wanted)
-        if self.section.compile:
-            taps.check_compiled(self.student.module, self.taps)
-        # Each has its dense layer in the teacher: checked here, not matched in the loop.
-        self.layers = list(find.low_rank_layers(self.student.module))
+        student, settings = self.student.module, self.settings
+        self.taps = _choose_taps(student, settings, self.task) if settings.loss.feature else []
+        if settings.compile:
+            taps.check_compiled(student, self.taps)
+        self.layers = list(find.low_rank_layers(student))
         for name in self.layers:
-            _check_pair(self.student.module, self.teacher.module, name)
-        self._place: torch.device | None = None
+            _check_pair(student, self.teacher.module, name)
 
-    def place(self, device: torch.device) -> None:
-        """Bring the teacher to the student's device, once and for all steps."""
-        if self._place != device:
-            devices.move_module(self.teacher.module, device, self.section.channels_last)
-            self._place = device
+    def losses(self, student: nn.Module, batch: Batch, done: float = 1.0) -> Mapping[str, Tensor]:
+        """Named, weighted losses of a batch: one pass of the student, one of the bare teacher.
 
-    def begin(self, done: float) -> None:
-        """Before an update: the share of the run that is over decides which taps are distilled."""
-        self.done = done
-
-    def dense_weights(self) -> Iterator[Tensor]:
-        """The frozen weights of ``layers``, where the teacher is now."""
-        for name in self.layers:
-            yield _dense_weight(self.teacher.module, name)
-
-    def losses(self, student: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Named, weighted losses of a batch: one pass of the student, one of the bare teacher."""
-        loss, some = self.section.loss, next(student.parameters())
-        self.place(some.device)
-        names = taps.joined(self.taps, self.done, self.section.taps_over)
+        Args:
+            student: the module that trains, which may be a copy of the student in shards.
+            done: the share of the run that is over, 0 to 1, which decides the taps that are
+                distilled; at its end all are.
+        """
+        loss = self.settings.loss
         # Autograd goes back through what came last first. So the perturbation's gradients, each as
         # large as a factor, arise when those of the student's pass have freed its activations. In
         # shards they go first instead: the pass's own gradients are added to them while they are
         # sent around, and nothing may be adding to them at the same time.
-        shards = hasattr(some, "full_tensor")
-        named = {} if shards else self._perturbation(student)
-        features: Mapping[str, list[Tensor]] = {}
-        target: Any = None
-        if loss.feature or loss.logits or loss.kl or loss.cosine:
-            # The teacher goes first: what its pass takes and frees is no peak above the student's
-            # graph, which is still to come.
-            with torch.no_grad(), taps.caught(self.teacher.module, names) as features:
-                target = self.task.forward(self.teacher.module, batch)
-        own_ways = self.section.compile or self.section.checkpointing or shards
-        with taps.caught(student, names) as caught, recompute.activations(student, on=not own_ways):
-            output = self.task.forward(student, batch)
+        in_shards = hasattr(next(student.parameters()), "full_tensor")
+        named = {} if in_shards else self._perturbation(student)
+        names = taps.joined(self.taps, done, self.settings.taps_over)
+        # The teacher goes first: what its pass takes and frees is no peak above the student's
+        # graph, which is still to come.
+        target, target_features = self._teacher_pass(batch, names)
+        output, features = self._student_pass(student, batch, names, in_shards)
         if self.labelled and loss.task:
             named |= base.losses(self.task, output, batch, loss.task)
         mask = padding_mask(batch["inputs"])  # what a text is filled up with is not distilled
         if loss.feature:
             named["feature"] = loss.feature * train_losses.feature(
-                [unpadded(output, mask) for name in names for output in caught[name]],
                 [unpadded(output, mask) for name in names for output in features[name]],
+                [unpadded(output, mask) for name in names for output in target_features[name]],
             )
-        if loss.logits or loss.kl or loss.cosine:
-            named |= self._outputs(
+        if self._compares_outputs:
+            named |= self._between_outputs(
                 unpadded(outputs.main_output(output), mask),
                 unpadded(outputs.main_output(target), mask),
             )
-        return named | self._perturbation(student) if shards else named
+        return named | self._perturbation(student) if in_shards else named
 
-    def _outputs(self, ours: Tensor, theirs: Tensor) -> dict[str, Tensor]:
-        """The losses between the outputs of student and teacher."""
-        loss, named = self.section.loss, {}
-        if loss.logits:
-            named["logits"] = loss.logits * train_losses.logits(ours, theirs)
-        if loss.kl:
-            named["kl"] = loss.kl * train_losses.kl(ours, theirs, loss.temperature)
-        if loss.cosine:
-            named["cosine"] = loss.cosine * train_losses.cosine(ours, theirs)
-        return named
+    @property
+    def _compares_outputs(self) -> bool:
+        weights = self.settings.loss.weights
+        return any(weights[name] for name in train_losses.BETWEEN_OUTPUTS)
+
+    def _teacher_pass(
+        self, batch: Batch, names: Sequence[str]
+    ) -> tuple[Any, Mapping[str, list[Tensor]]]:
+        """(the teacher's output, its taps' outputs by name); nothing where no loss needs them."""
+        if not self.settings.loss.feature and not self._compares_outputs:
+            return None, {}
+        with torch.no_grad(), taps.caught(self.teacher.module, names) as features:
+            return self.task.forward(self.teacher.module, batch), features
+
+    def _student_pass(
+        self, student: nn.Module, batch: Batch, names: Sequence[str], in_shards: bool
+    ) -> tuple[Any, Mapping[str, list[Tensor]]]:
+        """(the student's output, its taps' outputs by name)."""
+        saves_itself = self.settings.compile or self.settings.checkpointing or in_shards
+        with (
+            taps.caught(student, names) as features,
+            recompute.activations(student, on=not saves_itself),
+        ):
+            return self.task.forward(student, batch), features
+
+    def _between_outputs(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        loss = self.settings.loss
+        return {
+            name: weight * train_losses.BETWEEN_OUTPUTS[name](student, teacher, loss)
+            for name, weight in loss.weights.items()
+            if name in train_losses.BETWEEN_OUTPUTS and weight
+        }
 
     def _perturbation(self, student: nn.Module) -> dict[str, Tensor]:
-        loss = self.section.loss
+        loss = self.settings.loss
         if not loss.perturbation:
             return {}
-        factors = (_factors(student, name) for name in self.layers)
         pairs = (
-            (*pair, weight) for pair, weight in zip(factors, self.dense_weights(), strict=True)
+            (*_factors(student, name), _dense_weight(self.teacher.module, name))
+            for name in self.layers
         )
         value = train_losses.perturbation(pairs, loss.eps, loss.perturbation_form)
         return {"perturbation": loss.perturbation * value}
 
     def evaluate(self, module: nn.Module, data: splits.Splits) -> dict[str, float]:
-        """The task's metrics where there are labels, and the agreement with the teacher."""
+        """The agreement with the teacher, and the task's metrics where there are labels."""
         if data.validation is None:
             return {}
         device = next(module.parameters()).device
-        self.place(device)
         with evaluating(module):
-            found = agreement(module, self.teacher.module, data.validation, predict, device=device)
+            metrics = agreement(
+                module, self.teacher.module, data.validation, predict, device=device
+            )
         if data.judged:
-            found |= base.evaluate(module, data.validation, self.task, device, data.num_classes)
-        return found
+            metrics |= base.evaluate(module, data.validation, self.task, device, data.num_classes)
+        return metrics
+
+
+def _choose_taps(student: nn.Module, settings: Pretrain, task: Base) -> list[str]:
+    """The recipe's taps, or else the task's, or else all blocks."""
+    usual = task.taps(student) if settings.taps is None else None
+    return usual or taps.choose(student, settings.taps)
 
 
 def _factors(student: nn.Module, name: str) -> tuple[Tensor, Tensor]:
@@ -151,8 +172,8 @@ def _dense_weight(teacher: nn.Module, name: str) -> Tensor:
 
 def _check_pair(student: nn.Module, teacher: nn.Module, name: str) -> None:
     up, down = _factors(student, name)
-    theirs, ours = tuple(_dense_weight(teacher, name).shape), (up.shape[0], down.shape[1])
-    if theirs != ours:
+    dense, low_rank = tuple(_dense_weight(teacher, name).shape), (up.shape[0], down.shape[1])
+    if dense != low_rank:
         raise RequestError(
-            f"{name}: is {theirs} in the teacher and {ours} in the student; wrong teacher?"
+            f"{name}: is {dense} in the teacher and {low_rank} in the student; wrong teacher?"
         )

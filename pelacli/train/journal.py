@@ -17,15 +17,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from pelacli.train.update import Update
+
 
 class Journal:
-    """metrics.jsonl, and accelerate's trackers. Losses are means over ``every`` steps."""
+    """metrics.jsonl, and accelerate's trackers. Losses are means over ``every`` steps.
+
+    Attributes:
+        last: the losses of the last line, and their sum as "loss".
+    """
 
     def __init__(
         self, accelerator: Accelerator, output: Path | None, step: int, every: int
     ) -> None:
-        self.every, self.samples, self.last = every, 0, dict[str, float]()
-        self._accelerator, self._sums, self._steps = accelerator, dict[str, float](), 0
+        self.last: dict[str, float] = {}
+        self._accelerator, self._every = accelerator, every
+        self._sums: dict[str, float] = {}
+        self._steps = self._samples = 0
         self._began = time.perf_counter()
         self._speed: float | None = None  # of the last stretch that was written down
         self._path = output / "metrics.jsonl" if output and accelerator.is_main_process else None
@@ -38,45 +46,50 @@ class Journal:
             os.replace(draft, self._path)
         if accelerator.log_with:
             folder = accelerator.project_dir
-            own = {"wandb": {"dir": folder, "name": f"{Path(folder).name}"}} if folder else {}
+            for_wandb = {"wandb": {"dir": folder, "name": Path(folder).name}} if folder else {}
             if folder and accelerator.is_main_process:  # W&B wants it to be there
                 Path(folder).mkdir(parents=True, exist_ok=True)
-            accelerator.init_trackers("pela", init_kwargs=own)
+            accelerator.init_trackers("pela", init_kwargs=for_wandb)
 
-    def update(
-        self, step: int, epoch: float, losses: Mapping[str, float], lr: float, last: bool
-    ) -> None:
+    def update(self, step: int, epoch: float, update: Update, last: bool) -> None:
         """Take note of one update; write a line when it is time."""
         self._steps += 1
-        for name, value in losses.items():
+        self._samples += update.samples
+        for name, value in update.losses.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
-        if step % self.every and not last:
+        if step % self._every and not last:
             return
         means = {name: value / self._steps for name, value in self._sums.items()}
         self.last = {"loss": sum(means.values()), **means}
         self._speed = self._rate()
-        line = {"loss": self.last["loss"], "losses": means, "lr": lr, "samples_per_s": self._speed}
+        line = {
+            "loss": self.last["loss"],
+            "losses": means,
+            "lr": update.rate,
+            "samples_per_s": self._speed,
+        }
         self._write(step, epoch, line)
-        self._sums, self._steps, self.samples = {}, 0, 0
+        self._sums, self._steps, self._samples = {}, 0, 0
         self._began = time.perf_counter()
 
     def metrics(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """Write an evaluation down; its time does not count as training's."""
         self._write(step, epoch, {"metrics": dict(metrics)})
-        self._began, self.samples = time.perf_counter(), 0
+        self._began, self._samples = time.perf_counter(), 0
 
-    def shown(self, losses: Mapping[str, float], lr: float) -> dict[str, float]:
-        """What a progress display wants to know."""
-        parts = dict(losses) if len(losses) > 1 else {}
-        rate = self._rate() if self._speed is None else self._speed
-        return {"loss": sum(losses.values()), **parts, "lr": lr, "samples/s": rate}
+    def fields(self, update: Update) -> dict[str, float]:
+        """What a progress display says of an update."""
+        parts = update.losses if len(update.losses) > 1 else {}
+        speed = self._rate() if self._speed is None else self._speed
+        total = sum(update.losses.values())
+        return {"loss": total, **parts, "lr": update.rate, "samples/s": speed}
 
     def close(self) -> None:
         for tracker in self._accelerator.trackers:
             tracker.finish()
 
     def _rate(self) -> float:
-        return self.samples / max(time.perf_counter() - self._began, 1e-9)
+        return self._samples / max(time.perf_counter() - self._began, 1e-9)
 
     def _write(self, step: int, epoch: float, line: dict[str, Any]) -> None:
         if self._path is not None:

@@ -2,18 +2,25 @@
 
 Notation of PELA (Guo et al., CVPR 2024): features f_i of N taps, logits z, and for each of P
 factorised layers the frozen dense weight W (out × in) beside the pair up (out × r), down (r × in).
+
+A new loss between the outputs of student and teacher is one function, listed in `BETWEEN_OUTPUTS`,
+and its weight, a field of the same name in `pelacli.recipe.schema.Loss`. The weights stand there
+because recipes are checked without torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pelacli.errors import PelaError, RequestError
+
+if TYPE_CHECKING:
+    from pelacli.recipe.schema import Loss
 
 
 def feature(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -73,6 +80,14 @@ def cosine(student: Tensor, teacher: Tensor) -> Tensor:
     if student.shape != teacher.shape:
         raise PelaError(f"student gives {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
     return (1 - F.cosine_similarity(student.float(), teacher.detach().float(), dim=-1)).mean()
+
+
+# name → (student's output, teacher's output, the recipe's settings of the losses) → a scalar
+BETWEEN_OUTPUTS: Mapping[str, Callable[[Tensor, Tensor, Loss], Tensor]] = {
+    "logits": lambda student, teacher, _: logits(student, teacher),
+    "kl": lambda student, teacher, loss: kl(student, teacher, loss.temperature),
+    "cosine": lambda student, teacher, _: cosine(student, teacher),
+}
 
 
 def perturbation(

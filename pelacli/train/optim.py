@@ -1,10 +1,9 @@
-"""What a training run is made with: accelerate's engine, timm's optimizers, schedules and averages,
-each from a recipe's settings, with one line of error where a setting names nothing there is.
+"""timm's optimizers, schedules and averages, from a recipe's settings; a setting that timm does not
+know is refused in one line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,24 +19,29 @@ if TYPE_CHECKING:
 
 from pelacli.errors import RequestError
 from pelacli.lowrank.find import low_rank_layers
+from pelacli.train.regularisation import no_decay
 
 _PARTS = ("down", "up")
 
 
-def optimizer(module: nn.Module, settings: Train, no_weight_decay: Collection[str]) -> Optimizer:
-    """timm's optimizer. Neither biases and other parameters of one dimension or none decay, nor
-    those of the given names (wildcards allowed) and of the model's own list, nor, unless
-    ``factor_decay`` is "each", the factors of low-rank layers. Factors learn at ``factor_lr`` · lr.
+def optimizer(module: nn.Module, settings: Train) -> Optimizer:
+    """timm's optimizer.
+
+    These parameters do not decay: biases and others of one dimension or none, those that
+    `pelacli.train.regularisation.no_decay` names, and, unless ``factor_decay`` is "each", the
+    factors of low-rank layers. Factors learn at ``factor_lr`` · lr.
+
+    Raises:
+        RequestError: timm knows no such optimizer, or ``layer_decay`` does not fit the model.
     """
     factors = {f"{name}.{part}.weight" for name in low_rank_layers(module) for part in _PARTS}
-    own: set[str] = getattr(module, "no_weight_decay", set)()
-    spared = {*no_weight_decay, *own}
+    undecayed = no_decay(module)
     if settings.factor_decay != "each":
-        spared |= factors
+        undecayed |= factors
     groups: Any = partial(
         param_groups_weight_decay,
         weight_decay=settings.weight_decay,
-        no_weight_decay_list=spared,
+        no_weight_decay_list=undecayed,
     )
     if settings.layer_decay is not None:
         if not hasattr(module, "group_matcher"):  # timm would put all into one layer
@@ -51,31 +55,33 @@ def optimizer(module: nn.Module, settings: Train, no_weight_decay: Collection[st
     averages: dict[str, Any] = {"momentum": settings.momentum}
     if settings.betas is not None:
         averages["betas"] = settings.betas
-    slow = {id(p) for name, p in module.named_parameters() if name in factors}
+    factor_ids = {id(p) for name, p in module.named_parameters() if name in factors}
     try:
-        made = create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             module,
             settings.opt,
             lr=settings.lr,
-            param_group_fn=lambda m: _slower(groups(m), slow, settings.factor_lr),
+            param_group_fn=lambda m: _scaled(groups(m), factor_ids, settings.factor_lr),
             **averages,
         )
     except (ValueError, RuntimeError, ImportError, AssertionError, TypeError) as error:
         raise RequestError(f"opt {settings.opt!r}: timm refuses it ({error})") from None
-    return cast(Optimizer, made)
+    return cast(Optimizer, optimizer)
 
 
-def _slower(groups: list[dict[str, Any]], slow: set[int], factor: float) -> list[dict[str, Any]]:
-    """The groups with those parameters in groups of their own, whose rate is that much of lr."""
-    if factor == 1.0:
+def _scaled(
+    groups: list[dict[str, Any]], parameter_ids: set[int], scale: float
+) -> list[dict[str, Any]]:
+    """The groups, with those parameters in groups of their own whose rate is ``scale`` · lr."""
+    if scale == 1.0:
         return groups
-    found = []
+    split = []
     for group in groups:
-        for chosen in (True, False):
-            if params := [p for p in group["params"] if (id(p) in slow) == chosen]:
-                scale = group.get("lr_scale", 1.0) * (factor if chosen else 1.0)
-                found.append(group | {"params": params, "lr_scale": scale})
-    return found
+        for is_scaled in (True, False):
+            if params := [p for p in group["params"] if (id(p) in parameter_ids) == is_scaled]:
+                own_scale = group.get("lr_scale", 1.0) * (scale if is_scaled else 1.0)
+                split.append(group | {"params": params, "lr_scale": own_scale})
+    return split
 
 
 def rate(optimizer: Optimizer) -> float:
@@ -99,9 +105,9 @@ def decay_products(module: nn.Module, optimizer: Optimizer, weight_decay: float)
         up, down = layer.up.weight, layer.down.weight
         amount = weight_decay * rates.get(id(up), 0.0)  # 0: frozen
         if amount and layer.rank:
-            taken = up @ (down @ down.T), (up.T @ up) @ down
-            up.sub_(taken[0], alpha=amount)
-            down.sub_(taken[1], alpha=amount)
+            gradients = up @ (down @ down.T), (up.T @ up) @ down
+            up.sub_(gradients[0], alpha=amount)
+            down.sub_(gradients[1], alpha=amount)
 
 
 def schedule(optimizer: Optimizer, settings: Train, total: int, per_epoch: float) -> Any:
@@ -130,8 +136,9 @@ def schedule(optimizer: Optimizer, settings: Train, total: int, per_epoch: float
 
 
 def average(module: nn.Module, decay: float | None) -> Any:
-    """timm's moving average of the weights. The decay grows towards the wanted one as 1 − n^(−3/4),
-    so that a short run's average is of its later weights and not of its start."""
+    """timm's moving average of the weights; None without a decay. The decay of update n is
+    1 − n^(−3/4), and at most ``decay``: so a short run's average is of its later weights and not of
+    its start."""
     if not decay:
         return None
     return ModelEmaV3(module, decay=decay, use_warmup=True, warmup_power=0.75, exclude_buffers=True)

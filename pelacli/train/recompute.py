@@ -1,4 +1,4 @@
-"""Hold less for the backward pass: what GELU and norms give is computed again, not kept.
+"""Hold less for the backward pass: outputs of GELU and norms are computed again, not kept.
 
 A layer after an activation keeps its input for its weight's gradient, and the activation keeps its
 own input for its own. In a Transformer's MLP these are the two widest tensors of a block. The one
@@ -11,25 +11,22 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-if TYPE_CHECKING:
-    pass
-
 from pelacli.errors import RequestError
 
-# They keep their input for the backward pass. ReLU, tanh and sigmoid keep their output, so nothing
-# would be saved.
+# These keep their input for the backward pass. ReLU, tanh and sigmoid keep their output, so that
+# computing it again would save nothing.
 _KINDS = (nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.LayerNorm)
 
 
 @dataclass
 class _Output:
-    """The output of such a module, and all that it takes to have it again."""
+    """The output of such a module, and what it is computed from."""
 
     tensor: weakref.ref[Tensor]
     version: int
@@ -38,8 +35,8 @@ class _Output:
 
 
 @dataclass
-class _Again:
-    """What is kept in the place of a tensor."""
+class _Recomputed:
+    """What is kept in place of a tensor: how to compute it again."""
 
     module: nn.Module
     input: Tensor
@@ -61,37 +58,37 @@ def activations(module: nn.Module, *, on: bool = True) -> Iterator[None]:
         return
     outputs: dict[int, _Output] = {}
 
-    def note(one: nn.Module, args: Any, output: Any) -> None:
+    def note(child: nn.Module, args: Any, output: Any) -> None:
         if len(args) != 1 or not _plain(args[0]) or not _plain(output):
             return
         if output.requires_grad and output.dtype == args[0].dtype:  # autocast may change it
-            # Its own version tells whether someone has changed it since.
-            seen = _Output(weakref.ref(output), output._version, one, args[0].detach())
-            outputs[output.data_ptr()] = seen
+            # The version tells whether the output has been changed in place since.
+            noted = _Output(weakref.ref(output), output._version, child, args[0].detach())
+            outputs[output.data_ptr()] = noted
 
     def pack(tensor: Tensor) -> Any:
-        seen = outputs.get(tensor.data_ptr()) if _plain(tensor) else None
-        output = seen.tensor() if seen is not None else None
-        if seen is None or output is None:  # freed, and its place may be another tensor's by now
+        noted = outputs.get(tensor.data_ptr()) if _plain(tensor) else None
+        output = noted.tensor() if noted is not None else None
+        if noted is None or output is None:  # freed, and its memory may be another tensor's by now
             return tensor
         same = (tensor.dtype, tensor.numel()) == (output.dtype, output.numel())
-        if not same or output._version != seen.version:
+        if not same or output._version != noted.version:
             return tensor
-        return _Again(seen.module, seen.input, tensor.shape)
+        return _Recomputed(noted.module, noted.input, tensor.shape)
 
     def unpack(kept: Any) -> Tensor:
-        if not isinstance(kept, _Again):
+        if not isinstance(kept, _Recomputed):
             assert isinstance(kept, Tensor)
             return kept
         with torch.no_grad(), torch.autocast(kept.input.device.type, enabled=False):
-            # Past the hooks: no one is to see this as a pass.
-            found: Tensor = type(kept.module).forward(kept.module, kept.input)
-        return found.view(kept.shape)
+            # The class's forward runs no hooks, which would take this for another pass.
+            output: Tensor = type(kept.module).forward(kept.module, kept.input)
+        return output.view(kept.shape)
 
-    found = [
+    watched = [
         m for m in module.modules() if isinstance(m, _KINDS) and not getattr(m, "inplace", False)
     ]
-    handles = [m.register_forward_hook(note) for m in found]
+    handles = [m.register_forward_hook(note) for m in watched]
     try:
         with saved_tensors_hooks(pack, unpack):
             yield
@@ -101,7 +98,7 @@ def activations(module: nn.Module, *, on: bool = True) -> Iterator[None]:
 
 
 def _plain(value: Any) -> bool:
-    """Whether it is a tensor in one piece of memory of its own kind."""
+    """Whether it is a plain tensor, contiguous in memory."""
     return (
         type(value) is Tensor
         and value.layout is torch.strided
@@ -110,8 +107,28 @@ def _plain(value: Any) -> bool:
     )
 
 
-def set_checkpointing(module: nn.Module, on: bool) -> None:
-    """Recompute activations in the backward pass, by timm's or transformers' own switch."""
+@contextmanager
+def checkpointing(module: nn.Module, *, on: bool) -> Iterator[None]:
+    """While active, the backward pass computes activations again, by timm's or transformers' own
+    switch.
+
+    Args:
+        on: without it nothing happens.
+
+    Raises:
+        RequestError: the model has no such switch.
+    """
+    if not on:
+        yield
+        return
+    _set_checkpointing(module, True)
+    try:
+        yield
+    finally:
+        _set_checkpointing(module, False)
+
+
+def _set_checkpointing(module: nn.Module, on: bool) -> None:
     network: Any = module
     if hasattr(network, "set_grad_checkpointing"):
         network.set_grad_checkpointing(on)

@@ -1,25 +1,29 @@
-"""The loaders of a training section: training and validation data for a model."""
+"""The loaders of a training step: training and validation data for a model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
+from pelacli.data.dataset import Dataset
 from pelacli.data.loader import Loader, loader
 from pelacli.errors import RequestError
 from pelacli.models.heads import num_classes
 from pelacli.models.opened import OpenModel
-from pelacli.recipe.schema import Train
+from pelacli.recipe.schema import Data, Train
 from pelacli.recipe.step import Step
 from pelacli.tasks import registry
 from pelacli.tasks.base import Base
 
 
-@dataclass
+@dataclass(frozen=True)
 class Splits:
-    """The loaders of a training section; ``validation`` is None where the data has no splits.
+    """The loaders of a training step; ``validation`` is None where the data has no splits.
 
     Attributes:
-        labelled: whether training has labels, and ``judged`` whether validation has.
+        num_classes: of the model; None where it is no classifier.
+        labelled: whether training has labels.
+        judged: whether validation has labels.
     """
 
     task: Base
@@ -29,65 +33,79 @@ class Splits:
     labelled: bool
     judged: bool
 
-    @classmethod
-    def open(cls, step: Step[Train], opened: OpenModel, *, labelled: bool | None = True) -> Splits:
-        """Open train and validation data for a model.
 
-        Args:
-            labelled: whether to use labels; None means where the data has them and the model an
-                output for each.
+def open_splits(step: Step[Train], opened: OpenModel, *, labelled: bool | None = True) -> Splits:
+    """Open a step's training and validation data for a model.
 
-        Raises:
-            RequestError: the data can't be used, or labels are wanted and there are none.
-        """
-        data = step.data
-        assert data is not None  # the recipe's validation has seen to it
-        task = registry.get(step.task.name, step.task.settings)
-        if not task.LABELLED:
-            labelled = False
-        classes = num_classes(opened)
-        train = task.open(
-            data, data.train, inputs=opened.inputs, training=True, unlabelled=labelled is False
+    Args:
+        labelled: whether to use labels; None: where the data has them and the model an output for
+            each.
+
+    Raises:
+        RequestError: the data can't be used, or labels are asked for and there are none.
+    """
+    data = step.data
+    assert data is not None  # the recipe's validation has seen to it
+    task = registry.get(step.task.name, step.task.settings)
+    training, labelled = _open_training(task, data, opened, labelled)
+    validation, judged = None, labelled
+    if training.split is not None:
+        validation, judged = _open_validation(task, data, opened, labelled)
+    classes = num_classes(opened)
+    batches = partial(
+        loader,
+        batch_size=step.settings.batch_size or data.batch_size,
+        seed=step.seed,
+        workers=data.workers,
+    )
+    held_out = None
+    if validation is not None:
+        held_out = batches(validation, num_classes=classes if judged else None)
+    train = batches(
+        training,
+        shuffle=True,
+        drop_last=True,
+        num_classes=classes if labelled else None,
+        augment=data.augment,
+    )
+    return Splits(task, train, held_out, classes, labelled, judged)
+
+
+def _open_training(
+    task: Base, data: Data, opened: OpenModel, labelled: bool | None
+) -> tuple[Dataset, bool]:
+    """(the training split, whether it has labels that are used)."""
+
+    def open_split(unlabelled: bool) -> Dataset:
+        return task.open(
+            data, data.train, inputs=opened.inputs, training=True, unlabelled=unlabelled
         )
-        if labelled is None:
-            labelled = train.labelled and (train.classes is None or len(train.classes) == classes)
-            labelled = labelled and task.fits(opened)
-            if not labelled:
-                train = task.open(
-                    data, data.train, inputs=opened.inputs, training=True, unlabelled=True
-                )
-        if labelled and not task.fits(opened):
-            raise RequestError(
-                f"{opened.ref}: gives no output that the task could learn from; heal it without "
-                "labels (pretrain.labels = false), or with the task that it has"
-            )
-        size = step.settings.batch_size or data.batch_size
-        validation, judged = None, labelled
-        if train.split is not None:
-            plain = not labelled and not task.JUDGES_LABEL_FREE
-            held_out = task.open(data, data.val, inputs=opened.inputs, unlabelled=plain)
-            judged = not plain and held_out.labelled
-            validation = loader(
-                held_out,
-                batch_size=size,
-                seed=step.seed,
-                workers=data.workers,
-                num_classes=classes if judged else None,
-            )
-        return cls(
-            task,
-            loader(
-                train,
-                batch_size=size,
-                seed=step.seed,
-                shuffle=True,
-                drop_last=True,
-                workers=data.workers,
-                num_classes=classes if labelled else None,
-                augment=data.augment,
-            ),
-            validation,
-            classes,
-            labelled,
-            judged,
+
+    if not task.LABELLED:
+        labelled = False
+    dataset = open_split(unlabelled=labelled is False)
+    if labelled is None:
+        labelled = _labels_fit(task, dataset, opened)
+        if not labelled:
+            dataset = open_split(unlabelled=True)
+    if labelled and not task.fits(opened):
+        raise RequestError(
+            f"{opened.ref}: gives no output that the task could learn from; heal it without "
+            "labels (pretrain.labels = false), or with the task that it has"
         )
+    return dataset, labelled
+
+
+def _labels_fit(task: Base, dataset: Dataset, opened: OpenModel) -> bool:
+    """Whether the samples have labels, and the model an output for each class."""
+    classes_fit = dataset.classes is None or len(dataset.classes) == num_classes(opened)
+    return dataset.labelled and classes_fit and task.fits(opened)
+
+
+def _open_validation(
+    task: Base, data: Data, opened: OpenModel, labelled: bool
+) -> tuple[Dataset, bool]:
+    """(the validation split, whether it has labels that are used)."""
+    unlabelled = not labelled and not task.JUDGES_LABEL_FREE
+    dataset = task.open(data, data.val, inputs=opened.inputs, unlabelled=unlabelled)
+    return dataset, not unlabelled and dataset.labelled

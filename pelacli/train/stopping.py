@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C and SIGTERM end a step, not a process in the middle of one."""
+"""Ctrl-C and SIGTERM let a run end its step and save; they do not kill it in the middle of one."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from accelerate import Accelerator
 
 @contextmanager
 def stopping(accelerator: Accelerator) -> Iterator[Callable[[], bool]]:
-    """While in the block, Ctrl-C and SIGTERM are noted and not obeyed; a second one is obeyed.
+    """While active, Ctrl-C and SIGTERM are only noted; a second one acts as it did before.
 
-    Gives a function that tells whether any process has been asked to stop.
+    Yields:
+        A function that says whether any process has been asked to stop. All processes must call it.
     """
-    asked: list[int] = []
+    received: list[int] = []
     handled = (signal.SIGINT, signal.SIGTERM)
-    before: dict[int, Any] = {}
+    handlers: dict[int, Any] = {}
 
     def note(number: int, frame: Any) -> None:
-        asked.append(number)
-        for one in handled:
-            signal.signal(one, before[one])
+        received.append(number)
+        for handled_number in handled:
+            signal.signal(handled_number, handlers[handled_number])
 
-    def stopped() -> bool:
+    def is_stop_requested() -> bool:
         if accelerator.num_processes == 1:
-            return bool(asked)
-        votes = torch.tensor([float(bool(asked))], device=accelerator.device)
+            return bool(received)
+        votes = torch.tensor([float(bool(received))], device=accelerator.device)
         return bool(accelerator.reduce(votes, "sum").item() > 0)
 
-    if threading.current_thread() is threading.main_thread():
-        before = {one: signal.signal(one, note) for one in handled}
+    if threading.current_thread() is threading.main_thread():  # Python sets handlers there alone
+        handlers = {number: signal.signal(number, note) for number in handled}
     try:
-        yield stopped
+        yield is_stop_requested
     finally:
-        for one in before:
-            signal.signal(one, before[one])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -31,12 +31,12 @@ def choose(module: nn.Module, patterns: Sequence[str] | None) -> list[str]:
         if name and not isinstance(m, LowRankLinear) and not _inside_low_rank(module, name)
     ]
     if patterns is None:
-        found = models_blocks.blocks(module)
-        if not found:
+        blocks = models_blocks.blocks(module)
+        if not blocks:
             raise RequestError(
                 "taps: the model has no repeated blocks; name modules in pretrain.taps"
             )
-        return found
+        return blocks
     for pattern in patterns:
         if not any(re.fullmatch(pattern, name) for name in names):
             raise RequestError(

@@ -20,7 +20,8 @@ from pelacli.models.blocks import blocks
 from pelacli.models.pairs import view
 from pelacli.system.devices import move_module
 
-Losses = Callable[[nn.Module, Any], Mapping[str, Tensor]]
+# (module, batch, share of the run that is over) → losses by name
+Losses = Callable[[nn.Module, Any, float], Mapping[str, Tensor]]
 
 
 class Holding(Protocol):
@@ -39,8 +40,12 @@ class Holding(Protocol):
         """Take the weights that ``modules`` have now, and the optimizer's states of a checkpoint;
         give accelerate's optimizer."""
 
-    def forward(self, batch: Any) -> dict[str, Tensor]:
-        """The losses of a batch, under the run's precision."""
+    def forward(self, batch: Any, done: float) -> dict[str, Tensor]:
+        """The losses of a batch, under the run's precision.
+
+        Args:
+            done: the share of the run that is over, 0 to 1.
+        """
 
     def syncing(self, on: bool) -> AbstractContextManager[Any]:
         """Whether a backward pass in the block shares its gradients with the other processes."""
@@ -119,8 +124,8 @@ class Whole:
             optimizer.load_state_dict(states["optimizer"])
         return stepper
 
-    def forward(self, batch: Any) -> dict[str, Tensor]:
-        named: dict[str, Tensor] = self._model(batch)
+    def forward(self, batch: Any, done: float) -> dict[str, Tensor]:
+        named: dict[str, Tensor] = self._model(batch, done)
         return named
 
     def syncing(self, on: bool) -> AbstractContextManager[Any]:
@@ -185,9 +190,9 @@ class Sharded:
         ]
         return stepper
 
-    def forward(self, batch: Any) -> dict[str, Tensor]:
+    def forward(self, batch: Any, done: float) -> dict[str, Tensor]:
         with self._accelerator.autocast():
-            return dict(self._losses(self.trained, batch))
+            return dict(self._losses(self.trained, batch, done))
 
     def syncing(self, on: bool) -> AbstractContextManager[Any]:
         return nullcontext() if on else self._accelerator.no_sync(self.trained)
@@ -258,8 +263,8 @@ class _Step(nn.Module):
         super().__init__()
         self.module, self.losses = module, losses
 
-    def forward(self, batch: Any) -> dict[str, Tensor]:
-        return dict(self.losses(self.module, batch))
+    def forward(self, batch: Any, done: float) -> dict[str, Tensor]:
+        return dict(self.losses(self.module, batch, done))
 
 
 def _like(whole: Tensor, parameter: Any) -> Any:

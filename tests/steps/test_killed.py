@@ -15,7 +15,7 @@ from torch import nn
 
 from pelacli.recipe.schema import Train
 from pelacli.train import checkpoint
-from pelacli.train.loop import fit
+from pelacli.train.loop import Objective, RunOptions, fit
 
 KILLS = 5
 SETTINGS = {"steps": 200, "lr": 0.01, "ema": 0.9, "save_every": 1, "log_every": 1, "keep": 2}
@@ -46,14 +46,13 @@ def train(output: Path | None, resume: bool = False) -> nn.Module:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(32, 64), nn.Dropout(0.1), nn.Linear(64, 32))
 
-    def losses(module, batch):
+    def losses(module, batch, done):
         return {"task": (module(batch["inputs"]) - batch["inputs"]).square().mean()}
 
     scores = iter(range(1000))
-    fit(
-        net, losses, Batches(), Train(**SETTINGS, epochs=50), seed=1, output=output, resume=resume,
-        evaluate=lambda module: {"score": float(next(scores))}, main_metric="score", device="cpu",
-    )  # fmt: skip
+    objective = Objective(losses, lambda module: {"score": float(next(scores))}, "score")
+    settings = Train(**SETTINGS, epochs=50)
+    fit(net, objective, Batches(), settings, RunOptions(1, "cpu", output, resume))
     return net
 
 

@@ -317,8 +317,8 @@ def test_what_is_no_segmenter_is_refused(classifier, shapes, pela, tmp_path):
     from pelacli.train import splits
 
     with pytest.raises(RequestError, match=r"pretrain\.labels = false"):
-        splits.Splits.open(step_of(spec, "pretrain"), loading.load(classifier).opened)
-    unlabelled = splits.Splits.open(
+        splits.open_splits(step_of(spec, "pretrain"), loading.load(classifier).opened)
+    unlabelled = splits.open_splits(
         step_of(spec, "pretrain"), loading.load(classifier).opened, labelled=None
     )
     assert not unlabelled.labelled

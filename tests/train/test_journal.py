@@ -14,7 +14,7 @@ from torch import nn
 from pelacli.errors import PelaError
 from pelacli.recipe.schema import Train
 from pelacli.train import engine
-from pelacli.train.loop import fit
+from pelacli.train.loop import Objective, RunOptions, fit
 
 
 class Batches:
@@ -38,20 +38,20 @@ def run(output, losses=None, **changed):
     scores = iter([50.0, 70.0, 60.0])
     shown = []
 
-    def plain(module, batch):
+    def plain(module, batch, done):
         value = module(batch["inputs"]).square().mean()
         return {"task": value, "feature": 0.5 * value}
 
     fit(
         nn.Linear(3, 2),
-        losses or plain,
+        Objective(losses or plain, lambda module: {"accuracy": next(scores)}, "accuracy"),
         Batches(),
         Train(**({"epochs": 3, "lr": 0.01, "log_every": 2, "sched": "none"} | changed)),
-        output=output,
-        evaluate=lambda module: {"accuracy": next(scores)},
-        main_metric="accuracy",
-        device="cpu",
-        progress=SimpleNamespace(advance=lambda n=1, **fields: shown.append((n, fields))),
+        RunOptions(
+            device="cpu",
+            output=output,
+            progress=SimpleNamespace(advance=lambda n=1, **fields: shown.append((n, fields))),
+        ),
     )
     return shown
 
@@ -117,7 +117,7 @@ def test_trackers_get_every_line_and_keep_it_beside_the_run(tmp_path, monkeypatc
 
 
 def test_a_line_cut_short_is_no_hindrance(tmp_path):
-    def losses(module, batch):
+    def losses(module, batch, done):
         losses.calls += 1
         value = module(batch["inputs"]).square().mean()
         return {"task": value * (float("nan") if losses.calls == 6 else 1.0)}
@@ -129,6 +129,7 @@ def test_a_line_cut_short_is_no_hindrance(tmp_path):
         file.write('{"step": 6, "epo')
     settings = Train(epochs=3, lr=0.01, log_every=2, sched="none")
     torch.manual_seed(0)
-    fit(nn.Linear(3, 2), losses, Batches(), settings, output=tmp_path, device="cpu", resume=True)
+    options = RunOptions(device="cpu", output=tmp_path, resume=True)
+    fit(nn.Linear(3, 2), Objective(losses), Batches(), settings, options)
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
     assert steps == [2, 4, 4, 6, 8, 10, 12]

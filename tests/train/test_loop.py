@@ -19,9 +19,9 @@ from pelacli.data.loader import loader
 from pelacli.errors import PelaError, RequestError
 from pelacli.models.inputs import ImageInput
 from pelacli.recipe.schema import Augment, Train
-from pelacli.train import checkpoint, optim
+from pelacli.train import checkpoint, engine, optim
 from pelacli.train import run as train_run
-from pelacli.train.loop import fit
+from pelacli.train.loop import Objective, RunOptions, fit
 from pelacli.train.run import updates
 
 INPUTS = ImageInput((1, 8, 8), (0.5,), (0.5,), "bilinear")
@@ -51,14 +51,15 @@ def digits(batch_size=32, limit=160, augment=AUGMENT, **changed):
     )  # fmt: skip
 
 
-def task(module, batch):
+def task(module, batch, done=0.0):
     return {"task": F.cross_entropy(module(batch["inputs"]), batch["labels"])}
 
 
 def run(settings, losses=task, batches=None, module=None, **changed):
     module = module or vit()
-    options = {"seed": 3, "device": "cpu"} | changed
-    return module, fit(module, losses, batches or digits(), settings, **options)
+    objective = Objective(losses, changed.pop("evaluate", None), changed.pop("main_metric", None))
+    options = RunOptions(**({"seed": 3, "device": "cpu"} | changed))
+    return module, fit(module, objective, batches or digits(), settings, options)
 
 
 def same(one, other):
@@ -95,7 +96,7 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_surroundings():
 def test_every_pass_draws_its_own_random_numbers():
     drawn = []
 
-    def losses(module, batch):
+    def losses(module, batch, done):
         drawn.append(torch.rand(1).item())
         return task(module, batch)
 
@@ -268,7 +269,7 @@ def test_a_run_that_is_not_finished_is_not_overwritten(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_does_harm(tmp_path):
-    def losses(module, batch):
+    def losses(module, batch, done):
         named = task(module, batch)
         losses.calls += 1
         return named | {"feature": named["task"] * (float("nan") if losses.calls == 4 else 0.1)}
@@ -284,7 +285,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_does_harm(tmp_path):
 
 
 def test_infinite_weights_are_never_saved(tmp_path):
-    def losses(module, batch):
+    def losses(module, batch, done):
         return {"task": sum(p.sum() for p in module.parameters()) * 1e-3}
 
     with pytest.raises(PelaError, match=r"not finite at step 1: .*last good checkpoint: none"):
@@ -306,7 +307,7 @@ def test_two_half_batches_make_one_whole():
 
 
 def test_losses_are_summed_and_logged_by_name(tmp_path):
-    def losses(module, batch):
+    def losses(module, batch, done):
         value = task(module, batch)["task"]
         return {"task": value, "feature": 2 * value.detach() + 0 * value}
 
@@ -343,7 +344,7 @@ def test_average_is_the_result_and_what_is_evaluated():
     # written out: n-th decay 1 − n^(−3/4), at most 0.5; the first update copies
     weights, average = [], None
 
-    def losses(module, batch):
+    def losses(module, batch, done):
         weights.append([p.detach().clone() for p in module.parameters()])
         return task(module, batch)
 
@@ -373,7 +374,7 @@ def test_what_decays_and_what_does_not():
             return {"own"}
 
     model = Model()
-    made = optim.optimizer(model, train(weight_decay=0.3, betas=(0.8, 0.9)), {"pos_*"})
+    made = optim.optimizer(model, train(weight_decay=0.3, betas=(0.8, 0.9)))
     names = {id(p): n for n, p in model.named_parameters()}
     decayed = {names[id(p)] for g in made.param_groups if g["weight_decay"] for p in g["params"]}
     assert decayed == {"up.weight", "down.weight"}
@@ -384,7 +385,7 @@ def test_what_decays_and_what_does_not():
 
 def test_layer_decay_scales_the_rates():
     settings = train(lr=1.0, layer_decay=0.5)
-    made = optim.optimizer(vit(), settings, ())
+    made = optim.optimizer(vit(), settings)
     optim.schedule(made, settings, 10, 5)
     assert {g["lr"] for g in made.param_groups} == {1.0, 0.5, 0.25, 0.125}
 
@@ -392,7 +393,7 @@ def test_layer_decay_scales_the_rates():
 def test_bf16_trains_and_keeps_weights_in_float32():
     dtypes = set()
 
-    def losses(module, batch):
+    def losses(module, batch, done):
         output = module(batch["inputs"])
         dtypes.add(output.dtype)
         return {"task": F.cross_entropy(output, batch["labels"])}
@@ -438,7 +439,7 @@ def test_checkpointing_recomputes_the_same_gradients():
 def test_channels_last_is_for_the_time_of_training():
     seen = []
 
-    def losses(module, batch):
+    def losses(module, batch, done):
         for tensor in (module.patch_embed.proj.weight, batch["inputs"]):
             seen.append(tensor.is_contiguous(memory_format=torch.channels_last))
         return task(module, batch)
@@ -487,6 +488,6 @@ def test_settings_that_name_nothing(changed, told):
 
 
 def test_nothing_to_train_on():
-    for losses in (lambda m, b: {}, lambda m, b: {"task": torch.tensor(1.0)}):
+    for losses in (lambda m, b, done: {}, lambda m, b, done: {"task": torch.tensor(1.0)}):
         with pytest.raises(RequestError, match="nothing to train on"):
             run(train(), losses)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pelacli.errors import PelaError, RequestError
+from pelacli.recipe.schema import Loss
 from pelacli.train import losses
 
 
@@ -133,3 +134,9 @@ def test_wrong_requests():
         losses.perturbation([], 1e-3)
     with pytest.raises(RequestError, match="perturbation_form 'l2'"):
         losses.perturbation(make_pairs(), 1e-3, "l2")
+
+
+def test_a_recipe_gives_a_weight_to_every_loss_between_outputs():
+    others = {"task", "feature", "perturbation"}
+    assert Loss().weights.keys() - others == losses.BETWEEN_OUTPUTS.keys()
+    assert others < Loss().weights.keys()

@@ -11,8 +11,8 @@ from torch import nn
 from pelacli.errors import RequestError
 from pelacli.lowrank.linear import LowRankLinear
 from pelacli.recipe.schema import Train
-from pelacli.train import optim, regularisation
-from pelacli.train.loop import fit
+from pelacli.train import optim
+from pelacli.train.loop import Objective, RunOptions, fit
 
 
 class Net(nn.Module):
@@ -51,7 +51,7 @@ def settings(**changed):
 def groups(**changed):
     """Name → (decay, factor of the learning rate)."""
     net = Net()
-    made = optim.optimizer(net, settings(**changed), ())
+    made = optim.optimizer(net, settings(**changed))
     names = {id(p): n for n, p in net.named_parameters()}
     found = {
         names[id(p)]: (group["weight_decay"], group.get("lr_scale", 1.0))
@@ -87,11 +87,10 @@ def test_the_first_step_of_a_factor_is_as_much_shorter(tmp_path, sched):
         net, start = Net(), Net()
         fit(
             net,
-            lambda m, b: {"x": m(b["inputs"]).square().mean()},
+            Objective(lambda m, b, done: {"x": m(b["inputs"]).square().mean()}),
             Batches(),
             settings(steps=1, weight_decay=0.0, sched=sched, **changed),
-            output=tmp_path,
-            device="cpu",
+            RunOptions(device="cpu", output=tmp_path),
         )
         now = dict(net.named_parameters())
         return {n: (now[n] - p).abs().median().item() for n, p in start.named_parameters()}
@@ -106,7 +105,7 @@ def test_the_first_step_of_a_factor_is_as_much_shorter(tmp_path, sched):
 
 def test_decay_of_the_product_is_its_gradient():
     net, wanted = Net(), Net()
-    made = optim.optimizer(net, settings(factor_decay="product", lr=0.5), ())
+    made = optim.optimizer(net, settings(factor_decay="product", lr=0.5))
     optim.decay_products(net, made, 0.3)
     up, down = wanted.low.up.weight, wanted.low.down.weight
     (0.3 / 2 * (up @ down).square().sum()).backward()
@@ -123,7 +122,8 @@ def test_decay_of_the_product_shrinks_large_singular_values_most():
         layer.down.weight.copy_(torch.diag(torch.tensor([2.0, 1.0, 0, 0, 0, 0]))[:2])
     net.low = copy.deepcopy(layer)
     made = settings(steps=1, opt="sgd", sched="none", factor_decay="product")
-    fit(net, lambda m, b: {"x": 0 * m(b["inputs"]).sum()}, Batches(), made, device="cpu")
+    objective = Objective(lambda m, b, done: {"x": 0 * m(b["inputs"]).sum()})
+    fit(net, objective, Batches(), made, RunOptions(device="cpu"))
     values = torch.linalg.svdvals((net.low.up.weight @ net.low.down.weight).detach())[:2]
     rate = 0.01 * 0.3  # √σ ← √σ − rate·√σ·σ on both sides
     wanted = [(2 * (1 - rate * 4)) ** 2, (1 - rate) ** 2]
@@ -149,7 +149,7 @@ def test_tables_of_positions_and_tokens_never_decay(family, spared):
     config = transformers.AutoConfig.for_model(family)
     with torch.device("meta"):
         module = transformers.AutoModel.from_config(config)
-    made = optim.optimizer(module, settings(), regularisation.no_decay(module))
+    made = optim.optimizer(module, settings())
     decays = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
     named = dict(module.named_parameters())
     kept = {name for name, p in named.items() if p.ndim > 1 and not decays[id(p)]}
@@ -161,4 +161,4 @@ def test_tables_of_positions_and_tokens_never_decay(family, spared):
 
 def test_layer_decay_is_refused_where_it_would_do_nothing():
     with pytest.raises(RequestError, match="layer_decay: the model does not say"):
-        optim.optimizer(Net(), settings(layer_decay=0.5), ())
+        optim.optimizer(Net(), settings(layer_decay=0.5))

@@ -34,9 +34,9 @@ from pelacli.models import opening
 from pelacli.recipe.schema import Augment, Pretrain
 from pelacli.system import processes
 from pelacli.tasks import base, registry
-from pelacli.train import checkpoint, engine, regularisation, weights
+from pelacli.train import checkpoint, engine, weights
 from pelacli.train.healing import Stage
-from pelacli.train.loop import fit
+from pelacli.train.loop import Objective, RunOptions, fit
 
 TINY = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 24, "depth": 3, "num_heads": 2}
 # SGD, because Adam's first steps are as long for a gradient of rounding noise as for any other.
@@ -69,21 +69,18 @@ def heal(output: Path, stop_at: int | None = None, resume: bool = False, **chang
                      augment=MIXED, limit=128)  # fmt: skip
     done, kinds = SimpleNamespace(steps=0), set()
 
-    def losses(module, batch):
+    def losses(module, batch, done):
         kinds.update(type(p).__name__ for p in module.parameters())
-        return stage.losses(module, batch)
+        return stage.losses(module, batch, done)
 
     def advance(n=1, **fields):
         done.steps += n
         if done.steps == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    fit(
-        student.module, losses, batches, section, seed=3, output=output, resume=resume,
-        evaluate=lambda m: base.evaluate(m, held_out, task, "cpu", 10), main_metric="accuracy",
-        no_weight_decay=regularisation.no_decay(student.module), device="cpu", before=stage.begin,
-        progress=SimpleNamespace(advance=advance),
-    )  # fmt: skip
+    objective = Objective(losses, lambda m: base.evaluate(m, held_out, task, "cpu", 10), "accuracy")
+    progress = SimpleNamespace(advance=advance)
+    fit(student.module, objective, batches, section, RunOptions(3, "cpu", output, resume, progress))
     assert kinds == {"DTensor" if engine.accelerator is not ACCELERATOR else "Parameter"}
     return student.module
 
@@ -196,7 +193,7 @@ def averaged(output: Path) -> dict[str, torch.Tensor]:
     digits = open_dataset("digits", "train", inputs=inputs)
     evaluated = {}
 
-    def losses(module, batch):
+    def losses(module, batch, done):
         return {"task": nn.functional.cross_entropy(module(batch["inputs"]), batch["labels"])}
 
     def evaluate(module):
@@ -206,7 +203,8 @@ def averaged(output: Path) -> dict[str, torch.Tensor]:
 
     section = Pretrain(opt="sgd", lr=0.1, epochs=2, ema=0.6)
     batches = loader(digits, batch_size=16, num_classes=10, limit=32)
-    fit(net, losses, batches, section, output=output, evaluate=evaluate, device="cpu")
+    options = RunOptions(device="cpu", output=output)
+    fit(net, Objective(losses, evaluate), batches, section, options)
     kept = load_file(checkpoint.steps(output)[-1] / "ema.safetensors")
     return net.state_dict() | evaluated | {f"kept {name}": t for name, t in kept.items()}
 

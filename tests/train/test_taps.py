@@ -123,16 +123,16 @@ def test_named_taps_are_whole_names_and_must_be_there():
 def test_recomputed_activations_give_the_same_gradients_through_taps(name, args, inputs):
     one = opened(name, **args).module
     two = copy.deepcopy(one)
-    recompute.set_checkpointing(two, True)
     passes = []
-    for module in (one, two):
+    for module, on in ((one, False), (two, True)):
         names = taps.choose(module.train(), None)
         first = next(m for m in module.get_submodule(names[0]).modules() if type(m) is nn.Linear)
         first.register_forward_hook(lambda module, *_: passes.append(module))
-        with taps.caught(module, names) as found:
-            prediction.predict(module, inputs)
-        outputs = [output for tap in names for output in found[tap]]
-        losses.feature(outputs, [torch.zeros_like(output) for output in outputs]).backward()
+        with recompute.checkpointing(module, on=on):
+            with taps.caught(module, names) as features:
+                prediction.predict(module, inputs)
+            outputs = [output for tap in names for output in features[tap]]
+            losses.feature(outputs, [torch.zeros_like(output) for output in outputs]).backward()
     assert len(passes) == 1 + 2  # once more on the way back
     trained = 0
     for (parameter, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
