@@ -28,7 +28,7 @@ def style_of(text: str) -> Style:
         RequestError: there is none of this name.
     """
     if text not in ("table", "json", "csv", "markdown"):
-        raise RequestError(f"--format {text}: there is table, json, csv and markdown")
+        raise RequestError(f"--format {text}: give table, json, csv or markdown")
     return cast(Style, text)
 
 
@@ -39,7 +39,7 @@ def level_of(text: str) -> Level:
         RequestError: there is none of this name.
     """
     if text not in ("layer", "kind", "whole"):
-        raise RequestError(f"--by {text}: there is layer, kind and whole")
+        raise RequestError(f"--by {text}: give layer, kind or whole")
     return cast(Level, text)
 
 

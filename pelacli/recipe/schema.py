@@ -309,11 +309,11 @@ def task_of(
     recipe: Recipe, section: Train | Decompose | Eval | None = None
 ) -> tuple[str, dict[str, Any]]:
     """(name, settings) of the task of a section: its own, or else the recipe's."""
-    own = getattr(section, "task", None)
+    name = getattr(section, "task", None)
     args = getattr(section, "task_args", None)
     if args is None:
-        args = recipe.task_args if own in (None, recipe.task) else {}
-    return own or recipe.task, dict(args)
+        args = recipe.task_args if name in (None, recipe.task) else {}
+    return name or recipe.task, dict(args)
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:

@@ -56,14 +56,14 @@ def data_and_task(
     Raises:
         RequestError: the data, or the task that goes with it, can't be read.
     """
-    top, own = _data_keys(document), _data_keys(document.get(step))
-    if "data" in own:
+    top, section = _data_keys(document), _data_keys(document.get(step))
+    if "data" in section:
         top.pop("data", None)
     elif "data" not in top:
         return None, "", {}
     origin = _StoredRecipe(where, step)
-    # The step's own keys stand in [eval], as a later version may know a step that this one doesn't.
-    kept = known_keys(top | {"eval": own}, (), origin.locate)
+    # The step's keys stand in [eval], as a later version may know a step that this one doesn't.
+    kept = known_keys(top | {"eval": section}, (), origin.locate)
     recipe = validate({"model": where, "output": where} | kept, origin)
     assert recipe.eval is not None
     return recipe.eval.data or recipe.data, *task_of(recipe, recipe.eval)

@@ -115,8 +115,8 @@ def test_the_nearest_ratio_that_is_named_works(pela, here):
             "no split 'nope'",
         ),
         (["report"], "there are no artefacts"),
-        (["report", "test_vit", "--by", "x"], "there is layer, kind and whole"),
-        (["report", "test_vit", "--format", "x"], "there is table, json, csv and markdown"),
+        (["report", "test_vit", "--by", "x"], "give layer, kind or whole"),
+        (["report", "test_vit", "--format", "x"], "give table, json, csv or markdown"),
         (["eval", "test_vit", "--weights", "random", "--max-drop", "1"], "needs --against"),
     ],
 )
@@ -293,8 +293,8 @@ def test_a_refusal_keeps_the_checkpoints_there_are(here, monkeypatch):
     work = Path("r/dense.training")
 
     def refused_within(finished: bool) -> None:
-        with training.workplace(step, None) as place:
-            assert place == work
+        with training.workplace(step, None) as directory:
+            assert directory == work
             if finished:
                 (work / "checkpoints" / "step-00000001").mkdir(parents=True)
                 (work / "checkpoints" / "step-00000001" / "state.json").write_text("{}")

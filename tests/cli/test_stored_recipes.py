@@ -69,11 +69,11 @@ def test_keys_of_a_later_version_are_passed_over(artefact, step, talking, capsys
     document["cache"] = {"size": 1}
     document[step] = (document.get(step) or {}) | {"colour": "blue"}
     data = (document[step].get("data") and document[step]) or document
-    wanted = Data.model_validate(data["data"])
+    expected = Data.model_validate(data["data"])
     data["data"]["frames"] = 3
     data["data"]["augment"]["blur"] = 0.5
     store(document, step)
-    assert evaluation().data == wanted
+    assert evaluation().data == expected
     said = capsys.readouterr().err
     where = "history[0].recipe." + ("decompose." if step == "decompose" else "")
     assert f"note: a/pela.json: {where}data.frames: unknown to this pela" in said
@@ -124,8 +124,8 @@ def test_unreadable_data_is_named_and_can_be_replaced(
 
 def test_stored_keys_of_a_later_version_are_passed_over_in_a_plan(talking, capsys):
     section = {"max_rank": 8, "colour": "blue", "samples": 3}
-    found = planning_section.settings(section, {"ratio": "0.4"}, "s")
-    assert found.model_dump(exclude_unset=True) == {"ratio": "0.4", "max_rank": 8}
+    section_read = planning_section.settings(section, {"ratio": "0.4"}, "s")
+    assert section_read.model_dump(exclude_unset=True) == {"ratio": "0.4", "max_rank": 8}
     assert "note: s: decompose.colour: unknown to this pela" in capsys.readouterr().err
 
 
@@ -141,8 +141,8 @@ def test_an_unreadable_stored_key_is_named_and_can_be_replaced():
         ({"ratio": "0.4", "policy": "uniform"}, []),
         ({"ratio": "0.4"}, ["decompose.policy=uniform"]),
     ]:
-        found = planning_section.settings(section, flags, "s", overrides)
-        assert (found.policy, found.min_rank) == ("uniform", 2)
+        section_read = planning_section.settings(section, flags, "s", overrides)
+        assert (section_read.policy, section_read.min_rank) == ("uniform", 2)
     with pytest.raises(RequestError, match=r"^--ratio: 7 is out of range"):
         planning_section.settings({"policy": "uniform"}, {"ratio": "7"}, "s")
     with pytest.raises(RequestError, match=r"^--max-rank: max_rank 1 is below min_rank 2"):

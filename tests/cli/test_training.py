@@ -70,10 +70,10 @@ def test_a_recipe_is_run_once_and_again_from_the_step_that_changed(pela, recipe,
     assert (code, "accuracy drops by" in err) == (3, True)
 
     for command in (["pretrain"], ["finetune"], ["finetune", "--dense"]):
-        found = document(pela(*command, recipe, "--json"))
-        assert set(found) >= {"artefact", "steps", "metrics"}
-        assert found["steps"] == 2
-        assert (Path(found["artefact"]) / "metrics.jsonl").is_file()
+        done = document(pela(*command, recipe, "--json"))
+        assert set(done) >= {"artefact", "steps", "metrics"}
+        assert done["steps"] == 2
+        assert (Path(done["artefact"]) / "metrics.jsonl").is_file()
     gate = ("eval", "runs/tiny", "--against", "runs/tiny/dense", "--no-latency", "--json")
     code, out, err = pela(*gate, "--max-drop", "-1000")
     assert code == 3

@@ -75,6 +75,6 @@ def test_a_ratio_out_of_range_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize("text", ['"2/3"', "0.5", '"0.5"', "1"])
 def test_a_recipe_keeps_the_ratio_as_it_was_written(text: str) -> None:
-    found = read(TOP + f"[decompose]\nratio = {text}\n").decompose
-    assert found is not None
-    assert found.ratio == text.strip('"')
+    section = read(TOP + f"[decompose]\nratio = {text}\n").decompose
+    assert section is not None
+    assert section.ratio == text.strip('"')

@@ -42,26 +42,26 @@ from pelacli.recipe.schema import Augment, Data
     ],
 )
 def test_an_override_sets_its_key(override: str, path: Sequence[str], value: Any) -> None:
-    found: Any = read(DATA + "[pretrain]\nepochs = 3\n", override)
+    value_read: Any = read(DATA + "[pretrain]\nepochs = 3\n", override)
     for name in path:
-        found = found[name] if isinstance(found, dict) else getattr(found, name)
-    assert found == value
-    assert type(found) is type(value) or isinstance(value, Path)
+        value_read = value_read[name] if isinstance(value_read, dict) else getattr(value_read, name)
+    assert value_read == value
+    assert type(value_read) is type(value) or isinstance(value, Path)
 
 
 def test_an_override_leaves_the_rest_alone() -> None:
     text = DATA + "workers = 2\n[data.augment]\nmixup = 0.5\nhflip = 0.0\n"
-    found = read(text, "data.augment.mixup=0.25", "data.augment.mixup=0.75").data
+    data = read(text, "data.augment.mixup=0.25", "data.augment.mixup=0.75").data
     expected = Data(dataset="digits", workers=2, augment=Augment(mixup=0.75, hflip=0.0))
-    assert found == expected  # the last of two counts
+    assert data == expected  # the last of two counts
 
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1))
 def test_any_pattern_can_be_pinned(text: str) -> None:
     pattern = re.escape(text)
-    found = read(TOP, f"decompose.pin.{json.dumps(pattern)}=3").decompose
-    assert found is not None
-    assert found.pin == {pattern: 3}
+    section = read(TOP, f"decompose.pin.{json.dumps(pattern)}=3").decompose
+    assert section is not None
+    assert section.pin == {pattern: 3}
 
 
 @pytest.mark.parametrize(

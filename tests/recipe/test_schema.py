@@ -19,22 +19,22 @@ def test_a_resolved_recipe_reads_back_the_same(text: str) -> None:
 
 
 def test_a_resolved_recipe_has_every_key_in_plain_values() -> None:
-    found = resolved(read(FULL))
-    assert found["output"] == "runs/x"
-    assert found["decompose"]["ratio"] == "2/3"
-    assert found["decompose"]["plan"] == "plans/a.json"
-    assert found["data"]["augment"]["scale"] == [0.5, 1.0]
-    assert found["pretrain"]["loss"]["eps"] == 1e-3
-    assert set(found["finetune"]) == set(Train.model_fields)
+    document = resolved(read(FULL))
+    assert document["output"] == "runs/x"
+    assert document["decompose"]["ratio"] == "2/3"
+    assert document["decompose"]["plan"] == "plans/a.json"
+    assert document["data"]["augment"]["scale"] == [0.5, 1.0]
+    assert document["pretrain"]["loss"]["eps"] == 1e-3
+    assert set(document["finetune"]) == set(Train.model_fields)
 
 
 def test_the_schema_describes_every_key() -> None:
-    found = json_schema()
-    assert set(found["properties"]) == set(Recipe.model_fields)
-    assert found["required"] == ["model", "output"]
-    for model in [found, *found["$defs"].values()]:
+    document = json_schema()
+    assert set(document["properties"]) == set(Recipe.model_fields)
+    assert document["required"] == ["model", "output"]
+    for model in [document, *document["$defs"].values()]:
         assert model["additionalProperties"] is False
         for name, field in model["properties"].items():
             assert field.get("description"), (model["title"], name)
-    ratio = found["$defs"]["Decompose"]["properties"]["ratio"]
+    ratio = document["$defs"]["Decompose"]["properties"]["ratio"]
     assert {kind["type"] for kind in ratio["anyOf"]} == {"string", "number", "null"}
