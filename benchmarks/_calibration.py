@@ -14,6 +14,7 @@ from pelacli.lowrank import find
 from pelacli.lowrank.calls import evaluating
 from pelacli.models import opening, prediction
 from pelacli.ranks import planner
+from pelacli.ranks.budget import Budget
 
 TARGETS = {"one-shot": 4.0, "with correction": 10.0}  # for 256 images
 
@@ -50,9 +51,7 @@ def measure(name: str, images: int, batch: int, size: int) -> dict[str, Any]:
         one_shot = seconds(collect)
         plan = planner.plan(
             engine.spectra(layers, engine.solve(layers, {}, keep=engine.Keep.NOTHING), {}),
-            policy="uniform",
-            ratio=Fraction(1, 2),
-            scope="layers",
+            Budget("uniform", Fraction(1, 2), scope="layers"),
         )
         return {
             "forward pass": first,

@@ -23,6 +23,8 @@ from pelacli.lowrank.layer import Layer
 from pelacli.models import opening
 from pelacli.ranks import plan as ranks_plan
 from pelacli.ranks import planner
+from pelacli.ranks.budget import Budget
+from pelacli.ranks.size import ModelSize
 from pelacli.system import malloc
 
 
@@ -99,10 +101,8 @@ def _plan(
 ) -> ranks_plan.Plan:
     return planner.plan(
         engine.spectra(layers, cuts, moments),
-        policy="energy",
-        ratio=ratio,
-        scope="model",
-        fixed_params=find.fixed_params(module, layers),
+        Budget("energy", ratio),
+        ModelSize(fixed_params=find.fixed_params(module, layers)),
     )
 
 

@@ -24,6 +24,7 @@ from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.replace import Factors
 from pelacli.models.prediction import predict
 from pelacli.ranks import planner
+from pelacli.ranks.budget import Budget
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
 
@@ -126,7 +127,7 @@ class Case:
 
 
 def _plan(spectra: Sequence[Spectrum], policy: str, ratio: Fraction) -> Plan:
-    return planner.plan(spectra, policy=policy, ratio=ratio, scope="layers", multiple=1)
+    return planner.plan(spectra, Budget(policy, ratio, scope="layers", multiple=1))
 
 
 def plain_uniform(case: Case, ratio: Fraction) -> dict[str, Factors]:
@@ -140,9 +141,7 @@ def plain_threshold(case: Case, ratio: Fraction) -> dict[str, Factors]:
     limit = int(ratio * sum(s.shape[0] * s.shape[1] for s in spectra))
 
     def at(share: float) -> Plan:
-        return planner.plan(
-            spectra, policy="threshold", ratio=None, scope="layers", threshold=share
-        )
+        return planner.plan(spectra, Budget("threshold", scope="layers", threshold=share))
 
     low, high = 0.0, 1.0
     for _ in range(40):

@@ -29,7 +29,9 @@ from pelacli.models import examples, opening, prediction
 from pelacli.models import outputs as models_outputs
 from pelacli.models.opened import OpenModel
 from pelacli.ranks import planner
+from pelacli.ranks.budget import Budget
 from pelacli.ranks.plan import Plan
+from pelacli.ranks.size import ModelSize
 from pelacli.train import losses, taps
 
 FEWEST = 4  # linear layers of what may be called a Transformer; a network of convolutions has less
@@ -172,7 +174,9 @@ def cut(module: nn.Module, free: Sequence[Layer], **how: Any) -> tuple[Any, Plan
     """Factors of the layers by a policy, and its plan."""
     cuts = engine.solve(free, {}, keep=engine.Keep.ALL)
     fixed = find.fixed_params(module, free)
-    plan = planner.plan(engine.spectra(free, cuts, {}), fixed_params=fixed, **how)
+    plan = planner.plan(
+        engine.spectra(free, cuts, {}), Budget(**how), ModelSize(fixed_params=fixed)
+    )
     return engine.factors(free, cuts, {}, plan), plan
 
 

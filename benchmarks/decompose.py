@@ -37,6 +37,7 @@ from pelacli.factorize import engine
 from pelacli.factorize.factors import decompose
 from pelacli.lowrank import find
 from pelacli.ranks import planner
+from pelacli.ranks.budget import Budget
 from pelacli.ranks.plan import Plan
 
 PARTS = ("speed", "calibration", "memory", "scaling", "process")
@@ -52,10 +53,7 @@ def factorised(net: nn.Module, ratio: Fraction) -> tuple[Plan, Row]:
     solved = time.perf_counter()
     plan = planner.plan(
         engine.spectra(layers, cuts, {}),
-        policy="energy",
-        ratio=ratio,
-        scope="layers",
-        fixed_params=find.fixed_params(net, layers),
+        Budget("energy", ratio, scope="layers"),
     )
     planned = time.perf_counter()
     engine.apply(net, layers, {}, plan, solutions=cuts)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -27,7 +27,9 @@ from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
 from pelacli.ranks import pins as ranks_pins
 from pelacli.ranks import planner
+from pelacli.ranks.budget import Budget, Scope, Unit
 from pelacli.ranks.plan import Plan
+from pelacli.ranks.size import ModelSize
 from pelacli.recipe.fields import parse_ratio
 from pelacli.system import devices
 
@@ -79,8 +81,8 @@ def plan(
     *,
     ratio: float | str | Fraction | None = None,
     policy: str = "energy",
-    unit: Literal["params", "flops"] = "params",
-    scope: str = "model",
+    unit: Unit = "params",
+    scope: Scope = "model",
     energy: float | None = None,
     batches: Iterable[Any] | None = None,
     include: Sequence[str] = (),
@@ -104,8 +106,8 @@ def decompose(
     ratio: float | str | Fraction | None = None,
     policy: str = "energy",
     *,
-    unit: Literal["params", "flops"] = "params",
-    scope: str = "model",
+    unit: Unit = "params",
+    scope: Scope = "model",
     energy: float | None = None,
     batches: Iterable[Any] | None = None,
     correct: bool = True,
@@ -133,7 +135,7 @@ def decompose(
         head: names of modules that stay dense; by default the output head, where it can be told.
         pins: regular expression → rank, "dense" or "full".
         limits: ``threshold``, ``min_rank``, ``max_rank``, ``multiple`` of
-            `pelacli.ranks.planner.plan`.
+            `pelacli.ranks.budget.Budget`.
 
     Returns:
         The plan: every layer's rank and kept energy.
@@ -176,7 +178,7 @@ def _prepare(
     model: nn.Module,
     ratio: float | str | Fraction | None,
     policy: str,
-    scope: str,
+    scope: Scope,
     samples: Sequence[Any],
     include: Sequence[str],
     exclude: Sequence[str],
@@ -207,20 +209,23 @@ def _prepare(
         exact = None if ratio is None else parse_ratio(str(ratio))
     except ValueError as error:
         raise RequestError(f"ratio: {error}") from None
-    chosen = planner.plan(
-        description.at_counted_tokens(engine.spectra(free, cuts, moments), spent),
+    budget = Budget(
         policy=policy,
         ratio=exact,
         scope=scope,
+        pins=ranks_pins.pins_by_name(free, pins or {}),
+        **limits,
+    )
+    size = ModelSize(
         fixed_params=find.fixed_params(model, free),
         fixed_flops=None
         if spent is None
         else spent.total
         - sum(layer_flops(la.shape, spent.tokens.get(la.name, 0), None) for la in free),
-        obstacles=description.obstacles(model, layers) if limits["unit"] == "params" else {},
-        pins=ranks_pins.pins_by_name(free, pins or {}),
-        **limits,
+        obstacles=description.obstacles(model, layers),
     )
+    spectra = description.at_counted_tokens(engine.spectra(free, cuts, moments), spent)
+    chosen = planner.plan(spectra, budget, size)
     described = None
     if opened is not None:
         described = description.describe(opened, layers, spent, chosen)

@@ -28,16 +28,23 @@ def closest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
 
 
 def did_you_mean(
-    name: str, known: Iterable[str], *, n: int = 1, quoted: bool = False, otherwise: str = ""
+    name: str,
+    known: Iterable[str],
+    *,
+    n: int = 1,
+    quoted: bool = False,
+    before: str = "",
+    otherwise: str = "",
 ) -> str:
     """A hint for a misspelt name: "did you mean vit_base?".
 
     Args:
         n: how many names to offer at most.
         quoted: put each name in quotes, as for the keys of a recipe.
+        before: what joins the hint to the message; left out where there is no hint.
         otherwise: the hint where no known name is like it.
     """
     near = closest(name, known, n)
     if not near:
         return otherwise
-    return f"did you mean {', '.join(map(repr, near) if quoted else near)}?"
+    return f"{before}did you mean {', '.join(map(repr, near) if quoted else near)}?"

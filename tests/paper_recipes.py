@@ -17,6 +17,8 @@ from pelacli.lowrank import find
 from pelacli.lowrank import replace as lowrank_replace
 from pelacli.models import opening
 from pelacli.ranks import planner, spectrum
+from pelacli.ranks.budget import Budget
+from pelacli.ranks.size import ModelSize
 from pelacli.recipe import reading
 from pelacli.recipe.step import step_of
 from pelacli.steps import decompose, pretrain
@@ -48,10 +50,8 @@ def cut(opened, spec):
     free = [la for la in decompose.find(opened, spec.decompose) if la.reason is None]
     plan = planner.plan(
         [spectrum.Spectrum(la.name, la.shape, np.ones(min(la.shape))) for la in free],
-        policy=spec.decompose.policy,
-        ratio=spec.decompose.budget,
-        scope=spec.decompose.scope,
-        fixed_params=find.fixed_params(opened.module, free),
+        Budget(spec.decompose.policy, spec.decompose.budget, scope=spec.decompose.scope),
+        ModelSize(fixed_params=find.fixed_params(opened.module, free)),
     )
     lowrank_replace.replace_empty(opened.module, plan.ranks())
 

@@ -10,11 +10,10 @@ from typing import Any
 
 from pelacli.errors import RequestError
 from pelacli.manifest.document import Manifest
-from pelacli.planning import applied, stored
-from pelacli.planning import section as planning_section
-from pelacli.planning.stored import Spectra
+from pelacli.planning import applied, settings, stored
+from pelacli.planning.choice import choose
+from pelacli.ranks.budget import BUDGETS
 from pelacli.ranks.plan import Plan
-from pelacli.recipe.schema import Decompose
 
 
 @dataclass
@@ -63,27 +62,10 @@ def run(
     for key, value in top.items():
         if value is not None:
             raise RequestError(f"--{key} {value}: {file} holds spectra; leave --{key} out")
-    if all(section.get(key) is None for key in planning_section.BUDGETS):
-        raise RequestError(
-            "decompose needs --ratio (how much smaller), --energy, --threshold or --plan"
-        )
+    settings.check_has_budget(section, [key for key in BUDGETS if key != "max_drop"])
     spectra = stored.load(file)
-    asked = planning_section.settings(spectra.about.section, section, str(file), overrides)
-    plan = choose(spectra, asked)
-    record = applied.applied(spectra.about.dense, plan)
-    calibrated = spectra.about.samples > 0
-    return Replanned(record, plan, calibrated, time.perf_counter() - start)
-
-
-def choose(spectra: Spectra, section: Decompose) -> Plan:
-    """The plan that a [decompose] section gives from stored spectra."""
     about = spectra.about
-    return planning_section.choose(
-        spectra.layers,
-        section,
-        shapes={layer.name: layer.shape for layer in about.dense.layers},
-        fixed_params=about.fixed_params,
-        fixed_flops=about.fixed_flops,
-        obstacles=about.obstacles,
-        flop_obstacles=planning_section.flop_obstacles(about.dense, spectra.layers),
-    )
+    asked = settings.from_stored(about.section, section, str(file), overrides)
+    plan = choose(spectra.layers, about.size, asked)
+    manifest = applied.applied(about.dense, plan)
+    return Replanned(manifest, plan, about.samples > 0, time.perf_counter() - start)

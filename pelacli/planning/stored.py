@@ -21,6 +21,8 @@ from safetensors import numpy as tensors
 from pelacli.errors import PelaError, RequestError
 from pelacli.manifest import document
 from pelacli.manifest.document import Manifest
+from pelacli.planning.size import flop_obstacles
+from pelacli.ranks.size import ModelSize
 from pelacli.ranks.spectrum import Spectrum
 from pelacli.recipe import layout
 from pelacli.system import files
@@ -59,6 +61,17 @@ class About(BaseModel):
     obstacles: dict[str, int] = Field(default_factory=dict)
     samples: int = Field(0, ge=0)
     section: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def size(self) -> ModelSize:
+        """What a plan must know of the dense model beside the spectra."""
+        return ModelSize(
+            shapes={layer.name: layer.shape for layer in self.dense.layers},
+            fixed_params=self.fixed_params,
+            fixed_flops=self.fixed_flops,
+            obstacles=self.obstacles,
+            flop_obstacles=flop_obstacles(self.dense, self.tokens),
+        )
 
 
 @dataclass(frozen=True)

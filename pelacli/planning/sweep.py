@@ -12,17 +12,17 @@ from statistics import median
 from typing import Any
 
 from pelacli.errors import InfeasibleError, RequestError
-from pelacli.planning import applied, replan
-from pelacli.planning import section as planning_section
+from pelacli.planning import applied, settings
+from pelacli.planning.choice import choose
 from pelacli.planning.stored import Spectra
 from pelacli.ranks.plan import Plan
+from pelacli.ranks.policies import registry
 from pelacli.ranks.spectrum import Spectrum
 from pelacli.recipe import fields
 from pelacli.recipe.schema import Decompose
 
 Row = dict[str, Any]
 
-POLICIES = ("energy", "uniform")
 STEPS = 10
 MOST = 1000
 
@@ -91,14 +91,15 @@ def run(spectra: Spectra, ratios: Sequence[str], given: Mapping[str, Any], where
     Raises:
         RequestError: what is given doesn't fit the spectra, whatever the ratio.
     """
-    if given.get("policy") not in (None, *POLICIES):
-        raise RequestError(f"--policy {given['policy']}: a sweep has {' and '.join(POLICIES)}")
-    section = planning_section.settings(spectra.about.section, {"ratio": ratios[0], **given}, where)
+    policies = registry.with_budget("ratio")
+    if given.get("policy") not in (None, *policies):
+        raise RequestError(f"--policy {given['policy']}: a sweep has {' and '.join(policies)}")
+    section = settings.from_stored(spectra.about.section, {"ratio": ratios[0], **given}, where)
     rows = []
     for ratio in ratios:
         try:
             asked = section.model_copy(update={"ratio": ratio})
-            rows.append(_row(spectra, ratio, replan.choose(spectra, asked)))
+            rows.append(_row(spectra, ratio, choose(spectra.layers, spectra.about.size, asked)))
         except InfeasibleError as error:
             cannot = {"ratio": ratio, "problem": str(error), "smallest": error.smallest}
             rows.append(dict.fromkeys(_COLUMNS) | cannot)

@@ -1,169 +1,67 @@
 """Choose the ranks: the layers' spectra and a budget in, a plan out.
 
 A plan says which rank each layer gets. It is data: JSON, printable, editable by hand, and usable
-again. The policies themselves are in `pelacli.ranks.policies`.
+again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
-from math import fsum
-from typing import Literal
 
 from pelacli.errors import RequestError
-from pelacli.ranks import choices as ranks_choices
-from pelacli.ranks import policies, reasons
-from pelacli.ranks.checks import ceil4, check_arguments, floor4, impossible, text
-from pelacli.ranks.choices import Choice, open_ranks
-from pelacli.ranks.pins import Pin, check_pins
-from pelacli.ranks.plan import LayerPlan, Plan, check, nearest
-from pelacli.ranks.spectrum import Spectrum, costs
+from pelacli.messages import did_you_mean
+from pelacli.ranks import ratio as ratios
+from pelacli.ranks import reasons
+from pelacli.ranks.budget import Budget
+from pelacli.ranks.division import Division, divide
+from pelacli.ranks.infeasible import impossible
+from pelacli.ranks.pins import check_pins
+from pelacli.ranks.plan import LayerPlan, Plan
+from pelacli.ranks.policies import registry
+from pelacli.ranks.policies.base import Ranks, Target
+from pelacli.ranks.size import ModelSize
+from pelacli.ranks.spectrum import Spectrum, share_kept
 
-__all__ = ["LayerPlan", "Pin", "Plan", "Spectrum", "check", "measure", "plan"]
 
-
-def plan(
-    spectra: Sequence[Spectrum],
-    *,
-    policy: str,
-    ratio: Fraction | None,
-    scope: str = "model",
-    fixed_params: int = 0,
-    obstacles: Mapping[str, int] | None = None,
-    threshold: float | None = None,
-    min_rank: int = 1,
-    max_rank: int | None = None,
-    multiple: int | None = None,
-    pins: Mapping[str, Pin] | None = None,
-    unit: Literal["params", "flops"] = "params",
-    fixed_flops: int | None = None,
-    energy: float | None = None,
-) -> Plan:
+def plan(spectra: Sequence[Spectrum], budget: Budget, size: ModelSize | None = None) -> Plan:
     """Choose the ranks.
 
-    A rank costs in + out parameters, or 2 · tokens · (in + out) FLOPs. The budget is exact:
-    floor(ratio · total), where total is the dense model's (scope "model": the layers of
-    ``spectra`` and all that is fixed) or only those layers' (scope "layers").
-
-    A layer's ranks are multiples of ``multiple`` from ``min_rank`` up to ``max_rank``, and always
-    below break-even, from where on it is dense. A layer so small that none is left goes by single
-    ranks instead, or is dense where even ``min_rank`` is past break-even. Where ``multiple`` is not
-    given, the policy "energy" takes eights in layers with 64 ranks or more to choose from, and all
-    else goes by single ranks: the paper's formula has its ranks as they come.
-
     Args:
-        spectra: the layers that may be factorised. Their order does not matter.
-        policy: "energy", "uniform" or "threshold", see `pelacli.ranks.policies`.
-        ratio: 0 < ratio ≤ 1. "threshold" needs none; with one, its outcome must meet it.
-        fixed_params: parameters that no plan changes (biases, norms, embeddings, excluded layers).
-        obstacles: name → the part of what is fixed, in ``unit``, to be named where a budget
-            cannot be met.
-        threshold: share of energy that every layer keeps (policy "threshold").
-        min_rank: 0 means that a layer may vanish but for its bias.
-        max_rank: a layer that it keeps below break-even cannot go dense.
-        pins: layer → its rank (also past break-even), "dense", or "full" (factorised at
-            min(out, in)). A pin is obeyed as it stands; the others share what is left.
-        fixed_flops: as fixed_params, for unit "flops".
-        energy: in place of a ratio (policy "energy"): the smallest plan that keeps at least this
-            share of the energy of all layers together.
+        spectra: of the layers that may be factorised. Their order does not matter.
+        size: what the model costs beside them. With scope "layers" it is not needed.
 
     Raises:
-        RequestError: an unusable argument, or a budget that cannot be met; the message names the
-            smallest ratio that can, and what stands in the way.
+        RequestError: there is no layer, a pin fits none, or the budget can't be met; the message
+            names the smallest ratio that can, and what stands in the way.
+        ValueError: two spectra have the same name, or the budget counts FLOPs that are unknown.
     """
-    pins = pins or {}
-    names = [s.name for s in spectra]
-    if multiple is None and policy != "energy":
-        multiple = 1
-    check_arguments(
-        names, policy, ratio, scope, threshold, min_rank, max_rank, multiple or 1, energy
+    size = size or ModelSize()
+    _check(spectra, budget)
+    division = _divided(spectra, budget, size)
+    costs, limit = division.costs, budget.limit(division.costs.total)
+    if budget.ratio is not None and limit is not None and costs.least > limit:
+        obstacles = size.obstacles_in(budget.unit)
+        raise impossible(budget.ratio, budget.unit, costs, obstacles)
+    ranks = registry.get(budget.policy).choose(
+        division.free, _target(spectra, budget, division, limit)
     )
-    check_pins({s.name: s.shape for s in spectra}, pins)
-    if unit == "flops" and fixed_flops is None and scope == "model":
-        raise ValueError("a FLOP budget of the whole model needs fixed_flops")
-    fixed = 0 if scope == "layers" else fixed_params if unit == "params" else fixed_flops or 0
-
-    settled: dict[str, tuple[int | None, str | None]] = {}
-    free: dict[str, Choice] = {}
-    total = spent = fixed
-    pinned = 0
-    for s in sorted(spectra, key=lambda s: s.name):  # ties are broken by name
-        cost, dense = costs(s, unit)
-        total += dense
-        choice = open_ranks(s, cost, dense, min_rank, max_rank, multiple)
-        if s.name in pins:
-            pin = pins[s.name]
-            rank = None if pin == "dense" else min(s.shape) if pin == "full" else pin
-            settled[s.name] = (rank, reasons.PINNED_DENSE if rank is None else None)
-            pinned += dense if rank is None else rank * cost
-        elif choice is None:
-            settled[s.name] = (None, reasons.BREAK_EVEN if cost else reasons.NEVER_APPLIED)
-            spent += dense
-        else:
-            free[s.name] = choice
-    spent += pinned
-    lowest = sum(c.low * c.cost for c in free.values())
-    limit = None if ratio is None else ratio.numerator * total // ratio.denominator
-    if multiple is None and limit is not None and spent + lowest > limit:
-        # Eights are a wish: a budget so small that only single ranks can meet it goes by those.
-        fine = {s.name: open_ranks(s, *costs(s, unit), min_rank, max_rank, 1) for s in spectra}
-        free = {name: fine[name] or choice for name, choice in free.items()}
-        lowest = sum(c.low * c.cost for c in free.values())
-    if ratio is not None and limit is not None and spent + lowest > limit:
-        raise impossible(
-            ratio, scope, unit, total, spent + lowest, pinned, lowest, fixed, obstacles or {}
-        )
-
-    choices = list(free.values())
-    found: list[int | None]
-    if policy == "threshold":
-        assert threshold is not None
-        found = policies.threshold(choices, threshold)
-    elif energy is not None:
-        found = _least(spectra, settled, free, energy)
-    elif not choices:
-        found = []
-    elif policy == "uniform":
-        assert limit is not None
-        found = policies.uniform(choices, limit - spent, ratio if scope == "layers" else None)
-    else:
-        assert limit is not None
-        found = policies.energy(choices, limit - spent)
-    used = spent + sum(c.price(rank) for c, rank in zip(choices, found, strict=True))
-    if policy != "threshold":
-        assert limit is None or used <= limit
-    elif ratio is not None and limit is not None and used > limit:
-        raise RequestError(
-            f"threshold {threshold:g} gives ratio {ceil4(used, total)}, above the requested "
-            f"{text(ratio)}: lower the threshold or leave out the ratio"
-        )
-    settled |= {
-        name: (rank, reasons.BREAK_EVEN if rank is None else None)
-        for name, rank in zip(free, found, strict=True)
-    }
-    layers = {s.name: LayerPlan(s.shape, *settled[s.name], None) for s in spectra}
-    chosen = Plan(
-        policy=policy,
-        scope=scope,
-        ratio=None if ratio is None else text(ratio),
-        layers=layers,
-        unit=unit,
+    planned = Plan(
+        policy=budget.policy,
+        scope=budget.scope,
+        ratio=None if budget.ratio is None else ratios.text(budget.ratio),
+        layers=_layers(spectra, division, ranks),
+        unit=budget.unit,
         limit=limit,
-        threshold=threshold,
-        share=energy,
+        threshold=budget.threshold,
+        share=budget.energy,
     )
-    return measure(chosen, spectra, fixed_params=fixed_params, fixed_flops=fixed_flops)
+    measured = measure(planned, spectra, size)
+    _check_met(measured, budget)
+    return measured
 
 
-def measure(
-    plan: Plan,
-    spectra: Sequence[Spectrum],
-    *,
-    fixed_params: int = 0,
-    fixed_flops: int | None = None,
-) -> Plan:
+def measure(plan: Plan, spectra: Sequence[Spectrum], size: ModelSize | None = None) -> Plan:
     """The plan with its energies and costs computed from the spectra, as after an edit by hand.
 
     Layers of ``spectra`` that the plan does not name stay dense, and it then says so.
@@ -171,60 +69,83 @@ def measure(
     Raises:
         RequestError: the plan factorises a layer that is not in ``spectra``.
     """
-    known = {s.name for s in spectra}
+    names = {spectrum.name for spectrum in spectra}
     for name, rank in plan.ranks().items():
-        if name not in known:
+        if name not in names:
             raise RequestError(
                 f"the plan gives {name} rank {rank}, but this layer is not factorised here "
-                f"(excluded, output head, tied …); give it null{nearest(name, known)}"
+                f"(excluded, output head, tied …); give it null"
+                f"{did_you_mean(name, names, before='; ')}"
             )
     layers = dict(plan.layers)
-    used = total = 0
-    kept, energy = [], []
-    for s in spectra:
-        entry = layers.get(s.name, LayerPlan(s.shape, None, reasons.NOT_IN_PLAN, None))
-        share = 1.0 if entry.rank is None else float(ranks_choices.shares(s.energies)[entry.rank])
-        layers[s.name] = LayerPlan(s.shape, entry.rank, entry.reason, share)
-        cost, dense = costs(s, plan.unit)
-        used += dense if entry.rank is None else entry.rank * cost
-        total += dense
-        energy.append(float(s.energies.sum()))
-        kept.append(share * energy[-1])
-    if plan.scope == "model":
-        fixed = fixed_params if plan.unit == "params" else fixed_flops or 0
-        used, total = used + fixed, total + fixed
-    whole = fsum(energy)  # fsum: the order of the layers must not show
-    overall = fsum(kept) / whole if whole > 0 else 1.0
-    return replace(plan, layers=layers, used=used, total=total, energy=overall)
+    used = total = (size or ModelSize()).fixed(plan.scope, plan.unit)
+    for spectrum in spectra:
+        unnamed = LayerPlan(spectrum.shape, None, reasons.NOT_IN_PLAN)
+        layer = layers.get(spectrum.name, unnamed)
+        energy = spectrum.share_kept(layer.rank)
+        layers[spectrum.name] = LayerPlan(spectrum.shape, layer.rank, layer.reason, energy)
+        used += spectrum.cost(layer.rank, plan.unit)
+        total += spectrum.cost(None, plan.unit)
+    kept = share_kept((spectrum, layers[spectrum.name].rank) for spectrum in spectra)
+    return replace(plan, layers=layers, used=used, total=total, energy=kept)
 
 
-def _least(
-    spectra: Sequence[Spectrum],
-    settled: Mapping[str, tuple[int | None, str | None]],
-    free: Mapping[str, Choice],
-    share: float,
-) -> list[int | None]:
-    """The cheapest ranks of the free layers with which all layers keep this share, as `measure`
-    counts it."""
-    energies = {s.name: float(s.energies.sum()) for s in spectra}
-    shares = {s.name: ranks_choices.shares(s.energies) for s in spectra}
-    whole = fsum(energies.values())
+def _check(spectra: Sequence[Spectrum], budget: Budget) -> None:
+    shapes = {spectrum.name: spectrum.shape for spectrum in spectra}
+    if not shapes:
+        raise RequestError("no layer is left to factorise: include more or exclude less")
+    if len(shapes) < len(spectra):
+        raise ValueError("two spectra have the same name")
+    check_pins(shapes, budget.pins)
 
-    def kept(found: Sequence[int | None]) -> float:
-        ranks = {name: rank for name, (rank, _) in settled.items()}
-        ranks |= dict(zip(free, found, strict=True))
-        parts = (
-            energies[name] if rank is None else float(shares[name][rank]) * energies[name]
-            for name, rank in ranks.items()
-        )
-        return fsum(parts) / whole if whole > 0 else 1.0
 
-    choices = list(free.values())
-    found = policies.least(choices, lambda ranks: kept(ranks) >= share)
-    if found is None:
-        most = kept([None if c.open_end else c.high for c in choices])
-        raise RequestError(
-            f"energy {share:g} cannot be kept: with these pins and largest ranks it is "
-            f"{floor4(most)} at most; ask for less, or free some layers"
-        )
-    return found
+def _divided(spectra: Sequence[Spectrum], budget: Budget, size: ModelSize) -> Division:
+    """The layers that are settled and those that are free, by single ranks where the budget is too
+    small for the eights that it did not ask for."""
+    fixed = size.fixed(budget.scope, budget.unit)
+    division = divide(spectra, budget, fixed)
+    limit = budget.limit(division.costs.total)
+    if budget.multiple is None and limit is not None and division.costs.least > limit:
+        return divide(spectra, replace(budget, multiple=1), fixed)
+    return division
+
+
+def _target(
+    spectra: Sequence[Spectrum], budget: Budget, division: Division, limit: int | None
+) -> Target:
+    """What is left for the policy to meet."""
+    settled = division.settled
+    return Target(
+        limit=None if limit is None else limit - division.costs.settled,
+        ratio=budget.ratio if budget.scope == "layers" else None,
+        energy=budget.energy,
+        threshold=budget.threshold,
+        settled=[(s, settled[s.name].rank) for s in spectra if s.name in settled],
+    )
+
+
+def _layers(spectra: Sequence[Spectrum], division: Division, ranks: Ranks) -> dict[str, LayerPlan]:
+    """What becomes of each layer, in the order of the spectra."""
+    layers = dict(division.settled)
+    for free, rank in zip(division.free, ranks, strict=True):
+        reason = reasons.BREAK_EVEN if rank is None else None
+        layers[free.spectrum.name] = LayerPlan(free.spectrum.shape, rank, reason)
+    return {spectrum.name: layers[spectrum.name] for spectrum in spectra}
+
+
+def _check_met(plan: Plan, budget: Budget) -> None:
+    """Refuse what a threshold gave, if the budget has a ratio too and that is not met.
+
+    Raises:
+        RequestError: naming the ratio that the threshold gives.
+    """
+    assert plan.used is not None
+    assert plan.total is not None
+    if budget.ratio is None or plan.limit is None or plan.used <= plan.limit:
+        return
+    assert budget.threshold is not None, f"policy {plan.policy} spent more than it had"
+    raise RequestError(
+        f"threshold {budget.threshold:g} gives ratio {ratios.rounded_up(plan.used, plan.total)}, "
+        f"above the requested {ratios.text(budget.ratio)}: "
+        "lower the threshold or leave out the ratio"
+    )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from math import fsum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,9 +48,46 @@ class Spectrum:
         if len(energies) and (energies[-1] < 0 or (np.diff(energies) > 0).any()):
             raise ValueError(f"{self.name}: energies must be non-increasing and not negative")
 
+    def cost(self, rank: int | None, unit: str) -> int:
+        """Parameters, or FLOPs per sample, of the layer at this rank; None: dense.
 
-def costs(s: Spectrum, unit: str) -> tuple[int, int]:
-    """(cost of one rank, cost of the dense layer) in parameters or FLOPs."""
-    out, in_ = s.shape
-    per_weight = 1 if unit == "params" else round(2 * s.tokens)
-    return per_weight * (out + in_), per_weight * out * in_
+        A weight of the layer or of its factors costs 1 parameter, or 2 · tokens FLOPs.
+        """
+        out, in_ = self.shape
+        per_weight = 1 if unit == "params" else round(2 * self.tokens)
+        return per_weight * (out * in_ if rank is None else rank * (out + in_))
+
+    @cached_property
+    def energy(self) -> float:
+        """The sum of all energies."""
+        return float(self.energies.sum())
+
+    @cached_property
+    def shares(self) -> NDArray[np.float64]:
+        """The share of the energy that each rank keeps, [n + 1] for ranks 0 to n.
+
+        The last is exactly 1 whatever the rounding. Without any energy every rank keeps all of it.
+        """
+        kept = np.concatenate([[0.0], np.cumsum(self.energies)])
+        return kept / kept[-1] if kept[-1] > 0 else np.ones_like(kept)
+
+    def share_kept(self, rank: int | None) -> float:
+        """The share of the energy that this rank keeps, 0 to 1; None: dense, which keeps all."""
+        return 1.0 if rank is None else float(self.shares[rank])
+
+    def rank_keeping(self, share: float) -> int:
+        """The smallest rank that keeps at least this share of the energy, 0 to 1."""
+        return int(np.searchsorted(self.shares, share))
+
+
+def share_kept(layers: Iterable[tuple[Spectrum, int | None]]) -> float:
+    """The share of the energy of all layers together that they keep at these ranks (None: dense).
+
+    The sums are exact (`math.fsum`), so the order of the layers does not show in the last digit.
+    """
+    kept, energies = [], []
+    for spectrum, rank in layers:
+        energies.append(spectrum.energy)
+        kept.append(spectrum.share_kept(rank) * spectrum.energy)
+    whole = fsum(energies)
+    return fsum(kept) / whole if whole > 0 else 1.0

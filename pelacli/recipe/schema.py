@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 from pydantic.fields import FieldInfo
 
+from pelacli.ranks.budget import BUDGETS, Scope, Unit
+from pelacli.ranks.policies import registry
 from pelacli.recipe.fields import (
     Argument,
     Betas,
@@ -26,6 +29,14 @@ from pelacli.recipe.fields import (
     parse_ratio,
 )
 from pelacli.recipe.keys import Key
+
+if TYPE_CHECKING:
+    PolicyName = str
+else:
+    PolicyName = Literal[registry.names()]
+
+# Keys of [decompose] that say what max_drop is measured on.
+MEASURED_ON = ("data", "split", "task", "task_args")
 
 
 class Augment(Section):
@@ -170,8 +181,8 @@ class Decompose(Section):
     ratio: Ratio = Field(
         None, description="after / before: 0.5, 2/3; 1/2 where nothing else says how small"
     )
-    unit: Literal["params", "flops"] = Field("params", description="what the ratio counts")
-    scope: Literal["model", "layers"] = Field("model", description="whose it counts")
+    unit: Unit = Field("params", description="what the ratio counts")
+    scope: Scope = Field("model", description="whose it counts")
     energy: float | None = Field(
         None, gt=0, le=1, description="as small as keeps this share of all layers' energy"
     )
@@ -182,9 +193,7 @@ class Decompose(Section):
     split: str | None = Field(None, description="of max_drop's samples, in place of data.val")
     task: str | None = Field(None, description="of max_drop, where it is not the recipe's")
     task_args: dict[str, Argument] | None = Field(None, description="settings of that task")
-    policy: Literal["energy", "uniform", "threshold"] = Field(
-        "energy", description="how ranks are chosen"
-    )
+    policy: PolicyName = Field("energy", description="how ranks are chosen")
     threshold: float | None = Field(None, gt=0, le=1, description="share of energy a layer keeps")
     calibrate: Text | None = Field(None, description="unlabelled samples: a dataset, or train")
     samples: int = Field(256, ge=1, description="how many samples to calibrate on")
@@ -206,12 +215,13 @@ class Decompose(Section):
         if self.correct and self.calibrate is None:
             raise SectionError("needs samples to refit to; give calibrate", "correct")
         self._check_budget()
-        if self.policy == "threshold" and self.threshold is None:
+        by_threshold = registry.with_budget("threshold")
+        if self.policy in by_threshold and self.threshold is None:
             raise SectionError(
-                "'threshold' needs threshold too, the share of energy to keep", "policy"
+                f"{self.policy!r} needs threshold too, the share of energy to keep", "policy"
             )
         if self.threshold is not None and "policy" not in self.model_fields_set:
-            raise SectionError("needs policy = 'threshold' too", "threshold")
+            raise SectionError(f"needs policy = {_either(by_threshold)} too", "threshold")
         low, high = self.min_rank, self.max_rank
         if high is not None and high < low:
             raise SectionError(
@@ -220,31 +230,38 @@ class Decompose(Section):
         return self
 
     def _check_budget(self) -> None:
+        """Refuse what says how small beside energy or max_drop, or does not belong to them."""
         for budget in ("max_drop", "energy"):
             if getattr(self, budget) is None:
                 continue
-            for other in ("ratio", "threshold", "energy", "plan"):
+            for other in BUDGETS:
                 if other != budget and getattr(self, other) is not None:
                     raise SectionError(
                         f"{budget} and {other} both say how small; give one", budget, other
                     )
-            if budget == "energy" and self.policy != "energy":
-                raise SectionError(f"belongs to policy 'energy', not to {self.policy!r}", "energy")
-            if self.policy == "threshold":
-                raise SectionError(
-                    "policy 'threshold' has no ratio to search", "max_drop", "policy"
-                )
-        for key in ("data", "split", "task", "task_args"):
+        by_energy = registry.with_budget("energy")
+        if self.energy is not None and self.policy not in by_energy:
+            raise SectionError(
+                f"belongs to policy {_either(by_energy)}, not to {self.policy!r}", "energy"
+            )
+        if self.max_drop is not None and self.policy not in registry.with_budget("ratio"):
+            raise SectionError(
+                f"policy {self.policy!r} has no ratio to search", "max_drop", "policy"
+            )
+        for key in MEASURED_ON:
             if getattr(self, key) is not None and self.max_drop is None:
                 raise SectionError("is what max_drop measures on; give that too", key)
 
     @property
     def budget(self) -> Fraction | None:
         """The ratio to plan for; None where something else says how small."""
-        others = (self.threshold, self.energy, self.max_drop, self.plan)
-        if self.ratio is None and any(other is not None for other in others):
+        if self.ratio is None and any(getattr(self, key) is not None for key in BUDGETS):
             return None
         return parse_ratio(self.ratio or "1/2")
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(map(repr, names))
 
 
 class Eval(Section):

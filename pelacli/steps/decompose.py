@@ -26,9 +26,10 @@ from pelacli.measure.flops import Cost
 from pelacli.measure.judge import Judge
 from pelacli.models import prediction
 from pelacli.models.opened import OpenModel
-from pelacli.planning import applied, replan
-from pelacli.planning import section as planning_section
+from pelacli.planning import applied
 from pelacli.planning import stored as planning_stored
+from pelacli.planning.choice import choose
+from pelacli.planning.size import fixed_flops
 from pelacli.planning.stored import About, Spectra
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
@@ -101,7 +102,7 @@ def run(step: Step[Decompose], *, dry_run: bool = False, side: Path | None = Non
     walk = None
     ready: Mapping[str, Factors] = {}
     if judge is None:
-        plan = replan.choose(stored, section)
+        plan = choose(spectra, about.size, section)
         if not dry_run:
             ready = refit(plan)
     else:
@@ -111,7 +112,7 @@ def run(step: Step[Decompose], *, dry_run: bool = False, side: Path | None = Non
             judge,
             section.max_drop,
             spectra,
-            plan_at=lambda ratio: replan.choose(stored, at_ratio(section, ratio)),
+            plan_at=lambda ratio: choose(spectra, about.size, at_ratio(section, ratio)),
             factors_of=lambda plan: engine.factors(free, cuts, moments, plan) | dict(refit(plan)),
             dense=about.dense,
         )
@@ -255,7 +256,7 @@ def facts(
         inputs=inputs,
         tokens={s.name: s.tokens for s in spectra},
         fixed_params=lowrank_find.fixed_params(opened.module, free),
-        fixed_flops=planning_section.fixed_flops(dense, spectra),
+        fixed_flops=fixed_flops(dense, {s.name for s in spectra}),
         obstacles=description.obstacles(opened.module, layers),
         samples=samples,
         section=section.model_dump(mode="json", exclude_unset=True),

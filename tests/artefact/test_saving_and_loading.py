@@ -20,6 +20,7 @@ from pelacli.lowrank import find, replace
 from pelacli.manifest import document
 from pelacli.models import opening, wrapping
 from pelacli.ranks import planner
+from pelacli.ranks.budget import Budget
 from pelacli.system import files as system_files
 
 BERT = {
@@ -137,7 +138,7 @@ def test_a_language_model_of_conv1d_and_a_tied_head(tmp_path):
     assert {la.kind for la in free} == {"conv1d"}
     cuts = engine.solve(free, {})
     plan = planner.plan(
-        engine.spectra(free, cuts, {}), policy="uniform", ratio=Fraction(1, 2), scope="layers"
+        engine.spectra(free, cuts, {}), Budget("uniform", Fraction(1, 2), scope="layers")
     )
     described_before = description.describe(opened, layers, None, plan)
     replace.replace(opened.module, engine.factors(free, cuts, {}, plan))

@@ -12,7 +12,7 @@ import pytest
 from pelacli import console
 from pelacli.cli import requests
 from pelacli.errors import RequestError
-from pelacli.planning import section as planning_section
+from pelacli.planning import settings
 from pelacli.planning import stored as planning_stored
 from pelacli.recipe.evaluation import Evaluation
 from pelacli.recipe.schema import Data, Recipe, resolved, task_of
@@ -124,7 +124,7 @@ def test_unreadable_data_is_named_and_can_be_replaced(
 
 def test_stored_keys_of_a_later_version_are_passed_over_in_a_plan(talking, capsys):
     section = {"max_rank": 8, "colour": "blue", "samples": 3}
-    section_read = planning_section.settings(section, {"ratio": "0.4"}, "s")
+    section_read = settings.from_stored(section, {"ratio": "0.4"}, "s")
     assert section_read.model_dump(exclude_unset=True) == {"ratio": "0.4", "max_rank": 8}
     assert "note: s: decompose.colour: unknown to this pela" in capsys.readouterr().err
 
@@ -132,7 +132,7 @@ def test_stored_keys_of_a_later_version_are_passed_over_in_a_plan(talking, capsy
 def test_an_unreadable_stored_key_is_named_and_can_be_replaced():
     section = {"policy": "from the future", "min_rank": 2}
     with pytest.raises(RequestError) as error:
-        planning_section.settings(section, {"ratio": "0.4"}, "s")
+        settings.from_stored(section, {"ratio": "0.4"}, "s")
     assert str(error.value) == (
         "s: decompose.policy: 'from the future' is none of energy, uniform, threshold; "
         f"{UPGRADE}, or give --policy"
@@ -141,16 +141,16 @@ def test_an_unreadable_stored_key_is_named_and_can_be_replaced():
         ({"ratio": "0.4", "policy": "uniform"}, []),
         ({"ratio": "0.4"}, ["decompose.policy=uniform"]),
     ]:
-        section_read = planning_section.settings(section, flags, "s", overrides)
+        section_read = settings.from_stored(section, flags, "s", overrides)
         assert (section_read.policy, section_read.min_rank) == ("uniform", 2)
     with pytest.raises(RequestError, match=r"^--ratio: 7 is out of range"):
-        planning_section.settings({"policy": "uniform"}, {"ratio": "7"}, "s")
+        settings.from_stored({"policy": "uniform"}, {"ratio": "7"}, "s")
     with pytest.raises(RequestError, match=r"^--max-rank: max_rank 1 is below min_rank 2"):
-        planning_section.settings({"min_rank": 2}, {"ratio": "0.4", "max_rank": 1}, "s")
+        settings.from_stored({"min_rank": 2}, {"ratio": "0.4", "max_rank": 1}, "s")
     with pytest.raises(RequestError, match=r"^--min-rank: max_rank 1 is below min_rank 2"):
-        planning_section.settings({"max_rank": 1}, {"ratio": "0.4", "min_rank": 2}, "s")
+        settings.from_stored({"max_rank": 1}, {"ratio": "0.4", "min_rank": 2}, "s")
     with pytest.raises(RequestError, match=r"^--set decompose.max_rank=1: max_rank 1 is below"):
-        planning_section.settings({"min_rank": 2}, {"ratio": "0.4"}, "s", ["decompose.max_rank=1"])
+        settings.from_stored({"min_rank": 2}, {"ratio": "0.4"}, "s", ["decompose.max_rank=1"])
 
 
 def test_spectra_of_a_later_version_are_planned_from(pela, artefact):

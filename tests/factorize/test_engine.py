@@ -15,6 +15,7 @@ from pelacli.lowrank import find as lowrank_find
 from pelacli.lowrank import replace
 from pelacli.lowrank.linear import LowRankLinear
 from pelacli.ranks import pins, planner
+from pelacli.ranks.budget import Budget
 from pelacli.ranks.plan import LayerPlan, Plan
 
 
@@ -97,8 +98,7 @@ def test_energies_are_damage_per_sample(net):
     moments = calibration.collect(model, layers, [x], predict)
     cuts = engine.solve(layers, moments, keep=engine.Keep.ALL)
     plan = planner.plan(
-        engine.spectra(layers, cuts, moments), policy="uniform", ratio=Fraction("0.6"),
-        scope="layers",
+        engine.spectra(layers, cuts, moments), Budget("uniform", Fraction("0.6"), scope="layers")
     )  # fmt: skip
     model.requires_grad_(False)
     before = model(x)
@@ -112,7 +112,7 @@ def test_biases_take_up_the_mean_only_where_it_is_known(net):
     layers = find(net)
     plan = planner.plan(
         engine.spectra(layers, engine.solve(layers, {}), {}),
-        policy="uniform", ratio=Fraction(1, 2), scope="layers",
+        Budget("uniform", Fraction(1, 2), scope="layers"),
     )  # fmt: skip
     x = torch.randn(64, 16) + 3
     moments = calibration.collect(net, layers, [x], predict)
@@ -132,8 +132,8 @@ def test_dense_layers_have_no_factors(net):
     layers = find(net)
     cuts = engine.solve(layers, {}, keep=engine.Keep.ALL)
     plan = planner.plan(
-        engine.spectra(layers, cuts, {}), policy="uniform", ratio=Fraction("0.9"), scope="layers",
-        pins={"0": "dense", "2": 3},
+        engine.spectra(layers, cuts, {}),
+        Budget("uniform", Fraction("0.9"), scope="layers", pins={"0": "dense", "2": 3}),
     )  # fmt: skip
     found = engine.factors(layers, cuts, {}, plan)
     assert "0" not in found

@@ -13,6 +13,7 @@ from pelacli.factorize.lockstep import lockstep
 from pelacli.lowrank import find, replace
 from pelacli.models import examples, opening, prediction
 from pelacli.ranks import planner
+from pelacli.ranks.budget import Budget
 
 SMALL = {"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4]}
 BART = {
@@ -101,8 +102,7 @@ def test_correction_in_the_order_in_which_layers_run(name, args, left):
     moments = calibration.collect(model.module, layers, batches, prediction.predict)
     cuts = engine.solve(layers, moments)
     plan = planner.plan(
-        engine.spectra(layers, cuts, moments), policy="uniform", ratio=Fraction(1, 2),
-        scope="layers",
+        engine.spectra(layers, cuts, moments), Budget("uniform", Fraction(1, 2), scope="layers")
     )  # fmt: skip
     told = []
     corrected = refit.correct(

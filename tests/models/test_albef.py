@@ -17,6 +17,7 @@ from pelacli.models.albef import answering, grounding
 from pelacli.models.albef.config import Config, from_json
 from pelacli.models.albef.network import Albef, as_variant, head_names, resampled, resize
 from pelacli.ranks import planner, spectrum
+from pelacli.ranks.budget import Budget
 
 # Parameters of the parts, from the architecture's description alone.
 D, H, V, POSITIONS, E = 768, 3072, 30522, 512, 256
@@ -65,10 +66,7 @@ def compress(network, c, **choice):
     free = [layer for layer in layers if layer.reason is None]
     plan = planner.plan(
         [spectrum.Spectrum(la.name, la.shape, np.ones(min(la.shape))) for la in free],
-        policy="uniform",
-        ratio=1 / Fraction(c),
-        scope="layers",
-        fixed_params=find.fixed_params(network, free),
+        Budget("uniform", 1 / Fraction(c), scope="layers"),
     )
     before = sum(layer.params for layer in free)
     found = {n: la.rank for n, la in plan.layers.items() if la.rank is not None}

@@ -14,6 +14,8 @@ from pelacli.factorize import engine
 from pelacli.lowrank import find, replace
 from pelacli.models import examples, opening, prediction
 from pelacli.ranks import planner
+from pelacli.ranks.budget import Budget
+from pelacli.ranks.size import ModelSize
 
 BERT = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -101,7 +103,7 @@ def test_family(name, args, tmp_path):
     fixed = find.fixed_params(model.module, free)
 
     def cut(**how):
-        plan = planner.plan(spectra, fixed_params=fixed, **how)
+        plan = planner.plan(spectra, Budget(**how), ModelSize(fixed_params=fixed))
         small = copy.copy(model)
         small.module = copy.deepcopy(model.module)
         replace.replace(small.module, engine.factors(free, cuts, {}, plan))

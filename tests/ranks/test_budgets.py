@@ -28,6 +28,7 @@ from pelacli.measure.judge import Judge
 from pelacli.models import heads, opening, prediction, wrapping
 from pelacli.planning import stored
 from pelacli.ranks import planner
+from pelacli.ranks.budget import Budget
 from pelacli.recipe.schema import Data, Recipe
 from pelacli.recipe.step import step_of
 from pelacli.steps import decompose
@@ -118,7 +119,7 @@ def test_a_swins_flops_are_spent_in_another_way_than_its_parameters(pela, swin, 
 
     def best(unit, budget):
         ratio = Fraction(budget, sum(price(s, unit) * s.shape[0] * s.shape[1] for s in layers))
-        return planner.plan(layers, policy="energy", ratio=ratio, scope="layers", unit=unit)
+        return planner.plan(layers, Budget("energy", ratio, scope="layers", unit=unit))
 
     whole = sum(s.shape[0] * s.shape[1] for s in layers)
     by_params = best("params", whole // 2)

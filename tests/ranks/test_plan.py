@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from pelacli.errors import RequestError
-from pelacli.ranks.plan import LayerPlan, Plan, check
+from pelacli.ranks.budget import Budget
+from pelacli.ranks.plan import LayerPlan, Plan
+from pelacli.ranks.plan_file import check, from_document
 from pelacli.ranks.planner import plan
+from pelacli.ranks.size import ModelSize
 from pelacli.ranks.spectrum import Spectrum
 
 
@@ -25,9 +28,10 @@ def chosen():
         for name, shape in shapes.items()
     ]
     return plan(
-        spectra, policy="energy", ratio=Fraction(2, 3), fixed_params=100,
-        pins={"blocks.0.proj": "dense"},
-    )  # fmt: skip
+        spectra,
+        Budget("energy", Fraction(2, 3), pins={"blocks.0.proj": "dense"}),
+        ModelSize(fixed_params=100),
+    )
 
 
 def entry(**changes):
@@ -36,7 +40,7 @@ def entry(**changes):
 
 def test_json_there_and_back(chosen):
     document = json.loads(json.dumps(chosen.to_dict()))
-    assert Plan.from_dict(document, "plan.json") == chosen
+    assert from_document(document, "plan.json") == chosen
     assert document["unit"] == "params"
     assert document["ratio"] == "2/3"
     assert document["used"] <= document["limit"]
@@ -48,9 +52,9 @@ def test_json_there_and_back(chosen):
 
 def test_a_threshold_comes_back_too():
     layers = [Spectrum("a", (4, 6), np.array([4.0, 1.0, 0.0, 0.0]))]
-    chosen = plan(layers, policy="threshold", ratio=None, threshold=0.8)
+    chosen = plan(layers, Budget("threshold", threshold=0.8))
     assert chosen.to_dict()["threshold"] == 0.8
-    assert Plan.from_dict(chosen.to_dict(), "x") == chosen
+    assert from_document(chosen.to_dict(), "x") == chosen
     assert chosen.ranks() == {"a": 1}
 
 
@@ -58,7 +62,7 @@ def test_ranks_can_be_edited_by_hand(chosen):
     document = chosen.to_dict()
     document["layers"]["blocks.0.proj"]["rank"] = 3
     document["layers"]["blocks.0.mlp.fc1"]["rank"] = None
-    edited = Plan.from_dict(document, "plan.json")
+    edited = from_document(document, "plan.json")
     assert edited.layers["blocks.0.proj"].rank == 3
     assert edited.layers["blocks.0.proj"].reason is None  # no longer "pinned dense"
     assert edited.layers["blocks.0.mlp.fc1"].reason == "the plan says so"
@@ -66,18 +70,18 @@ def test_ranks_can_be_edited_by_hand(chosen):
 
 
 def test_shape_and_rank_are_enough():
-    assert Plan.from_dict(entry(), "x").layers == {"a": LayerPlan((4, 6), 2)}
+    assert from_document(entry(), "x").layers == {"a": LayerPlan((4, 6), 2)}
 
 
 def test_a_manifests_list_of_layers_will_do():
     record = {"name": "a", "shape": [4, 6], "rank": 2, "reason": None, "energy": 0.5,
               "kind": "linear", "params": {"before": 24, "after": 20}, "flops": None}  # fmt: skip
     document = {"policy": "energy", "scope": None, "history": [], "layers": [record]}
-    assert Plan.from_dict(document, "x").ranks() == {"a": 2}
+    assert from_document(document, "x").ranks() == {"a": 2}
     with pytest.raises(RequestError, match="layer a is there twice"):
-        Plan.from_dict({"layers": [record, record]}, "x")
+        from_document({"layers": [record, record]}, "x")
     with pytest.raises(RequestError, match='needs a "name"'):
-        Plan.from_dict({"layers": [{"rank": 2}]}, "x")
+        from_document({"layers": [{"rank": 2}]}, "x")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,7 @@ def test_a_manifests_list_of_layers_will_do():
 )
 def test_a_broken_plan_is_named(document, message):
     with pytest.raises(RequestError) as caught:
-        Plan.from_dict(document, "plan.json")
+        from_document(document, "plan.json")
     assert str(caught.value).startswith(message)
 
 

@@ -11,8 +11,10 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from pelacli.errors import RequestError
+from pelacli.ranks.budget import Budget
 from pelacli.ranks.plan import LayerPlan, Plan
 from pelacli.ranks.planner import measure, plan
+from pelacli.ranks.size import ModelSize
 from pelacli.ranks.spectrum import Spectrum
 
 REPEATABLE = settings(deadline=None, derandomize=True)
@@ -59,7 +61,7 @@ RATIOS = (Fraction(2, 3), Fraction(1, 2), Fraction(1, 3))
 def test_uniform_gives_the_papers_ranks(shape, ranks):
     in_, out = shape
     for ratio, rank in zip(RATIOS, ranks, strict=True):
-        chosen = plan(layers_of((out, in_)), policy="uniform", ratio=ratio, scope="layers")
+        chosen = plan(layers_of((out, in_)), Budget("uniform", ratio, scope="layers"))
         assert chosen.ranks() == {"layer0": rank}
 
 
@@ -88,13 +90,13 @@ def transformer(width, depth, *, proj=True):
 def test_uniform_gives_the_papers_totals(shapes, dense, after):
     fixed = dense - sum(out * in_ for out, in_ in shapes)
     for ratio, total in zip(RATIOS, after, strict=True):
-        chosen = plan(layers_of(*shapes), policy="uniform", ratio=ratio, scope="layers")
+        chosen = plan(layers_of(*shapes), Budget("uniform", ratio, scope="layers"))
         assert fixed + cost(chosen) == total
         assert chosen.used == cost(chosen)
 
 
 def test_uniform_at_ratio_one_is_dense():
-    chosen = plan(layers_of((8, 8), (3, 30)), policy="uniform", ratio=Fraction(1), scope="layers")
+    chosen = plan(layers_of((8, 8), (3, 30)), Budget("uniform", Fraction(1), scope="layers"))
     assert [la.reason for la in chosen.layers.values()] == ["break-even"] * 2
 
 
@@ -126,25 +128,29 @@ def test_budget_limits_and_pins_hold(
     if isinstance(pin, int):
         pin = min(pin, *shapes[0])
     pins = {} if pin is None else {"layer0": pin}
-    how = {
-        "policy": policy, "scope": scope, "fixed_params": fixed, "min_rank": min_rank,
-        "max_rank": max_rank, "multiple": multiple, "pins": pins, "unit": unit,
-        "fixed_flops": fixed,
-    }  # fmt: skip
+    size = ModelSize(fixed_params=fixed, fixed_flops=fixed)
+
+    def at(ratio):
+        budget = Budget(
+            policy, ratio, unit=unit, scope=scope,
+            min_rank=min_rank, max_rank=max_rank, multiple=multiple, pins=pins,
+        )  # fmt: skip
+        return plan(layers, budget, size)
+
     try:
-        chosen = plan(layers, ratio=ratio, **how)
+        chosen = at(ratio)
     except RequestError as error:
         # Refused: then the ratio it names works, and a little less does not.
         if "nor any up to 1" in str(error):
             with pytest.raises(RequestError, match="nor any up to 1"):
-                plan(layers, ratio=Fraction(1), **how)
+                at(Fraction(1))
             return
         named = Fraction(re.search(r"smallest possible is ([\d.]+)", str(error))[1])
         assert named > ratio
-        plan(layers, ratio=named, **how)
+        at(named)
         if named > Fraction(1, 10_000):
             with pytest.raises(RequestError, match=re.escape("cannot be met")):
-                plan(layers, ratio=named - Fraction(1, 10_000), **how)
+                at(named - Fraction(1, 10_000))
         return
 
     def price(s, rank):
@@ -181,9 +187,9 @@ def test_budget_limits_and_pins_hold(
 
 def test_ratios_are_exact():
     layers = layers_of((10, 10))
-    chosen = plan(layers, policy="energy", ratio=Fraction("0.29"), scope="layers")
+    chosen = plan(layers, Budget("energy", Fraction("0.29"), scope="layers"))
     assert chosen.limit == 29  # int(0.29 * 100) is 28
-    chosen = plan(layers, policy="uniform", ratio=Fraction("0.6"), scope="layers")
+    chosen = plan(layers, Budget("uniform", Fraction("0.6"), scope="layers"))
     assert (chosen.ranks(), chosen.used) == ({"layer0": 3}, 60)
     # One parameter in 10¹⁷, far below what a float can tell apart.
     total = 10**17 + 9
@@ -191,10 +197,8 @@ def test_ratios_are_exact():
         for policy in ("energy", "uniform"):
             chosen = plan(
                 layers_of((3, 3)),
-                policy=policy,
-                ratio=Fraction(10**17 + spare, total),
-                fixed_params=10**17,
-                min_rank=0,
+                Budget(policy, Fraction(10**17 + spare, total), min_rank=0),
+                ModelSize(fixed_params=10**17),
             )
             assert chosen.ranks() == {"layer0": rank}
 
@@ -202,26 +206,21 @@ def test_ratios_are_exact():
 def test_flop_and_parameter_budgets_differ_where_tokens_do():
     early = spectrum("early", 64, 64, tokens=64)
     late = Spectrum("late", (64, 64), early.energies.copy(), 1)
-    how = {"policy": "energy", "ratio": Fraction(1, 2), "scope": "layers"}
-    by_params = plan([early, late], **how)
+    by_params = plan([early, late], Budget(ratio=Fraction(1, 2), scope="layers"))
     assert by_params.ranks() == {"early": 16, "late": 16}
-    by_flops = plan([early, late], unit="flops", **how)
+    in_flops = Budget(ratio=Fraction(1, 2), scope="layers", unit="flops")
+    by_flops = plan([early, late], in_flops)
     assert by_flops.layers["late"].rank is None  # cheap to run, so it is left whole
     assert by_flops.total == 2 * 65 * 64 * 64
     assert by_flops.limit == 65 * 64 * 64
     same = [Spectrum(s.name, s.shape, s.energies, 7) for s in (early, late)]
-    assert plan(same, unit="flops", **how).ranks() == by_params.ranks()
+    assert plan(same, in_flops).ranks() == by_params.ranks()
 
 
 def test_a_pin_past_break_even_is_obeyed_and_paid_by_the_others():
     layers = layers_of((10, 10), (10, 10), (10, 10))
-    chosen = plan(
-        layers,
-        policy="energy",
-        ratio=Fraction("0.9"),
-        scope="layers",
-        pins={"layer0": 7, "layer1": "dense"},
-    )
+    pins = {"layer0": 7, "layer1": "dense"}
+    chosen = plan(layers, Budget("energy", Fraction("0.9"), scope="layers", pins=pins))
     assert chosen.ranks()["layer0"] == 7
     assert chosen.layers["layer1"] == LayerPlan((10, 10), None, "pinned dense", 1.0)
     assert chosen.ranks()["layer2"] == 1  # 270 − 140 − 100 leaves one rank of 20
@@ -230,11 +229,11 @@ def test_a_pin_past_break_even_is_obeyed_and_paid_by_the_others():
 
 def test_a_maximum_rank_below_break_even_forbids_dense():
     for policy in ("energy", "uniform"):  # break-even is rank 5
-        how = {"policy": policy, "ratio": Fraction(1), "scope": "layers"}
-        assert plan(layers_of((10, 10)), max_rank=4, **how).ranks() == {"layer0": 4}
-        assert plan(layers_of((10, 10)), max_rank=5, **how).ranks() == {}
-    how = {"policy": "threshold", "ratio": None, "threshold": 0.99}
-    assert plan(layers_of((10, 10)), max_rank=4, **how).ranks() == {"layer0": 4}
+        for max_rank, ranks in ((4, {"layer0": 4}), (5, {})):
+            budget = Budget(policy, Fraction(1), scope="layers", max_rank=max_rank)
+            assert plan(layers_of((10, 10)), budget).ranks() == ranks
+    budget = Budget("threshold", threshold=0.99, max_rank=4)
+    assert plan(layers_of((10, 10)), budget).ranks() == {"layer0": 4}
 
 
 # --- threshold -----------------------------------------------------------------------------------
@@ -242,22 +241,22 @@ def test_a_maximum_rank_below_break_even_forbids_dense():
 
 def test_threshold_reports_what_it_cost_and_holds_a_budget_if_given():
     layers = [spectrum("steep", 20, 20, 0.5), spectrum("flat", 20, 20, 1.0)]
-    chosen = plan(layers, policy="threshold", ratio=None, threshold=0.9)
+    chosen = plan(layers, Budget("threshold", threshold=0.9))
     assert chosen.ranks() == {"steep": 4}
     assert (chosen.layers["flat"].rank, chosen.layers["flat"].reason) == (None, "break-even")
     assert (chosen.ratio, chosen.limit, chosen.used) == (None, None, 4 * 40 + 400)
     assert chosen.layers["steep"].energy == pytest.approx(1 - 0.5**4, abs=1e-5)
-    met = plan(layers, policy="threshold", ratio=Fraction("0.7"), threshold=0.9)
+    met = plan(layers, Budget("threshold", Fraction("0.7"), threshold=0.9))
     assert met.used == met.limit == 560
     with pytest.raises(RequestError, match=r"threshold 0\.9 gives ratio 0\.7, above .* 0\.69"):
-        plan(layers, policy="threshold", ratio=Fraction("0.69"), threshold=0.9)
+        plan(layers, Budget("threshold", Fraction("0.69"), threshold=0.9))
 
 
 @given(shapes=shapes_of_layers, threshold=st.floats(0.05, 1.0))
 @settings(REPEATABLE, max_examples=100)
 def test_threshold_is_met_by_the_plans_own_energies(shapes, threshold):
     layers = layers_of(*shapes)
-    chosen = plan(layers, policy="threshold", ratio=None, threshold=threshold, min_rank=0)
+    chosen = plan(layers, Budget("threshold", threshold=threshold, min_rank=0))
     for s in layers:
         entry = chosen.layers[s.name]
         assert entry.energy >= threshold
@@ -272,9 +271,10 @@ def test_threshold_is_met_by_the_plans_own_energies(shapes, threshold):
 
 def test_measure_follows_an_edit():
     layers = [Spectrum("a", (4, 40), np.array([4.0, 3.0, 2.0, 1.0])), spectrum("b", 6, 6, 1.0)]
-    chosen = plan(layers, policy="energy", ratio=Fraction(1, 2), fixed_params=50)
+    size = ModelSize(fixed_params=50)
+    chosen = plan(layers, Budget("energy", Fraction(1, 2)), size)
     edited = Plan(chosen.policy, "model", "0.5", {"a": LayerPlan((4, 40), 2)})
-    measured = measure(edited, layers, fixed_params=50)
+    measured = measure(edited, layers, size)
     assert measured.layers["a"].energy == pytest.approx(0.7)
     assert measured.layers["b"] == LayerPlan((6, 6), None, "not in the plan", 1.0)
     assert measured.energy == pytest.approx((7 + 6) / 16)
@@ -292,9 +292,9 @@ def test_an_impossible_budget_names_what_stands_in_the_way():
     shapes = [(384, 384)] * 24 + [(1536, 384), (384, 1536)] * 6
     rest = 22_713_216 - sum(out * in_ for out, in_ in shapes)
     obstacles = {"embeddings.word_embeddings": 11_720_448, "embeddings.LayerNorm": 768}
-    how = {"policy": "energy", "fixed_params": rest, "obstacles": obstacles}
+    size = ModelSize(fixed_params=rest, obstacles=obstacles)
     with pytest.raises(RequestError) as caught:
-        plan(layers_of(*shapes), ratio=Fraction("0.4"), **how)
+        plan(layers_of(*shapes), Budget("energy", Fraction("0.4")), size)
     least = rest + 24 * 768 + 12 * 1920
     assert str(caught.value) == (
         f"ratio 0.4 cannot be met: the smallest possible is {-(-least * 10**4 // 22_713_216) / 1e4}"
@@ -305,17 +305,15 @@ def test_an_impossible_budget_names_what_stands_in_the_way():
 
 def test_an_impossible_budget_names_pins_and_lowest_ranks():
     layers = layers_of((10, 10), (10, 10))
+    tight = Budget("uniform", Fraction(1, 3), scope="layers", pins={"layer0": "dense"}, min_rank=2)
     with pytest.raises(RequestError) as caught:
-        plan(
-            layers, policy="uniform", ratio=Fraction(1, 3), scope="layers",
-            pins={"layer0": "dense"}, min_rank=2,
-        )  # fmt: skip
+        plan(layers, tight)
     assert str(caught.value) == (
         "ratio 1/3 cannot be met: the smallest possible is 0.7, because pins hold 50.0 % "
         "and the layers at their lowest ranks hold 20.0 %"
     )
     with pytest.raises(RequestError, match=r"ratio 0\.9 cannot be met, nor any up to 1, because"):
-        plan(layers, policy="energy", ratio=Fraction("0.9"), pins={s.name: "full" for s in layers})
+        plan(layers, Budget(ratio=Fraction("0.9"), pins={s.name: "full" for s in layers}))
 
 
 @pytest.mark.parametrize(
@@ -332,7 +330,9 @@ def test_an_impossible_budget_names_pins_and_lowest_ranks():
         ({"energy": 1.1, "ratio": None}, "energy 1.1 is not above 0 and at most 1"),
         ({"policy": "threshold"}, "policy threshold needs a threshold"),
         ({"policy": "threshold", "threshold": 1.2}, "policy threshold needs a threshold"),
+        ({"unit": "bytes"}, "unit 'bytes' is none of params, flops"),
         ({"min_rank": -1}, "minimum rank must be at least 0"),
+        ({"multiple": 0}, "the multiple at least 1"),
         ({"min_rank": 10, "max_rank": 12, "multiple": 8}, "no multiple of 8 lies between"),
         ({"pins": {"attn.qvk": 3}}, "pin attn.qvk: no such layer is factorised; did you mean"),
         ({"pins": {"attn.qkv": 9}}, "pin attn.qkv: rank 9 is not between 0 and 8"),
@@ -340,9 +340,8 @@ def test_an_impossible_budget_names_pins_and_lowest_ranks():
     ],
 )  # fmt: skip
 def test_a_bad_request_is_one_line(how, message):
-    given_ = {"policy": "energy", "ratio": Fraction(1, 2)} | how
     with pytest.raises(RequestError) as caught:
-        plan([spectrum("attn.qkv", 24, 8)], **given_)
+        plan([spectrum("attn.qkv", 24, 8)], Budget(**{"ratio": Fraction(1, 2)} | how))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -355,9 +354,9 @@ def test_bad_spectra_are_refused():
     with pytest.raises(ValueError, match="energies for a layer of shape"):
         Spectrum("fc1", (2, 3), np.ones(3))
     with pytest.raises(ValueError, match="same name"):
-        plan([spectrum("a", 4, 4)] * 2, policy="energy", ratio=Fraction(1, 2))
+        plan([spectrum("a", 4, 4)] * 2, Budget("energy", Fraction(1, 2)))
     with pytest.raises(RequestError, match="no layer is left to factorise"):
-        plan([], policy="energy", ratio=Fraction(1, 2))
+        plan([], Budget("energy", Fraction(1, 2)))
 
 
 def test_large_layers_go_by_eights_unless_told():
@@ -365,23 +364,23 @@ def test_large_layers_go_by_eights_unless_told():
     layers = layers_of((768, 768), (2304, 768), (64, 64), (3072, 768))
     ranks = {}
     for policy in ("energy", "uniform"):
-        chosen = plan(layers, policy=policy, ratio=Fraction("0.43"), scope="layers")
+        chosen = plan(layers, Budget(policy, Fraction("0.43"), scope="layers"))
         ranks[policy] = [la.rank for la in chosen.layers.values()]
     large = [rank for rank in ranks["energy"] if rank is not None and rank > 31]
     assert large
     assert all(rank % 8 == 0 for rank in large)
     assert any(rank % 8 for rank in ranks["uniform"])
-    told = plan(layers, policy="energy", ratio=Fraction("0.43"), scope="layers", multiple=1)
+    told = plan(layers, Budget("energy", Fraction("0.43"), scope="layers", multiple=1))
     assert any((la.rank or 0) % 8 for la in told.layers.values())
-    tight = plan(layers, policy="energy", ratio=Fraction("0.006"), scope="layers")
+    tight = plan(layers, Budget("energy", Fraction("0.006"), scope="layers"))
     assert 0 < min(la.rank or 8 for la in tight.layers.values()) < 8
     with pytest.raises(RequestError, match="smallest possible"):
-        plan(layers, policy="energy", ratio=Fraction("0.001"), scope="layers")
+        plan(layers, Budget("energy", Fraction("0.001"), scope="layers"))
 
 
 def test_a_layer_too_small_for_the_multiple_goes_by_single_ranks():
     layers = [spectrum("large", 100, 100), spectrum("small", 12, 12)]
-    chosen = plan(layers, policy="energy", ratio=Fraction(1, 2), scope="layers", multiple=16)
+    chosen = plan(layers, Budget("energy", Fraction(1, 2), scope="layers", multiple=16))
     assert chosen.ranks()["large"] % 16 == 0
     assert 1 <= chosen.ranks().get("small", 1) < 6
 
@@ -390,16 +389,14 @@ def test_a_layer_too_small_for_the_multiple_goes_by_single_ranks():
 @settings(REPEATABLE, max_examples=50)
 def test_order_of_layers_does_not_matter(data):
     layers = layers_of(*data.draw(shapes_of_layers))
-    how = {
-        "policy": data.draw(st.sampled_from(["energy", "uniform"])),
-        "ratio": data.draw(st.fractions(Fraction(1, 5), Fraction(1), max_denominator=20)),
-        "fixed_params": 3,
-    }
+    policy = data.draw(st.sampled_from(["energy", "uniform"]))
+    ratio = data.draw(st.fractions(Fraction(1, 5), Fraction(1), max_denominator=20))
+    budget, size = Budget(policy, ratio), ModelSize(fixed_params=3)
     try:
-        chosen = plan(layers, **how)
+        chosen = plan(layers, budget, size)
     except RequestError:
         reject()
-    other = plan(data.draw(st.permutations(layers)), **how)
+    other = plan(data.draw(st.permutations(layers)), budget, size)
     assert other == chosen
     assert list(chosen.layers) == [s.name for s in layers]
 

@@ -10,10 +10,12 @@ from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 
 from pelacli.errors import RequestError
-from pelacli.ranks import choices as ranks_choices
-from pelacli.ranks import policies
-from pelacli.ranks.choices import Choice
+from pelacli.ranks.budget import Budget
+from pelacli.ranks.open_ranks import OpenRanks
 from pelacli.ranks.planner import plan
+from pelacli.ranks.policies import threshold, uniform
+from pelacli.ranks.policies.base import Target
+from pelacli.ranks.size import ModelSize
 from pelacli.ranks.spectrum import Spectrum
 
 REPEATABLE = settings(deadline=None, derandomize=True)
@@ -70,8 +72,7 @@ def energy_of(layers, chosen):
 
 
 def energy_plan(layers, ratio, **how):
-    how = {"policy": "energy", "scope": "layers", "min_rank": 0} | how
-    return plan(layers, ratio=ratio, **how)
+    return plan(layers, Budget("energy", ratio, scope="layers", **{"min_rank": 0} | how))
 
 
 @given(spectra(), ratios)
@@ -161,34 +162,41 @@ def test_energy_buys_nothing_that_keeps_nothing():
 @given(spectra(), ratios, st.integers(1, 3))
 @settings(REPEATABLE, max_examples=150)
 def test_uniform_in_the_model_is_the_largest_common_ratio(layers, ratio, multiple):
-    how = {"policy": "uniform", "min_rank": 0, "multiple": multiple}
+    how = {"min_rank": 0, "multiple": multiple}
     assume(ratio * (total(layers) + 1) >= 1)
-    chosen = plan(layers, ratio=ratio, scope="model", fixed_params=1, **how)
+    chosen = plan(layers, Budget("uniform", ratio, **how), ModelSize(fixed_params=1))
     assert chosen.limit == int(ratio * (total(layers) + 1))
     # With scope "layers" the ranks are those of the ratio itself: try every ratio that matters.
     costs = [1]
     for out, in_ in {s.shape for s in layers}:
         for rank in range(1, min(out, in_) + 1):
             q = min(Fraction(1), Fraction(rank * (out + in_), out * in_))
-            costs.append(1 + plan(layers, ratio=q, scope="layers", **how).used)
+            costs.append(1 + plan(layers, Budget("uniform", q, scope="layers", **how)).used)
     assert chosen.used == max(cost for cost in costs if cost <= chosen.limit)
 
 
 def test_uniform_tells_close_ratios_apart():
     shapes = [(20, 21), (20, 22), (21, 22), (19, 23)]
-    choices = [
-        Choice(np.ones(min(s)), sum(s), s[0] * s[1], 0, (s[0] * s[1] - 1) // sum(s), 1, True)
+    layers = [
+        OpenRanks(
+            Spectrum("", s, np.ones(min(s))),
+            rank_cost=sum(s), dense_cost=s[0] * s[1],
+            low=0, high=(s[0] * s[1] - 1) // sum(s), step=1, may_be_dense=True,
+        )
         for s in shapes
-    ]
+    ]  # fmt: skip
     ratios = {Fraction(r * sum(s), s[0] * s[1]) for s in shapes for r in range(12)} | {Fraction(1)}
     costs = sorted(
-        sum(q * c.dense // c.cost * c.cost if q < 1 else c.dense for c in choices)
+        sum(
+            q * la.dense_cost // la.rank_cost * la.rank_cost if q < 1 else la.dense_cost
+            for la in layers
+        )
         for q in ratios
         if q <= 1
     )
     for limit in {near for cost in costs for near in (cost - 1, cost) if near >= 0}:
-        found = policies.uniform(choices, limit, None)
-        used = sum(c.price(rank) for c, rank in zip(choices, found, strict=True))
+        ranks = uniform.choose(layers, Target(limit))
+        used = sum(layer.cost(rank) for layer, rank in zip(layers, ranks, strict=True))
         assert used == max(cost for cost in costs if cost <= limit)
 
 
@@ -197,8 +205,9 @@ def test_threshold_keeps_the_smallest_sufficient_rank():
 
     def rank(share, shape=(4, 400), energies=energies, low=0, step=1):
         high = low + (3 - low) // step * step
-        choice = Choice(energies, sum(shape), shape[0] * shape[1], low, high, step, True)
-        return policies.threshold([choice], share)[0]
+        spectrum = Spectrum("", shape, energies)
+        layer = OpenRanks(spectrum, sum(shape), shape[0] * shape[1], low, high, step, True)
+        return threshold.choose([layer], Target(None, threshold=share))[0]
 
     assert [rank(s) for s in (0.1, 0.4, 0.41, 0.7, 0.71, 0.9)] == [1, 1, 2, 2, 3, 3]
     assert rank(0.91) is None  # rank 4 is past break-even
@@ -210,11 +219,11 @@ def test_threshold_keeps_the_smallest_sufficient_rank():
 
 def test_shares_end_at_exactly_one():
     energies = np.sort(np.random.default_rng(0).random(1000))[::-1] * 0.1
-    shares = ranks_choices.shares(energies)
+    shares = Spectrum("", (1000, 1000), energies).shares
     assert shares[0] == 0
     assert shares[-1] == 1
     assert len(shares) == 1001
-    assert (ranks_choices.shares(np.zeros(3)) == 1).all()
+    assert (Spectrum("", (3, 3), np.zeros(3)).shares == 1).all()
 
 
 @pytest.mark.parametrize("policy", ["energy", "uniform"])
@@ -229,7 +238,7 @@ def test_thousands_of_layers_take_no_time(policy):
         for i in range(2000)
     ]
     start = time.perf_counter()
-    chosen = plan(layers, policy=policy, ratio=Fraction(1, 2), scope="layers")
+    chosen = plan(layers, Budget(policy, Fraction(1, 2), scope="layers"))
     assert time.perf_counter() - start < 5  # 0.3 s; trying every pair of items would take minutes
     dearest = 5000 if policy == "energy" else 2000 * 5000  # a rank of one layer, or of each
     assert chosen.limit - dearest <= chosen.used <= chosen.limit
@@ -239,8 +248,7 @@ def test_thousands_of_layers_take_no_time(policy):
 
 
 def share_plan(layers, share, **how):
-    how = {"policy": "energy", "scope": "layers", "min_rank": 0, "ratio": None} | how
-    return plan(layers, energy=share, **how)
+    return plan(layers, Budget(energy=share, scope="layers", **{"min_rank": 0} | how))
 
 
 def cheapest(layers, share):

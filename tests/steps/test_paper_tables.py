@@ -16,6 +16,7 @@ from pelacli.artefact import description
 from pelacli.lowrank import find
 from pelacli.models import opening
 from pelacli.ranks import planner, spectrum
+from pelacli.ranks.budget import Budget
 
 DEIT, DEIT3 = "deit_base_patch16_224", "deit3_large_patch16_224"
 SWIN = "swin_base_patch4_window7_224"
@@ -65,10 +66,7 @@ def test_uniform_is_the_papers(name, excluded, c, params, gflops):
     plan = planner.plan(
         # the policy looks at shapes only, so any spectrum will do
         [spectrum.Spectrum(la.name, la.shape, np.ones(min(la.shape))) for la in free],
-        policy="uniform",
-        ratio=1 / Fraction(c),
-        scope="layers",
-        fixed_params=find.fixed_params(model.module, free),
+        Budget("uniform", 1 / Fraction(c), scope="layers"),
     )
     column = ("3/2", "2", "3").index(c)
     for layer in free:

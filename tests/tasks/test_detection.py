@@ -30,6 +30,8 @@ from pelacli.models import heads as models_heads
 from pelacli.models.around import detector
 from pelacli.models.hf import detectors
 from pelacli.ranks import planner, spectrum
+from pelacli.ranks.budget import Budget
+from pelacli.ranks.size import ModelSize
 from pelacli.recipe import reading
 from pelacli.recipe.schema import Augment, Data, Pretrain
 from pelacli.tasks import base, registry
@@ -625,10 +627,8 @@ def test_the_recipe_at_full_size():
     assert len(free) == 12 * 6
     plan = planner.plan(
         [spectrum.Spectrum(la.name, la.shape, np.ones(min(la.shape))) for la in free],
-        policy="uniform",
-        ratio=spec.decompose.budget,
-        scope=spec.decompose.scope,
-        fixed_params=find.fixed_params(opened.module, free),
+        Budget("uniform", spec.decompose.budget, scope=spec.decompose.scope),
+        ModelSize(fixed_params=find.fixed_params(opened.module, free)),
     )
     replace.replace_empty(opened.module, plan.ranks())
     assert opened.params == pytest.approx(85.3e6, rel=1e-3)

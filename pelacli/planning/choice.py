@@ -1,0 +1,57 @@
+"""Spectra and the settings of [decompose] → a plan, chosen by its policy or read from its file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pelacli.errors import RequestError
+from pelacli.ranks import plan_file, planner
+from pelacli.ranks.budget import Budget
+from pelacli.ranks.pins import pins_by_name
+from pelacli.ranks.plan import Plan
+from pelacli.ranks.size import ModelSize
+from pelacli.ranks.spectrum import Spectrum
+from pelacli.recipe.schema import Decompose
+
+
+def choose(spectra: Sequence[Spectrum], size: ModelSize, settings: Decompose) -> Plan:
+    """The plan that the settings give.
+
+    Args:
+        spectra: of the layers that may be factorised.
+        size: of the model; `pelacli.planning.stored.About.size` has that of stored spectra.
+
+    Raises:
+        RequestError: the settings don't fit the layers, or their budget can't be met.
+    """
+    if settings.plan is not None:
+        plan = plan_file.read(settings.plan)
+        plan_file.check(plan, size.shapes, str(settings.plan))
+        if size.fixed_flops is None:  # a plan made where they were known has no use for them here
+            limit = plan.limit if plan.unit == "params" else None
+            plan = replace(plan, unit="params", limit=limit)
+        return planner.measure(plan, spectra, size)
+    if settings.unit == "flops" and size.fixed_flops is None:
+        raise RequestError("the model's FLOPs are unknown; budget in parameters (--unit params)")
+    return planner.plan(spectra, budget(spectra, settings), size)
+
+
+def budget(spectra: Sequence[Spectrum], settings: Decompose) -> Budget:
+    """The budget of the settings, their pins resolved to the layers that have spectra.
+
+    Raises:
+        RequestError: a pin matches no layer, or values don't go together.
+    """
+    return Budget(
+        policy=settings.policy,
+        ratio=settings.budget,
+        energy=settings.energy,
+        threshold=settings.threshold,
+        unit=settings.unit,
+        scope=settings.scope,
+        min_rank=settings.min_rank,
+        max_rank=settings.max_rank,
+        multiple=settings.multiple,
+        pins=pins_by_name(spectra, settings.pin),
+    )

@@ -1,0 +1,116 @@
+"""How small a model is to become, and what limits its ranks on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal, get_args
+
+from pelacli.errors import RequestError
+from pelacli.ranks import ratio as ratios
+from pelacli.ranks.pins import Pin
+from pelacli.ranks.policies import registry
+
+# The keys of a recipe's [decompose] that each say how small. The first three belong to a policy;
+# "max_drop" searches for a ratio; a "plan" brings its ranks along.
+BUDGETS = ("ratio", "energy", "threshold", "max_drop", "plan")
+
+Unit = Literal["params", "flops"]
+Scope = Literal["model", "layers"]
+UNITS: tuple[str, ...] = get_args(Unit)
+SCOPES: tuple[str, ...] = get_args(Scope)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a plan has to meet.
+
+    A rank costs in + out parameters, or 2 · tokens · (in + out) FLOPs. A ratio is met exactly: the
+    plan costs at most floor(ratio · total), where total is the dense cost of what the scope counts.
+
+    A layer's ranks are multiples of ``multiple`` from ``min_rank`` up to ``max_rank``, and always
+    below break-even, from where on it is dense. A layer so small that none is left goes by single
+    ranks instead, or is dense where even ``min_rank`` is past break-even. Where ``multiple`` is not
+    given, the policy "energy" takes eights in layers with 64 ranks or more to choose from, unless
+    the budget is too small for that; all else goes by single ranks.
+
+    Attributes:
+        policy: "energy", "uniform" or "threshold": a file of `pelacli.ranks.policies`.
+        ratio: after / before, 0 < ratio ≤ 1. The policy "threshold" needs none; with one, its
+            outcome must meet it.
+        energy: in place of a ratio, for the policy "energy": the smallest plan that keeps at least
+            this share of the energy of all layers together.
+        threshold: share of energy that every layer keeps, for the policy "threshold".
+        unit: what the ratio counts, parameters or FLOPs of one sample.
+        scope: whose it counts, of the whole model or of the layers that may be factorised.
+        min_rank: 0 means that a layer may vanish but for its bias.
+        max_rank: a layer that it keeps below break-even can't be dense.
+        pins: layer → its rank (also past break-even), "dense", or "full" (factorised at
+            min(out, in)). A pin is obeyed as it stands; the other layers share what is left.
+
+    Raises:
+        RequestError: a value that makes no sense, or two that don't go together.
+    """
+
+    policy: str = "energy"
+    ratio: Fraction | None = None
+    energy: float | None = None
+    threshold: float | None = None
+    unit: Unit = "params"
+    scope: Scope = "model"
+    min_rank: int = 1
+    max_rank: int | None = None
+    multiple: int | None = None
+    pins: Mapping[str, Pin] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_name("policy", self.policy, registry.names())
+        _check_name("unit", self.unit, UNITS)
+        _check_name("scope", self.scope, SCOPES)
+        self._check_how_small()
+        self._check_limits()
+
+    def limit(self, total: int) -> int | None:
+        """What may be spent where the dense cost is ``total``; None where there is no ratio."""
+        if self.ratio is None:
+            return None
+        return self.ratio.numerator * total // self.ratio.denominator
+
+    def _check_how_small(self) -> None:
+        policy, ratio, energy, threshold = self.policy, self.ratio, self.energy, self.threshold
+        needs = registry.get(policy).BUDGETS
+        if ratio is not None and not 0 < ratio <= 1:
+            raise RequestError(f"ratio {ratios.text(ratio)} is not above 0 and at most 1")
+        if "threshold" in needs and (threshold is None or not 0 < threshold <= 1):
+            raise RequestError(f"policy {policy} needs a threshold above 0 and at most 1")
+        if "threshold" not in needs and threshold is not None:
+            owners = " or ".join(registry.with_budget("threshold"))
+            raise RequestError(f"a threshold belongs to policy {owners}, not to {policy}")
+        if energy is not None:
+            if "energy" not in needs:
+                owners = " or ".join(registry.with_budget("energy"))
+                raise RequestError(
+                    f"a share of all energy belongs to policy {owners}, not to {policy}"
+                )
+            if ratio is not None:
+                raise RequestError("a ratio and a share of the energy can't both be met; give one")
+            if not 0 < energy <= 1:
+                raise RequestError(f"energy {energy:g} is not above 0 and at most 1")
+        elif "ratio" in needs and ratio is None:
+            raise RequestError(f"policy {policy} needs a ratio")
+
+    def _check_limits(self) -> None:
+        multiple = 1 if self.multiple is None else self.multiple
+        if self.min_rank < 0 or multiple < 1:
+            raise RequestError("the minimum rank must be at least 0 and the multiple at least 1")
+        if self.max_rank is not None and self.max_rank < -(-self.min_rank // multiple) * multiple:
+            raise RequestError(
+                f"no multiple of {multiple} lies between minimum rank {self.min_rank} and maximum "
+                f"rank {self.max_rank}: raise the maximum or lower the others"
+            )
+
+
+def _check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise RequestError(f"{kind} {name!r} is none of {', '.join(known)}")

@@ -1,0 +1,64 @@
+"""The error for a budget that no plan can meet: what can be met, and what stands in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+from pelacli.errors import InfeasibleError
+from pelacli.ranks import ratio as ratios
+from pelacli.ranks.budget import Unit
+from pelacli.ranks.division import Costs
+
+_MOST_NAMED = 3  # owners of what no plan can touch
+
+
+def impossible(
+    ratio: Fraction, unit: Unit, costs: Costs, obstacles: Mapping[str, int]
+) -> InfeasibleError:
+    """The error for a ratio whose limit is below ``costs.least``.
+
+    Args:
+        obstacles: owner → its part of ``costs.fixed``.
+    """
+    because, is_an_owner_named = _because(unit, costs, obstacles if costs.fixed else {})
+    if costs.least > costs.total:
+        message = f"ratio {ratios.text(ratio)} cannot be met, nor any up to 1{because}"
+        return InfeasibleError(message, None)
+    smallest = ratios.rounded_up(costs.least, costs.total)
+    return InfeasibleError(
+        f"ratio {ratios.text(ratio)} cannot be met: the smallest possible is {smallest}{because}"
+        + ("; scope layers counts the factorised layers only" if is_an_owner_named else ""),
+        smallest,
+    )
+
+
+def _because(unit: Unit, costs: Costs, obstacles: Mapping[str, int]) -> tuple[str, bool]:
+    """What holds 1 % of the total or more, in words; and whether it names an owner."""
+    noun = "parameters" if unit == "params" else "FLOPs"
+
+    def share(cost: int) -> str:
+        return f"{100 * cost / costs.total:.1f} %"
+
+    def is_large(cost: int) -> bool:
+        return 100 * cost >= costs.total
+
+    large = {owner: cost for owner, cost in obstacles.items() if is_large(cost)}
+    owners = sorted(large, key=lambda owner: (-large[owner], owner))[:_MOST_NAMED]
+    parts = []
+    if owners:
+        shares = [f"{owner} ({share(large[owner])})" for owner in owners]
+        shares[0] = f"{owners[0]} ({share(large[owners[0]])} of the {noun})"
+        parts.append(f"{_joined(shares)} {'is' if len(owners) == 1 else 'are'} not factorised")
+    elif is_large(costs.fixed):
+        parts.append(f"{share(costs.fixed)} of the {noun} are not in factorised layers")
+    if is_large(costs.pinned):
+        parts.append(f"pins hold {share(costs.pinned)}")
+    if is_large(costs.lowest):
+        parts.append(f"the layers at their lowest ranks hold {share(costs.lowest)}")
+    return f", because {_joined(parts)}" if parts else "", bool(owners)
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """One part, "a and b", or "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))

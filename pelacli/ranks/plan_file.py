@@ -1,0 +1,161 @@
+"""Plans from JSON, also edited by hand: checked in themselves, and against the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pelacli.errors import RequestError
+from pelacli.messages import did_you_mean
+from pelacli.ranks import reasons
+from pelacli.ranks.budget import SCOPES, UNITS
+from pelacli.ranks.plan import LayerPlan, Plan
+
+
+def read(file: Path) -> Plan:
+    """The plan of a JSON file, also of ``pela.json`` and of what ``decompose --json`` prints.
+
+    Raises:
+        RequestError: the file can't be read, or is no plan.
+    """
+    try:
+        document: Any = json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"{file}: can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise RequestError(f"{file}: not valid JSON ({error})") from None
+    return from_document(document, str(file))
+
+
+def from_document(document: Any, where: str) -> Plan:
+    """The plan of a JSON document, also one whose ranks were edited by hand.
+
+    Its ``layers`` may also be a list of entries with a ``name``, as in ``pela.json`` and in
+    ``decompose --json``. Only shapes and ranks are needed. After an edit energies and costs
+    are those of the old ranks until `pelacli.ranks.planner.measure` computes them anew.
+
+    Args:
+        where: the file, for error messages.
+
+    Raises:
+        RequestError: naming the file, the layer and the remedy.
+    """
+    entries = _entries(document, where)
+    unit = _one_of(UNITS, document.get("unit") or "params", "unit", where)
+    scope = _one_of(SCOPES, document.get("scope") or "model", "scope", where)
+    ratio = document.get("ratio")
+    return Plan(
+        policy=str(document.get("policy") or "by hand"),
+        scope=scope,
+        ratio=None if ratio is None else str(ratio),
+        layers={name: _layer(entry, f"{where}: {name}") for name, entry in entries.items()},
+        unit=unit,
+        limit=_number(document, "limit", int, where),
+        used=_number(document, "used", int, where),
+        total=_number(document, "total", int, where),
+        threshold=_number(document, "threshold", float, where),
+        energy=_number(document, "energy", float, where),
+        share=_number(document, "share", float, where),
+    )
+
+
+def check(plan: Plan, shapes: Mapping[str, tuple[int, int]], where: str) -> None:
+    """Refuse a plan that does not fit a model.
+
+    Args:
+        shapes: layer → (out, in) of the model's linear layers.
+        where: the plan's file, for error messages.
+
+    Raises:
+        RequestError: a layer that the model does not have, or of another shape, or with a rank
+            above min(out, in).
+    """
+    for name, layer in plan.layers.items():
+        if name not in shapes:
+            hint = did_you_mean(name, shapes, before="; ")
+            raise RequestError(f"{where}: {name}: the model has no such layer{hint}")
+        if tuple(layer.shape) != tuple(shapes[name]):
+            theirs, ours = (" × ".join(map(str, shape)) for shape in (layer.shape, shapes[name]))
+            raise RequestError(
+                f"{where}: {name}: is {theirs} in the plan and {ours} in the model; "
+                "use a plan that was made for this model"
+            )
+        _check_rank(layer.rank, layer.shape, f"{where}: {name}")
+
+
+# Keys that a layer's entry may have; those of a manifest's are among them.
+_KEYS = ("name", "shape", "rank", "reason", "energy", "kind", "params", "flops")
+
+
+def _entries(data: Any, where: str) -> dict[str, Any]:
+    """The entries of the layers by name, from a table or from a list of entries with a name."""
+    if not isinstance(data, dict) or not isinstance(data.get("layers"), dict | list):
+        raise RequestError(
+            f'{where}: not a plan: it needs "layers", as `pela decompose --dry-run --json` '
+            "prints them"
+        )
+    entries: dict[str, Any] | list[Any] = data["layers"]
+    if isinstance(entries, dict):
+        return entries
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
+    if not all(isinstance(name, str) for name in names):
+        raise RequestError(f'{where}: every entry of the list "layers" needs a "name"')
+    by_name = {str(name): entry for name, entry in zip(names, entries, strict=True)}
+    if len(by_name) < len(names):
+        twice = min(name for name in by_name if names.count(name) > 1)
+        raise RequestError(f"{where}: layer {twice} is there twice; keep one")
+    return by_name
+
+
+def _layer(entry: Any, where: str) -> LayerPlan:
+    if not isinstance(entry, dict):
+        raise RequestError(f'{where}: needs "shape" and "rank", not {entry!r}')
+    for key in entry:
+        if key not in _KEYS:
+            hint = did_you_mean(str(key), _KEYS, before="; ")
+            raise RequestError(f"{where}: unknown key {key!r}{hint}")
+    for key in ("shape", "rank"):
+        if key not in entry:
+            raise RequestError(f'{where}: has no "{key}"')
+    shape = entry["shape"]
+    if not (isinstance(shape, list) and len(shape) == 2 and all(_whole(n, 1) for n in shape)):
+        raise RequestError(f"{where}: shape {shape!r} is not [out, in]")
+    rank = entry["rank"]
+    if rank is not None and not _whole(rank, 0):
+        raise RequestError(
+            f"{where}: rank {rank!r} is not a whole number from 0 on, nor null for dense"
+        )
+    _check_rank(rank, (shape[0], shape[1]), where)
+    reason = entry.get("reason")
+    # A rank that was put in the place of null, or taken away, leaves the old reason behind.
+    reason = None if rank is not None else str(reason) if reason else reasons.PLAN_SAYS_SO
+    energy = _number(entry, "energy", float, where)
+    return LayerPlan((shape[0], shape[1]), rank, reason, energy)
+
+
+def _check_rank(rank: int | None, shape: tuple[int, int], where: str) -> None:
+    if rank is not None and rank > min(shape):
+        raise RequestError(
+            f"{where}: rank {rank} is above {min(shape)}, the most that shape "
+            f"{shape[0]} × {shape[1]} can have; lower it, or give null for dense"
+        )
+
+
+def _one_of(known: tuple[str, ...], value: Any, key: str, where: str) -> str:
+    if value not in known:
+        raise RequestError(f"{where}: {key} {value!r} is neither {' nor '.join(known)}")
+    return str(value)
+
+
+def _whole(value: Any, least: int) -> bool:
+    """Whether a value is a whole number from ``least`` on."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _number(data: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+    value = data.get(key)
+    if value is None or (_whole(value, 0) or (kind is float and isinstance(value, float))):
+        return value
+    raise RequestError(f"{where}: {key} {value!r} is not a number; leave it out if unsure")
