@@ -15,7 +15,7 @@ from pelacli.measure.flops import Cost, layer_flops
 from pelacli.messages import one_line
 from pelacli.models import examples, prediction
 from pelacli.models.opened import OpenModel
-from pelacli.planning import applied
+from pelacli.planning.outcome import planned_manifest
 from pelacli.ranks import reasons
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
@@ -67,7 +67,7 @@ def describe(
         flops=None if cost is None else Count(before=cost.total, after=cost.total),
         layers=[_dense_record(layer, cost) for layer in layers],
     )
-    return dense if plan is None else applied.applied(dense, plan)
+    return dense if plan is None else planned_manifest(dense, plan)
 
 
 def at_counted_tokens(spectra: Sequence[Spectrum], cost: Cost | None) -> list[Spectrum]:

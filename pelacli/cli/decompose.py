@@ -106,7 +106,7 @@ def decompose(
     from pelacli.cli import output as cli_output
     from pelacli.cli import requests
     from pelacli.errors import DropError
-    from pelacli.planning import replan
+    from pelacli.planning import dry_run as planning_dry_run
     from pelacli.system import processes
 
     processes.refuse_launched("decompose")
@@ -133,9 +133,9 @@ def decompose(
         "multiple": multiple,
         "plan": plan,
     }
-    if stored := replan.source(model, dry_run):
+    if stored := planning_dry_run.spectra_file(model, dry_run):
         top["spectra"] = spectra
-        cli_output.print_decomposed(replan.run(stored, top, section, set_ or []), json)
+        cli_output.print_decomposed(planning_dry_run.run(stored, top, section, set_ or []), json)
         return
     step = requests.decompose(model, top, section, set_ or [], output)
     from pelacli.steps import decompose as steps_decompose

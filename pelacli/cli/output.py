@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pelacli.planning.replan import Replanned
+    from pelacli.planning.dry_run import DryRun
     from pelacli.steps.decompose import Decomposed
     from pelacli.steps.eval import Evaluated
     from pelacli.steps.pipeline import Ran
@@ -23,7 +23,7 @@ from pelacli.report import costs
 from pelacli.report.tables import Row, human
 
 
-def print_decomposed(result: Decomposed | Replanned, json: bool) -> None:
+def print_decomposed(result: Decomposed | DryRun, json: bool) -> None:
     """``decompose``: the table per kind of layer, and the whole in a line."""
     if json:
         console.print_json(decomposed_document(result))
@@ -38,7 +38,7 @@ def print_decomposed(result: Decomposed | Replanned, json: bool) -> None:
     )
 
 
-def _summary(result: Decomposed | Replanned) -> str:
+def _summary(result: Decomposed | DryRun) -> str:
     manifest = result.manifest
     before, after = manifest.params.before, manifest.params.after
     line = f"{manifest.source.model}: {before:,} → {after:,} parameters"
@@ -52,7 +52,7 @@ def _summary(result: Decomposed | Replanned) -> str:
     return f"{line}, energy kept {result.plan.energy:.4f}, {result.seconds:.1f} s"
 
 
-def decomposed_document(result: Decomposed | Replanned) -> dict[str, Any]:
+def decomposed_document(result: Decomposed | DryRun) -> dict[str, Any]:
     """The document of ``decompose --json``."""
     manifest = result.manifest
     flops = manifest.flops

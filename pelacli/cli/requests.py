@@ -10,18 +10,16 @@ from typing import Any
 from pelacli.console import info, warn
 from pelacli.errors import RequestError
 from pelacli.manifest import document, lookup
+from pelacli.planning.settings import check_has_budget
+from pelacli.ranks.budget import BUDGETS
+from pelacli.ranks.policies import registry
 from pelacli.recipe import fields, reading, stored
 from pelacli.recipe.aliases import ALIASES
 from pelacli.recipe.evaluation import Evaluation, NamedModel
 from pelacli.recipe.flags import from_flags, with_flags, without_none
-from pelacli.recipe.schema import Data, Decompose
+from pelacli.recipe.schema import MEASURED_ON, Data, Decompose
 from pelacli.recipe.step import Opening, Step, step_of
 from pelacli.steps import pipeline
-
-# Each of these flags says how small by itself.
-_BUDGETS = {"ratio", "energy", "threshold", "max_drop", "plan"}
-# What max_drop is measured on.
-_OF_MAX_DROP = {"data", "split", "task", "task_args"}
 
 
 def decompose(
@@ -48,11 +46,7 @@ def decompose(
     if model.endswith(".toml"):
         step = _decompose_recipe(Path(model), top, flags, overrides)
         return replace(step, output=output) if output else step
-    if not _BUDGETS & set(flags):
-        raise RequestError(
-            "decompose needs --ratio (how much smaller), --energy, --threshold, --max-drop or "
-            "--plan"
-        )
+    check_has_budget(flags)
     if model in ALIASES:
         info(f"{model} is {ALIASES[model]}")
     output = output or Path("runs") / _folder_name(model, flags)
@@ -78,15 +72,15 @@ def _decompose_recipe(
 
 def _replaced_keys(section: Decompose | None, flags: Mapping[str, Any]) -> set[str]:
     """The recipe's keys that mean nothing beside a budget that is given as a flag."""
-    budgets = _BUDGETS & set(flags)
+    budgets = flags.keys() & set(BUDGETS)
     if section is None or not budgets:
         return set()
     replaced = {"energy", "max_drop"}
     if budgets & {"energy", "max_drop"}:
-        replaced |= _BUDGETS
-        if section.policy == "threshold":
+        replaced |= set(BUDGETS)
+        if section.policy not in registry.with_budget("ratio"):
             replaced.add("policy")
-    return replaced if "max_drop" in budgets else replaced | _OF_MAX_DROP
+    return replaced if "max_drop" in budgets else replaced | set(MEASURED_ON)
 
 
 def _folder_name(model: str, flags: Mapping[str, Any]) -> str:

@@ -12,8 +12,9 @@ from statistics import median
 from typing import Any
 
 from pelacli.errors import InfeasibleError, RequestError
-from pelacli.planning import applied, settings
+from pelacli.planning import settings
 from pelacli.planning.choice import choose
+from pelacli.planning.outcome import planned_manifest
 from pelacli.planning.stored import Spectra
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.policies import registry
@@ -119,7 +120,7 @@ _COLUMNS = (
 
 
 def _row(spectra: Spectra, ratio: str, plan: Plan) -> Row:
-    record = applied.applied(spectra.about.dense, plan)
+    record = planned_manifest(spectra.about.dense, plan)
     ranks = sorted(plan.ranks().values())
     assert plan.used is not None
     assert plan.total

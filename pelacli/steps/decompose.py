@@ -26,9 +26,9 @@ from pelacli.measure.flops import Cost
 from pelacli.measure.judge import Judge
 from pelacli.models import prediction
 from pelacli.models.opened import OpenModel
-from pelacli.planning import applied
 from pelacli.planning import stored as planning_stored
 from pelacli.planning.choice import choose
+from pelacli.planning.outcome import planned_manifest
 from pelacli.planning.size import fixed_flops
 from pelacli.planning.stored import About, Spectra
 from pelacli.ranks.plan import Plan
@@ -118,7 +118,7 @@ def run(step: Step[Decompose], *, dry_run: bool = False, side: Path | None = Non
         )
         plan, ready, walk = found.plan, found.factors, found.walk
         cuts = {}
-    described = applied.applied(about.dense, plan)
+    described = planned_manifest(about.dense, plan)
     if not dry_run:
         with console.progress("factorising", total=len(plan.ranks())) as bar:
             engine.apply(

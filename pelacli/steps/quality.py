@@ -15,7 +15,8 @@ from pelacli.lowrank.replace import Factors
 from pelacli.manifest.document import Manifest
 from pelacli.measure.judge import Judge
 from pelacli.models.opened import OpenModel
-from pelacli.planning import applied, sweep
+from pelacli.planning import sweep
+from pelacli.planning.outcome import planned_manifest
 from pelacli.ranks import search
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
@@ -156,7 +157,7 @@ def _row(
     start: float,
     max_drop: float,
 ) -> dict[str, Any]:
-    record = dense if plan is None else applied.applied(dense, plan)
+    record = dense if plan is None else planned_manifest(dense, plan)
     params, flops = record.params, record.flops
     return {
         "asked": None if plan is None else plan.ratio,

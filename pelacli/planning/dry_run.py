@@ -1,4 +1,4 @@
-"""Plan again from stored spectra: ``pela decompose SPECTRA --ratio 0.4 --dry-run``. No torch."""
+"""A dry run of stored spectra, ``pela decompose SPECTRA --ratio 0.4 --dry-run``. No torch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ from typing import Any
 
 from pelacli.errors import RequestError
 from pelacli.manifest.document import Manifest
-from pelacli.planning import applied, settings, stored
+from pelacli.planning import settings, stored
 from pelacli.planning.choice import choose
+from pelacli.planning.outcome import planned_manifest
 from pelacli.ranks.budget import BUDGETS
 from pelacli.ranks.plan import Plan
 
 
 @dataclass
-class Replanned:
-    """As the decompose step's answer to a dry run. ``path`` is None: nothing is written."""
+class DryRun:
+    """What a dry run gives, with the attributes that the decompose step's result has.
+
+    Attributes:
+        manifest: what the plan would make of the model.
+        calibrated: whether the spectra are.
+        path: None, as nothing is written; walk: None, as no ratio is searched for.
+    """
 
     manifest: Manifest
     plan: Plan
@@ -28,8 +35,11 @@ class Replanned:
     walk: None = None
 
 
-def source(ref: str, dry_run: bool) -> Path | None:
-    """The stored spectra to plan from, if the user names some for a dry run.
+def spectra_file(ref: str, dry_run: bool) -> Path | None:
+    """The stored spectra that the user wants a plan from; None where a model is meant.
+
+    Args:
+        ref: what the user names: a model, an artefact, or a file of spectra.
 
     Raises:
         RequestError: a file of spectra is named and more than a plan is wanted.
@@ -47,12 +57,12 @@ def source(ref: str, dry_run: bool) -> Path | None:
 
 def run(
     file: Path, top: Mapping[str, Any], section: Mapping[str, Any], overrides: Sequence[str]
-) -> Replanned:
-    """Plan from stored spectra, otherwise as when they were made.
+) -> DryRun:
+    """Plan from stored spectra, with the settings that they were made with but for the flags.
 
     Args:
         file: the spectra.
-        top, section: flags for the recipe's top level and for [decompose]; None: not given.
+        top, section: flags for the recipe's top level and for [decompose]; None was not given.
         overrides: "decompose.key=value" each.
 
     Raises:
@@ -62,10 +72,14 @@ def run(
     for key, value in top.items():
         if value is not None:
             raise RequestError(f"--{key} {value}: {file} holds spectra; leave --{key} out")
+    # max_drop evaluates models, so it is not offered.
     settings.check_has_budget(section, [key for key in BUDGETS if key != "max_drop"])
     spectra = stored.load(file)
     about = spectra.about
-    asked = settings.from_stored(about.section, section, str(file), overrides)
-    plan = choose(spectra.layers, about.size, asked)
-    manifest = applied.applied(about.dense, plan)
-    return Replanned(manifest, plan, about.samples > 0, time.perf_counter() - start)
+    plan = choose(
+        spectra.layers,
+        about.size,
+        settings.from_stored(about.section, section, str(file), overrides),
+    )
+    manifest = planned_manifest(about.dense, plan)
+    return DryRun(manifest, plan, about.samples > 0, time.perf_counter() - start)

@@ -1,0 +1,52 @@
+"""The manifest of what a plan makes of a dense model."""
+
+from __future__ import annotations
+
+from pelacli.manifest.document import Count, LayerRecord, Manifest
+from pelacli.ranks.plan import LayerPlan, Plan
+
+
+def planned_manifest(dense: Manifest, plan: Plan) -> Manifest:
+    """The manifest of a dense model, as it is after the plan.
+
+    Layers that the plan does not name stay as they are.
+    """
+    rows = [_planned_row(row, plan.layers.get(row.name)) for row in dense.layers]
+    saved = sum(row.params.before - row.params.after for row in rows)
+    saved_flops = sum(row.flops.before - row.flops.after for row in rows if row.flops is not None)
+    flops = None
+    if dense.flops is not None:
+        flops = Count(before=dense.flops.before, after=dense.flops.before - saved_flops)
+    return dense.model_copy(
+        update={
+            "policy": plan.policy,
+            "scope": plan.scope,
+            "unit": plan.unit,
+            "ratio": plan.ratio,
+            "params": Count(before=dense.params.before, after=dense.params.before - saved),
+            "flops": flops,
+            "energy": plan.energy,
+            "layers": rows,
+        }
+    )
+
+
+def _planned_row(row: LayerRecord, layer: LayerPlan | None) -> LayerRecord:
+    if layer is None:
+        return row
+    out, in_ = row.shape
+    weights = out * in_ if layer.rank is None else layer.rank * (out + in_)
+
+    def after(count: Count) -> Count:
+        per_weight = count.before // (out * in_)
+        return Count(before=count.before, after=per_weight * weights)
+
+    return row.model_copy(
+        update={
+            "rank": layer.rank,
+            "reason": layer.reason,
+            "energy": layer.energy,
+            "params": after(row.params),
+            "flops": None if row.flops is None else after(row.flops),
+        }
+    )
