@@ -65,8 +65,9 @@ def agreement(
             square = z.square().sum() if square is None else square + z.square().sum()
     if total is None or square is None:
         return {}
+    # Each process has seen its share of the samples.
     sums = torch.stack([total.new_tensor(v) for v in (samples, cosine, same, places, error)])
-    sums, total, square = (_over_processes(t) for t in (sums, total, square))
+    sums, total, square = (processes.total(t) for t in (sums, total, square))
     samples, cosine, same, places, error = sums.tolist()
     variance = float(square - total.square().sum() / samples)
     found = {"cosine": cosine / samples}
@@ -94,10 +95,3 @@ def chooses_classes(output: Tensor, mask: Tensor | None, classes: bool) -> bool:
     if mask is not None and output.shape[:-1] == mask.shape:
         return output.shape[-1] > 1
     return classes and output.ndim in (2, 4) and output.shape[1] > 1
-
-
-def _over_processes(value: Tensor) -> Tensor:
-    """The sum over all processes of a distributed run: each has seen its share of the samples."""
-    if processes.rank_and_size()[1] > 1:
-        torch.distributed.all_reduce(value)
-    return value

@@ -185,7 +185,7 @@ def _compare(
     if heads.num_classes(dense) != classes:
         return _Comparison(same_task, {}, {})
     try:
-        metrics = _metrics(dense, data, device)
+        metrics = _metrics(dense, replace(data, task=data.task.without_files()), device)
     except RequestError as error:
         console.warn(f"{dense.ref}: has no figures to compare with: {error}")
         metrics = {}

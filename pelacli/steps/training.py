@@ -51,7 +51,7 @@ def train(
     if settings.drop_path is not None:
         regularisation.set_drop_path(module, settings.drop_path, settings.drop_path_rule)
     with (
-        data.task.training(module),
+        data.task.training(module, data.train.dataset),
         workplace(step, model.opened) as work,
         console.progress(step.name, updates(settings, len(data.train))) as bar,
     ):

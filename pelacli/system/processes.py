@@ -7,10 +7,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from torch import Tensor
 
 from pelacli.errors import RequestError
 
@@ -19,6 +20,9 @@ _PATIENCE = timedelta(days=1)
 # What a launcher sets for a group of one process.
 _GROUP_OF_ONE = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
 _alone = False
+
+T = TypeVar("T")
+Number = TypeVar("Number", int, float, "Tensor")
 
 
 def launched() -> int:
@@ -126,6 +130,37 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _alone = False
+
+
+def all_gather(value: T) -> list[T]:
+    """The value of each process, in the order of their ranks; ``[value]`` where there is only one.
+
+    Every process of the group must call it, except within `alone`, of which accelerate's own
+    `gather_object` knows nothing. Values are pickled, so each process may give one of another size.
+
+    Args:
+        value: tensors in it must lie on the CPU, from where every process can read them.
+    """
+    import torch
+
+    size = rank_and_size()[1]
+    if size == 1:
+        return [value]
+    values: list[T] = [value] * size
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def total(value: Number) -> Number:
+    """The sum of a number, or of a tensor on any device, over all processes; the value itself where
+    there is only one. Every process of the group must call it, except within `alone`."""
+    import torch
+
+    if rank_and_size()[1] == 1:
+        return value
+    if isinstance(value, torch.Tensor):
+        return torch.stack(all_gather(value.cpu())).sum(0).to(value.device)
+    return sum(all_gather(value))
 
 
 def wait(device: str) -> None:

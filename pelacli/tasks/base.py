@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pelacli.recipe.schema import Data
 
 from pelacli.console import warn
-from pelacli.data.loader import Batch
+from pelacli.data.loader import Batch, Samples
 from pelacli.lowrank.calls import evaluating
 from pelacli.models import outputs
 from pelacli.models.prediction import predict
@@ -114,9 +114,13 @@ class Base(Section):
         """
         return opened
 
-    def training(self, module: nn.Module) -> AbstractContextManager[Any]:
+    def training(self, module: nn.Module, dataset: Samples) -> AbstractContextManager[Any]:
         """While active, the module may have parts that are for training alone (momentum copies).
-        They are in checkpoints, and in no artefact."""
+        They are in checkpoints, and in no artefact.
+
+        Args:
+            dataset: the training split.
+        """
         return nullcontext()
 
     def taps(self, module: nn.Module) -> list[str] | None:
@@ -139,6 +143,11 @@ class Base(Section):
         raise NotImplementedError
 
     # Judging ------------------------------------------------------------------------------------
+
+    def without_files(self) -> Base:
+        """The same task, which writes no files when it evaluates: for a baseline, where the files
+        are those of the model that is compared with it."""
+        return self
 
     def metrics(self, num_classes: int | None) -> Metrics:
         """Fresh figures for an evaluation."""
@@ -165,9 +174,10 @@ class Base(Section):
                 broken += outputs.main_output(output).amax().isnan()  # NaN is the largest
                 metrics.update(output, batch)
         found = metrics.compute()
-        if processes.rank_and_size()[1] > 1:
-            torch.distributed.all_reduce(broken)
-        if broken:
-            warn(f"{type(module).__name__}: gives NaN on {int(broken)} batches; no figure counts")
+        broken_batches = processes.total(int(broken))
+        if broken_batches:
+            warn(
+                f"{type(module).__name__}: gives NaN on {broken_batches} batches; no figure counts"
+            )
             return dict.fromkeys(found, math.nan)
         return found

@@ -20,7 +20,7 @@ from pelacli.data.formats.entailment import LABELS, Claim
 from pelacli.data.loader import Batch
 from pelacli.models.opened import OpenModel
 from pelacli.models.pairs import view as pairs_view
-from pelacli.tasks.common.pairs import PairTask, both, fitted, stacked, together
+from pelacli.tasks.common.pairs import Entries, PairTask, both, fitted, stacked, together
 from pelacli.tasks.common.pictures import Look, mirrored
 from pelacli.tasks.image_classification import Accuracy
 
@@ -43,15 +43,8 @@ class Task(PairTask):
         make = Make(Look(wanted, data, training), self.wording, not unlabelled)
         collate = Collate(self.tokens(wanted.text))
         classes = None if unlabelled else LABELS
-        return self.dataset(
-            data.dataset,
-            entries,
-            make,
-            collate,
-            name,
-            training=training,
-            labelled=not unlabelled,
-            classes=classes,
+        return Dataset(
+            data.dataset, Entries(entries), make, collate, name, classes, labelled=not unlabelled
         )
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ from pelacli.recipe.fields import Text
 from pelacli.system import processes
 from pelacli.system.devices import move_batch
 from pelacli.tasks import retrieval
-from pelacli.tasks.common.pairs import PairTask, both, stacked, together
+from pelacli.tasks.common.pairs import Entries, PairTask, both, stacked, together
 from pelacli.tasks.common.pictures import Look, mirrored
 
 
@@ -65,15 +64,7 @@ class Task(PairTask):
         ))}  # fmt: skip
         make = Make(Look(wanted, data, training, crop=False), self.wording, numbers, judged)
         collate = Collate(self.tokens(wanted.text), judged)
-        return self.dataset(
-            data.dataset,
-            entries,
-            make,
-            collate,
-            name,
-            training=training,
-            labelled=not unlabelled,
-        )
+        return Dataset(data.dataset, Entries(entries), make, collate, name, labelled=not unlabelled)
 
     def forward(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
         return retrieval.Task().forward(module, batch)
@@ -166,10 +157,7 @@ def _check(one: Referring) -> None:
 
 def _summed(counts: dict[str, list[int]]) -> dict[str, list[int]]:
     """Over all processes; each has seen its share of the expressions."""
-    if processes.rank_and_size()[1] == 1:
-        return counts
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, counts)
+    parts = processes.all_gather(counts)
     names = {name for part in parts for name in part}
     return {
         name: [sum(part.get(name, [0, 0])[i] for part in parts) for i in range(2)] for name in names

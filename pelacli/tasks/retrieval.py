@@ -23,7 +23,7 @@ from pelacli.lowrank.calls import evaluating
 from pelacli.models.pairs import view as pairs_view
 from pelacli.system.devices import move_batch
 from pelacli.tasks.common import ranking
-from pelacli.tasks.common.pairs import PairTask, both, stacked, together
+from pelacli.tasks.common.pairs import Entries, PairTask, both, stacked, together
 from pelacli.tasks.common.pictures import Look, mirrored
 
 
@@ -56,15 +56,7 @@ class Task(PairTask):
         look = Look(wanted, data, training)
         make = Make(look, self.wording)
         collate = Collate(self.tokens(wanted.text), training)
-        return self.dataset(
-            data.dataset,
-            entries,
-            make,
-            collate,
-            name,
-            training=training,
-            labelled=not unlabelled,
-        )
+        return Dataset(data.dataset, Entries(entries), make, collate, name, labelled=not unlabelled)
 
     def forward(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
         """Both sides of the pairs by themselves, and matched where the model matches."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 from pelacli.data.dataset import Dataset
 from pelacli.data.formats import captions
 from pelacli.data.formats.captions import Captioned
-from pelacli.data.loader import Batch
+from pelacli.data.loader import Batch, Samples
 from pelacli.errors import RequestError
 from pelacli.models.albef import objectives
 from pelacli.models.albef.network import Albef
-from pelacli.tasks.common.pairs import PairTask, both, stacked, together
+from pelacli.tasks.common.pairs import Entries, PairTask, both, stacked, together
 from pelacli.tasks.common.pictures import Look, mirrored
 
 
@@ -57,23 +57,15 @@ class Task(PairTask):
         limit = min(self.max_tokens or wanted.text.max_length, wanted.text.max_length)
         look = Look(wanted, data, training)
         make = Make(look, self.wording, wanted.text.tokenizer, limit, self.mask, training)
-        return self.dataset(
-            data.dataset,
-            entries,
-            make,
-            make.collate,
-            name,
-            training=training,
-            labelled=not unlabelled,
+        return Dataset(
+            data.dataset, Entries(entries), make, make.collate, name, labelled=not unlabelled
         )
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         return opened
 
-    @contextmanager
-    def training(self, module: nn.Module) -> Iterator[None]:
-        with super().training(_albef(module)):
-            yield
+    def training(self, module: nn.Module, dataset: Samples) -> AbstractContextManager[Any]:
+        return super().training(_albef(module), dataset)
 
     def forward(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
         network = _albef(module)

@@ -5,17 +5,17 @@ Models with classes answer with one of them (ViLT), models with a decoder in wor
 
 from __future__ import annotations
 
+import itertools
 import json
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ class Task(PairTask):
     results: FilePath | None = Field(
         None, description="file for the VQA server: [{question_id, answer}]"
     )
-    _first: Any = PrivateAttr(None)  # the model whose answers are in the file
 
     def open(
         self,
@@ -74,9 +73,7 @@ class Task(PairTask):
         make = Make(Look(wanted, data, training), self.wording)
         collate = Collate(self.tokens(wanted.text), wanted.text)
         self._listed(wanted.text)  # its mistakes are found before there is work
-        return self.dataset(
-            data.dataset, entries, make, collate, name, training=training, labelled=labelled
-        )
+        return Dataset(data.dataset, Entries(entries), make, collate, name, labelled=labelled)
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """A class for each answer, for a model that answers by classes and has no names of its
@@ -117,6 +114,10 @@ class Task(PairTask):
         wanted = soft_labels(batch["people"], view.classes).to(logits.device)
         return F.binary_cross_entropy_with_logits(logits.float(), wanted) * wanted.shape[1]
 
+    def without_files(self) -> Task:
+        """The same task without a file of results."""
+        return self.model_copy(update={"results": None})
+
     @torch.no_grad()
     def evaluate(
         self,
@@ -129,7 +130,7 @@ class Task(PairTask):
         view = pairs_view.of(module)
         words: TextInput = loader.dataset.collate.words  # type: ignore[attr-defined]
         given: list[dict[str, Any]] = []
-        right = asked = 0.0
+        right, asked = 0.0, 0
         choices = self._listed(words)
         if choices is not None:
             choices = (choices[0], choices[1].to(device), choices[2].to(device))
@@ -142,11 +143,9 @@ class Task(PairTask):
                     given.append({"question_id": number, "answer": answer})
                     if people:
                         right, asked = right + accuracy(answer, people), asked + 1
-        if _several():
-            total = torch.tensor([right, asked], dtype=torch.float64, device=device)
-            dist.all_reduce(total)
-            right, asked = total.tolist()
-        self._write(module, given)
+        right, asked = processes.total(right), processes.total(asked)
+        if self.results is not None:
+            _write(self.results, given)
         return {"vqa_accuracy": 100 * right / asked} if asked else {}
 
     def _answers(
@@ -175,19 +174,6 @@ class Task(PairTask):
             return None
         names = questions.answer_list(self.answers)
         return None if words.marks is None else (names, *answers(words, names))
-
-    def _write(self, module: nn.Module, given: list[dict[str, Any]]) -> None:
-        """The file for the server; in a comparison, of the first model that is measured."""
-        if self.results is None or (self._first is not None and self._first() is not module):
-            return
-        self._first = weakref.ref(module)
-        parts: list[Any] = [given]
-        if _several():
-            parts = [None] * dist.get_world_size()
-            dist.all_gather_object(parts, given)
-        if processes.rank_and_size()[0] == 0:
-            rows = sorted((row for part in parts for row in part), key=_order)
-            files.write(self.results, json.dumps(rows).encode())
 
 
 def soft_labels(people: Sequence[Sequence[str]], names: Sequence[str]) -> Tensor:
@@ -247,9 +233,12 @@ class Collate:
         return batch
 
 
+def _write(path: Path, answers: list[dict[str, Any]]) -> None:
+    """Write the server's file: the answers of all processes, in the order of their questions."""
+    rows = sorted(itertools.chain(*processes.all_gather(answers)), key=_order)
+    if processes.rank_and_size()[0] == 0:
+        files.write(path, json.dumps(rows).encode())
+
+
 def _order(row: dict[str, Any]) -> tuple[bool, Any]:
     return isinstance(row["question_id"], str), row["question_id"]
-
-
-def _several() -> bool:
-    return processes.rank_and_size()[1] > 1

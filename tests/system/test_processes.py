@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
 from pelacli import console
@@ -112,3 +113,10 @@ def test_several_processes_that_can_not_meet_are_refused(environment, variables,
     environment({"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": "29500"} | variables)
     with pytest.raises(RequestError, match=f"WORLD_SIZE is 2, but {missing} .*unset WORLD_SIZE"):
         processes.join("cpu")
+
+
+def test_a_single_process_gathers_and_adds_what_it_has():
+    ones = torch.ones(2)
+    assert processes.all_gather("a") == ["a"]
+    assert processes.total(3) == 3
+    assert processes.total(ones) is ones

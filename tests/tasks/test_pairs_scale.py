@@ -65,6 +65,9 @@ def test_two_processes_find_what_one_finds(tmp_path):
         two = json.loads((tmp_path / f"{rank}.json").read_text())
         for kind, found in figures(tmp_path).items():
             assert two["figures"][kind] == pytest.approx(found), kind
+        assert two["gathered"] == ["a", "bb"]
+        assert two["totals"] == [3, [[3, 1], [1, 3]]]
+        assert two["alone"] == [[rank], rank]
         assert torch.allclose(torch.tensor(two["gradient"]), gradient(0, 1), atol=1e-6)
 
 
@@ -73,5 +76,9 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     rank = state.process_index
     result = {"figures": figures(folder), "gradient": gradient(rank, 2).tolist()}
+    result["gathered"] = processes.all_gather("ab"[rank] * (rank + 1))
+    result["totals"] = [processes.total(rank + 1), processes.total(torch.eye(2) + rank).tolist()]
+    with processes.alone():
+        result["alone"] = [processes.all_gather(rank), processes.total(rank)]
     (folder / f"{rank}.json").write_text(json.dumps(result))
     state.wait_for_everyone()

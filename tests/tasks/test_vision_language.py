@@ -192,11 +192,8 @@ def test_settings_that_do_not_fit_are_named(here, data, message):
 def test_only_albef_with_all_its_heads(here):
     task = registry.get("vision-language")
     world.model(here / "other", variant="retrieval")
-    with (
-        pytest.raises(RequestError, match="not Albef's 'retrieval'"),
-        task.training(opening.open("other").module),
-    ):
-        pass
+    with pytest.raises(RequestError, match="not Albef's 'retrieval'"):
+        task.training(opening.open("other").module, range(6))
     image = opening.open("test_vit", weights="random")
     with pytest.raises(RequestError, match="takes images alone"):
         task.open(Data(dataset="data"), "train", inputs=image.inputs)
@@ -211,7 +208,7 @@ def stage(here, student=None):
     teacher.module.eval().requires_grad_(False)
     student = student or opening.open("tiny")
     batch = next(iter(loader(dataset, batch_size=6)))
-    return healing.Stage(spec.pretrain, student, teacher, task, labelled=True), batch
+    return healing.Stage(spec.pretrain, student, teacher, task, labelled=True), batch, dataset
 
 
 def full_rank(opened):
@@ -226,9 +223,9 @@ def full_rank(opened):
 
 def test_teacher_and_student_read_the_same(here):
     """The same maps, so the same features, to rounding: no mask or dropout comes between them."""
-    made, batch = stage(here, full_rank(opening.open("tiny")))
+    made, batch, dataset = stage(here, full_rank(opening.open("tiny")))
     student = made.student.module.train()
-    with made.task.training(student):
+    with made.task.training(student, dataset):
         found = made.losses(student, batch)
     assert set(found) == {"contrast", "matching", "words", "feature", "perturbation"}
     assert found["feature"] < 1e-8
@@ -236,7 +233,7 @@ def test_teacher_and_student_read_the_same(here):
 
 def test_the_features_are_all_of_the_three_passes(here):
     """Image: 1 + 2; text alone: 1 + 2; masked text: 1 + 4. Each a mean, and the mean of these."""
-    made, batch = stage(here, full_rank(opening.open("tiny")))
+    made, batch, dataset = stage(here, full_rank(opening.open("tiny")))
     student, teacher = made.student.module.train(), made.teacher.module
     with torch.no_grad():
         for p in student.parameters():
@@ -248,7 +245,7 @@ def test_the_features_are_all_of_the_three_passes(here):
         features[name] = [tensor for outputs in caught.values() for tensor in outputs]
     assert len(features["ours"]) == 3 + 3 + 5
     each = [((a - b) ** 2).mean() for a, b in zip(*features.values(), strict=True)]
-    with made.task.training(student):
+    with made.task.training(student, dataset):
         found = made.losses(student, batch)
     assert found["feature"].item() == pytest.approx(0.1 * float(sum(each)) / 11, rel=1e-5)
 
@@ -256,10 +253,10 @@ def test_the_features_are_all_of_the_three_passes(here):
 def test_recomputed_activations_give_the_same_gradients(here):
     gradients = []
     for on in (False, True):
-        made, batch = stage(here, full_rank(opening.open("tiny")))
+        made, batch, dataset = stage(here, full_rank(opening.open("tiny")))
         student = made.student.module.train()
         student.set_grad_checkpointing(on)
-        with made.task.training(student):
+        with made.task.training(student, dataset):
             torch.manual_seed(0)
             total = sum(made.losses(student, batch).values())
             calls = []
@@ -273,7 +270,7 @@ def test_recomputed_activations_give_the_same_gradients(here):
 
 
 def test_the_teacher_runs_what_is_distilled_and_no_more(here):
-    made, batch = stage(here, full_rank(opening.open("tiny")))
+    made, batch, dataset = stage(here, full_rank(opening.open("tiny")))
     calls = {}
     for name in ("visual_encoder.norm", "text_encoder.bert.embeddings", "text_encoder.cls",
                  "itm_head", "vision_proj", "text_encoder.bert.encoder.layer.3"):  # fmt: skip
@@ -283,7 +280,7 @@ def test_the_teacher_runs_what_is_distilled_and_no_more(here):
 
         made.teacher.module.get_submodule(name).register_forward_hook(count)
     student = made.student.module.train()
-    with made.task.training(student):
+    with made.task.training(student, dataset):
         made.losses(student, batch)
     assert calls == {
         "visual_encoder.norm": 1,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
@@ -60,7 +62,10 @@ class AveragePrecision:
         Raises:
             RequestError: there are no objects in them.
         """
-        images = sorted(_of_all_processes(self.images), key=lambda image: image[0])
+        # torchmetrics would gather list by list, and waits for ever where processes have seen
+        # different numbers of images.
+        gathered = itertools.chain(*processes.all_gather(self.images))
+        images = sorted(gathered, key=lambda image: image[0])
         metric = MeanAveragePrecision(sync_on_compute=False)
         metric.warn_on_many_detections = False  # COCO's rule is the best hundred
         metric.update([found for _, found, _ in images], [there for *_, there in images])
@@ -76,16 +81,3 @@ def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         name: (value.float() if value.is_floating_point() else value).cpu()
         for name, value in tensors.items()
     }
-
-
-def _of_all_processes(
-    images: list[tuple[int, dict[str, Tensor], dict[str, Tensor]]],
-) -> list[tuple[int, dict[str, Tensor], dict[str, Tensor]]]:
-    # torchmetrics would gather list by list, and waits for ever where processes have seen different
-    # numbers of images.
-    if processes.rank_and_size()[1] == 1:
-        return images
-    parts: list[list[tuple[int, dict[str, Tensor], dict[str, Tensor]]]]
-    parts = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(parts, images)
-    return [image for part in parts for image in part]

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pelacli.recipe.schema import Data
 
 from pelacli.data.dataset import Dataset
-from pelacli.data.loader import Batch
+from pelacli.data.loader import Batch, Samples
 from pelacli.data.tokens import tokenise
 from pelacli.errors import RequestError
 from pelacli.models import libraries
@@ -44,29 +44,12 @@ class PairTask(Base):
     queue: int = Field(65536, ge=1, description="pairs that momentum remembers")
     ramp: float = Field(1.0, ge=0, description="epochs over which alpha rises, with momentum")
 
-    _pairs: int = PrivateAttr(0)  # of the training split, which an epoch of the ramp is
-
-    def training(self, module: nn.Module) -> AbstractContextManager[Any]:
-        ramp = round(self.ramp * self._pairs)
+    def training(self, module: nn.Module, dataset: Samples) -> AbstractContextManager[Any]:
+        """Momentum copies and their queue, where the model has some. An epoch of the ramp is the
+        pairs of the training split."""
+        ramp = round(self.ramp * len(dataset))
         settings = {"alpha": self.alpha, "momentum": self.momentum, "queue": self.queue}
         return view.of(module).training(settings | {"ramp": ramp})
-
-    def dataset(
-        self,
-        spec: str,
-        entries: Sequence[Any],
-        make: Callable[[Any, str], Batch],
-        collate: Callable[[list[Batch]], Batch],
-        split: str | None,
-        *,
-        training: bool,
-        labelled: bool,
-        classes: list[str] | None = None,
-    ) -> Dataset:
-        """The samples of a split; of the training split the number of pairs is kept."""
-        if training:
-            self._pairs = len(entries)
-        return Dataset(spec, Entries(entries), make, collate, split, classes, labelled)
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         return fitted(opened, self.KIND, seed, dataset)

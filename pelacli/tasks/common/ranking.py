@@ -5,10 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from pelacli.errors import RequestError
@@ -51,19 +49,19 @@ class Split:
         Raises:
             RequestError: a process had nothing to encode.
         """
-        if min(_everybody(len(images))) == 0:
+        if min(processes.all_gather(len(images))) == 0:
             raise RequestError("retrieval: fewer images than processes; launch fewer")
         own_images, own_texts = Encoded.joined(images), Encoded.joined(texts)
-        counts = _everybody((len(own_images), len(own_texts)))
+        counts = processes.all_gather((len(own_images), len(own_texts)))
         rank = processes.rank_and_size()[0]
         first, start = (sum(count[side] for count in counts[:rank]) for side in (0, 1))
-        features = Encoded.joined(_everybody(Encoded(own_images.features))).features
+        features = Encoded.joined(processes.all_gather(Encoded(own_images.features))).features
         return cls(
             own_images,
             features,
-            Encoded.joined(_everybody(own_texts)),
-            torch.cat(_everybody(torch.cat(list(image_ids)))),
-            torch.cat(_everybody(torch.cat(list(text_ids)))),
+            Encoded.joined(processes.all_gather(own_texts)),
+            torch.cat(processes.all_gather(torch.cat(list(image_ids)))),
+            torch.cat(processes.all_gather(torch.cat(list(text_ids)))),
             first,
             range(start, start + len(own_texts)),
         )
@@ -82,11 +80,7 @@ def recalls(view: PairModel, split: Split, k: int, device: torch.device) -> dict
         ways = _compared(view, split, device)
     found: dict[str, float] = {}
     for name, parts in zip(("text", "image"), ways, strict=True):
-        total = torch.stack(parts).sum(0)
-        if _several():
-            there = total.to(device)
-            dist.all_reduce(there)
-            total = there.cpu()
+        total = processes.total(torch.stack(parts).sum(0))
         for rank, hit in zip(_RANKS, total[:-1].tolist(), strict=True):
             found[f"{name}_r{rank}"] = 100 * hit / float(total[-1])
     return found | {"mean_r": sum(found.values()) / len(found)}
@@ -180,7 +174,7 @@ def _reranked(
     by_text = []
     # A pair is matched where its image is; the texts of all processes take turns.
     chosen = torch.cat(
-        _everybody(
+        processes.all_gather(
             torch.cat(
                 [
                     scores.topk(min(k, scores.shape[1]), 1).indices
@@ -194,10 +188,7 @@ def _reranked(
     text, place = here.nonzero(as_tuple=True)
     images = chosen[text, place] - split.first
     matched[text, place] = _match(view, split, images, text, device)
-    if _several():
-        there = matched.to(device)
-        dist.all_reduce(there, dist.ReduceOp.MAX)
-        matched = there.cpu()
+    matched = torch.stack(processes.all_gather(matched)).amax(0)
     mine = slice(split.own.start, split.own.stop)
     for some, scores, of in zip(
         _parts(chosen[mine], _QUERIES),
@@ -218,7 +209,7 @@ def _matched(
     rows = torch.arange(images).repeat_interleave(texts)
     columns = torch.arange(texts).repeat(images)
     own = _match(view, split, rows, columns, device).view(images, texts)
-    scores = torch.cat(_everybody(own))
+    scores = torch.cat(processes.all_gather(own))
     right = split.image_ids[:, None] == split.text_ids[None]
     mine = slice(split.first, split.first + images)
     own_texts = slice(split.own.start, split.own.stop)
@@ -239,19 +230,3 @@ def _match(
 
 def _parts(rows: Tensor, size: int) -> list[Tensor]:
     return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-
-# Processes --------------------------------------------------------------------------------------
-
-
-def _several() -> bool:
-    return processes.rank_and_size()[1] > 1
-
-
-def _everybody(value: Any) -> list[Any]:
-    """What each process has, in their order."""
-    if not _several():
-        return [value]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
