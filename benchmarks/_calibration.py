@@ -23,7 +23,7 @@ def measure(name: str, images: int, batch: int, size: int) -> dict[str, Any]:
     """Seconds of a forward pass, calibration and correction over the images, one run each.
 
     Nothing is concluded from fewer images: a line through 16 and 32 promised too much for 256
-    (docs/log.md).
+    (docs/log/speed-and-memory.md).
     """
     opened = opening.open(name, weights="random", model_args={"img_size": size})
     module = opened.module.requires_grad_(False)

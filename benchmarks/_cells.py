@@ -28,9 +28,10 @@ TEACHER = {"lr": 5e-5, "warmup": 0.1, "weight_decay": 0.05}
 TRANSFER = {"lr": 3e-5, "warmup": 0.1, "weight_decay": 0.05}
 PAPER = {"lr": 2e-4, "warmup": 0.1, "weight_decay": 0.05}
 PAPER_LOSS = {"task": 1.0, "feature": 1.0, "logits": 0.0, "perturbation": 1.0, "eps": 1e-3}
-# A good start asks for a gentle rate: 1e-4 undid it within twenty steps (docs/log.md). It lies off
-# the dense weights on purpose, so the perturbation would pull it away from where it is good; and
-# the teacher's logits say more than the labels alone.
+# A good start needs a small learning rate: 1e-4 ruined it within twenty steps
+# (docs/log/healing-and-training.md). Calibration moves it away from the dense weights on purpose,
+# so the perturbation loss would pull it back to a worse model. The teacher's logits say more than
+# the labels alone.
 OURS = {"lr": 1e-5, "warmup": 0.2, "weight_decay": 0.05}
 OURS_LOSS = {"task": 1.0, "feature": 1.0, "logits": 1.0, "perturbation": 0.0, "eps": 1e-3}
 LABEL_FREE = {"task": 0.0, "feature": 1.0, "logits": 0.0, "perturbation": 0.0, "eps": 1e-3}

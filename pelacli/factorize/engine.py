@@ -71,7 +71,7 @@ def solve(
 
     What factors need beside the weights are eigenvectors, about a quarter of the weights' size.
     They go into a temporary file, so that memory holds the dense model and little else. Where the
-    file can't be written, factors solve each layer again, which takes twice as long (docs/log.md).
+    file can't be written, factors solve each layer again, which takes twice as long.
 
     Energies come from the same solver whatever is kept, though one without vectors takes half the
     time: it differs in the last digits, and so a dry run would now and then plan another rank.

@@ -15,7 +15,7 @@ from pelacli.lowrank.padding import token_rows
 
 # The least weight of a token, and the power of its sensitivity ‖g‖² in that weight. What one
 # sample's few projections say of a token is noisy, so none may count for nothing. Measured in
-# docs/log.md.
+# docs/log/calibration-and-refit.md.
 FLOOR, POWER = 0.2, 0.5
 
 

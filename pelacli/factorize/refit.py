@@ -32,7 +32,8 @@ from pelacli.lowrank.padding import padding_mask, token_rows
 from pelacli.lowrank.replace import Factors
 
 # Share of the compressed inputs' mean variance that holds the regression to the old weight, and
-# share of the residual stream's loss that is asked back. Measured in docs/log.md.
+# share of the residual stream's loss that is asked back. Measured in
+# docs/log/calibration-and-refit.md.
 RIDGE = 0.1
 PAYBACK = 0.7
 

@@ -22,15 +22,17 @@ from pelacli.factorize.symmetric import between, gram, mirrored, root
 from pelacli.system import malloc, threads
 
 # Shares of the mean diagonal added to the moments so that directions that the samples never
-# showed keep a little weight. Values that worked on DINOv2 and MiniLM (docs/log.md).
+# showed keep a little weight. Values that worked on DINOv2 and MiniLM
+# (docs/log/calibration-and-refit.md).
 DAMP_INPUT = 1e-4
 DAMP_OUTPUT = 1e-2
 
 # Float32 does where more than this share of the energy lies past break-even: with less the excess
-# reached 1e-5 of the optimal error, with more 3e-7 (docs/log.md).
+# reached 1e-5 of the optimal error, with more 3e-7 (docs/log/speed-and-memory.md).
 _STEEP = 1e-2
 # Width below which one thread solves a calibrated layer where memory counts. A second is worth 1.7
-# times the speed, but its buffers are as large as half the matrix or more (docs/log.md).
+# times the speed, but its buffers are as large as half the matrix or more
+# (docs/log/speed-and-memory.md).
 _ALONE = 1536
 
 

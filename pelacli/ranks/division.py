@@ -14,7 +14,7 @@ from pelacli.ranks.policies import registry
 from pelacli.ranks.spectrum import Spectrum
 
 # GPUs multiply half-precision matrices in vectors of eight: a rank of 307 takes their slow kernels
-# (docs/log.md). A large layer does not miss what it rounds off.
+# (docs/log/gpus-and-launchers.md). A large layer does not miss what it rounds off.
 _EIGHT, _LARGE = 8, 64
 
 

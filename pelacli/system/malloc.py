@@ -41,7 +41,8 @@ def large_pages() -> None:
     """Let torch put large tensors on huge pages of their own, unless the environment decides it.
 
     Between the tensors of a training step glibc leaves holes that add up; with this a healing step
-    of ViT-B peaks a tenth lower (docs/log.md). torch reads it at its first allocation.
+    of ViT-B peaks a tenth lower (docs/log/speed-and-memory.md). torch reads it at its first
+    allocation.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
