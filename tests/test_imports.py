@@ -15,11 +15,12 @@ import pelacli
 
 ROOT = Path(pelacli.__file__).parent
 # From the bottom up: a file imports from its own package, and from those to the left of it.
-ORDER = (
-    "version errors messages system console ranks recipe manifest planning report lowrank factorize models "
-    "data tasks measure train artefact export steps api cli __main__ __init__"
-).split()
-TORCH_FREE = ORDER[: ORDER.index("lowrank")] + ["cli", "__main__", "__init__"]
+_LEFT_TO_RIGHT = (
+    "version errors messages system console ranks recipe manifest planning report lowrank "
+    "factorize models data tasks measure train artefact export steps api cli __main__ __init__"
+)
+ORDER = _LEFT_TO_RIGHT.split()
+TORCH_FREE = [*ORDER[: ORDER.index("lowrank")], "cli", "__main__", "__init__"]
 HEAVY = {"torch", "timm", "transformers", "accelerate", "datasets", "torchmetrics"}
 
 
