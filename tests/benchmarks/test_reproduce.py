@@ -78,11 +78,11 @@ def test_a_training_that_was_stopped_goes_on(modules, tmp_path, monkeypatch):
     monkeypatch.setattr(cells.Workshop, "_train", lambda *a: train(*a) | {"save_every": 4})
     losses, calls = healing.Stage.losses, []
 
-    def stops(self, student, batch):
+    def stops(self, student, batch, done=1.0):
         calls.append(1)
         if len(calls) == 7:
             raise PelaError("stopped here")
-        return losses(self, student, batch)
+        return losses(self, student, batch, done)
 
     monkeypatch.setattr(healing.Stage, "losses", stops)
     with pytest.raises(PelaError, match="stopped here"):

@@ -7,7 +7,7 @@ import paper_recipes
 import pytest
 
 from pelacli.models import opening
-from pelacli.train import optim, regularisation
+from pelacli.train import optim
 
 
 def built():
@@ -48,7 +48,7 @@ def test_what_does_not_decay():
     """Biases, norms, positions, the class token and the temperature; both factors do."""
     spec, stage = built()
     student = stage.student.module
-    made = optim.optimizer(student, spec.pretrain, regularisation.no_decay(student))
+    made = optim.optimizer(student, spec.pretrain)
     decays = {id(p): g["weight_decay"] for g in made.param_groups for p in g["params"]}
     for name, p in student.named_parameters():
         tables = ("pos_embed", "cls_token", "position_embeddings", "temp")

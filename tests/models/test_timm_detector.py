@@ -30,8 +30,7 @@ from pelacli.models.hf import detectors
 from pelacli.recipe import reading, schema
 from pelacli.recipe.schema import Pretrain
 from pelacli.tasks import registry
-from pelacli.train import healing, regularisation
-from pelacli.train import recompute as train_recompute
+from pelacli.train import healing, recompute, regularisation
 
 VIT, SWIN = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
 SHAPES = {
@@ -154,12 +153,12 @@ def test_a_dense_model_is_trained_whole():
     for name in (VIT, SWIN):
         fitted = around(opened(name))
         module, found = fitted.module.train(), []
-        for recompute in (False, True):
-            train_recompute.set_checkpointing(module, recompute)
+        for on in (False, True):
             torch.manual_seed(0)
             module.zero_grad()
             batch = {"pixel_values": images(fitted)}
-            sum(detectors.with_loss(module, batch, labels)["loss_dict"].values()).backward()
+            with recompute.checkpointing(module, on=on):
+                sum(detectors.with_loss(module, batch, labels)["loss_dict"].values()).backward()
             found.append({n: p.grad.clone() for n, p in module.named_parameters()})
         assert all(torch.allclose(found[1][n], grad, atol=1e-6) for n, grad in found[0].items())
         assert any(grad.abs().max() > 0 for n, grad in found[0].items() if "network" in n)

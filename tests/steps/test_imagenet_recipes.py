@@ -13,7 +13,7 @@ from PIL import Image
 import pelacli
 from pelacli.lowrank import linear
 from pelacli.models import opening
-from pelacli.train import optim, regularisation
+from pelacli.train import optim
 
 # parameters before and after, blocks, factorised layers, a dense layer that decays;
 # batch, epochs, lr, weight decay, largest drop-path and how it is spread (the paper's script)
@@ -74,7 +74,7 @@ def test_the_settings_are_the_papers(name):
 def test_what_decays_is_the_matrices(name):
     spec, stage = built(name)
     module = stage.student.module
-    made = optim.optimizer(module, spec.pretrain, regularisation.no_decay(module))
+    made = optim.optimizer(module, spec.pretrain)
     names = {id(p): n for n, p in module.named_parameters()}
     decayed = {names[id(p)] for g in made.param_groups if g["weight_decay"] for p in g["params"]}
     for parameter in names.values():
