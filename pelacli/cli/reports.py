@@ -99,11 +99,11 @@ def print_sweeps(results: Mapping[str, Sweep], style: Style) -> None:
     if style == "json":
         console.print_json(sweeps.to_json(results))
     elif style == "csv":
-        terminal.print_text(tables.to_csv(sweeps.exact(results)), end="")
+        terminal.print_text(tables.to_csv(sweeps.exact_rows(results)), end="")
     else:
         for label, sweep in results.items():
             terminal.print_heading(f"{label}: {sweeps.caption(sweep)}")
-            _print_rows(sweeps.human(sweep), style)
+            _print_rows(sweeps.human_rows(sweep), style)
 
 
 def _print_rows(rows: list[Row], style: Style) -> None:

@@ -1,4 +1,4 @@
-"""Plans from a recipe's [decompose] section: of one model, of stored spectra, of many budgets.
+"""Plans by the settings of a recipe's [decompose]: of a model, of stored spectra, of many ratios.
 
-No torch and no weights. How ranks are chosen is `pelacli.ranks.planner`' matter.
+No torch and no weights. How ranks are chosen is decided in `pelacli.ranks.planner`.
 """

@@ -1,9 +1,9 @@
 """A model's spectra in one file, from which it is planned again without its weights. No torch.
 
-``spectra.safetensors`` lies in the artefact that the spectra gave, or where the user wants it.
-Each layer's energies are a float64 tensor under the layer's name; all else that a plan needs is
-JSON in the header: the dense model's record, what no plan can touch, and how the spectra were come
-by.
+``spectra.safetensors`` lies in the artefact that was planned from them, or where the user wants it.
+Each layer's energies are a float64 tensor under the layer's name. All else that a plan needs is
+JSON in the header: the dense model's manifest, what no plan can touch, and how the spectra were
+made.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors import numpy as tensors
@@ -31,20 +32,23 @@ from pelacli.version import __version__
 FILE = "spectra.safetensors"
 FORMAT = 1
 
-_KEY = "pela_spectra"  # of the header's JSON; one key only, as the format keeps no order of them
+# The header's only key: safetensors keeps no order of keys, and equal spectra give equal bytes.
+_KEY = "pela_spectra"
+_REMEDY = "make it anew with `pela decompose`"
 
 
 class About(BaseModel):
-    """What is known of the spectra.
+    """What the header says of the spectra.
 
     Attributes:
-        format: version of the format; pela: version of the program that wrote it.
-        dense: the record of the dense model: its source, totals, and all its linear layers.
+        format: version of the format.
+        pela: version of the program that wrote it.
+        dense: the manifest of the dense model: its source, totals, and all its linear layers.
         inputs: digest of the weights that the spectra were computed from.
-        tokens: layer → positions per sample, in the order of the model.
-        fixed_params, fixed_flops: of the dense model, what lies outside of the layers with
-            spectra; FLOPs are None where unknown.
-        obstacles: owner → parameters that no plan can touch.
+        tokens: layer with a spectrum → positions per sample, in the order of the model.
+        fixed_params, fixed_flops: cost of the dense model outside of the layers with spectra; FLOPs
+            are None where unknown.
+        obstacles: owner → its part of fixed_params.
         samples: how many the spectra are calibrated on; 0 where they come from the weights alone.
         section: the keys that were set in the recipe's [decompose].
     """
@@ -76,7 +80,11 @@ class About(BaseModel):
 
 @dataclass(frozen=True)
 class Spectra:
-    """The layers' spectra, in the order of the model, and what is known of them."""
+    """Spectra with what a plan needs to know of their model.
+
+    Attributes:
+        layers: the spectra of the layers that may be factorised, in the order of the model.
+    """
 
     layers: Sequence[Spectrum]
     about: About
@@ -90,13 +98,13 @@ class Spectra:
 
 
 def dumps(spectra: Spectra) -> bytes:
-    """The file's content; the same spectra give the same bytes."""
+    """The content of the file."""
     energies = {s.name: np.ascontiguousarray(s.energies) for s in spectra.layers}
     return tensors.save(energies, {_KEY: spectra.about.model_dump_json()})
 
 
 def save(spectra: Spectra, path: Path) -> None:
-    """Write the file: afterwards the new one is there; before that, the old one.
+    """Write the file, so that at any time either the old or the new one can be read.
 
     Raises:
         RequestError: the path holds something else.
@@ -110,10 +118,10 @@ def save(spectra: Spectra, path: Path) -> None:
 
 
 def check_target(path: Path) -> None:
-    """Refuse a path that holds something that is not ours, before any work is done.
+    """Refuse a path that spectra can't be written to, before any work is done.
 
     Raises:
-        RequestError: the path exists and holds no spectra, or lies below a file.
+        RequestError: the path holds something else than spectra, or lies below a file.
     """
     if path.exists() and not is_spectra(path):
         raise RequestError(f"{path}: exists and holds no spectra; choose another file")
@@ -128,26 +136,19 @@ def load(path: Path) -> Spectra:
     Raises:
         RequestError: it is damaged, something else, or of a newer format.
     """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get(_KEY)
-            if text is None:
-                raise RequestError(f"{path}: holds no spectra; `pela decompose` writes such files")
-            energies = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise RequestError(f"{path}: not a whole file of spectra ({error}); {_ANEW}") from None
-    about = _about(text, path)
+    header, energies = _read(path)
+    about = _about(header, path)
     shapes = {layer.name: layer.shape for layer in about.dense.layers}
     if set(energies) != set(about.tokens) or not set(energies) <= set(shapes):
-        raise RequestError(f"{path}: its layers are not those of its header; {_ANEW}")
+        raise RequestError(f"{path}: its layers are not those of its header; {_REMEDY}")
     layers = []
     for name, tokens in about.tokens.items():
         if energies[name].dtype != np.float64:
-            raise RequestError(f"{path}: {name}: energies are no float64; {_ANEW}")
+            raise RequestError(f"{path}: {name}: energies are no float64; {_REMEDY}")
         try:
             layers.append(Spectrum(name, shapes[name], energies[name], tokens))
         except (ValueError, RequestError) as error:
-            raise RequestError(f"{path}: {error}; {_ANEW}") from None
+            raise RequestError(f"{path}: {error}; {_REMEDY}") from None
     return Spectra(layers, about)
 
 
@@ -163,36 +164,45 @@ def is_spectra(path: Path) -> bool:
 
 
 def find(ref: str) -> Path | None:
-    """The spectra that a user may name: the file, an artefact that has it, or a run directory.
+    """The file of the spectra that a user names; None where there is none.
 
-    Returns:
-        the file; None where there is none.
+    Args:
+        ref: the file, an artefact that has one, or a run directory.
     """
     path = Path(ref)
     if path.is_dir():
-        places = [path, path / layout.FOLDERS["decompose"]]
-        ours = (at / FILE for at in places if document.is_artefact(at))
-        return next((file for file in ours if file.is_file()), None)
+        artefacts = [path, path / layout.FOLDERS["decompose"]]
+        candidates = (at / FILE for at in artefacts if document.is_artefact(at))
+        return next((file for file in candidates if file.is_file()), None)
     return path if is_spectra(path) else None
 
 
-_ANEW = "make it anew with `pela decompose`"
+def _read(path: Path) -> tuple[str, dict[str, NDArray[Any]]]:
+    """The header's JSON, and layer → energies."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = (file.metadata() or {}).get(_KEY)
+            if header is None:
+                raise RequestError(f"{path}: holds no spectra; `pela decompose` writes such files")
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise RequestError(f"{path}: not a whole file of spectra ({error}); {_REMEDY}") from None
 
 
-def _about(text: str, path: Path) -> About:
+def _about(header: str, path: Path) -> About:
     """The header, validated, the version of its format first."""
     try:
-        version = _Version.model_validate_json(text)
+        version = _Version.model_validate_json(header)
         if version.format > FORMAT:
             raise RequestError(
                 f"{path}: format {version.format}, written by pela {version.pela}; this pela "
                 f"({__version__}) reads formats up to {FORMAT}: upgrade it (pip install -U pelacli)"
             )
-        return About.model_validate_json(text)
+        return About.model_validate_json(header)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(["header", *map(str, first["loc"])])
-        raise RequestError(f"{path}: {where}: {first['msg']}; {_ANEW}") from None
+        raise RequestError(f"{path}: {where}: {first['msg']}; {_REMEDY}") from None
 
 
 class _Version(BaseModel):

@@ -1,4 +1,4 @@
-"""What each of many budgets would give: plans from stored spectra, no weights. No torch."""
+"""Many ratios planned from stored spectra, to compare what each would give. No torch."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from statistics import median
 from typing import Any
 
 from pelacli.errors import InfeasibleError, RequestError
-from pelacli.planning import settings
 from pelacli.planning.choice import choose
 from pelacli.planning.outcome import planned_manifest
+from pelacli.planning.settings import from_stored
 from pelacli.planning.stored import Spectra
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.policies import registry
 from pelacli.ranks.spectrum import Spectrum
-from pelacli.recipe import fields
+from pelacli.recipe.fields import parse_ratio
 from pelacli.recipe.schema import Decompose
 
 Row = dict[str, Any]
 
-STEPS = 10
-MOST = 1000
+_USUAL_COUNT = 10  # ratios of a range that names no number
+_MOST = 1000
 
 _RANGE = re.compile(r"(.+?)\.\.([^:]+)(?::(.*))?")
 _SYNTAX = "give a range as 0.9..0.3 or 0.9..0.3:7, or a list as 0.9,2/3,1/2"
 
 
-def budgets(text: str) -> list[str]:
+def parse_ratios(text: str) -> list[str]:
     """The ratios of ``--sweep``, each as ``--ratio`` takes it.
 
     Args:
@@ -42,69 +42,63 @@ def budgets(text: str) -> list[str]:
     Raises:
         RequestError: it is none of these, or a ratio is not above 0 and at most 1.
     """
-    found = _RANGE.fullmatch(text.strip())
+    is_range = _RANGE.fullmatch(text.strip())
     try:
-        if found is None:
-            listed = [part.strip() for part in text.split(",")]
-            if len(listed) < 2:
-                raise ValueError(_SYNTAX)
-            for one in listed:
-                fields.parse_ratio(one)
-            return listed
-        first, last = found[1].strip(), found[2].strip()
-        ends = fields.parse_ratio(first), fields.parse_ratio(last)
-        count = STEPS if found[3] is None else _count(found[3])
-        if ends[0] == ends[1]:
-            raise ValueError(f"its ends are equal; {_SYNTAX}")
-        return [first, *_between(*ends, count - 2), last]
+        return _parse_range(*is_range.groups()) if is_range else _parse_list(text)
     except ValueError as error:
         raise RequestError(f"--sweep {text}: {error}") from None
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One model at many budgets.
+    """One model at many ratios.
 
     Attributes:
-        section: what all budgets share: policy, scope, unit, limits and pins.
-        rows: one per budget. ``ratio`` as asked for, and ``achieved`` of what scope and unit count;
-            ``params`` and ``flops`` of the whole model (None where unknown); ``energy`` kept, 0 to
-            1; ``damage``, the energy that is dropped, in the unit of the spectra; how many of all
-            linear layers are ``factorised`` and ``dense``, and the ranks of the former. A budget
-            that can't be met has its ``problem`` and the ``smallest`` ratio that can, and None in
-            all else.
+        settings: what all plans share: policy, scope, unit, limits and pins.
+        rows: one per ratio, with these columns; None where unknown.
+            ``ratio``: as asked for; ``achieved``: of what scope and unit count.
+            ``params``, ``flops``: of the whole model.
+            ``energy``: share that is kept, 0 to 1.
+            ``damage``: the energy that is dropped, in the unit of the spectra.
+            ``factorised``, ``dense``: how many of all linear layers are.
+            ``rank_min``, ``rank_median``, ``rank_max``: of the factorised layers.
+            ``problem``: why the ratio can't be met, and ``smallest``: the smallest ratio that can;
+            all else is None then.
     """
 
     spectra: Spectra
-    section: Decompose
+    settings: Decompose
     rows: list[Row]
 
 
-def run(spectra: Spectra, ratios: Sequence[str], given: Mapping[str, Any], where: str) -> Sweep:
-    """Plan each budget.
+def run(spectra: Spectra, ratios: Sequence[str], flags: Mapping[str, Any], where: str) -> Sweep:
+    """Plan each ratio.
 
     Args:
-        ratios: as `budgets` gives them.
-        given: scope, policy, unit; None: as when the spectra were made. The policy is then energy
+        ratios: as `parse_ratios` gives them.
+        flags: scope, policy, unit; None: as when the spectra were made. The policy is then energy
             where it was one that has no ratio.
         where: the spectra's file, for error messages.
 
     Raises:
-        RequestError: what is given doesn't fit the spectra, whatever the ratio.
+        RequestError: the flags don't fit the spectra, whatever the ratio.
     """
     policies = registry.with_budget("ratio")
-    if given.get("policy") not in (None, *policies):
-        raise RequestError(f"--policy {given['policy']}: a sweep has {' and '.join(policies)}")
-    section = settings.from_stored(spectra.about.section, {"ratio": ratios[0], **given}, where)
+    if flags.get("policy") not in (None, *policies):
+        raise RequestError(f"--policy {flags['policy']}: a sweep has {' and '.join(policies)}")
+    about = spectra.about
+    settings = from_stored(about.section, {"ratio": ratios[0], **flags}, where)
     rows = []
     for ratio in ratios:
+        at_ratio = settings.model_copy(update={"ratio": ratio})
         try:
-            asked = section.model_copy(update={"ratio": ratio})
-            rows.append(_row(spectra, ratio, choose(spectra.layers, spectra.about.size, asked)))
+            plan = choose(spectra.layers, about.size, at_ratio)
         except InfeasibleError as error:
-            cannot = {"ratio": ratio, "problem": str(error), "smallest": error.smallest}
-            rows.append(dict.fromkeys(_COLUMNS) | cannot)
-    return Sweep(spectra, section, rows)
+            problem = {"ratio": ratio, "problem": str(error), "smallest": error.smallest}
+            rows.append(dict.fromkeys(_COLUMNS) | problem)
+        else:
+            rows.append(_row(spectra, ratio, plan))
+    return Sweep(spectra, settings, rows)
 
 
 def damage(plan: Plan, spectra: Sequence[Spectrum]) -> float:
@@ -120,36 +114,55 @@ _COLUMNS = (
 
 
 def _row(spectra: Spectra, ratio: str, plan: Plan) -> Row:
-    record = planned_manifest(spectra.about.dense, plan)
+    manifest = planned_manifest(spectra.about.dense, plan)
     ranks = sorted(plan.ranks().values())
     assert plan.used is not None
     assert plan.total
-    figures = (
-        ratio,
-        plan.used / plan.total,
-        record.params.after,
-        None if record.flops is None else record.flops.after,
-        plan.energy,
-        damage(plan, spectra.layers),
-        len(ranks),
-        len(record.layers) - len(ranks),
-        ranks[0] if ranks else None,
-        float(median(ranks)) if ranks else None,
-        ranks[-1] if ranks else None,
-        None,
-        None,
-    )
-    return dict(zip(_COLUMNS, figures, strict=True))
+    figures = {
+        "ratio": ratio,
+        "achieved": plan.used / plan.total,
+        "params": manifest.params.after,
+        "flops": None if manifest.flops is None else manifest.flops.after,
+        "energy": plan.energy,
+        "damage": damage(plan, spectra.layers),
+        "factorised": len(ranks),
+        "dense": len(manifest.layers) - len(ranks),
+    }
+    if ranks:
+        figures |= {
+            "rank_min": ranks[0],
+            "rank_median": float(median(ranks)),
+            "rank_max": ranks[-1],
+        }
+    return dict.fromkeys(_COLUMNS) | figures
 
 
-def _count(text: str) -> int:
-    if not re.fullmatch(r"\d{1,6}", text.strip()) or not 2 <= int(text) <= MOST:
-        raise ValueError(f"{text!r} is no number of budgets from 2 to {MOST}; {_SYNTAX}")
+def _parse_list(text: str) -> list[str]:
+    ratios = [part.strip() for part in text.split(",")]
+    if len(ratios) < 2:
+        raise ValueError(_SYNTAX)
+    for ratio in ratios:
+        parse_ratio(ratio)
+    return ratios
+
+
+def _parse_range(first: str, last: str, count: str | None) -> list[str]:
+    first, last = first.strip(), last.strip()
+    ends = parse_ratio(first), parse_ratio(last)
+    number = _USUAL_COUNT if count is None else _parse_count(count)
+    if ends[0] == ends[1]:
+        raise ValueError(f"its ends are equal; {_SYNTAX}")
+    return [first, *_between(*ends, number - 2), last]
+
+
+def _parse_count(text: str) -> int:
+    if not re.fullmatch(r"\d{1,6}", text.strip()) or not 2 <= int(text) <= _MOST:
+        raise ValueError(f"{text!r} is no number of budgets from 2 to {_MOST}; {_SYNTAX}")
     return int(text)
 
 
 def _between(first: Fraction, last: Fraction, count: int) -> list[str]:
-    """So many ratios evenly between two, as decimals that are short and still differ."""
+    """``count`` ratios evenly between two, as decimals that are short and still differ."""
     exact = [first + (last - first) * n / (count + 1) for n in range(1, count + 1)]
     digits = 4
     while True:

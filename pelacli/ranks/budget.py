@@ -46,6 +46,7 @@ class Budget:
         scope: whose it counts, of the whole model or of the layers that may be factorised.
         min_rank: 0 means that a layer may vanish but for its bias.
         max_rank: a layer that it keeps below break-even can't be dense.
+        multiple: of which ranks are, as said above.
         pins: layer → its rank (also past break-even), "dense", or "full" (factorised at
             min(out, in)). A pin is obeyed as it stands; the other layers share what is left.
 

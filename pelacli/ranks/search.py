@@ -1,8 +1,8 @@
 """The smallest budget with which a model loses little enough, in a handful of evaluations.
 
-A search for the place where a curve crosses a line, on whole numbers: a *limit* is a budget, its
-*cost* what the plan under it really spends, its *lost* the energy that this plan drops, and its
-*drop* what an evaluation says. Cost and lost are cheap to know, a drop is dear. No torch.
+The search is for the point where a curve crosses a line, on whole numbers. A *limit* is a budget.
+Its plan has a *cost*, which it really spends, and has *lost* some energy: both are cheap to know.
+Its *drop* is what an evaluation says, and is dear. No torch.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ class Trial:
     """One evaluated budget.
 
     Attributes:
-        limit: what was planned for; cost: what that plan spends, at most the limit.
+        limit: what was planned for.
+        cost: what that plan spends, at most the limit.
         lost: energy that the plan drops, in any unit.
-        drop: what the evaluation found; accepted: whether that is little enough.
+        drop: what the evaluation says.
+        accepted: whether that is little enough.
     """
 
     limit: int
@@ -41,37 +43,40 @@ def walk(
 ) -> list[Trial]:
     """Look for the smallest budget whose drop is at most ``max_drop``.
 
-    A bracket is kept between the largest refused limit below the smallest accepted one, and that
-    one; the dense model (cost ``whole``, drop 0) counts as accepted. Where in it to look is
-    guessed from the energy lost, which drops follow roughly as a power. The guess is held so near
-    the middle that halving could still end within the tolerance with the evaluations that are
-    left. So it does for any curve, if whole − least is at most 2^evaluations tolerances.
+    The search keeps a bracket: its upper end is the smallest accepted cost (at first the dense
+    model's, ``whole``, with drop 0), its lower end the largest refused limit below that. The next
+    limit is guessed from the energy lost, as the drop follows it roughly as a power. The guess is
+    kept so near the middle that halving could still narrow the bracket to the tolerance with the
+    evaluations that are left. So that is reached for any curve, if whole − least is at most
+    2^evaluations tolerances.
 
-    The drop need not fall steadily: the answer is the cheapest that was accepted, whatever lies
-    below it.
+    The drop need not fall steadily as the limit grows: the answer is the cheapest trial that was
+    accepted, even if a smaller limit might be accepted too.
 
     Args:
         evaluate: limit → drop.
         foresee: limit → (cost, lost) of its plan. A smaller limit never costs more or loses less.
         least: the smallest possible limit.
+        whole: the cost of the dense model.
+        max_drop: the largest drop that is accepted.
         evaluations: how many there may be.
         tolerance: end when the bracket is no wider.
 
     Returns:
-        the trials in order; none of them accepted where nothing below ``whole`` will do.
+        The trials in order; none of them accepted where nothing below ``whole`` will do.
     """
     trials: list[Trial] = []
     accepted = Trial(whole, whole, 0.0, 0.0, True)
     low = least - 1
     while len(trials) < evaluations and accepted.cost - low > tolerance:
-        want = _wanted(trials, max_drop)
+        acceptable = _acceptable_loss(trials, max_drop)
         limit = (low + accepted.cost) // 2
-        if want is not None:
-            limit = _where(foresee, want, low, accepted.cost)
-        left = evaluations - len(trials) - 1
-        limit = _held(limit, low, accepted.cost, tolerance, left)
+        if acceptable is not None:
+            limit = _smallest_limit(foresee, acceptable, low, accepted.cost)
+        evaluations_left = evaluations - len(trials) - 1
+        limit = _near_the_middle(limit, low, accepted.cost, tolerance, evaluations_left)
         cost, lost = foresee(limit)
-        if cost <= low:  # the very plan that was refused before
+        if cost <= low:  # the same plan was refused before
             low = limit
             continue
         drop = evaluate(limit)
@@ -89,10 +94,10 @@ def best(trials: Sequence[Trial]) -> Trial | None:
     return min((t for t in trials if t.accepted), key=lambda t: t.cost, default=None)
 
 
-def _wanted(trials: Sequence[Trial], max_drop: float) -> float | None:
-    """The lost energy at which the drop should be ``max_drop``; None where nothing tells.
+def _acceptable_loss(trials: Sequence[Trial], max_drop: float) -> float | None:
+    """The lost energy at which the drop is expected to be ``max_drop``; None where no trial helps.
 
-    A power law through the two trials whose drops are nearest; through one, a proportion.
+    A power law through the two trials whose drops are nearest to it; a proportion through one.
     """
     if max_drop <= 0:
         return None
@@ -109,25 +114,30 @@ def _wanted(trials: Sequence[Trial], max_drop: float) -> float | None:
     return float(near.lost * (max_drop / near.drop) ** (1 / power))
 
 
-def _where(foresee: Callable[[int], tuple[int, float]], want: float, low: int, high: int) -> int:
-    """The smallest limit between the two whose plan loses no more than is wanted."""
+def _smallest_limit(
+    foresee: Callable[[int], tuple[int, float]], acceptable: float, low: int, high: int
+) -> int:
+    """The smallest limit above ``low``, at most ``high``, whose plan loses no more than that."""
     while high - low > 1:
         middle = (low + high) // 2
-        if foresee(middle)[1] <= want:
+        if foresee(middle)[1] <= acceptable:
             high = middle
         else:
             low = middle
     return high
 
 
-def _held(limit: int, low: int, high: int, tolerance: int, left: int) -> int:
-    """The limit, moved to where both halves of the bracket are narrow enough to finish."""
-    # A guess next to an end is a guess that the other half holds nothing: settle that at once.
+def _near_the_middle(limit: int, low: int, high: int, tolerance: int, left: int) -> int:
+    """The limit, moved to where ``left`` more evaluations can finish in either part of the bracket.
+
+    One evaluation halves the bracket at worst, so a part may be ``tolerance`` · 2^left wide.
+    """
+    # A guess close to an end says that the bracket can be closed there: try that in one evaluation.
     if limit - low < tolerance:
         limit = low + tolerance
     elif high - limit < tolerance:
         limit = high - tolerance
-    room = tolerance << left
-    wide = high - low > 2 * room
-    limit = (low + high) // 2 if wide else min(max(limit, high - room), low + room)
+    widest = tolerance << left
+    too_wide = high - low > 2 * widest
+    limit = (low + high) // 2 if too_wide else min(max(limit, high - widest), low + widest)
     return min(max(limit, low + 1), high - 1)

@@ -82,7 +82,7 @@ def run_sweep(refs: Sequence[str], budgets: str, settings: Mapping[str, Any]) ->
 
     Args:
         refs: artefacts, run directories or files of spectra; none means runs/.
-        budgets: as `pelacli.planning.sweep.budgets` takes them.
+        budgets: as `pelacli.planning.sweep.parse_ratios` takes them.
         settings: scope, policy and unit; None: as when the spectra were made.
 
     Returns:
@@ -91,7 +91,7 @@ def run_sweep(refs: Sequence[str], budgets: str, settings: Mapping[str, Any]) ->
     Raises:
         RequestError: no stored spectra, or no budget of any model can be met.
     """
-    ratios = planning_sweep.budgets(budgets)
+    ratios = planning_sweep.parse_ratios(budgets)
     files = {label: file for ref in refs or [str(_RUNS)] for label, file in _spectra(ref).items()}
     sweeps = {
         label: planning_sweep.run(stored.load(file), ratios, settings, str(file))

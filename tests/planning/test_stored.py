@@ -60,13 +60,13 @@ def toy() -> Spectra:
     return Spectra(layers, about)
 
 
-def same(one: Spectra, other: Spectra) -> bool:
-    return one.about == other.about and [
-        (s.name, s.shape, s.energies.tobytes(), s.tokens) for s in one.layers
-    ] == [(s.name, s.shape, s.energies.tobytes(), s.tokens) for s in other.layers]
+def same(left: Spectra, right: Spectra) -> bool:
+    return left.about == right.about and [
+        (s.name, s.shape, s.energies.tobytes(), s.tokens) for s in left.layers
+    ] == [(s.name, s.shape, s.energies.tobytes(), s.tokens) for s in right.layers]
 
 
-def test_all_of_it_comes_back(toy, tmp_path):
+def test_what_is_saved_is_loaded_to_the_last_bit(toy, tmp_path):
     planning_stored.save(toy, tmp_path / "new" / "s.safetensors")
     back = planning_stored.load(tmp_path / "new" / "s.safetensors")
     assert same(back, toy)
@@ -89,7 +89,7 @@ def edited(toy: Spectra, path, **changes):
     save_file({s.name: s.energies for s in toy.layers}, path, {KEY: json.dumps(header)})
 
 
-def test_strict_reading(toy, tmp_path):
+def test_a_file_that_is_not_as_it_was_written_is_refused_in_one_line(toy, tmp_path):
     path = tmp_path / "s"
 
     def says(words: str) -> None:
@@ -145,7 +145,7 @@ def test_strict_reading(toy, tmp_path):
     assert same(planning_stored.load(path), toy)
 
 
-def test_what_is_something_else_is_kept(toy, tmp_path):
+def test_a_path_that_holds_something_else_is_refused_and_kept(toy, tmp_path):
     (tmp_path / "text").write_text("years of work")
     save_file({"w": np.ones(2)}, tmp_path / "w.safetensors")
     (tmp_path / "folder").mkdir()
@@ -238,25 +238,25 @@ def document(answer):
         ["--ratio", "0.7", "--pin", r"blocks\.0\.=dense", "--pin", "attn.proj=5"],
     ],
 )
-def test_planned_again_it_is_the_same_to_the_last_bit(pela, artefact, checkpoint, flags):
+def test_stored_spectra_give_the_same_plan_as_their_model(pela, artefact, checkpoint, flags):
     ask = ("--dry-run", "--json", *flags)
     whole = document(pela("decompose", checkpoint, "--arch", "test_vit", *ask))
     assert document(pela("decompose", "a", *ask)) == whole
 
 
-def test_a_side_file_and_a_plan_made_from_it(pela, here, checkpoint):
+def test_spectra_beside_a_dry_run_give_plans_that_decompose_takes(pela, here, checkpoint):
     for n in range(8):
         pixels = np.random.default_rng(n).integers(0, 256, (160, 160, 3), np.uint8)
-        (here / "some").mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(here / "some" / f"{n}.png")
+        (here / "images").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(here / "images" / f"{n}.png")
     model = ("decompose", checkpoint, "--arch", "test_vit")
-    calibrated = ("--calibrate", "some", "--samples", "6", "--exclude", "blocks.1.mlp")
+    calibrated = ("--calibrate", "images", "--samples", "6", "--exclude", "blocks.1.mlp")
     side = here / "deep" / "s"
     # It may be written again, and beside an artefact, but by default nothing else is written.
     for ratio in ("0.6", "0.5"):
         ask = ("--ratio", ratio, "--dry-run", "--json", "--spectra", side)
         whole = document(pela(*model, *calibrated, *ask))
-    assert sorted(p.name for p in here.iterdir()) == ["deep", "some"]
+    assert sorted(p.name for p in here.iterdir()) == ["deep", "images"]
     stored = planning_stored.load(side)
     assert stored.about.samples == 6
     assert all(s.tokens == 101 for s in stored.layers)  # 10 × 10 patches and the class token
@@ -278,7 +278,7 @@ def test_a_side_file_and_a_plan_made_from_it(pela, here, checkpoint):
     assert (here / "b" / "spectra.safetensors").is_file()
 
 
-def test_settings_stay_but_for_the_budget_that_is_given(pela, here, checkpoint):
+def test_stored_settings_hold_but_for_the_budget_that_is_given(pela, here, checkpoint):
     model = ("decompose", checkpoint, "--arch", "test_vit", "--dry-run", "--json")
     document(pela(*model, "--threshold", "0.9", "--multiple", "4", "--spectra", "s"))
     again = document(pela("decompose", "s", "--ratio", "0.6", "--dry-run", "--json"))
@@ -289,7 +289,7 @@ def test_settings_stay_but_for_the_budget_that_is_given(pela, here, checkpoint):
     assert document(pela("decompose", "s", *asked)) == document(pela(*model, "--ratio", "0.6"))
 
 
-def test_bad_requests(pela, artefact, here):
+def test_a_request_that_spectra_can_not_answer_is_refused_in_one_line(pela, artefact, here):
     shutil.copy(artefact / "spectra.safetensors", here / "s")
     shutil.copytree(artefact, here / "healed")
     (here / "healed" / "spectra.safetensors").unlink()

@@ -37,14 +37,14 @@ from pelacli.ranks.spectrum import Spectrum
         ("0.5,0.5", "0.5 0.5"),
     ],
 )
-def test_budgets(text, expected):
-    assert sweep.budgets(text) == expected.split()
+def test_a_range_or_a_list_gives_its_ratios(text, expected):
+    assert sweep.parse_ratios(text) == expected.split()
 
 
-def test_a_thousand_budgets_are_all_different():
-    found = [Fraction(ratio) for ratio in sweep.budgets("0.30..0.31:1000")]
-    assert len(set(found)) == 1000
-    assert found == sorted(found)
+def test_a_thousand_ratios_are_all_different():
+    ratios = [Fraction(ratio) for ratio in sweep.parse_ratios("0.30..0.31:1000")]
+    assert len(set(ratios)) == 1000
+    assert ratios == sorted(ratios)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_thousand_budgets_are_all_different():
         ("0.9,2", "2 is out of range"),
     ],
 )
-def test_bad_budgets(pela, artefact, text, says):
+def test_what_is_no_range_nor_list_of_ratios_is_refused_in_one_line(pela, artefact, text, says):
     code, out, err = pela("report", "a", "--sweep", text)
     assert (code, out) == (2, "")
     assert err.startswith(f"pela: error: --sweep {text}".rstrip())
@@ -85,8 +85,8 @@ def document(answer):
 
 
 def swept(pela, *args):
-    (found,) = document(pela("report", *args, "--json"))
-    return found
+    (sweep_document,) = document(pela("report", *args, "--json"))
+    return sweep_document
 
 
 FLAGS = [
@@ -102,13 +102,16 @@ def test_each_row_is_what_decompose_would_make(pela, here, checkpoint, flags):
     """Also at the artefact's own ratio, so with no option every row has the artefact's settings."""
     model = ("decompose", checkpoint, "--arch", "test_vit", *flags)
     made = document(pela(*model, "--ratio", "0.7", "-o", "a", "--json"))
-    found = swept(pela, "a", "--sweep", "0.8,0.7,3/4")
-    assert found["model"] == "a"
+    answer = swept(pela, "a", "--sweep", "0.8,0.7,3/4")
+    assert answer["model"] == "a"
     keys = ("policy", "scope", "unit")
-    assert [found[key] for key in keys] == [made[key] for key in keys]
-    assert (found["params"], found["flops"]) == (made["params"]["before"], made["flops"]["before"])
+    assert [answer[key] for key in keys] == [made[key] for key in keys]
+    assert (answer["params"], answer["flops"]) == (
+        made["params"]["before"],
+        made["flops"]["before"],
+    )
     tensors = load_file(checkpoint)
-    for row, ratio in zip(found["budgets"], ("0.8", "0.7", "3/4"), strict=True):
+    for row, ratio in zip(answer["budgets"], ("0.8", "0.7", "3/4"), strict=True):
         whole = (
             made
             if ratio == "0.7"
@@ -119,8 +122,8 @@ def test_each_row_is_what_decompose_would_make(pela, here, checkpoint, flags):
         assert row["flops"] == whole["flops"]["after"]
         assert row["energy"] == whole["energy"]
         planned = [la for la in whole["layers"] if la["energy"] is not None]
-        counted = planned if found["scope"] == "layers" else [whole]
-        unit = found["unit"]
+        counted = planned if answer["scope"] == "layers" else [whole]
+        unit = answer["unit"]
         after, before = (sum(la[unit][k] for la in counted) for k in ("after", "before"))
         assert row["achieved"] == after / before <= Fraction(ratio)
         ranks = [la["rank"] for la in whole["layers"] if la["rank"] is not None]
@@ -136,25 +139,25 @@ def test_each_row_is_what_decompose_would_make(pela, here, checkpoint, flags):
         assert row["damage"] == pytest.approx(lost, rel=1e-4)
         assert row["problem"] is None
         assert row["smallest"] is None
-    assert found["samples"] == 0
-    assert found["damage_unit"] == "squared Frobenius error of the weights"
+    assert answer["samples"] == 0
+    assert answer["damage_unit"] == "squared Frobenius error of the weights"
 
 
-def test_options_win_over_the_artefacts_own(pela, artefact, checkpoint):
+def test_flags_win_over_the_artefacts_own_settings(pela, artefact, checkpoint):
     other = ("--scope", "layers", "--policy", "uniform")
-    found = swept(pela, "a", "--sweep", "0.9,0.4", *other)
-    assert (found["policy"], found["scope"], found["unit"]) == ("uniform", "layers", "params")
+    answer = swept(pela, "a", "--sweep", "0.9,0.4", *other)
+    assert (answer["policy"], answer["scope"], answer["unit"]) == ("uniform", "layers", "params")
     model = ("decompose", checkpoint, "--arch", "test_vit", *other)
-    for row in found["budgets"]:
+    for row in answer["budgets"]:
         made = document(pela(*model, "--ratio", row["ratio"], "--dry-run", "--json"))
         assert (row["energy"], row["params"]) == (made["energy"], made["params"]["after"])
 
 
 def test_flops_are_counted_as_decompose_counts_them(pela, artefact):
-    found = swept(pela, "a", "--sweep", "0.7,0.5", "--unit", "flops")
-    assert found["unit"] == "flops"
-    for row in found["budgets"]:
-        assert row["achieved"] == row["flops"] / found["flops"] <= float(row["ratio"])
+    answer = swept(pela, "a", "--sweep", "0.7,0.5", "--unit", "flops")
+    assert answer["unit"] == "flops"
+    for row in answer["budgets"]:
+        assert row["achieved"] == row["flops"] / answer["flops"] <= float(row["ratio"])
     assert (
         "ratio of the model's FLOPs"
         in pela("report", "a", "--sweep", "1,0.5", "--unit", "flops")[1]
@@ -164,13 +167,13 @@ def test_flops_are_counted_as_decompose_counts_them(pela, artefact):
 def test_an_artefact_by_threshold_is_swept_by_energy(pela, here, checkpoint):
     model = ("decompose", checkpoint, "--arch", "test_vit")
     document(pela(*model, "--threshold", "0.8", "-o", "t", "--json"))
-    found = swept(pela, "t", "--sweep", "0.9,0.5")
-    assert found["policy"] == "energy"
+    swept_t = swept(pela, "t", "--sweep", "0.9,0.5")
+    assert swept_t["policy"] == "energy"
     made = document(pela(*model, "--ratio", "0.5", "--dry-run", "--json"))
-    assert found["budgets"][1]["energy"] == made["energy"]
+    assert swept_t["budgets"][1]["energy"] == made["energy"]
 
 
-def test_formats(pela, artefact):
+def test_csv_markdown_and_table_show_the_rows_of_the_json(pela, artefact):
     ask = ("report", "a", "--sweep", "0.9..0.5:3")
     rows = swept(pela, *ask[1:])["budgets"]
     lines = list(csv.DictReader(io.StringIO(pela(*ask, "--format", "csv")[1])))
@@ -188,10 +191,9 @@ def test_formats(pela, artefact):
         assert "note" not in text
 
 
-def test_what_can_not_be_met_is_a_row(pela, artefact):
-    found = swept(pela, "a", "--sweep", "0.5,0.01")["budgets"]
-    assert found[0]["problem"] is None
-    bad = found[1]
+def test_a_ratio_that_can_not_be_met_is_a_row_that_names_the_smallest(pela, artefact):
+    possible, bad = swept(pela, "a", "--sweep", "0.5,0.01")["budgets"]
+    assert possible["problem"] is None
     assert "ratio 0.01 cannot be met: the smallest possible is" in bad["problem"]
     assert {key for key, value in bad.items() if value is not None} == {
         "ratio", "smallest", "problem",
@@ -210,8 +212,8 @@ def test_what_can_not_be_met_is_a_row(pela, artefact):
     assert "ratio 0.01 cannot be met: the smallest possible is" in err
 
 
-def test_what_may_be_named(pela, artefact, here):
-    """An artefact, a file, a run directory, all of runs/; a later step need not carry spectra."""
+def test_an_artefact_a_file_a_run_or_all_runs_may_be_named(pela, artefact, here):
+    """A later step of a run need not carry spectra."""
     shutil.copy(artefact / "spectra.safetensors", here / "s")
     for step in ("decompose", "finetune"):
         shutil.copytree(artefact, here / "runs" / "x" / step)
@@ -219,10 +221,10 @@ def test_what_may_be_named(pela, artefact, here):
     rows = [swept(pela, ref, "--sweep", "0.9,0.5") for ref in ("a", "s", "runs/x", "runs")]
     rows += [swept(pela, "--sweep", "0.9,0.5")]
     run = str(Path("runs/x/decompose"))
-    assert [one["model"] for one in rows] == ["a", "s", run, run, run]
-    assert all(one["budgets"] == rows[0]["budgets"] for one in rows)
+    assert [model["model"] for model in rows] == ["a", "s", run, run, run]
+    assert all(model["budgets"] == rows[0]["budgets"] for model in rows)
     both = document(pela("report", "a", "s", "--sweep", "0.9,0.5", "--json"))
-    assert [one["model"] for one in both] == ["a", "s"]
+    assert [model["model"] for model in both] == ["a", "s"]
     listed = document(pela("report", "s", "--json"))[0]  # without a sweep: the dense model
     assert listed["params"]["after"] == listed["params"]["before"] == rows[0]["params"]
 
@@ -240,10 +242,10 @@ def test_what_may_be_named(pela, artefact, here):
         (["--policy", "uniform"], "--policy uniform: belongs to --sweep"),
         (["--sweep", "0.9..0.3", "--policy", "threshold"], "a sweep has energy and uniform"),
         (["--sweep", "0.9..0.3", "--scope", "x"], "--scope: 'x' is none of model, layers"),
-        (["--sweep", "0.9..0.3", "--format", "x"], "there is table, json, csv and markdown"),
+        (["--sweep", "0.9..0.3", "--format", "x"], "--format x: give table, json, csv or markdown"),
     ],
 )
-def test_bad_options(pela, artefact, args, says):
+def test_flags_that_a_sweep_does_not_have_are_refused_in_one_line(pela, artefact, args, says):
     code, out, err = pela("report", "a", *args)
     assert (code, out) == (2, "")
     assert says in err
@@ -279,19 +281,19 @@ def vit_base() -> Spectra:
 
 
 @pytest.mark.parametrize("policy", ["energy", "uniform"])
-def test_ten_budgets_of_a_real_size_take_no_time(policy, tmp_path):
+def test_ten_ratios_of_a_real_size_are_planned_within_a_second(policy, tmp_path):
     """A second or two for all of it is the promise; here only what comes after the imports."""
     stored.save(vit_base(), tmp_path / "s")
     start = time.perf_counter()
     spectra = stored.load(tmp_path / "s")
-    found = sweep.run(spectra, sweep.budgets("0.9..0.3"), {"policy": policy}, "s")
+    result = sweep.run(spectra, sweep.parse_ratios("0.9..0.3"), {"policy": policy}, "s")
     assert time.perf_counter() - start < 1
-    lost = [row["damage"] for row in found.rows]
-    kept = [row["energy"] for row in found.rows]
+    lost = [row["damage"] for row in result.rows]
+    kept = [row["energy"] for row in result.rows]
     assert lost == sorted(lost)
     whole = sum(float(s.energies.sum()) for s in spectra.layers)
     assert lost == pytest.approx([(1 - share) * whole for share in kept])
-    assert all(row["params"] <= Fraction(row["ratio"]) * 86_567_656 for row in found.rows)
-    assert all(row["flops"] is None for row in found.rows)
+    assert all(row["params"] <= Fraction(row["ratio"]) * 86_567_656 for row in result.rows)
+    assert all(row["flops"] is None for row in result.rows)
     with pytest.raises(RequestError, match="FLOPs are unknown"):
         sweep.run(spectra, ["0.5"], {"unit": "flops"}, "s")

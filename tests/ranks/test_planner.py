@@ -359,7 +359,7 @@ def test_bad_spectra_are_refused():
         plan([], Budget("energy", Fraction(1, 2)))
 
 
-def test_large_layers_go_by_eights_unless_told():
+def test_large_layers_go_by_eights_where_no_multiple_is_given():
     """As half-precision GPUs want it. Small layers, the paper's formula and tight budgets don't."""
     layers = layers_of((768, 768), (2304, 768), (64, 64), (3072, 768))
     ranks = {}
@@ -370,8 +370,8 @@ def test_large_layers_go_by_eights_unless_told():
     assert large
     assert all(rank % 8 == 0 for rank in large)
     assert any(rank % 8 for rank in ranks["uniform"])
-    told = plan(layers, Budget("energy", Fraction("0.43"), scope="layers", multiple=1))
-    assert any((la.rank or 0) % 8 for la in told.layers.values())
+    by_ones = plan(layers, Budget("energy", Fraction("0.43"), scope="layers", multiple=1))
+    assert any((la.rank or 0) % 8 for la in by_ones.layers.values())
     tight = plan(layers, Budget("energy", Fraction("0.006"), scope="layers"))
     assert 0 < min(la.rank or 8 for la in tight.layers.values()) < 8
     with pytest.raises(RequestError, match="smallest possible"):

@@ -24,13 +24,13 @@ MAX = 6
 
 @st.composite
 def spectra(draw, max_layers=3, min_energy=0):
-    found = []
+    layers = []
     for i in range(draw(st.integers(1, max_layers))):
         shape = (draw(st.integers(1, MAX)), draw(st.integers(1, MAX)))
         n = min(shape)
         energies = draw(st.lists(st.integers(min_energy, 40), min_size=n, max_size=n))
-        found.append(Spectrum(f"layer{i}", shape, np.sort(energies)[::-1] * 0.37))
-    return found
+        layers.append(Spectrum(f"layer{i}", shape, np.sort(energies)[::-1] * 0.37))
+    return layers
 
 
 ratios = st.fractions(Fraction(1, 10), Fraction(1), max_denominator=60)

@@ -44,8 +44,8 @@ def search(drop, *, max_drop=1.0, least=1, foresee=None, evaluations=EVALUATIONS
 
 
 def answer(trials):
-    found = best(trials)
-    return WHOLE if found is None else found.cost
+    cheapest = best(trials)
+    return WHOLE if cheapest is None else cheapest.cost
 
 
 @REPEATABLE
@@ -67,10 +67,10 @@ def test_any_curve_ends_within_the_tolerance(data, least):
         return drops.setdefault(cost, data.draw(st.floats(-3, 10) | st.just(float("nan"))))
 
     trials = search(drop, least=least)
-    found = answer(trials)
-    below = [t.limit for t in trials if not t.accepted and t.limit < found]
-    assert found - max([least - 1, *below]) <= TOLERANCE
-    assert found == min([WHOLE, *(t.cost for t in trials if t.accepted)])
+    cost = answer(trials)
+    below = [t.limit for t in trials if not t.accepted and t.limit < cost]
+    assert cost - max([least - 1, *below]) <= TOLERANCE
+    assert cost == min([WHOLE, *(t.cost for t in trials if t.accepted)])
 
 
 @REPEATABLE
