@@ -359,6 +359,13 @@ def test_bad_spectra_are_refused():
         plan([], Budget("energy", Fraction(1, 2)))
 
 
+def test_a_flop_budget_of_the_model_needs_its_other_flops():
+    layers, budget = layers_of((4, 4)), Budget("energy", Fraction(1, 2), unit="flops", min_rank=0)
+    with pytest.raises(ValueError, match="needs fixed_flops"):
+        plan(layers, budget, ModelSize(fixed_params=10))
+    assert plan(layers, budget, ModelSize(fixed_flops=8)).total == 8 + 2 * 16
+
+
 def test_large_layers_go_by_eights_where_no_multiple_is_given():
     """As half-precision GPUs want it. Small layers, the paper's formula and tight budgets don't."""
     layers = layers_of((768, 768), (2304, 768), (64, 64), (3072, 768))
