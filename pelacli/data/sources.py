@@ -1,4 +1,4 @@
-"""Where images come from: raw (image, label or None) by index. Texts are in `pelacli.data.formats.text`.
+"""Where images come from: raw (image, label or None) by index. Texts: `pelacli.data.formats.text`.
 
 Formats are those the community has; what a folder or file may look like is told in
 `pelacli.data.dataset.open_dataset`. Every error is one line that names the file.

@@ -78,9 +78,9 @@ class LinearCalls(TorchFunctionMode):
             self._note(func, [*args, *kwargs.values()], result)
         return result
 
-    def _note(self, func: Any, given: list[Any], result: Tensor) -> None:
+    def _note(self, func: Any, arguments: list[Any], result: Tensor) -> None:
         name = getattr(func, "__name__", "")
-        for value in given if name != "__get__" else ():
+        for value in arguments if name != "__get__" else ():
             if isinstance(value, Tensor) and value is not result:
                 base = value._base
                 layer = self._layers.get(id(value)) or self._layers.get(id(base))

@@ -116,8 +116,8 @@ def product(up: Tensor, down: Tensor, *, training: bool) -> Tensor:
 def linear_arguments(args: Any, kwargs: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """(input, weight, bias) of a call of ``F.linear``, however they were passed."""
     names = ("input", "weight", "bias")
-    given = dict(zip(names, args, strict=False)) | kwargs
-    return given["input"], given["weight"], given.get("bias")
+    named = dict(zip(names, args, strict=False)) | kwargs
+    return named["input"], named["weight"], named.get("bias")
 
 
 def _dense(value: Any) -> Any:

@@ -13,7 +13,7 @@ from pelacli.lowrank.padding import padding_mask, unpadded
 from pelacli.system import processes
 from pelacli.system.devices import move_batch
 
-_PART = 512  # rows
+_ROWS_AT_ONCE = 512
 
 
 @torch.no_grad()
@@ -39,43 +39,21 @@ def agreement(
         ``same_class``, where the dense model `chooses_classes`: percent of samples (of a map's
         pixels) with the same first choice. Empty where the outputs are of different kinds.
     """
-    samples = cosine = same = places = error = 0.0
-    total = square = None
+    sums = _Sums()
     choices = False
     for batch in batches:
         inputs = move_batch(batch["inputs"], device)
         mask = padding_mask(inputs)
-        whole = predict(model, inputs), predict(dense, inputs)
-        ours, theirs = (unpadded(output, mask) for output in whole)
-        if ours.shape != theirs.shape:
+        ours, theirs = predict(model, inputs), predict(dense, inputs)
+        choices = chooses_classes(theirs, mask, classes)
+        rows, dense_rows = unpadded(ours, mask), unpadded(theirs, mask)
+        if rows.shape != dense_rows.shape:
             return {}
-        choices = chooses_classes(whole[1], mask, classes)
         # In parts: a vocabulary for every token of a batch is large in double precision.
-        for y, z in zip(torch.split(ours, _PART), torch.split(theirs, _PART), strict=True):
-            if choices:
-                alike = y.argmax(1) == z.argmax(1)
-                same, places = same + int(alike.sum()), places + alike.numel()
-            if y.device.type == "mps":  # which has no double precision
-                y, z = y.cpu(), z.cpu()
-            y, z = y.flatten(1).double(), z.flatten(1).double()
-            samples += len(y)
-            cosine += float(F.cosine_similarity(y, z).sum())
-            error += float((y - z).square().sum())
-            total = z.sum(0) if total is None else total + z.sum(0)
-            square = z.square().sum() if square is None else square + z.square().sum()
-    if total is None or square is None:
-        return {}
-    # Each process has seen its share of the samples.
-    sums = torch.stack([total.new_tensor(v) for v in (samples, cosine, same, places, error)])
-    sums, total, square = (processes.total(t) for t in (sums, total, square))
-    samples, cosine, same, places, error = sums.tolist()
-    variance = float(square - total.square().sum() / samples)
-    found = {"cosine": cosine / samples}
-    if samples > 1 and variance > 0:
-        found["relative_error"] = error / variance
-    if choices:
-        found["same_class"] = 100 * same / places
-    return found
+        parts = (torch.split(t, _ROWS_AT_ONCE) for t in (rows, dense_rows))
+        for part, dense_part in zip(*parts, strict=True):
+            sums.add(part, dense_part, choices)
+    return sums.figures(choices)
 
 
 def chooses_classes(output: Tensor, mask: Tensor | None, classes: bool) -> bool:
@@ -83,8 +61,8 @@ def chooses_classes(output: Tensor, mask: Tensor | None, classes: bool) -> bool:
     models can be asked for the same choice.
 
     It is for one vector of logits a sample, for a map of them, and for one vector a token of a
-    text, a choice of words among them. It is not for the queries of a detector, for embeddings,
-    nor for a single number, which is always the largest.
+    text, which chooses a word. It is not for the queries of a detector, for embeddings, nor for a
+    single number, which is always the largest.
 
     Args:
         output: of the dense model for a batch, [B, D], [B, D, height, width], [B, N, D] or else.
@@ -95,3 +73,45 @@ def chooses_classes(output: Tensor, mask: Tensor | None, classes: bool) -> bool:
     if mask is not None and output.shape[:-1] == mask.shape:
         return output.shape[-1] > 1
     return classes and output.ndim in (2, 4) and output.shape[1] > 1
+
+
+class _Sums:
+    """Running sums over the samples, in double precision."""
+
+    def __init__(self) -> None:
+        self.samples = self.cosine = self.error = 0.0
+        self.same_choices = self.all_choices = 0.0
+        self.output: Tensor | None = None  # Σ y of the dense model, [D]
+        self.square: Tensor | None = None  # Σ‖y‖² of the dense model
+
+    def add(self, rows: Tensor, dense_rows: Tensor, choices: bool) -> None:
+        """Outputs of both models, [B, ...]."""
+        if choices:
+            same = rows.argmax(1) == dense_rows.argmax(1)
+            self.same_choices += int(same.sum())
+            self.all_choices += same.numel()
+        if rows.device.type == "mps":  # which has no double precision
+            rows, dense_rows = rows.cpu(), dense_rows.cpu()
+        y, z = rows.flatten(1).double(), dense_rows.flatten(1).double()
+        self.samples += len(y)
+        self.cosine += float(F.cosine_similarity(y, z).sum())
+        self.error += float((y - z).square().sum())
+        self.output = z.sum(0) if self.output is None else self.output + z.sum(0)
+        square = z.square().sum()
+        self.square = square if self.square is None else self.square + square
+
+    def figures(self, choices: bool) -> dict[str, float]:
+        """The figures over the samples of all processes; empty where there were no samples."""
+        if self.output is None or self.square is None:
+            return {}
+        counts = (self.samples, self.cosine, self.same_choices, self.all_choices, self.error)
+        sums = torch.stack([self.output.new_tensor(count) for count in counts])
+        sums, output, square = (processes.total(t) for t in (sums, self.output, self.square))
+        samples, cosine, same_choices, all_choices, error = sums.tolist()
+        variance = float(square - output.square().sum() / samples)
+        figures = {"cosine": cosine / samples}
+        if samples > 1 and variance > 0:
+            figures["relative_error"] = error / variance
+        if choices:
+            figures["same_class"] = 100 * same_choices / all_choices
+        return figures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,55 +11,82 @@ import torch
 from pelacli import console
 from pelacli.data.loader import Loader, loader
 from pelacli.errors import RequestError
-from pelacli.models import heads, inputs
+from pelacli.models import heads
+from pelacli.models.inputs import TextInput
 from pelacli.models.opened import OpenModel
 from pelacli.recipe.schema import Data
 from pelacli.tasks import base, registry
 
 
-def samples(
+@dataclass(frozen=True)
+class EvaluationData:
+    """What a model is judged on.
+
+    Attributes:
+        samples: batches of the split.
+        task: what the model is judged by.
+        labelled: whether the samples have labels that fit the model. Without them there are no
+            metrics of the task, and only agreement with another model can be measured.
+    """
+
+    samples: Loader
+    task: base.Base
+    labelled: bool
+
+    @property
+    def main_metric(self) -> str | None:
+        """Name of the task's main metric; None where it has none or there are no labels."""
+        return self.task.MAIN if self.labelled else None
+
+
+def open_data(
     opened: OpenModel,
     data: Data,
     task: str | None = None,
+    task_args: Mapping[str, Any] | None = None,
+    *,
     split: str | None = None,
     batch_size: int | None = None,
-    task_args: Mapping[str, Any] | None = None,
-) -> tuple[Loader, base.Base, bool]:
-    """The samples, the task, and whether the samples have labels that fit the model.
+) -> EvaluationData:
+    """Open the data that a model is judged on.
 
     Args:
         task: its name; None takes classification, of images or of texts, where there are labels
             for it.
+        task_args: the task's settings.
+        split, batch_size: in place of the data's own.
+
+    Raises:
+        RequestError: the data can't be opened, or the model gives no output for the task.
     """
     classes = heads.num_classes(opened)
-    kind = "text" if isinstance(opened.inputs, inputs.TextInput) else "image"
-    chosen = registry.get(
-        task or (f"{kind}-classification" if classes else "unlabelled"), task_args
-    )
-    dataset = chosen.open(data, split or data.val, inputs=opened.inputs)
-    labelled = chosen.LABELLED and dataset.labelled
-    if labelled and not chosen.fits(opened):
+    if task is None:
+        kind = "text" if isinstance(opened.inputs, TextInput) else "image"
+        task = f"{kind}-classification" if classes else "unlabelled"
+    judged_by = registry.get(task, task_args)
+    dataset = judged_by.open(data, split or data.val, inputs=opened.inputs)
+    labelled = judged_by.LABELLED and dataset.labelled
+    if labelled and not judged_by.fits(opened):
         raise RequestError(
             f"{opened.ref}: gives no output that task {task!r} could judge; `pela finetune` builds "
             "what the task needs around it"
         )
-    if chosen.LABELLED and not labelled:
-        dataset = chosen.open(data, split or data.val, inputs=opened.inputs, unlabelled=True)
-    size = batch_size or data.batch_size
-    wanted = classes if labelled else None
-    return (
-        loader(dataset, batch_size=size, workers=data.workers, num_classes=wanted),
-        chosen,
-        labelled,
+    if judged_by.LABELLED and not labelled:
+        dataset = judged_by.open(data, split or data.val, inputs=opened.inputs, unlabelled=True)
+    samples = loader(
+        dataset,
+        batch_size=batch_size or data.batch_size,
+        workers=data.workers,
+        num_classes=classes if labelled else None,
     )
+    return EvaluationData(samples, judged_by, labelled)
 
 
-def measure(
-    opened: OpenModel, samples: Loader, task: base.Base, labelled: bool, place: torch.device
-) -> dict[str, float]:
+def measure(opened: OpenModel, data: EvaluationData, device: torch.device) -> dict[str, float]:
     """The task's metrics; empty where there are no labels. The model moves to the device."""
-    if not labelled:
+    if not data.labelled:
         return {}
-    opened.module.to(place)
+    opened.module.to(device)
     with console.progress(f"evaluating {opened.ref}"):
-        return base.evaluate(opened.module, samples, task, place, heads.num_classes(opened))
+        classes = heads.num_classes(opened)
+        return base.evaluate(opened.module, data.samples, data.task, device, classes)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +12,11 @@ from pelacli.errors import RequestError
 from pelacli.lowrank.calls import evaluating
 from pelacli.lowrank.padding import padding_mask
 from pelacli.measure.agreement import agreement, chooses_classes
-from pelacli.measure.evaluation import measure, samples
+from pelacli.measure.evaluation import EvaluationData, measure
 from pelacli.models import heads
 from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
-from pelacli.recipe.schema import Data
 from pelacli.system import devices
-from pelacli.system.devices import select
 
 
 class Judge:
@@ -31,40 +28,52 @@ class Judge:
 
     Args:
         opened: the dense model; `score` measures its module as it is then.
+        device: where the model runs. It is on the CPU afterwards, where the rank engine works.
 
     Attributes:
         metric: name of the figure: the task's, "same_class" or "cosine".
 
     Raises:
-        RequestError: the samples can't be opened, the task has no metric, or there are no labels
-            and the model gives a single number for a sample.
+        RequestError: the task has no metric, or there are no labels and the model gives a single
+            number for a sample.
     """
 
-    def __init__(
-        self,
-        opened: OpenModel,
-        data: Data,
-        task: str | None,
-        split: str | None,
-        device: str,
-        task_args: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.samples, self._task, self._labelled = samples(
-            opened, data, task, split, task_args=task_args
-        )
-        self._opened, self._place = opened, select(device)
+    def __init__(self, opened: OpenModel, data: EvaluationData, device: torch.device) -> None:
+        self._opened, self._data, self._device = opened, data, device
         self._dense: list[Tensor] = []
         self._classes = heads.num_classes(opened) is not None
-        if not self._labelled:
-            self.metric = self._agreement_metric()
-        elif self._task.MAIN is None:
-            raise RequestError(f"--max-drop: task {task!r} has no metric; name another")
-        else:
-            self.metric = self._task.MAIN
+        self.metric = self._task_metric() if data.labelled else self._agreement_metric()
+
+    def score(self) -> float:
+        """The figure of the model as it is now; at first, of the dense model."""
+        if not self._data.labelled and not self._dense:
+            self._dense = self._outputs(self._data.samples)
+            return 100.0
+        module = self._opened.module.to(self._device)
+        try:
+            if self._data.labelled:
+                return measure(self._opened, self._data, self._device)[self.metric]
+            with evaluating(module):
+                figures = agreement(
+                    module,
+                    _Recording(self._dense, self._device),
+                    self._data.samples,
+                    predict,
+                    classes=self._classes,
+                    device=self._device,
+                )
+            return figures[self.metric] * (100 if self.metric == "cosine" else 1)
+        finally:
+            module.to("cpu")
+
+    def _task_metric(self) -> str:
+        if self._data.task.MAIN is None:
+            raise RequestError("--max-drop: the task has no metric; name another with --task")
+        return self._data.task.MAIN
 
     def _agreement_metric(self) -> str:
         """What two models' outputs are compared by, as the dense model's first batch shows."""
-        batch = next(iter(self.samples))
+        batch = next(iter(self._data.samples))
         (output,) = self._outputs([batch])
         if output[0].numel() == 1:
             raise RequestError(
@@ -76,41 +85,14 @@ class Judge:
 
     @torch.no_grad()
     def _outputs(self, batches: Iterable[Batch]) -> list[Tensor]:
-        """The model's main output for each batch; they and the model are on the CPU then."""
-        module = self._opened.module.to(self._place)
+        """The model's main output for each batch, on the CPU."""
+        module = self._opened.module.to(self._device)
         try:
             with evaluating(module):
                 return [
-                    predict(module, devices.move_batch(batch["inputs"], self._place)).cpu()
+                    predict(module, devices.move_batch(batch["inputs"], self._device)).cpu()
                     for batch in batches
                 ]
-        finally:
-            module.to("cpu")
-
-    def score(self) -> float:
-        """The figure of the model as it is now; at first, of the dense model.
-
-        The module comes back to the CPU, where the rank engine works.
-        """
-        if not self._labelled and not self._dense:
-            self._dense = self._outputs(self.samples)
-            return 100.0
-        module = self._opened.module.to(self._place)
-        try:
-            if self._labelled:
-                return measure(self._opened, self.samples, self._task, True, self._place)[
-                    self.metric
-                ]
-            with evaluating(module):
-                found = agreement(
-                    module,
-                    _Recording(self._dense, self._place),
-                    self.samples,
-                    predict,
-                    classes=self._classes,
-                    device=self._place,
-                )
-            return found[self.metric] * (100 if self.metric == "cosine" else 1)
         finally:
             module.to("cpu")
 
@@ -118,9 +100,9 @@ class Judge:
 class _Recording(nn.Module):
     """Gives the outputs of a model again, batch by batch in the same order."""
 
-    def __init__(self, outputs: list[Tensor], place: torch.device) -> None:
+    def __init__(self, outputs: list[Tensor], device: torch.device) -> None:
         super().__init__()
-        self._outputs, self._place = iter(outputs), place
+        self._outputs, self._device = iter(outputs), device
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return next(self._outputs).to(self._place)
+    def forward(self, *args: object, **kwargs: object) -> Tensor:
+        return next(self._outputs).to(self._device)

@@ -24,8 +24,8 @@ def side_by_side(
 ) -> list[float]:
     """Median milliseconds of one forward pass of each module over the same batch.
 
-    The modules take turns, so that a machine that slows down slows all of them; they run for
-    about ``seconds`` each, and at least five times, after a warm-up.
+    The modules take turns, so that a machine that slows down slows all of them. After a warm-up
+    each runs for about ``seconds``, and at least five times.
     """
     inputs = move_batch(inputs, device)
     waits = torch.device(device).type != "cpu"
@@ -45,6 +45,6 @@ def side_by_side(
     times: list[list[float]] = [[] for _ in modules]
     end = time.perf_counter() + seconds * len(modules)
     while len(times[0]) < 5 or (time.perf_counter() < end and len(times[0]) < 500):
-        for module, found in zip(modules, times, strict=True):
-            found.append(once(module))
-    return [statistics.median(found) for found in times]
+        for module, passes in zip(modules, times, strict=True):
+            passes.append(once(module))
+    return [statistics.median(passes) for passes in times]

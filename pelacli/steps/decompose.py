@@ -22,6 +22,7 @@ from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.replace import Factors
 from pelacli.manifest import lookup, versions
 from pelacli.manifest.document import Manifest, StepRecord
+from pelacli.measure.evaluation import open_data
 from pelacli.measure.flops import Cost
 from pelacli.measure.judge import Judge
 from pelacli.models import prediction
@@ -38,6 +39,7 @@ from pelacli.recipe.schema import Decompose
 from pelacli.recipe.step import Calibration, Step
 from pelacli.steps import quality
 from pelacli.steps.quality import Walk
+from pelacli.system import devices
 from pelacli.tasks import registry
 
 
@@ -164,10 +166,10 @@ def run(step: Step[Decompose], *, dry_run: bool = False, side: Path | None = Non
 def judge_of(opened: OpenModel, step: Step[Decompose]) -> Judge:
     """What the drop is measured by: the section's own samples and task, or the recipe's."""
     assert step.data is not None  # the recipe's validation has seen to it
-    split, task = step.settings.split, step.task
-    if task.is_default:  # it fits images alone, so the model decides
-        return Judge(opened, step.data, None, split, step.device)
-    return Judge(opened, step.data, task.name, split, step.device, task.settings)
+    # A task that nobody has named fits images alone, so the model decides.
+    task = None if step.task.is_default else step.task.name
+    data = open_data(opened, step.data, task, step.task.settings, split=step.settings.split)
+    return Judge(opened, data, devices.select(step.device))
 
 
 def at_ratio(section: Decompose, ratio: Fraction) -> Decompose:

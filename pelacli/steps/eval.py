@@ -10,18 +10,17 @@ import torch
 
 from pelacli import console
 from pelacli.artefact import description, loading
-from pelacli.data.loader import Loader
 from pelacli.errors import GateError, RequestError
 from pelacli.lowrank import find
 from pelacli.manifest import lookup
-from pelacli.measure import evaluation, latency
+from pelacli.measure import latency
 from pelacli.measure.agreement import agreement
+from pelacli.measure.evaluation import EvaluationData, measure, open_data
 from pelacli.models import examples, heads
 from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
 from pelacli.recipe.evaluation import Evaluation, NamedModel
 from pelacli.system import devices
-from pelacli.tasks.base import Base
 
 _SECONDS = 2.0  # of timing, per model
 
@@ -66,7 +65,7 @@ def run(request: Evaluation) -> Evaluated:
     model = _open(request.model)
     dense = None if request.baseline is None else _open(request.baseline)
     test_data = _test_data(model.opened, request)
-    metrics = {} if test_data is None else _metrics(model.opened, test_data, device)
+    metrics = {} if test_data is None else measure(model.opened, test_data, device)
     comparison = None
     if dense is not None and test_data is not None:
         comparison = _compare(model.opened, dense.opened, test_data, device)
@@ -133,31 +132,17 @@ def _open(named: NamedModel) -> _Model:
     return _Model(named.ref, opened, manifest.params.after, flops)
 
 
-@dataclass(frozen=True)
-class _TestData:
-    """The samples, the task that they are for, and whether their labels fit the model."""
-
-    samples: Loader
-    task: Base
-    labelled: bool
-
-    @property
-    def main_metric(self) -> str | None:
-        """Name of the task's main metric; None where it can't be measured."""
-        return self.task.MAIN if self.labelled else None
-
-
-def _test_data(opened: OpenModel, request: Evaluation) -> _TestData | None:
+def _test_data(opened: OpenModel, request: Evaluation) -> EvaluationData | None:
     if request.data is None:
         return None
-    samples, task, labelled = evaluation.samples(
-        opened, request.data, request.task, request.split, request.batch_size, request.task_args
+    return open_data(
+        opened,
+        request.data,
+        request.task,
+        request.task_args,
+        split=request.split,
+        batch_size=request.batch_size,
     )
-    return _TestData(samples, task, labelled)
-
-
-def _metrics(opened: OpenModel, data: _TestData, device: torch.device) -> dict[str, float]:
-    return evaluation.measure(opened, data.samples, data.task, data.labelled, device)
 
 
 @dataclass(frozen=True)
@@ -176,7 +161,7 @@ class _Comparison:
 
 
 def _compare(
-    opened: OpenModel, dense: OpenModel, data: _TestData, device: torch.device
+    opened: OpenModel, dense: OpenModel, data: EvaluationData, device: torch.device
 ) -> _Comparison:
     same_task = data.task.fits(dense) == data.task.fits(opened)
     if not same_task:
@@ -185,7 +170,7 @@ def _compare(
     if heads.num_classes(dense) != classes:
         return _Comparison(same_task, {}, {})
     try:
-        metrics = _metrics(dense, replace(data, task=data.task.without_files()), device)
+        metrics = measure(dense, replace(data, task=data.task.without_files()), device)
     except RequestError as error:
         console.warn(f"{dense.ref}: has no figures to compare with: {error}")
         metrics = {}
@@ -217,7 +202,9 @@ def _with_baseline(
     return replace(evaluated, baseline=baseline, agreement=comparison.agreement, drop=drop)
 
 
-def _time(models: Sequence[OpenModel], data: _TestData | None, device: torch.device) -> list[float]:
+def _time(
+    models: Sequence[OpenModel], data: EvaluationData | None, device: torch.device
+) -> list[float]:
     """Milliseconds of a forward pass of each model over one batch."""
     batch = examples.example(models[0]) if data is None else next(iter(data.samples))["inputs"]
     modules = [opened.module for opened in models]

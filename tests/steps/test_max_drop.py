@@ -20,6 +20,7 @@ from pelacli.errors import RequestError
 from pelacli.lowrank import replace
 from pelacli.manifest import document as manifest_document
 from pelacli.measure.agreement import agreement
+from pelacli.measure.evaluation import open_data
 from pelacli.measure.judge import Judge
 from pelacli.models import heads, opening, prediction, wrapping
 from pelacli.recipe.schema import Data, Recipe
@@ -32,6 +33,7 @@ DIGITS = (
     f"model_args = {{ {', '.join(f'{k} = {v}' for k, v in ARGS.items())} }}\nnum_classes = 10\n"
 )
 DATA = '[data]\ndataset = "digits"\n'
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="session")
@@ -169,11 +171,12 @@ def test_without_classes_the_cosine_counts(images):
     torch.manual_seed(0)
     opened = wrapping.wrap(timm.create_model("vit_tiny_patch16_224", num_classes=0, **ARGS).eval())
     data = Data(dataset=images, batch_size=16)  # three batches, the last one smaller
-    judge = Judge(opened, data, "unlabelled", None, "cpu")
+    data = open_data(opened, data, "unlabelled")
+    judge = Judge(opened, data, CPU)
     assert judge.metric == "cosine"
     assert judge.score() == 100
     assert judge.score() == pytest.approx(100)
-    samples = torch.cat([batch["inputs"] for batch in judge.samples])
+    samples = torch.cat([batch["inputs"] for batch in data.samples])
     with torch.no_grad():
         before = opened.module(samples)
         opened.module.blocks[0].mlp.fc1.weight.mul_(30)
@@ -244,7 +247,8 @@ def test_the_figure_is_named_before_the_first_score_and_keeps_its_name(here, ima
         opened, dataset = opening.open(str(here / "m")), str(here / "texts.txt")
         texts = [row["text"] for row in generated_text.labelled(20, 0)]
         (here / "texts.txt").write_text("\n".join(texts))
-    judge = Judge(opened, Data(dataset=dataset, batch_size=2), "unlabelled", None, "cpu")
+    data = open_data(opened, Data(dataset=dataset, batch_size=2), "unlabelled")
+    judge = Judge(opened, data, CPU)
     assert judge.metric == metric
     assert judge.score() == 100
     dense = copy.deepcopy(opened.module)
@@ -252,7 +256,7 @@ def test_the_figure_is_named_before_the_first_score_and_keeps_its_name(here, ima
         for parameter in opened.module.parameters():
             parameter.add_(torch.randn_like(parameter) * parameter.abs().mean() * 3)
     agreed = agreement(
-        opened.module, dense, judge.samples, prediction.predict,
+        opened.module, dense, data.samples, prediction.predict,
         classes=heads.num_classes(opened) is not None,
     )  # fmt: skip
     assert ("same_class" in agreed) == (metric == "same_class")
@@ -269,7 +273,7 @@ def test_one_number_a_sample_has_no_class_to_agree_on(here):
     (here / "texts.txt").write_text("w1 w2 k3\nw4\nk5 w6\n")
     data = Data(dataset=str(here / "texts.txt"), batch_size=2)
     with pytest.raises(RequestError, match=r"--max-drop: .* gives one number a sample"):
-        Judge(opened, data, "unlabelled", None, "cpu")
+        Judge(opened, open_data(opened, data, "unlabelled"), CPU)
     other = copy.deepcopy(opened.module)
     texts = open_dataset(data.dataset, "train", inputs=opened.inputs)
     agreed = agreement(

@@ -19,6 +19,7 @@ from pelacli.errors import RequestError
 from pelacli.lowrank import find
 from pelacli.manifest import document as manifest_document
 from pelacli.measure.agreement import agreement
+from pelacli.measure.evaluation import measure, open_data
 from pelacli.models import opening
 from pelacli.recipe import reading, schema
 from pelacli.recipe.schema import Recipe
@@ -151,15 +152,10 @@ def spec_of(shapes: Path, output: Path, **changed) -> Recipe:
 
 
 def score(spec: Recipe, path: Path) -> dict[str, float]:
-    from pelacli.measure.evaluation import measure, samples
-    from pelacli.system.devices import select
-
-    found = loading.load(path).opened
-    loader, chosen, labelled = samples(
-        found, spec.finetune.data or spec.data, *schema.task_of(spec, spec.finetune)[:1],
-        task_args=schema.task_of(spec, spec.finetune)[1],
-    )  # fmt: skip
-    return measure(found, loader, chosen, labelled, select("cpu"))
+    opened = loading.load(path).opened
+    task, settings = schema.task_of(spec, spec.finetune)
+    data = open_data(opened, spec.finetune.data or spec.data, task, settings)
+    return measure(opened, data, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
