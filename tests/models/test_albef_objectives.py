@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
-import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from albef_tiny import batch, pairs, tiny
+from launched import by_torchrun
 
 from pelacli.errors import RequestError
 from pelacli.lowrank import find, replace
 from pelacli.models.albef import momentum, objectives
 from pelacli.models.albef.network import head_names
+from pelacli.system import processes
 
 
 def low_rank(network, rank=6):
@@ -350,28 +354,32 @@ def test_downstream_objectives_are_learned_by_heart(variant):
 # Two processes ------------------------------------------------------------------------------------
 
 
-def _half(rank, port, queue):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+def remembered(rank):
+    """(features, ids) in the queue of a process that has seen its half of four pairs."""
     network, data = tiny().train(), batch(4)
     mine = slice(2 * rank, 2 * rank + 2)
     data = {"inputs": {k: v[mine] for k, v in data["inputs"].items()}, "ids": torch.arange(4)[mine]}
     slow = momentum.attach(network, queue=6)
     losses(network, data)
-    queue.put((rank, slow.images.tolist(), slow.ids.tolist()))
-    torch.distributed.destroy_process_group()
+    return slow.images.tolist(), slow.ids.tolist()
 
 
-def test_all_processes_remember_all_pairs():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_half, (port, queue), nprocs=2)
-    (_, images, ids), (_, others, other_ids) = sorted(queue.get() for _ in range(2))
+def test_all_processes_remember_all_pairs(tmp_path):
+    launch, environment = by_torchrun(__file__, tmp_path, 2, OMP_NUM_THREADS="1")
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (images, ids), (others, other_ids) = (
+        json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)
+    )
     assert images == others
     assert ids == other_ids == [0, 1, 2, 3, momentum.NO_ID, momentum.NO_ID]
     network = tiny().eval()
     expected = network.image_features(network.embed_images(batch(4)["inputs"]["pixel_values"]))
     assert torch.allclose(torch.tensor(images)[:4], expected, atol=1e-5)
+
+
+if __name__ == "__main__":
+    state = processes.join("cpu")
+    rank = state.process_index
+    (Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps(remembered(rank)))
+    state.wait_for_everyone()

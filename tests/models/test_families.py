@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-from fractions import Fraction
-
 import pytest
-import torch
-from torch import Tensor
+from families import BERT, check_compression, with_larger_weights
 
-from pelacli.artefact import description, loading, saving
-from pelacli.factorize import engine
-from pelacli.lowrank import find, replace
-from pelacli.models import examples, opening, prediction
-from pelacli.ranks import planner
-from pelacli.ranks.budget import Budget
-from pelacli.ranks.size import ModelSize
+from pelacli.models import opening
 
-BERT = {
-    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "intermediate_size": 128, "vocab_size": 200,
-}  # fmt: skip
 # DistilBERT, GPT-2 and CLIP have words of their own for the same things.
 DISTIL = {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128, "vocab_size": 200}
 GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 200}
@@ -55,74 +41,7 @@ FAMILIES = [
 ]
 
 
-def opened(name, args):
-    model = opening.open(name, weights="random", model_args=args)
-    generator = torch.Generator().manual_seed(1)
-    # Fresh models are almost constant functions; larger weights make their layers count.
-    for parameter in model.module.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data.add_(0.1 * noise if parameter.ndim < 2 else 0.03 * noise)
-    return model
-
-
-def sample(model):
-    batch = examples.example(model)
-    generator = torch.Generator().manual_seed(2)
-
-    def fill(name: str, value: Tensor) -> Tensor:
-        if value.is_floating_point():
-            return torch.randn(value.shape, generator=generator)
-        if name.endswith("input_ids"):
-            ids = torch.randint(1, 190, value.shape, generator=generator)
-            ids[:, -1] = value[:, -1]  # what models that pool at the last token look for
-            return ids
-        return value
-
-    if isinstance(batch, Tensor):
-        return fill("", batch)
-    return {name: fill(name, value) for name, value in batch.items()}
-
-
-def output(module, batch):
-    with torch.no_grad():
-        return prediction.predict(module, batch)
-
-
 @pytest.mark.parametrize(("name", "args"), FAMILIES, ids=[name for name, _ in FAMILIES])
-def test_family(name, args, tmp_path):
-    model = opened(name, args)
-    batch = sample(model)
-    dense = output(model.module, batch)
-    layers = find.find_layers(model.module, head=model.head)
-    free = [layer for layer in layers if layer.reason is None]
-    assert len(free) >= 4
-    spent = description.cost(model, layers)
-    assert spent is not None
-    cuts = engine.solve(free, {}, keep=engine.Keep.ALL)
-    spectra = engine.spectra(free, cuts, {})
-    fixed = find.fixed_params(model.module, free)
-
-    def cut(**how):
-        plan = planner.plan(spectra, Budget(**how), ModelSize(fixed_params=fixed))
-        small = copy.copy(model)
-        small.module = copy.deepcopy(model.module)
-        replace.replace(small.module, engine.factors(free, cuts, {}, plan))
-        return small, description.describe(model, layers, spent, plan)
-
-    full = {layer.name: "full" for layer in free}
-    whole, _ = cut(policy="threshold", threshold=1.0, ratio=None, pins=full)
-    assert len(find.low_rank_layers(whole.module)) == len(free)
-    assert torch.allclose(output(whole.module, batch), dense, atol=1e-4)
-
-    small, described = cut(policy="energy", ratio=Fraction("0.6"), scope="layers")
-    assert sum(p.numel() for p in small.module.parameters()) == described.params.after
-    again = description.cost(small, [])
-    assert again is not None
-    assert again.total == described.flops.after < described.flops.before
-    expected = output(small.module, batch)
-    assert not torch.allclose(expected, dense, atol=1e-4)  # or all of this would show nothing
-    saving.save(small, described, tmp_path / "artefact")
-    back = loading.load(tmp_path / "artefact")
-    assert torch.equal(output(back.module, batch), expected)
-    assert back.manifest == described
-    assert back.opened.inputs == model.inputs
+def test_full_rank_equals_dense_and_artefacts_reload(name, args, tmp_path):
+    model = opening.open(name, weights="random", model_args=args)
+    check_compression(with_larger_weights(model), tmp_path)

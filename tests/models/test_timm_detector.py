@@ -17,7 +17,7 @@ import transformers as T
 from accelerate import init_empty_weights
 from backbones import Moved, counted, images
 from paper_recipes import RECIPES, cut
-from test_detection import DETR, batch_of, data
+from tiny_detectors import DETR, detection_batch, detection_data
 
 import pelacli
 from pelacli.artefact import changes, description, loading, saving
@@ -83,7 +83,7 @@ def test_a_low_rank_backbone_stays_low_rank(name, drawn, tmp_path):
     source = loading.load(tmp_path / "classifier")
     moved = Moved(source)
     task = registry.get("detection", {"queries": 5, "detector_args": ARGS})
-    dataset = task.open(data(drawn, 64), "train", inputs=source.opened.inputs)
+    dataset = task.open(detection_data(drawn, 64), "train", inputs=source.opened.inputs)
     fitted = task.fit(source.opened, dataset, None, seed=0)
     assert type(fitted.module).__name__ == "DetrForObjectDetection"
     described = moved.check(fitted, whole=around(opened(name)))
@@ -96,7 +96,7 @@ def test_a_low_rank_backbone_stays_low_rank(name, drawn, tmp_path):
     assert fitted.inputs.size == (3, 64, 64)
     assert fitted.inputs.labels == ("square", "disc")
     assert (fitted.inputs.mean, fitted.inputs.std) == (found.inputs.mean, found.inputs.std)
-    batch = batch_of(drawn, again.opened, side=None)
+    batch = detection_batch(drawn, again.opened, side=None)
     assert batch["inputs"]["pixel_values"].shape == (4, 3, 64, 64)
     with torch.no_grad():
         want, got = (m.eval()(**batch["inputs"]) for m in (fitted.module, again.module))
@@ -219,15 +219,15 @@ def test_images_are_squares_of_one_size(drawn):
     found = opened(SWIN)
     task = registry.get("detection", {"detector_args": ARGS})
     for side, size in ((None, 64), (96, 96)):
-        dataset = task.open(data(drawn, side), "train", inputs=found.inputs)
+        dataset = task.open(detection_data(drawn, side), "train", inputs=found.inputs)
         assert dataset[0]["inputs"].shape == (3, size, size)
         fitted = task.fit(opened(SWIN), dataset, None, 0)
         assert fitted.inputs.size == (3, size, size)
-        batch = batch_of(drawn, fitted, side=None)
+        batch = detection_batch(drawn, fitted, side=None)
         assert batch["inputs"]["pixel_values"].shape == (4, 3, size, size)
         assert batch["inputs"]["pixel_mask"].all()
     with pytest.raises(RequestError, match=r"images of 64×64 px, .* built for 96×96: set data\."):
-        task.forward(fitted.module, batch_of(drawn, fitted, side=64))
+        task.forward(fitted.module, detection_batch(drawn, fitted, side=64))
 
 
 def test_what_has_no_place_in_a_detector_is_refused(drawn):
@@ -343,7 +343,7 @@ def test_it_is_healed_with_and_without_labels(name, drawn):
     teacher, student = around(opened(name)), around(opened(name))
     pelacli.decompose(student.module, ratio=0.6, scope="layers", policy="uniform")
     task = registry.get("detection")
-    batch = batch_of(drawn, student, side=None)
+    batch = detection_batch(drawn, student, side=None)
     settings = Pretrain(loss={"task": 1.0, "feature": 1.0, "logits": 1.0, "perturbation": 0.1})
     for labelled, names in ((True, {"class", "box", "giou"}), (False, set())):
         stage = healing.Stage(settings, student, teacher, task, labelled)

@@ -1,10 +1,11 @@
-"""A detector's losses over two processes are those of one at the same batch."""
+"""Detection over two processes: losses and average precision are those of one."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from launched import by_torchrun
 
 from pelacli.models.hf import detectors
 from pelacli.system import processes
+from pelacli.tasks.common.average_precision import AveragePrecision
 
 COUNTS = (1, 4, 2, 5)  # objects in each image
 
@@ -36,19 +38,57 @@ def parts(rank: int, world: int) -> dict[str, float]:
     return {name: float(value.detach()) for name, value in found["loss_dict"].items()}
 
 
-def test_boxes_count_as_they_do_for_one_process(tmp_path):
-    launch, environment = by_torchrun(__file__, tmp_path, 2, OMP_NUM_THREADS="1")
+def detections_of(number):
+    """(detections, batch) of an image with one object; the error grows with its number."""
+    batch = {
+        "sizes": torch.tensor([[100, 100]]), "numbers": torch.tensor([number]),
+        "counts": torch.tensor([1]), "labels": torch.tensor([0]),
+        "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4]]), "crowd": torch.tensor([False]),
+        "area": torch.tensor([1600.0]),
+    }  # fmt: skip
+    detections = {
+        "boxes": torch.tensor([[30.0 + 4 * number, 30, 70, 70]]),
+        "scores": torch.tensor([0.5 + 0.1 * number]),
+        "labels": torch.tensor([0]),
+    }
+    return [detections], batch
+
+
+def precision(numbers: Iterable[int]) -> dict[str, float]:
+    metrics = AveragePrecision()
+    for number in numbers:
+        metrics.update(*detections_of(number))
+    return metrics.compute()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What each of two processes has computed."""
+    folder = tmp_path_factory.mktemp("two")
+    launch, environment = by_torchrun(__file__, folder, 2, OMP_NUM_THREADS="1")
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    two = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    one = parts(0, 1)
-    assert {"class", "box", "giou"} <= set(one)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_all_processes_get_the_figures_of_all_images(two):
+    figures = precision(range(3))
+    assert two[0]["figures"] == two[1]["figures"] == figures
+    assert 0 < figures["ap"] < 100
+
+
+def test_boxes_count_as_they_do_for_one_process(two):
+    alone = parts(0, 1)
+    assert {"class", "box", "giou"} <= set(alone)
     for name in ("box", "giou"):  # the classes' are weighted means over a process's own queries
-        assert (two[0][name] + two[1][name]) / 2 == pytest.approx(one[name], rel=1e-5)
+        mean = (two[0]["losses"][name] + two[1]["losses"][name]) / 2
+        assert mean == pytest.approx(alone[name], rel=1e-5)
 
 
 if __name__ == "__main__":
     state = processes.join("cpu")
     rank = state.process_index
-    (Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps(parts(rank, 2)))
+    # Two images for one process, one for the other.
+    result = {"losses": parts(rank, 2), "figures": precision(range(rank, 3, 2))}
+    (Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps(result))
     state.wait_for_everyone()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -139,7 +140,7 @@ def test_sigterm_to_a_process_leaves_a_checkpoint_that_continues_elsewhere(tmp_p
         import sys, time
         from pathlib import Path
         from types import SimpleNamespace
-        sys.path[:0] = {sys.path!r}
+        sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
         import test_loop as t
 
         def advance(n=1, **fields):
