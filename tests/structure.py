@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-Graph = Mapping[Path, frozenset[Path]]
+Graph = dict[Path, frozenset[Path]]
 
 
 def files(package: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from pelacli.models.outputs import main_output
+from pelacli.models.pairs.families import find_view
 
 
 def predict(module: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
@@ -24,9 +25,7 @@ def predict(module: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
         [B, ..., D], floating point.
     """
     if isinstance(inputs, Mapping) and "pixel_values" in inputs and "input_ids" in inputs:
-        from pelacli.models.pairs import view as pairs_view
-
-        view = pairs_view.find(module)
+        view = find_view(module)
         if view is not None:
             return view.output(inputs)
     result = module(**inputs) if isinstance(inputs, Mapping) else module(inputs)

@@ -19,7 +19,7 @@ from pelacli.data.formats import entailment
 from pelacli.data.formats.entailment import LABELS, Claim
 from pelacli.data.loader import Batch
 from pelacli.models.opened import OpenModel
-from pelacli.models.pairs import view as pairs_view
+from pelacli.models.pairs.families import view_of
 from pelacli.tasks.common.pairs import Entries, PairTask, both, fitted, stacked, together
 from pelacli.tasks.common.pictures import Look, mirrored
 from pelacli.tasks.image_classification import Accuracy
@@ -52,7 +52,7 @@ class Task(PairTask):
         return fitted(opened, self.KIND, seed, dataset, LABELS)
 
     def forward(self, module: nn.Module, batch: Batch) -> Mapping[str, Any]:
-        view = pairs_view.of(module)
+        view = view_of(module)
         return {"view": view, "logits": view.classify(batch["inputs"])}
 
     def loss(self, output: Any, batch: Batch) -> Tensor:

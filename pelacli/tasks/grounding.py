@@ -28,7 +28,7 @@ from pelacli.data.formats.referring import Box, Referring
 from pelacli.data.loader import Batch
 from pelacli.errors import RequestError
 from pelacli.lowrank.calls import evaluating
-from pelacli.models.pairs import view as pairs_view
+from pelacli.models.pairs.families import view_of
 from pelacli.recipe.fields import Text
 from pelacli.system import processes
 from pelacli.system.devices import move_batch
@@ -81,7 +81,7 @@ class Task(PairTask):
     ) -> dict[str, float]:
         """``accuracy`` over all expressions; ``val_d``, ``testA_d`` … of each part of the data, as
         far as the entries tell theirs."""
-        view = pairs_view.of(module)
+        view = view_of(module)
         counts: dict[str, list[int]] = {}
         with evaluating(module):
             for batch in loader:

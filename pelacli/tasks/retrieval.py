@@ -20,7 +20,7 @@ from pelacli.data.formats import captions
 from pelacli.data.formats.captions import Captioned
 from pelacli.data.loader import Batch
 from pelacli.lowrank.calls import evaluating
-from pelacli.models.pairs import view as pairs_view
+from pelacli.models.pairs.families import view_of
 from pelacli.system.devices import move_batch
 from pelacli.tasks.common import ranking
 from pelacli.tasks.common.pairs import Entries, PairTask, both, stacked, together
@@ -60,7 +60,7 @@ class Task(PairTask):
 
     def forward(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
         """Both sides of the pairs by themselves, and matched where the model matches."""
-        view, inputs = pairs_view.of(module), batch["inputs"]
+        view, inputs = view_of(module), batch["inputs"]
         images, texts = view.encode_images(inputs["pixel_values"]), view.encode_texts(inputs)
         found: dict[str, Any] = {"view": view, "images": images, "texts": texts}
         found["matched"] = view.match(images, texts) if view.matches else None
@@ -83,7 +83,7 @@ class Task(PairTask):
         """``text_r1``, ``text_r5``, ``text_r10``: percent of images of which a caption is among the
         first 1, 5, 10 of all captions of the split; ``image_r…``: of captions, whose image is among
         the first of all images; ``mean_r``, the mean of the six."""
-        view = pairs_view.of(module)
+        view = view_of(module)
         with evaluating(module):
             images, texts, numbers, text_of = [], [], [], []
             for batch in loader:

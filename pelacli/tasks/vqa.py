@@ -30,7 +30,7 @@ from pelacli.data.loader import Batch
 from pelacli.errors import RequestError
 from pelacli.lowrank.calls import evaluating
 from pelacli.models.opened import OpenModel
-from pelacli.models.pairs import view as pairs_view
+from pelacli.models.pairs.families import view_of
 from pelacli.recipe.fields import FilePath, Text
 from pelacli.system import files, processes
 from pelacli.system.devices import move_batch
@@ -78,7 +78,7 @@ class Task(PairTask):
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """A class for each answer, for a model that answers by classes and has no names of its
         own for them, or is given others."""
-        view = pairs_view.of(opened.module)
+        view = view_of(opened.module)
         names = questions.answer_list(self.answers) if self.answers else None
         named = view.answers == "classes" and not all(c.startswith("LABEL_") for c in view.classes)
         if names is None and view.answers != "words" and not named:
@@ -88,7 +88,7 @@ class Task(PairTask):
         return fitted(opened, self.KIND, seed, dataset, names)
 
     def forward(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
-        view, inputs = pairs_view.of(module), batch["inputs"]
+        view, inputs = view_of(module), batch["inputs"]
         if view.answers == "classes":
             return {"view": view, "logits": view.classify(inputs)}
         states, mask = view.read(inputs)
@@ -127,7 +127,7 @@ class Task(PairTask):
         num_classes: int | None,
     ) -> dict[str, float]:
         """``vqa_accuracy`` where there are answers; the file of results, if one is wanted."""
-        view = pairs_view.of(module)
+        view = view_of(module)
         words: TextInput = loader.dataset.collate.words  # type: ignore[attr-defined]
         given: list[dict[str, Any]] = []
         right, asked = 0.0, 0

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from pelacli.errors import RequestError
 from pelacli.models.blocks import blocks
-from pelacli.models.pairs import view
+from pelacli.models.pairs.families import find_view
 from pelacli.system.devices import move_module
 
 # (module, batch, share of the run that is over) → losses by name
@@ -92,7 +92,7 @@ def hold(
         raise RequestError(
             "launched with fsdp_offload_params: pela keeps the shards on the devices"
         )
-    if view.find(module) is not None:  # they are called in parts, which FSDP does not gather
+    if find_view(module) is not None:  # they are called in parts, which FSDP does not gather
         raise RequestError("launched with FSDP: models of images and texts train under DDP")
     if channels_last:
         raise RequestError("channels_last: FSDP cannot shard it; set it to false")

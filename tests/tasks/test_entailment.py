@@ -15,7 +15,7 @@ from pelacli.data.formats import entailment
 from pelacli.data.loader import loader
 from pelacli.errors import RequestError
 from pelacli.models import heads, opening
-from pelacli.models.pairs import view
+from pelacli.models.pairs.families import view_of
 from pelacli.recipe.schema import Augment, Data
 from pelacli.tasks import base, registry
 
@@ -63,7 +63,7 @@ def test_models_without_a_classifier_refuse(tmp_path):
     for kind in ("CLIPModel", "BlipForImageTextRetrieval"):
         model = opening.open(str(world.model(kind, tmp_path / kind)))
         with pytest.raises(RequestError, match=f"{kind}: this kind of model can't entailment"):
-            view.of(model.module).fit("entailment", classes=3)
+            view_of(model.module).fit("entailment", classes=3)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pelacli.artefact import loading
 from pelacli.data.loader import loader
 from pelacli.errors import RequestError
 from pelacli.models import opening
-from pelacli.models.pairs import view
+from pelacli.models.pairs.families import view_of
 from pelacli.recipe.schema import Augment, Data
 from pelacli.tasks import base, registry
 from pelacli.tasks import grounding as tasks_grounding
@@ -36,7 +36,7 @@ def test_blip_s_map_is_attention_times_what_the_match_feels_of_it(here):
     world.referring(here / "data", 4, name="val")
     model = opening.open(str(world.model("BlipForImageTextRetrieval", here / "m")))
     inputs = next(iter(batches(model, size=4)))["inputs"]
-    found = tasks_grounding.heatmaps(view.of(model.module), inputs, 1)
+    found = tasks_grounding.heatmaps(view_of(model.module), inputs, 1)
     assert found.shape == (4, 4, 4)
     module = model.module.text_encoder.encoder.layer[1].crossattention.self
     seen = {}
@@ -71,14 +71,14 @@ def test_maps_leave_gradients_and_frozen_weights_as_they_were(here):
     world.referring(here / "data", 2, name="val")
     model = opening.open(str(world.model("BlipForImageTextRetrieval", here / "m")))
     inputs = next(iter(batches(model, size=4)))["inputs"]
-    wanted = tasks_grounding.heatmaps(view.of(model.module), inputs, 1)
+    wanted = tasks_grounding.heatmaps(view_of(model.module), inputs, 1)
     model.module.requires_grad_(False)
     with torch.no_grad():
-        assert torch.equal(tasks_grounding.heatmaps(view.of(model.module), inputs, 1), wanted)
+        assert torch.equal(tasks_grounding.heatmaps(view_of(model.module), inputs, 1), wanted)
     assert all(p.grad is None for p in model.module.parameters())
     assert not inputs["pixel_values"].requires_grad
     with pytest.raises(RequestError, match="layer 2: has no cross-attention; choose one of 0 to 1"):
-        tasks_grounding.heatmaps(view.of(model.module), inputs, 2)
+        tasks_grounding.heatmaps(view_of(model.module), inputs, 2)
 
 
 def test_albef_s_maps_are_its_own(here):
@@ -87,10 +87,10 @@ def test_albef_s_maps_are_its_own(here):
     world.referring(here / "data", 2, name="val")
     model = opening.open(str(world.albef(here / "m", "retrieval")))
     inputs = next(iter(batches(model, size=4)))["inputs"]
-    found = tasks_grounding.heatmaps(view.of(model.module), inputs, 3)
+    found = tasks_grounding.heatmaps(view_of(model.module), inputs, 3)
     assert torch.allclose(found, grounding.heatmaps(model.module, **inputs, layer=3), atol=1e-6)
     with pytest.raises(RequestError, match="layer 1: has no cross-attention"):
-        tasks_grounding.heatmaps(view.of(model.module), inputs, 1)
+        tasks_grounding.heatmaps(view_of(model.module), inputs, 1)
 
 
 def test_the_box_has_the_most_heat_for_the_root_of_its_area():

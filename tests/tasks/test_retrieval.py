@@ -17,7 +17,7 @@ from pelacli.data.loader import loader
 from pelacli.errors import RequestError
 from pelacli.models import opening, outputs, prediction
 from pelacli.models.pairs import losses as pairs_losses
-from pelacli.models.pairs import view
+from pelacli.models.pairs.families import view_of
 from pelacli.recipe.schema import Augment, Data
 from pelacli.tasks import base, registry
 from pelacli.tasks.common import pictures, ranking
@@ -348,10 +348,10 @@ def test_models_of_another_kind_are_refused(shown, tmp_path):
     with pytest.raises(RequestError, match="the model takes texts alone, the task is about both"):
         split(shown, bert)
     with pytest.raises(RequestError, match="CLIP, SigLIP, BLIP, ViLT and ALBEF are"):
-        view.of(bert.module)
+        view_of(bert.module)
     blip = opened("BlipForQuestionAnswering", tmp_path)
     with pytest.raises(RequestError, match="BlipForQuestionAnswering: this kind of model can't"):
-        view.of(blip.module).fit("retrieval")
+        view_of(blip.module).fit("retrieval")
     bare = world.model("CLIPModel", tmp_path / "bare")
     for file in bare.glob("tokenizer*"):
         file.unlink()

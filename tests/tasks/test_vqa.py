@@ -15,7 +15,7 @@ from pelacli.data.formats import questions as formats_questions
 from pelacli.data.loader import loader
 from pelacli.errors import RequestError
 from pelacli.models import examples, heads, opening, prediction, wrapping
-from pelacli.models.pairs import view as pairs_view
+from pelacli.models.pairs.families import view_of
 from pelacli.recipe.evaluation import Evaluation, NamedModel
 from pelacli.recipe.schema import Augment, Data
 from pelacli.steps import eval as eval_step
@@ -113,7 +113,7 @@ def test_blip_ranks_a_list_by_whole_answers(asked, tmp_path):
     ids, mask = pairs.answers(model.inputs.text, names)
     assert ids[2].tolist() == [world.DECODE, world.VOCABULARY["a"], world.VOCABULARY["red"],
                                world.VOCABULARY["thing"], world.END]  # fmt: skip
-    view = pairs_view.of(model.module)
+    view = view_of(model.module)
     states, seen = view.read(inputs)
     found = answers.ranked(view, states, seen, ids, mask, 7).tolist()
     for row in range(len(found)):
@@ -138,7 +138,7 @@ def test_blip_writes_as_transformers_does(asked, tmp_path):
     model = opened("BlipForQuestionAnswering", tmp_path)
     batch = next(iter(batches(asked, model, registry.get("vqa"), size=1)))
     inputs = {n: batch["inputs"][n] for n in ("pixel_values", "input_ids", "attention_mask")}
-    view = pairs_view.of(model.module)
+    view = view_of(model.module)
     found = answers.written(view, *view.read(inputs), (world.DECODE, world.END), 5)
     wanted = model.module.generate(**inputs, max_new_tokens=5, do_sample=False)[0].tolist()[1:]
     wanted = wanted[: wanted.index(world.END)] if world.END in wanted else wanted
@@ -183,7 +183,7 @@ def test_vilt_gets_a_class_for_each_answer(asked, tmp_path):
     dataset = task.open(Data(dataset=str(asked)), "train", inputs=model.inputs, training=True)
     said = {a for e in json.loads((asked / "train.json").read_text()) for a in e["answer"]}
     fitted = task.fit(model, dataset, None, seed=0)
-    view = pairs_view.of(fitted.module)
+    view = view_of(fitted.module)
     assert view.classes == sorted(said)
     assert fitted.module.vilt.encoder is encoder
     assert fitted.config["id2label"]["0"] == sorted(said)[0]
@@ -191,7 +191,7 @@ def test_vilt_gets_a_class_for_each_answer(asked, tmp_path):
     assert task.fit(fitted, dataset, None, seed=0).module is view.module  # named already
     other = registry.get("vqa", {"answers": str(asked / "answers.json")})
     again = other.fit(fitted, dataset, None, seed=0)
-    assert pairs_view.of(again.module).classes == world.ANSWERS
+    assert view_of(again.module).classes == world.ANSWERS
     soft = vqa.soft_labels([["red", "red", *"abcdefgh"], ["yes"] * 10], ["yes", "red"])
     assert soft.tolist() == [[0, pytest.approx(0.6)], [1, 0]]
     batch = next(iter(batches(asked, again, other)))
@@ -207,7 +207,7 @@ def test_vilt_s_pretrained_encoder_becomes_any_of_its_kinds(tmp_path):
     encoder = model.module.vilt
     for task, kind in (("vqa", "ViltForQuestionAnswering"),
                        ("retrieval", "ViltForImageAndTextRetrieval")):  # fmt: skip
-        found = pairs_view.of(model.module).fit(task, classes=["yes", "no"])
+        found = view_of(model.module).fit(task, classes=["yes", "no"])
         assert type(found).__name__ == kind
         assert found.vilt is encoder
         assert found.config.num_hidden_layers == 2

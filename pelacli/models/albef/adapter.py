@@ -1,4 +1,4 @@
-"""What pela asks of a library, for ALBEF; see `pelacli.models.libraries.OwnAdapter`."""
+"""What pela asks of a library, for ALBEF; see `pelacli.models.adapters.OwnAdapter`."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ from pelacli.errors import RequestError
 from pelacli.models.around import features
 from pelacli.models.hf import segmenters
 from pelacli.models.inputs import ImageInput, Inputs
-from pelacli.models.libraries import library
 from pelacli.models.opened import OpenModel
+from pelacli.models.upstream import upstream
 
 NAME = "segmenter"
 _FINEST = 4  # stride of the first level
@@ -202,7 +202,7 @@ def segments(opened: OpenModel) -> bool:
     return opened.library == NAME or segmenters.segments(opened.module)
 
 
-# The adapter (see `types.OwnAdapter`) ------------------------------------------------------------
+# The adapter (see `models.adapters.OwnAdapter`) --------------------------------------------------
 
 
 def build(
@@ -223,7 +223,7 @@ def rebuild(directory: Path) -> nn.Module:
     about = config["backbone"]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(about["config"]), encoding="utf-8")
-        backbone = library(about["library"]).rebuild(Path(folder))
+        backbone = upstream(about["library"]).rebuild(Path(folder))
     return Segmenter(backbone, config)
 
 

@@ -1,8 +1,9 @@
 """What a model offers that sees an image and reads a text, whichever library it comes from.
 
-Tasks work on a `PairModel`, the view that `of` gives of a module. A family is one class derived
-from it: transformers' are in `hf_pairs`, and the adapter of a model of pela's own has a function
-``pairs(module) -> PairModel``. A view holds nothing but the module, so it costs nothing to make.
+Tasks work on a `PairModel`, the view of a module that `families.view_of` gives. A family is one
+class derived from it: transformers' are in `pairs.hf`, and the adapter of a model of pela's own has
+a function ``pairs(module) -> PairModel``. A view holds nothing but the module, so it costs nothing
+to make.
 
 Words: B images or texts, P image positions, T text positions, D width, E width of the space in
 which images and texts are compared. ``inputs`` are a batch of pairs as the model takes them:
@@ -15,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -219,35 +219,6 @@ class PairModel:
 
     def _cannot(self, what: str) -> RequestError:
         return RequestError(f"{type(self.module).__name__}: this kind of model can't {what}")
-
-
-def find(module: nn.Module) -> PairModel | None:
-    """The view of a module; None where it doesn't work on pairs."""
-    own = getattr(module, "pela_model", None)
-    if own is not None:
-        from pelacli.models.libraries import library
-
-        make = getattr(library(str(own)), "pairs", None)
-        return None if make is None else make(module)
-    if not hasattr(getattr(module, "config", None), "to_json_string"):
-        return None
-    found: PairModel | None = import_module("pelacli.models.pairs.hf").view(module)
-    return found
-
-
-def of(module: nn.Module) -> PairModel:
-    """The view of a module.
-
-    Raises:
-        RequestError: it doesn't work on pairs of an image and a text.
-    """
-    found = find(module)
-    if found is None:
-        raise RequestError(
-            f"{type(module).__name__}: no model of images with texts that pela knows; CLIP, "
-            "SigLIP, BLIP, ViLT and ALBEF are"
-        )
-    return found
 
 
 def _stacked(parts: list[Tensor | None]) -> Tensor | None:

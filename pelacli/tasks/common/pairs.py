@@ -24,7 +24,7 @@ from pelacli.errors import RequestError
 from pelacli.models import libraries
 from pelacli.models.inputs import PairInput
 from pelacli.models.opened import OpenModel
-from pelacli.models.pairs import view
+from pelacli.models.pairs.families import view_of
 from pelacli.recipe.fields import Text
 from pelacli.tasks.base import Base
 
@@ -49,7 +49,7 @@ class PairTask(Base):
         pairs of the training split."""
         ramp = round(self.ramp * len(dataset))
         settings = {"alpha": self.alpha, "momentum": self.momentum, "queue": self.queue}
-        return view.of(module).training(settings | {"ramp": ramp})
+        return view_of(module).training(settings | {"ramp": ramp})
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         return fitted(opened, self.KIND, seed, dataset)
@@ -84,7 +84,7 @@ def fitted(
     inputs = cast(PairInput, opened.inputs)
     other = None if size == inputs.image.size[1:] else int(size[0])
     before = opened.config
-    opened.module = view.of(opened.module).fit(kind, classes=classes, image_size=other)
+    opened.module = view_of(opened.module).fit(kind, classes=classes, image_size=other)
     adapter = libraries.library(opened.library)
     opened.config = adapter.config(opened.module)
     if opened.config != before:
