@@ -22,23 +22,30 @@ def latest(path: Path) -> Path | None:
 
 def artefacts(root: Path) -> list[Path]:
     """All artefacts at or below a directory, two levels deep, in order of path and step."""
-    order = list(FOLDERS.values())
-    found = [
+    folders = {
         path.parent
         for pattern in ("", "*/", "*/*/")
         for path in root.glob(f"{pattern}{document.FILE}")
         if not path.parent.name.startswith(".")
-    ]
-    rank = {name: i for i, name in enumerate(order)}
-    return sorted(set(found), key=lambda p: (str(p.parent), rank.get(p.name, -1), p.name))
+    }
+    order = {name: number for number, name in enumerate(FOLDERS.values())}
+    return sorted(folders, key=lambda p: (str(p.parent), order.get(p.name, -1), p.name))
 
 
-def require(ref: str, wanted_by: str) -> str:
-    """``ref`` again, if it is there where it must be: a step's input that another step writes."""
+def require(ref: str, needed_by: str) -> str:
+    """``ref`` as it is.
+
+    Args:
+        ref: a step's source. It may be the folder of an earlier step.
+        needed_by: the step, or what the message calls the model.
+
+    Raises:
+        RequestError: the earlier step has not run yet.
+    """
     path = Path(ref)
     if path.name in FOLDERS.values() and not path.is_dir():  # a user's model may be called "dense"
         raise RequestError(
-            f"{path}: {wanted_by} needs this artefact and it is not there; "
+            f"{path}: {needed_by} needs this artefact and it is not there; "
             "run the earlier steps first (`pela run` runs them all)"
         )
     return ref

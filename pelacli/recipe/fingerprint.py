@@ -1,4 +1,8 @@
-"""What decides the result of a step, as one digest: is it done already, may it go on? No torch."""
+"""What decides the result of a step, as one digest. No torch.
+
+By it `pela run` knows whether a step is done, and a training step whether it may go on with an
+unfinished run.
+"""
 
 from __future__ import annotations
 

@@ -24,6 +24,11 @@ FOLDERS = {
 }
 
 
+def sections(recipe: Recipe) -> list[str]:
+    """The sections of the recipe's steps, in the order in which they run."""
+    return [name for name in FOLDERS if getattr(recipe, name) is not None]
+
+
 def folder(recipe: Recipe, section: str) -> Path:
     """Where the step of this section writes its artefact."""
     return Path(recipe.output) / FOLDERS[section]
@@ -35,24 +40,21 @@ def workplace(output: Path) -> Path:
 
 
 def dense(recipe: Recipe) -> str:
-    """The dense model of a recipe: the one it trains, else the one it names."""
+    """The dense model of a recipe: the one that it trains, or else the one that it names."""
     return str(folder(recipe, "teacher")) if recipe.teacher is not None else recipe.model
 
 
 def source(recipe: Recipe, section: str) -> str:
     """What the step of this section starts from: the nearest earlier step that the recipe has."""
-    if section in ("teacher", "decompose"):
-        return recipe.model if section == "teacher" else dense(recipe)
+    if section == "teacher":
+        return recipe.model
     order = list(FOLDERS)
-    for earlier in reversed(order[1 : order.index(section)]):
-        if getattr(recipe, earlier) is not None:
-            return str(folder(recipe, earlier))
-    return dense(recipe)
+    before = order[: order.index(section)]
+    earlier = [name for name in sections(recipe) if name in before]
+    return str(folder(recipe, earlier[-1])) if earlier else recipe.model
 
 
 def result(recipe: Recipe) -> str:
     """What the recipe ends with: the artefact of its last training or factorising step."""
-    for section in reversed(FOLDERS):
-        if getattr(recipe, section) is not None:
-            return str(folder(recipe, section))
-    return recipe.model
+    steps = sections(recipe)
+    return str(folder(recipe, steps[-1])) if steps else recipe.model

@@ -1,4 +1,4 @@
-"""A step: all that one section of a recipe asks for, resolved once. No look at the disk."""
+"""A step: all that one section of a recipe asks for, resolved once, without a look at the disk."""
 
 from __future__ import annotations
 
@@ -120,8 +120,7 @@ def step_of(recipe: Recipe, name: str) -> Step[Train | Decompose]:
 
 def steps_of(recipe: Recipe) -> list[Step[Train | Decompose]]:
     """The steps that the recipe has sections for, in the order in which they run."""
-    names = [name for name in layout.FOLDERS if getattr(recipe, name) is not None]
-    return [step_of(recipe, cast(Any, name)) for name in names]
+    return [step_of(recipe, cast(Any, name)) for name in layout.sections(recipe)]
 
 
 def task_of(recipe: Recipe, section: Train | Decompose | None = None) -> NamedTask:

@@ -27,7 +27,7 @@ def run(step: Step[Train], *, resume: bool = False) -> Outcome:
 
 
 def _open(step: Step[Train]) -> Artefact:
-    """The step's model; one that is no artefact gets a manifest that says so."""
+    """The step's model. One that is no artefact gets the manifest of a dense model."""
     source = lookup.require(step.source, step.name)
     opened, manifest = loading.open(source, **lookup.how_to_open(source, step.opening))
     if manifest is None:
@@ -37,8 +37,8 @@ def _open(step: Step[Train]) -> Artefact:
 
 
 def _fit(step: Step[Train], model: Artefact) -> Artefact:
-    """The model as its task trains it, and its manifest, where the same layers have the names that
-    they have in there."""
+    """The model as its task trains it, around a backbone or with another head. The manifest follows
+    the layers to their new names."""
     assert step.data is not None  # the recipe's validation has seen to it
     task = registry.get(step.task.name, step.task.settings)
     layers = find.linear_modules(model.module)

@@ -42,7 +42,7 @@ def run(recipe: Recipe, *, force: bool = False) -> Ran:
     outcomes = []
     for step in steps:
         start = time.perf_counter()
-        processes.wait(step.device)  # or one would see what another has already done
+        processes.wait(step.device)  # or a late one would find the step done by another
         skipped = not force and is_done(step)
         if skipped:
             console.info(f"{step.name}: done already in {step.output}")

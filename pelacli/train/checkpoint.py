@@ -1,10 +1,10 @@
-"""Where a training run stands, in memory and on disk: ``checkpoints/step-00000120`` in its folder.
+"""Checkpoints of a training run: ``checkpoints/step-00000120`` in its folder.
 
 A checkpoint is a directory: model.safetensors, ema.safetensors where there is an average,
 optimizer.pt (tensors and numbers only: it is loaded with ``weights_only``) and state.json. It is
-written under another name and renamed, so one that has its name is whole, whenever a run is killed.
-What else a run needs to go on (random numbers, place in the data, learning rate) follows from the
-step and the seed; see `pelacli.train.loop`.
+written under a hidden name and then renamed, so that it is complete whenever a run is killed. What
+else a run needs to go on (random numbers, the position in the data, the learning rate) follows from
+the step and the seed; see `pelacli.train.loop`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pelacli.console import info, warn
 from pelacli.errors import PelaError, RequestError
 from pelacli.train.run import Run
 
-# What torch, safetensors and the file system raise for a file that is cut short or of other shapes.
+# Raised by torch, safetensors and the file system for a file that is cut short or of other shapes.
 _UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError)
 
 
@@ -36,11 +36,11 @@ def begin(
     """Put a run where its newest checkpoint is, or remove what a run before it has left.
 
     Args:
-        resume: go on, if there is something to go on from.
+        resume: go on from the newest checkpoint, if there is one.
         main: whether this process may remove files.
 
     Returns:
-        The optimizer's states, None for a run that starts.
+        The optimizer's states, None for a fresh run.
 
     Raises:
         RequestError: an unfinished run would be overwritten, or continued with other data or seed.
@@ -108,7 +108,7 @@ def save(
         states: the optimizer's, None where the checkpoint is not to be continued from.
 
     Raises:
-        PelaError: it cannot be written (a full disk, say). What was there before stays.
+        PelaError: it cannot be written (a full disk, say). Older checkpoints stay.
     """
     path = folder(output) / f"{kind}-{run.step:08d}"
     draft = path.with_name(f".{path.name}")
@@ -148,8 +148,8 @@ def load(path: Path, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
 def load_newest(
     output: Path, modules: Mapping[str, nn.Module]
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """(state, optimizer's states) of a run's newest checkpoint; an older one stands in for one that
-    is damaged. None where the run has no checkpoint yet.
+    """(state, optimizer's states) of a run's newest checkpoint that is not damaged. None where the
+    run has no checkpoint yet.
 
     Raises:
         PelaError: there are checkpoints, and none can be read.

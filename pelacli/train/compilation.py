@@ -14,11 +14,12 @@ from pelacli.models.blocks import blocks
 
 @contextmanager
 def compiled_blocks(module: nn.Module, *, on: bool) -> Iterator[None]:
-    """While active, the repeated blocks are compiled one by one; the whole of a model without any.
+    """While active, torch compiles the repeated blocks one by one, or the whole of a model that has
+    none.
 
-    Block by block it takes less time where blocks are alike. Only a block's `forward` is compiled,
-    not the call around it, as `nn.Module.compile` would: that runs the block's hooks (taps,
-    sharding), and compiled code would keep those of its first call.
+    One by one takes less time where blocks are alike. Only a block's ``forward`` is compiled.
+    `nn.Module.compile` would also compile the block's hooks (taps, sharding) and keep those of the
+    first call.
 
     Args:
         on: without it nothing happens.

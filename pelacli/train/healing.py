@@ -61,7 +61,7 @@ class Stage:
             _check_pair(student, self.teacher.module, name)
 
     def losses(self, student: nn.Module, batch: Batch, done: float = 1.0) -> Mapping[str, Tensor]:
-        """Named, weighted losses of a batch: one pass of the student, one of the bare teacher.
+        """Named, weighted losses of a batch, from one pass of the student and one of the teacher.
 
         Args:
             student: the module that trains, which may be a copy of the student in shards.
@@ -69,20 +69,20 @@ class Stage:
                 distilled; at its end all are.
         """
         loss = self.settings.loss
-        # Autograd goes back through what came last first. So the perturbation's gradients, each as
-        # large as a factor, arise when those of the student's pass have freed its activations. In
-        # shards they go first instead: the pass's own gradients are added to them while they are
-        # sent around, and nothing may be adding to them at the same time.
+        # Autograd starts with what was computed last. So the perturbation, whose gradients are each
+        # as large as a factor, is computed first: they arise when the student's activations are
+        # freed. In shards it is computed last: FSDP sends the gradients of the student's pass
+        # around while it adds to them, and nothing else may add to them at the same time.
         in_shards = hasattr(next(student.parameters()), "full_tensor")
         named = {} if in_shards else self._perturbation(student)
         names = taps.joined(self.taps, done, self.settings.taps_over)
-        # The teacher goes first: what its pass takes and frees is no peak above the student's
-        # graph, which is still to come.
+        # The teacher goes first: the memory of its pass is free again before the student's graph
+        # takes its own.
         target, target_features = self._teacher_pass(batch, names)
         output, features = self._student_pass(student, batch, names, in_shards)
         if self.labelled and loss.task:
             named |= base.losses(self.task, output, batch, loss.task)
-        mask = padding_mask(batch["inputs"])  # what a text is filled up with is not distilled
+        mask = padding_mask(batch["inputs"])  # padding is not distilled
         if loss.feature:
             named["feature"] = loss.feature * train_losses.feature(
                 [unpadded(output, mask) for name in names for output in features[name]],

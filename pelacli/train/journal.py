@@ -1,4 +1,4 @@
-"""The course of a run, written down as it goes: metrics.jsonl, and accelerate's trackers.
+"""The course of a run, written down as it trains: metrics.jsonl, and accelerate's trackers.
 
 A line has ``step`` and ``epoch`` (a fraction), and either ``loss``, ``losses`` (by name), ``lr``,
 ``samples_per_s``, or ``metrics`` (an evaluation).
@@ -35,7 +35,7 @@ class Journal:
         self._sums: dict[str, float] = {}
         self._steps = self._samples = 0
         self._began = time.perf_counter()
-        self._speed: float | None = None  # of the last stretch that was written down
+        self._speed: float | None = None  # samples per second in the last line
         self._path = output / "metrics.jsonl" if output and accelerator.is_main_process else None
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,12 +47,12 @@ class Journal:
         if accelerator.log_with:
             folder = accelerator.project_dir
             for_wandb = {"wandb": {"dir": folder, "name": Path(folder).name}} if folder else {}
-            if folder and accelerator.is_main_process:  # W&B wants it to be there
+            if folder and accelerator.is_main_process:  # W&B creates no folder
                 Path(folder).mkdir(parents=True, exist_ok=True)
             accelerator.init_trackers("pela", init_kwargs=for_wandb)
 
     def update(self, step: int, epoch: float, update: Update, last: bool) -> None:
-        """Take note of one update; write a line when it is time."""
+        """Count an update in; write a line after every ``every``-th step, and after the last."""
         self._steps += 1
         self._samples += update.samples
         for name, value in update.losses.items():
@@ -73,7 +73,7 @@ class Journal:
         self._began = time.perf_counter()
 
     def metrics(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
-        """Write an evaluation down; its time does not count as training's."""
+        """Write an evaluation down. Its time is left out of samples per second."""
         self._write(step, epoch, {"metrics": dict(metrics)})
         self._began, self._samples = time.perf_counter(), 0
 
@@ -102,7 +102,7 @@ class Journal:
 
 
 def _step(line: str) -> float:
-    """The step of a line; infinity for one that was cut short when its run was killed."""
+    """The step of a line; infinity for a line that was cut short when its run was killed."""
     try:
         return float(json.loads(line)["step"])
     except ValueError:

@@ -2,8 +2,7 @@
 
 The whole state of a run is its step, the weights (and their average) and the optimizer's moments:
 the data's order, every random number and the learning rate are functions of the seed and the step.
-So a run that was stopped and continued gives the same weights as one that never stopped, and there
-is little that a checkpoint could forget.
+So a run that was stopped and continued gives the same weights as one that never stopped.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from pelacli.train.journal import Journal
 from pelacli.train.run import Run, updates
 from pelacli.train.stopping import stopping
 from pelacli.train.update import Learner, update
-from pelacli.train.weights import Losses, hold
+from pelacli.train.weights import Losses, distribute
 
 
 class Batches(Protocol):
@@ -56,9 +55,9 @@ class Objective:
     Attributes:
         losses: (the module, a batch on its device, the share of the run that is over) → named
             scalars, weights already applied. Their sum is minimised; each is logged. It is called
-            once per batch, under autocast, and is the whole forward pass: other networks that it
-            needs (a teacher) are its own affair. The share, 0 to 1, follows from the step, so that
-            losses which change on the way continue as they were.
+            once per batch, under autocast, and is the whole forward pass, a teacher's included.
+            The share, 0 to 1, follows from the step, so that losses which change during a run
+            change alike in a run that was stopped and continued.
         evaluate: called at the end of every ``eval_every`` epochs and of the run, on all
             processes, with the averaged model where there is one.
         main_metric: the figure of ``evaluate``, larger is better, by which ``checkpoints/best-…``
@@ -94,11 +93,11 @@ class Trained:
     """What came of a run.
 
     Attributes:
-        steps: optimizer updates, all runs that it was continued over together.
+        steps: optimizer updates since the run began, before it was stopped and continued too.
         metrics: the last evaluation; the best one where its weights are the result.
-        losses: means over the last logged stretch.
+        losses: means over the updates of the last line in metrics.jsonl.
         best: {"step": …, "value": …} of the main metric, None without one.
-        seconds: of this process; a continued run's earlier time is not in it.
+        seconds: of this process, without the time before the run was continued.
     """
 
     steps: int
@@ -115,13 +114,13 @@ def fit(
     settings: Train,
     options: RunOptions | None = None,
 ) -> Trained:
-    """Train the module in place; it ends in eval mode, with the averaged weights if ``ema`` is on,
-    and with those of the best evaluation if ``result`` is "best". Weights that are stored in half
-    precision are trained, and are then, in float32.
+    """Train the module in place. It ends in eval mode, with the averaged weights if ``ema`` is on,
+    or with those of the best evaluation if ``result`` is "best". Weights in half precision become
+    float32.
 
     Args:
-        loader: its batch is what one forward and backward pass of all processes takes together.
-        settings: of which ``epochs`` may be a fraction, and ``steps`` caps them.
+        loader: a batch is what one forward and backward pass of all processes takes together.
+        settings: the recipe's section.
 
     Raises:
         RequestError: settings that name no optimizer, schedule …; an unfinished run is in
@@ -145,10 +144,10 @@ def fit(
 def _prepare(
     module: nn.Module, objective: Objective, settings: Train, options: RunOptions, run: Run
 ) -> Learner:
-    """The weights and what changes them, where the run begins or goes on."""
+    """The weights and what changes them, where the run starts or goes on."""
     accelerator = engine.accelerator(settings, options.device, options.output)
     average = partial(optim.average, decay=settings.ema)
-    weights = hold(accelerator, module, objective.losses, average, settings.channels_last)
+    weights = distribute(accelerator, module, objective.losses, average, settings.channels_last)
     optimizer = optim.optimizer(weights.trained, settings)
     scheduler = optim.schedule(optimizer, settings, run.total, run.batches / run.accumulate)
     states = None
@@ -174,7 +173,7 @@ def _train(
     """Update the weights until the run is over; evaluate and save them on the way.
 
     Returns:
-        The losses' means over the last logged stretch.
+        The losses of the last line in metrics.jsonl.
     """
     settings, output = learner.settings, options.output
     journal = Journal(learner.accelerator, output, run.step, settings.log_every)
@@ -194,7 +193,7 @@ def _train(
                 and run.evaluation_due(settings.eval_every)
             ):
                 _evaluate(learner, objective, journal, output, run)
-                saved = -1  # a checkpoint of this step, made on the way out, lacks the metrics
+                saved = -1  # a checkpoint of this step may exist, but without these metrics
             if run.step > saved and run.save_due(settings.save_every):
                 _save(learner, output, run)
                 saved = run.step
@@ -258,7 +257,7 @@ def _take_result(learner: Learner, module: nn.Module, output: Path | None, run: 
 
 
 def _stream(loader: Batches, start: int) -> Iterator[Batch]:
-    """Batch number ``start``, counted over all epochs, and those after it."""
+    """Batches without end, from number ``start`` on, counted over all epochs."""
     epoch, first = divmod(start, len(loader))
     while True:
         loader.set_epoch(epoch, first)

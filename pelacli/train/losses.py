@@ -66,17 +66,17 @@ def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     if student.shape != teacher.shape:
         raise PelaError(f"student gives {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
     if student.shape[-1] < 2:
-        raise RequestError("loss.kl compares distributions, and the model has but one output")
-    ours, theirs = (
+        raise RequestError("loss.kl compares distributions, and the model has only one output")
+    log_q, log_p = (
         F.log_softmax(z.float().flatten(0, -2) / temperature, -1)
         for z in (student, teacher.detach())
     )
-    return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """``mean(1 − cos(z^S, z^T))`` of vectors [..., D], a scalar in float32: embeddings are compared
-    by their angle."""
+    """Distillation of embeddings by their angle: ``mean(1 − cos(z^S, z^T))`` of vectors [..., D], a
+    scalar in float32."""
     if student.shape != teacher.shape:
         raise PelaError(f"student gives {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
     return (1 - F.cosine_similarity(student.float(), teacher.detach().float(), dim=-1)).mean()
@@ -140,9 +140,9 @@ def _largest_entry(up: Tensor, down: Tensor, weight: Tensor) -> Tensor:
 
 
 def _gathered(factor: Tensor) -> Tensor:
-    """The whole of a factor that is spread over processes, with gradients to each one's share.
+    """The whole of a factor that is spread over processes, with gradients to each process's share.
 
-    All processes compute the same, so each share gets its gradient once and none is averaged.
+    All processes compute the same, so each share gets its gradient once and nothing is averaged.
     """
     gather = getattr(factor, "full_tensor", None)
     return cast(Tensor, gather()) if gather is not None else factor

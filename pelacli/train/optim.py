@@ -85,7 +85,7 @@ def _scaled(
 
 
 def rate(optimizer: Optimizer) -> float:
-    """The learning rate as it is now, before the factors of single groups."""
+    """The present learning rate, before it is scaled for single groups."""
     group = optimizer.param_groups[-1]
     return float(group["lr"] / group.get("lr_scale", 1.0))
 
@@ -95,10 +95,10 @@ def decay_products(module: nn.Module, optimizer: Optimizer, weight_decay: float)
     """One step of weight decay on the products of the factors, beside the optimizer's own step.
 
     It is decoupled as AdamW's, a step of size lr along the gradient of
-    ``weight_decay/2 · ‖up·down‖²``: ``up ← up − lr·weight_decay·up·(down·downᵀ)``, and the like
-    for down. The inner products are rank × rank, so the product itself is never formed. Factors
-    that decay one by one are, at their balance, pulled by the nuclear norm of the product instead,
-    which takes from small singular values as much as from large ones.
+    ``weight_decay/2 · ‖up·down‖²``: ``up ← up − lr·weight_decay·up·(down·downᵀ)``, and likewise
+    for down. The inner products are rank × rank, so the product itself is never formed. To decay
+    each factor instead amounts, where the two are balanced, to penalising the nuclear norm of the
+    product, which takes from small singular values as much as from large ones.
     """
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for layer in low_rank_layers(module).values():
@@ -111,8 +111,14 @@ def decay_products(module: nn.Module, optimizer: Optimizer, weight_decay: float)
 
 
 def schedule(optimizer: Optimizer, settings: Train, total: int, per_epoch: float) -> Any:
-    """timm's schedule over the whole run, in updates. What a recipe cannot set is chosen here:
-    "step" falls tenfold each third of the run, "multistep" at 1/2 and 3/4, "poly" has power 1."""
+    """timm's schedule over the whole run, in updates; None for a constant rate.
+
+    What a recipe cannot set is chosen here: "step" falls tenfold after each third of the run,
+    "multistep" after 1/2 and 3/4 of it, "poly" has power 1.
+
+    Raises:
+        RequestError: timm knows no such schedule.
+    """
     try:
         scheduler, _ = create_scheduler_v2(
             optimizer,
@@ -129,7 +135,7 @@ def schedule(optimizer: Optimizer, settings: Train, total: int, per_epoch: float
         )
     except (ValueError, AssertionError) as error:
         raise RequestError(f"sched {settings.sched!r}: timm refuses it ({error})") from None
-    if scheduler is None:  # the others heed the groups' factors at every step
+    if scheduler is None:  # a scheduler would scale the rates of the groups at every step
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * group.get("lr_scale", 1.0)
     return scheduler

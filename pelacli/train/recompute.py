@@ -1,8 +1,9 @@
 """Hold less for the backward pass: outputs of GELU and norms are computed again, not kept.
 
 A layer after an activation keeps its input for its weight's gradient, and the activation keeps its
-own input for its own. In a Transformer's MLP these are the two widest tensors of a block. The one
-follows from the other by an elementwise function, which costs next to nothing. So it is with norms.
+own input for its own gradient. In a Transformer's MLP these are the two widest tensors of a block.
+The first follows from the second by an elementwise function, which costs next to nothing. The same
+holds for norms.
 """
 
 from __future__ import annotations

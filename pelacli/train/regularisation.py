@@ -1,4 +1,4 @@
-"""What weight decay leaves alone, and stochastic depth."""
+"""Which parameters do not decay, and stochastic depth."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pelacli.errors import RequestError
 
 
 def no_decay(module: nn.Module) -> set[str]:
-    """Parameters that weight decay must leave alone, beyond biases and norms (1-D parameters):
-    tables of positions, tokens of their own, temperatures, and what the model or a model in it
-    lists."""
+    """Names of the parameters that do not decay, beside biases and norms (1-D parameters): tables
+    of positions, special tokens, temperatures, and those that the model or a module of it lists."""
     listed: set[str] = set()
     for prefix, child in module.named_modules():
         names: Any = getattr(child, "no_weight_decay", set)
@@ -40,17 +39,17 @@ def no_decay(module: nn.Module) -> set[str]:
 
 
 def set_drop_path(module: nn.Module, rate: float, rule: str = "linear") -> None:
-    """Stochastic depth; 0 takes it away.
+    """Give the model's blocks stochastic depth; a rate of 0 removes it.
+
+    Both libraries put an Identity called ``drop_path…`` into a model that is built without it.
+    Stochastic depth has no weights, so one can be replaced by the other.
 
     Args:
         rate: of the last block. With the "linear" rule it rises from 0 at the first block, with
             the "constant" rule it is the same in all.
 
-    Both libraries leave an Identity called ``drop_path…`` where a model was built without;
-    stochastic depth has no weights, so it can come and go.
-
     Raises:
-        RequestError: the model has no place for it.
+        RequestError: the model has no modules of that name.
     """
     from timm.layers import DropPath
 
@@ -68,7 +67,7 @@ def set_drop_path(module: nn.Module, rate: float, rule: str = "linear") -> None:
 
 
 def _drops(name: str, child: nn.Module) -> bool:
-    """Whether a child is stochastic depth, or the place of it; transformers has a class of its own
-    for each family."""
+    """Whether a child is stochastic depth or the Identity in its place. transformers has another
+    class of it in each family."""
     known = isinstance(child, nn.Identity) or type(child).__name__.endswith("DropPath")
     return name.startswith("drop_path") and known

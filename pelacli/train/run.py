@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """Where a run stands; this is what state.json holds.
+    """Where a run stands. A checkpoint's state.json holds these fields.
 
     Attributes:
         total: updates of the whole run.
-        batches: batches per epoch; ``accumulate`` of them make an update.
+        batches: batches per epoch, of which ``accumulate`` make an update.
         step: updates done.
         evaluated: the step of the last evaluation, ``metrics`` what it gave.
         best: {"step": …, "value": …} of the main metric.
@@ -40,13 +40,15 @@ class Run:
         return step * self.accumulate // self.batches
 
     def evaluation_due(self, every: int | None) -> bool:
-        """Whether this step ends an epoch of which every so-many-th is evaluated, or the run."""
+        """Whether the run is over, or the last update ended an epoch whose number is a multiple of
+        ``every``. None: at the end of the run only."""
         if self.step == self.total or not every:
             return self.step == self.total
         return self.epochs(self.step) // every > self.epochs(self.step - 1) // every
 
     def save_due(self, every: int | None) -> bool:
-        """Every so many steps, or at the end of epochs where it is not said; and at the end."""
+        """Whether the run is over, or ``every`` updates were made since the last checkpoint. None:
+        at the end of every epoch."""
         if self.step == self.total:
             return True
         if every:
@@ -54,7 +56,7 @@ class Run:
         return self.epochs(self.step) > self.epochs(self.step - 1)
 
     def improves(self, metric: str | None) -> bool:
-        """Whether the last evaluation is the best so far, which is then noted."""
+        """Whether the last evaluation is the best so far. If so, ``best`` becomes this one."""
         value = self.metrics.get(metric) if metric else None
         if value is None or not math.isfinite(value):
             return False
@@ -65,6 +67,6 @@ class Run:
 
 
 def updates(settings: Train, batches: int) -> int:
-    """Optimizer updates of a run over so many batches per epoch."""
+    """Optimizer updates of a run, by the number of batches per epoch."""
     count: int = math.ceil(settings.epochs * batches / settings.accumulate - 1e-9)
     return count if settings.steps is None else min(count, settings.steps)

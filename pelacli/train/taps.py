@@ -46,7 +46,7 @@ def choose(module: nn.Module, patterns: Sequence[str] | None) -> list[str]:
 
 
 def check_compiled(module: nn.Module, names: Sequence[str]) -> None:
-    """Refuse taps inside of blocks that are compiled: compiled code keeps its first call's hooks.
+    """Refuse taps inside blocks that are compiled: compiled code keeps the hooks of its first call.
 
     Raises:
         RequestError: a tap is inside a block, or inside a model without blocks.
@@ -61,8 +61,8 @@ def check_compiled(module: nn.Module, names: Sequence[str]) -> None:
 
 
 def joined(names: Sequence[str], done: float, over: float) -> Sequence[str]:
-    """The taps that are distilled when a share of the run is over: the first ones to begin with,
-    one more at a time, all from ``over`` on.
+    """The taps that are distilled when a share of the run is over: the first to begin with, then
+    one more at a time, and all from ``over`` on.
 
     Args:
         done: share of the run that is over, 0 to 1.
@@ -78,8 +78,8 @@ def joined(names: Sequence[str], done: float, over: float) -> Sequence[str]:
 
 @contextmanager
 def caught(module: nn.Module, names: Sequence[str]) -> Iterator[Mapping[str, list[Tensor]]]:
-    """While active, name → outputs of the named module, one per call (ALBERT's one layer is called
-    once for each of its depths)."""
+    """While active, name → outputs of the named module, one per call (ALBERT's only layer is called
+    once for each depth)."""
     outputs: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def catch(name: str) -> Any:

@@ -22,7 +22,7 @@ from pelacli.factorize.batches import samples_in
 from pelacli.system.devices import move_batch
 from pelacli.train import checkpoint, optim
 from pelacli.train.run import Run
-from pelacli.train.weights import Holding
+from pelacli.train.weights import Weights
 
 _MODEL = 3  # its random numbers are kept apart from those of the loader's samples, batches, order
 
@@ -38,7 +38,7 @@ class Learner:
 
     accelerator: Accelerator
     settings: Train
-    weights: Holding
+    weights: Weights
     optimizer: Any
     scheduler: Any
 
@@ -59,13 +59,13 @@ class Update:
 
 
 def update(learner: Learner, batches: Iterator[Batch], run: Run, output: Path | None) -> Update:
-    """Take the next batches and update the weights once; the run is one step further then.
+    """Take the next batches and update the weights once. The run's step counts up by one.
 
     Args:
         output: the run's folder, whose last good checkpoint an error names.
 
     Raises:
-        PelaError: a loss is infinite or NaN; the weights are as they were.
+        PelaError: a loss is infinite or NaN. The weights stay as they were.
     """
     settings, optimizer = learner.settings, learner.optimizer
     if learner.scheduler is not None:  # the rate of this update, not of the one before
@@ -89,7 +89,11 @@ def update(learner: Learner, batches: Iterator[Batch], run: Run, output: Path | 
 def _accumulate_gradients(
     learner: Learner, batches: Iterator[Batch], run: Run
 ) -> tuple[dict[str, Tensor], int]:
-    """The passes of an update: (this process's losses by name, samples of all processes)."""
+    """The forward and backward passes of an update.
+
+    Returns:
+        (this process's losses by name, the number of samples of all processes).
+    """
     accelerator, settings = learner.accelerator, learner.settings
     losses: dict[str, Tensor] = {}
     samples = 0
@@ -114,7 +118,7 @@ def _total(named: Mapping[str, Tensor]) -> Tensor:
 
 
 def _means(accelerator: Accelerator, values: Mapping[str, Tensor]) -> dict[str, float]:
-    """The losses as numbers, averaged over processes: all see a NaN that one has."""
+    """The losses as numbers, averaged over processes: if one has a NaN, all see it."""
     stacked = torch.stack(list(values.values()))
     if accelerator.num_processes > 1:
         stacked = accelerator.reduce(stacked, "mean")

@@ -1,5 +1,5 @@
-"""How the processes of a run hold its weights: whole, each of them (one device, DDP), or in shards
-(FSDP 2). The training loop sees no difference.
+"""The weights of a run over its processes: each process has all of them (one device, DDP), or its
+shard of each (FSDP 2). The training loop sees no difference.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from pelacli.system.devices import move_module
 Losses = Callable[[nn.Module, Any, float], Mapping[str, Tensor]]
 
 
-class Holding(Protocol):
+class Weights(Protocol):
     """The weights of a run.
+
+    `start` comes first: the optimizer that it takes is made of ``trained``, and a checkpoint is
+    read into ``modules`` before.
 
     Attributes:
         trained: the module that the losses see; its parameters are the optimizer's.
@@ -37,8 +40,11 @@ class Holding(Protocol):
     modules: dict[str, nn.Module]
 
     def start(self, optimizer: Optimizer, states: Mapping[str, Any] | None) -> Any:
-        """Take the weights that ``modules`` have now, and the optimizer's states of a checkpoint;
-        give accelerate's optimizer."""
+        """Take the weights of ``modules`` and an optimizer's states from a checkpoint.
+
+        Returns:
+            accelerate's optimizer, around the one that is given.
+        """
 
     def forward(self, batch: Any, done: float) -> dict[str, Tensor]:
         """The losses of a batch, under the run's precision.
@@ -48,7 +54,7 @@ class Holding(Protocol):
         """
 
     def syncing(self, on: bool) -> AbstractContextManager[Any]:
-        """Whether a backward pass in the block shares its gradients with the other processes."""
+        """While active, whether a backward pass shares its gradients with the other processes."""
 
     def update(self, step: int) -> None:
         """Move the average, if there is one, after an update."""
@@ -60,26 +66,30 @@ class Holding(Protocol):
         """The optimizer's states, as `start` takes them, whole. All processes must call it."""
 
     def result(self) -> AbstractContextManager[nn.Module]:
-        """The whole module that is evaluated: the average, where there is one."""
+        """While active, the whole module that is evaluated: the average, where there is one."""
 
 
-def hold(
+def distribute(
     accelerator: Accelerator,
     module: nn.Module,
     losses: Losses,
     average: Callable[[nn.Module], Any],
     channels_last: bool,
-) -> Holding:
-    """Hold the module as the launcher wants it.
+) -> Weights:
+    """The module's weights, whole or in shards, as the launcher asks for.
+
+    Args:
+        losses: what `Weights.forward` computes.
+        average: module → timm's moving average of its weights, or None.
 
     Raises:
-        RequestError: it wants what pela cannot do.
+        RequestError: the launcher asks for what pela cannot do.
     """
     kind = accelerator.distributed_type
     if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise RequestError(f"launched with {kind.value}: pela runs under DDP or FSDP 2")
     if kind != DistributedType.FSDP:
-        return Whole(accelerator, module, losses, average, channels_last)
+        return WholeWeights(accelerator, module, losses, average, channels_last)
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise RequestError("launched with FSDP 1: give accelerate --fsdp_version 2")
@@ -96,11 +106,11 @@ def hold(
         raise RequestError("launched with FSDP: models of images and texts train under DDP")
     if channels_last:
         raise RequestError("channels_last: FSDP cannot shard it; set it to false")
-    return Sharded(accelerator, module, losses, average)
+    return ShardedWeights(accelerator, module, losses, average)
 
 
-class Whole:
-    """Every process holds all weights; see `Holding`."""
+class WholeWeights:
+    """Every process has all weights; see `Weights`."""
 
     def __init__(
         self,
@@ -118,9 +128,11 @@ class Whole:
 
     def start(self, optimizer: Optimizer, states: Mapping[str, Any] | None) -> Any:
         self._optimizer = optimizer
-        self._model = self._accelerator.prepare_model(_Step(self.trained, self._losses))
+        self._model = self._accelerator.prepare_model(_Forward(self.trained, self._losses))
         stepper = self._accelerator.prepare_optimizer(optimizer)
-        if states:  # before, accelerate would move its counters of steps to the GPU, to wait for
+        # Not before prepare_optimizer: it would move the counters of steps to the GPU, and every
+        # update would wait for them.
+        if states:
             optimizer.load_state_dict(states["optimizer"])
         return stepper
 
@@ -146,12 +158,13 @@ class Whole:
         yield self._result
 
 
-class Sharded:
-    """Each process holds its share of every weight, of its average and of the optimizer's states.
+class ShardedWeights:
+    """Each process has its share of every weight, of its average and of the optimizer's states; see
+    `Weights`.
 
     What trains is a sharded copy. The whole modules stay on the CPU and are filled from the shards
-    where they are wanted: for checkpoints, evaluations (which may give processes different numbers
-    of batches, and so must not communicate on the way) and at the end.
+    for checkpoints, for evaluations (in which processes may have different numbers of batches, so
+    that they must not communicate on the way) and at the end.
     """
 
     def __init__(
@@ -200,8 +213,8 @@ class Sharded:
     @torch.no_grad()
     def update(self, step: int) -> None:
         if self._average:
-            now = [p.to_local() for _, p in self._parameters()]
-            torch._foreach_lerp_(self._shadow, now, weight=1 - self._average.get_decay(step))
+            shards = [p.to_local() for _, p in self._parameters()]
+            torch._foreach_lerp_(self._shadow, shards, weight=1 - self._average.get_decay(step))
 
     @torch.no_grad()
     def gather(self) -> None:
@@ -217,10 +230,10 @@ class Sharded:
                 buffer.copy_(buffers[name])
 
     def states(self) -> dict[str, Any]:
-        def whole(value: Any) -> Any:
+        def gathered(value: Any) -> Any:
             return value.full_tensor().cpu() if hasattr(value, "full_tensor") else value
 
-        return {"optimizer": tree_map(whole, self._optimizer.state_dict())}
+        return {"optimizer": tree_map(gathered, self._optimizer.state_dict())}
 
     @contextmanager
     def result(self) -> Iterator[nn.Module]:
@@ -232,14 +245,14 @@ class Sharded:
             self._result.to("cpu")
 
     def _parameters(self) -> Iterator[tuple[str, Any]]:
-        """All that train, as what torch calls DTensors: each knows its mesh and its placements."""
+        """Those that train, by name: torch's DTensors, which know how they are spread."""
         yield from self.trained.named_parameters()
 
     def _spread(self, states: Mapping[str, Any]) -> dict[str, Any]:
         """An optimizer's whole states in shards, where they have the shape of their parameter."""
         numbers = [n for group in states["param_groups"] for n in group["params"]]
-        own = [p for group in self._optimizer.param_groups for p in group["params"]]
-        parameters = dict(zip(numbers, own, strict=True))
+        trained = [p for group in self._optimizer.param_groups for p in group["params"]]
+        parameters = dict(zip(numbers, trained, strict=True))
 
         def share(number: int, value: Any) -> Any:
             p = parameters[number]
@@ -255,7 +268,7 @@ class Sharded:
         }
 
 
-class _Step(nn.Module):
+class _Forward(nn.Module):
     """The losses as the forward pass of a module, so that DDP and autocast wrap all of it, and the
     losses still see the model itself: its names, its hooks, its parameters."""
 

@@ -99,6 +99,26 @@ def test_the_fingerprint_of_a_run_to_its_last_weights() -> None:
     assert digest_of(recipe, "pretrain", "x") == digest
 
 
+def test_the_fingerprint_of_a_decompose_step() -> None:
+    section = {"max_drop": 1.0, "calibrate": "train", "task": "vqa", "task_args": {"top": 1}}
+    recipe = make({"decompose": section})
+    apart = {"task", "task_args", "data", "split"}
+    parts = {
+        "model": "m", "weights": "pretrained", "arch": None, "model_args": {}, "num_classes": None,
+        "seed": 0, "task": "vqa", "task_args": {"top": 1}, "inputs": "x",
+        "section": {k: v for k, v in resolved(recipe)["decompose"].items() if k not in apart}
+        | {"ratio": "None", "plan": None},
+        "data": {
+            "dataset": "d", "train": "train", "image_size": None,
+            "max_drop": {
+                "dataset": "d", "image_size": None, "split": "validation", "crop_pct": None,
+            },
+        },
+    }  # fmt: skip
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    assert digest_of(recipe, "decompose", "x") == digest
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -254,7 +254,7 @@ def test_images_with_texts_are_not_sharded(monkeypatch):
     made = sharded()(Pretrain(), "cpu", None)
     try:
         with pytest.raises(RequestError, match="images and texts train under DDP"):
-            weights.hold(made, clip, lambda *_: {}, lambda _: None, False)
+            weights.distribute(made, clip, lambda *_: {}, lambda _: None, False)
     finally:
         accelerate.state.AcceleratorState._reset_state(True)
 
