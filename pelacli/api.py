@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from pelacli import console
 from pelacli.artefact import changes, description, loading, roundtrip, saving
 from pelacli.errors import RequestError
-from pelacli.factorize import calibration, engine
-from pelacli.factorize import refit as factorize_refit
 from pelacli.factorize.batches import join
-from pelacli.factorize.moments import Moments
-from pelacli.lowrank import find
-from pelacli.lowrank.layer import Layer
-from pelacli.lowrank.replace import Factors
+from pelacli.factorize.engine import Keep
+from pelacli.lowrank.find import Selection
 from pelacli.manifest.document import Manifest
-from pelacli.measure import flops
-from pelacli.measure.flops import Cost, layer_flops
 from pelacli.models import heads, wrapping
 from pelacli.models.opened import OpenModel
-from pelacli.models.prediction import predict
-from pelacli.ranks import pins as ranks_pins
-from pelacli.ranks import planner
-from pelacli.ranks.budget import Budget, Scope, Unit
+from pelacli.planning.choice import choose
+from pelacli.ranks.budget import Scope, Unit
 from pelacli.ranks.plan import Plan
-from pelacli.ranks.size import ModelSize
-from pelacli.recipe.fields import parse_ratio
+from pelacli.recipe import validation
+from pelacli.recipe.schema import Decompose
+from pelacli.steps.dense import DenseModel, check_flops_known, examine
+from pelacli.steps.factorization import SolvedModel, solve
 from pelacli.system import devices
 
 # Where a module that `load` gave, or `decompose` changed, keeps what `save` needs.
@@ -84,21 +79,34 @@ def plan(
     unit: Unit = "params",
     scope: Scope = "model",
     energy: float | None = None,
+    threshold: float | None = None,
     batches: Iterable[Any] | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     head: Sequence[str] | None = None,
     pins: Mapping[str, Any] | None = None,
-    **limits: Any,
+    min_rank: int = 1,
+    max_rank: int | None = None,
+    multiple: int | None = None,
 ) -> Plan:
     """The ranks that `decompose` would choose; the model stays as it is. Arguments as there."""
-    limits |= {"unit": unit, "energy": energy}
+    settings = _settings(
+        ratio=None if ratio is None else str(ratio),
+        policy=policy,
+        unit=unit,
+        scope=scope,
+        energy=energy,
+        threshold=threshold,
+        include=list(include),
+        exclude=list(exclude),
+        pin=dict(pins or {}),
+        min_rank=min_rank,
+        max_rank=max_rank,
+        multiple=multiple,
+    )
     with devices.on_cpu(model):
-        samples = join(devices.move_batch(batch, "cpu") for batch in batches or ())
-        return _prepare(
-            model, ratio, policy, scope, samples, include, exclude, head, pins, limits,
-            engine.Keep.NOTHING,
-        ).plan  # fmt: skip
+        solved = _solved(model, settings, batches, head, correct=False, only_plan=True)
+        return choose(solved.spectra, solved.dense.size, settings)
 
 
 def decompose(
@@ -109,13 +117,16 @@ def decompose(
     unit: Unit = "params",
     scope: Scope = "model",
     energy: float | None = None,
+    threshold: float | None = None,
     batches: Iterable[Any] | None = None,
     correct: bool = True,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     head: Sequence[str] | None = None,
     pins: Mapping[str, Any] | None = None,
-    **limits: Any,
+    min_rank: int = 1,
+    max_rank: int | None = None,
+    multiple: int | None = None,
 ) -> Plan:
     """Factorise a module in place, on the CPU; where it was on another device, it is again after.
 
@@ -134,8 +145,7 @@ def decompose(
         include, exclude: regular expressions on module names.
         head: names of modules that stay dense; by default the output head, where it can be told.
         pins: regular expression → rank, "dense" or "full".
-        limits: ``threshold``, ``min_rank``, ``max_rank``, ``multiple`` of
-            `pelacli.ranks.budget.Budget`.
+        threshold, min_rank, max_rank, multiple: as in `pelacli.ranks.budget.Budget`.
 
     Returns:
         The plan: every layer's rank and kept energy.
@@ -144,96 +154,81 @@ def decompose(
         RequestError: the budget can't be met, the model is low-rank already, has nothing to
             factorise, or lies on several devices.
     """
-    limits |= {"unit": unit, "energy": energy}
+    settings = _settings(
+        ratio=None if ratio is None else str(ratio),
+        policy=policy,
+        unit=unit,
+        scope=scope,
+        energy=energy,
+        threshold=threshold,
+        include=list(include),
+        exclude=list(exclude),
+        pin=dict(pins or {}),
+        min_rank=min_rank,
+        max_rank=max_rank,
+        multiple=multiple,
+    )
     with devices.on_cpu(model):
-        samples = join(devices.move_batch(batch, "cpu") for batch in batches or ())
-        refit = correct and bool(samples)
-        keep = engine.Keep.NOTHING if refit else engine.Keep.PLANNED
-        found = _prepare(
-            model, ratio, policy, scope, samples, include, exclude, head, pins, limits, keep
-        )
-        layers, moments, planned = found.layers, found.moments, found.plan.ranks()
-        ready: Mapping[str, Factors] = {}
-        if refit:
-            ready = factorize_refit.correct(model, layers, planned, moments, samples, predict)
-        engine.apply(model, layers, moments, found.plan, solutions=found.cuts, refitted=ready)
-    if found.opened is not None:
-        setattr(model, _KEPT, (found.opened, found.described))
-    return found.plan
+        solved = _solved(model, settings, batches, head, correct=correct)
+        plan = choose(solved.spectra, solved.dense.size, settings)
+        manifest = _manifest(solved.dense, plan)
+        solved.apply(plan, solved.corrected_factors(plan))
+    if manifest is not None:
+        setattr(model, _KEPT, (solved.dense.opened, manifest))
+    return plan
 
 
-@dataclass
-class _Prepared:
-    """A model's layers, planned and still dense."""
+def _settings(**values: Any) -> Decompose:
+    """The arguments as the settings of [decompose], held to the same rules.
 
-    layers: list[Layer]
-    cuts: Mapping[str, engine.Solution]
-    moments: dict[str, Moments]
-    plan: Plan
-    opened: OpenModel | None
-    described: Manifest | None
+    Raises:
+        RequestError: one of them is no good, or none says how small.
+    """
+    settings = validation.section(Decompose, values)
+    if all(values[key] is None for key in ("ratio", "energy", "threshold")):
+        raise RequestError(f"policy {settings.policy} needs a ratio")
+    return settings
 
 
-def _prepare(
+def _solved(
     model: nn.Module,
-    ratio: float | str | Fraction | None,
-    policy: str,
-    scope: Scope,
-    samples: Sequence[Any],
-    include: Sequence[str],
-    exclude: Sequence[str],
+    settings: Decompose,
+    batches: Iterable[Any] | None,
     head: Sequence[str] | None,
-    pins: Mapping[str, Any] | None,
-    limits: dict[str, Any],
-    keep: engine.Keep,
-) -> _Prepared:
-    kept, before = _kept(model)
-    opened = kept or wrapping.wrap(model, must=False)
+    *,
+    correct: bool,
+    only_plan: bool = False,
+) -> SolvedModel:
+    """The model's spectra, and what its factors will be made of."""
+    samples = join(devices.move_batch(batch, "cpu") for batch in batches or ())
+    opened = _kept(model)[0] or wrapping.wrap(model, must=False)
     if head is None:
         head = sorted(opened.head) if opened is not None else []
-    ref = type(model).__name__ if opened is None else opened.ref
-    layers = find.find_dense(model, find.Selection(head, include, exclude), ref)
-    spent = None if opened is None else description.cost(opened, layers)
-    layers = description.with_read_weights_dense(layers, spent)
-    free = find.free_layers(layers, ref)
-    if spent is None and limits["unit"] == "flops":
-        if not samples:
-            raise RequestError(
-                f"{ref}: its FLOPs are unknown; give batches to count them on, "
-                "or budget in parameters"
-            )
-        spent = _count(model, layers, samples[0])
-    moments = calibration.collect(model, free, samples, predict) if samples else {}
-    cuts = engine.solve(free, moments, keep=keep)
-    try:
-        exact = None if ratio is None else parse_ratio(str(ratio))
-    except ValueError as error:
-        raise RequestError(f"ratio: {error}") from None
-    budget = Budget(
-        policy=policy,
-        ratio=exact,
-        scope=scope,
-        pins=ranks_pins.pins_by_name(free, pins or {}),
-        **limits,
+    dense = examine(
+        model,
+        Selection(head, settings.include, settings.exclude),
+        type(model).__name__ if opened is None else opened.ref,
+        opened,
+        batch=samples[0] if samples and settings.unit == "flops" else None,
     )
-    size = ModelSize(
-        fixed_params=find.fixed_params(model, free),
-        fixed_flops=None
-        if spent is None
-        else spent.total
-        - sum(layer_flops(la.shape, spent.tokens.get(la.name, 0), None) for la in free),
-        obstacles=description.obstacles(model, layers),
+    check_flops_known(
+        dense, settings.unit, "; give batches to count them on, or budget in parameters"
     )
-    spectra = description.at_counted_tokens(engine.spectra(free, cuts, moments), spent)
-    chosen = planner.plan(spectra, budget, size)
-    described = None
-    if opened is not None:
-        described = description.describe(opened, layers, spent, chosen)
-        described.history = [] if before is None else before.history
-    return _Prepared(free, cuts, moments, chosen, opened, described)
+    keep = Keep.NOTHING if only_plan or (samples and correct) else Keep.PLANNED
+    return solve(dense, samples, keep, correct=correct, show_progress=_no_progress)
 
 
-def _count(model: nn.Module, layers: Sequence[Layer], batch: Any) -> Cost:
-    """FLOPs of one sample of the batch."""
-    inputs = next(iter(batch.values())) if isinstance(batch, Mapping) else batch
-    return flops.count(model, layers, lambda m: predict(m, batch), len(inputs))
+def _manifest(dense: DenseModel, plan: Plan) -> Manifest | None:
+    """What the plan will make of the model; None where its library is unknown."""
+    if dense.opened is None:
+        return None
+    manifest = description.describe(dense.opened, dense.layers, dense.cost, plan)
+    before = _kept(dense.module)[1]
+    manifest.history = [] if before is None else before.history
+    return manifest
+
+
+@contextmanager
+def _no_progress(description: str, total: float) -> Iterator[console.Progress]:
+    """A library shows no progress of its own accord."""
+    yield console.Progress()

@@ -47,7 +47,10 @@ def built(name):
 
 def cut(opened, spec):
     """Give a model of a recipe the shapes of its low-rank layers, without values."""
-    free = [la for la in decompose.find(opened, spec.decompose) if la.reason is None]
+    settings = spec.decompose
+    selection = find.Selection(opened.head, settings.include, settings.exclude)
+    layers = find.find_dense(opened.module, selection, opened.ref)
+    free = find.free_layers(layers, opened.ref)
     plan = planner.plan(
         [spectrum.Spectrum(la.name, la.shape, np.ones(min(la.shape))) for la in free],
         Budget(spec.decompose.policy, spec.decompose.budget, scope=spec.decompose.scope),

@@ -65,7 +65,7 @@ def describe(
         library=opened.library,
         params=Count(before=opened.params, after=opened.params),
         flops=None if cost is None else Count(before=cost.total, after=cost.total),
-        layers=[_dense_record(layer, cost) for layer in layers],
+        layers=dense_records(layers, cost),
     )
     return dense if plan is None else planned_manifest(dense, plan)
 
@@ -87,6 +87,11 @@ def obstacles(module: nn.Module, layers: Sequence[Layer]) -> dict[str, int]:
             owner = name.rpartition(".")[0] or name
             params_of[owner] = params_of.get(owner, 0) + parameter.numel()
     return params_of
+
+
+def dense_records(layers: Sequence[Layer], cost: Cost | None) -> list[LayerRecord]:
+    """What a manifest says of each layer of a dense model."""
+    return [_dense_record(layer, cost) for layer in layers]
 
 
 def _dense_record(layer: Layer, cost: Cost | None) -> LayerRecord:

@@ -141,7 +141,7 @@ def decompose(
     from pelacli.steps import decompose as steps_decompose
 
     try:
-        result = steps_decompose.run(step, dry_run=dry_run, side=spectra)
+        result = steps_decompose.run(step, dry_run=dry_run, spectra_file=spectra)
     except DropError as error:
         cli_output.print_tried(error, json)
         raise

@@ -29,8 +29,8 @@ def print_decomposed(result: Decomposed | DryRun, json: bool) -> None:
         console.print_json(decomposed_document(result))
         return
     manifest = result.manifest
-    if result.walk is not None:
-        print_walk(result.walk.metric, result.walk.curve)
+    if result.search is not None:
+        print_curve(result.search.metric, result.search.curve)
     terminal.print_table(costs.human_rows({manifest.source.model: manifest}, "kind"))
     terminal.print_text(_summary(result))
     terminal.print_text(
@@ -47,8 +47,8 @@ def _summary(result: Decomposed | DryRun) -> str:
         flops = manifest.flops
         line += f", {human(flops.before)} → {human(flops.after)} FLOPs"
         line += f" (ratio {flops.after / flops.before:.4f})" if flops.before else ""
-    if result.walk is not None:
-        line += f", drop of {result.walk.metric} {result.walk.drop:.2f}"
+    if result.search is not None:
+        line += f", drop of {result.search.metric} {result.search.drop:.2f}"
     return f"{line}, energy kept {result.plan.energy:.4f}, {result.seconds:.1f} s"
 
 
@@ -72,7 +72,7 @@ def decomposed_document(result: Decomposed | DryRun) -> dict[str, Any]:
         "seconds": result.seconds,
         "layers": _layer_documents(manifest),
     }
-    return document if result.walk is None else document | result.walk.document()
+    return document if result.search is None else document | result.search.document()
 
 
 def _layer_documents(manifest: Manifest) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ def _layer_documents(manifest: Manifest) -> list[dict[str, Any]]:
     return [layer.model_dump(mode="json", include=keys) for layer in manifest.layers]
 
 
-def print_walk(metric: str, curve: Sequence[dict[str, Any]]) -> None:
+def print_curve(metric: str, curve: Sequence[dict[str, Any]]) -> None:
     """The ratios that a quality budget tried: the dense model, then in the order of trying."""
     rows = [
         {
@@ -104,7 +104,7 @@ def print_tried(error: DropError, json: bool) -> None:
     if json:
         console.print_json({"artefact": None, **error.tried})
     else:
-        print_walk(error.tried["metric"], error.tried["curve"])
+        print_curve(error.tried["metric"], error.tried["curve"])
 
 
 def print_trained(result: Outcome, json: bool) -> None:

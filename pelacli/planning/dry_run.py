@@ -24,7 +24,7 @@ class DryRun:
     Attributes:
         manifest: what the plan would make of the model.
         calibrated: whether the spectra are.
-        path: None, as nothing is written; walk: None, as no ratio is searched for.
+        path: None, as nothing is written; search: None, as no ratio is searched for.
     """
 
     manifest: Manifest
@@ -32,7 +32,7 @@ class DryRun:
     calibrated: bool
     seconds: float
     path: None = None
-    walk: None = None
+    search: None = None
 
 
 def spectra_file(ref: str, dry_run: bool) -> Path | None:

@@ -1,28 +1,33 @@
-"""The FLOPs of a dense model that no plan changes, from its manifest."""
+"""The FLOPs of a dense model that no plan changes, from what its manifest says of the layers."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
-from pelacli.manifest.document import Manifest
+from pelacli.manifest.document import LayerRecord
 
 
-def fixed_flops(dense: Manifest, planned: Collection[str]) -> int | None:
+def fixed_flops(
+    total: int | None, rows: Sequence[LayerRecord], planned: Collection[str]
+) -> int | None:
     """FLOPs of one sample outside of the planned layers; None where FLOPs are unknown.
 
     Args:
+        total: FLOPs of the whole dense model.
+        rows: of all its linear layers.
         planned: names of the layers that may be factorised.
     """
-    if dense.flops is None:
+    if total is None:
         return None
-    return dense.flops.before - sum(
-        row.flops.before for row in dense.layers if row.name in planned and row.flops is not None
+    return total - sum(
+        row.flops.before for row in rows if row.name in planned and row.flops is not None
     )
 
 
-def flop_obstacles(dense: Manifest, planned: Collection[str]) -> dict[str, int]:
+def flop_obstacles(
+    total: int | None, rows: Sequence[LayerRecord], planned: Collection[str]
+) -> dict[str, int]:
     """Owner → FLOPs that no plan can touch: layers that stay dense, and what is no linear layer."""
-    layers = {row.name: row.flops.before for row in dense.layers if row.flops is not None}
-    total = 0 if dense.flops is None else dense.flops.before
+    layers = {row.name: row.flops.before for row in rows if row.flops is not None}
     obstacles = {name: flops for name, flops in layers.items() if name not in planned}
-    return obstacles | {"what is no linear layer": total - sum(layers.values())}
+    return obstacles | {"what is no linear layer": (total or 0) - sum(layers.values())}

@@ -69,12 +69,13 @@ class About(BaseModel):
     @property
     def size(self) -> ModelSize:
         """What a plan must know of the dense model beside the spectra."""
+        total = None if self.dense.flops is None else self.dense.flops.before
         return ModelSize(
             shapes={layer.name: layer.shape for layer in self.dense.layers},
             fixed_params=self.fixed_params,
             fixed_flops=self.fixed_flops,
             obstacles=self.obstacles,
-            flop_obstacles=flop_obstacles(self.dense, self.tokens),
+            flop_obstacles=flop_obstacles(total, self.dense.layers, self.tokens),
         )
 
 

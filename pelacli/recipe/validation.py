@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
 from pelacli.errors import RequestError
-from pelacli.recipe.fields import SectionError
-from pelacli.recipe.keys import Key, has
+from pelacli.recipe.fields import Section, SectionError
+from pelacli.recipe.keys import Key, dotted, has
 from pelacli.recipe.problems import describe
 from pelacli.recipe.schema import Recipe
 
@@ -47,6 +48,24 @@ def validate(document: dict[str, Any], origin: Origin) -> Recipe:
         raise RequestError(
             f"{origin.locate(key)}: {describe(first, key)}{more}{origin.remedy(key)}"
         ) from None
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def section(kind: type[SectionType], values: Mapping[str, Any]) -> SectionType:
+    """A section of its own, made of arguments in Python; None is not given.
+
+    Raises:
+        RequestError: the first argument that is no good, by its name.
+    """
+    try:
+        return kind.model_validate({k: v for k, v in values.items() if v is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        key = cause.keys[0] if isinstance(cause, SectionError) and cause.keys else first["loc"][:1]
+        raise RequestError(f"{dotted(key)}: {describe(first, key)}") from None
 
 
 def _existing_key(location: Key, document: Any, kind: str) -> Key:

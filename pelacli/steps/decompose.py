@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from pelacli import console
 from pelacli.artefact import description, loading, saving
 from pelacli.data import loader
-from pelacli.errors import RequestError
-from pelacli.factorize import calibration, engine
-from pelacli.factorize import refit as factorize_refit
-from pelacli.factorize.batches import BATCH_SIZE, join, samples_in
-from pelacli.factorize.moments import Moments
-from pelacli.lowrank import find as lowrank_find
-from pelacli.lowrank.layer import Layer
-from pelacli.lowrank.replace import Factors
+from pelacli.factorize.batches import BATCH_SIZE, join
+from pelacli.factorize.engine import Keep
+from pelacli.lowrank.find import Selection
 from pelacli.manifest import lookup, versions
 from pelacli.manifest.document import Manifest, StepRecord
 from pelacli.measure.evaluation import open_data
-from pelacli.measure.flops import Cost
 from pelacli.measure.judge import Judge
-from pelacli.models import prediction
 from pelacli.models.opened import OpenModel
 from pelacli.planning import stored as planning_stored
 from pelacli.planning.choice import choose
 from pelacli.planning.outcome import planned_manifest
-from pelacli.planning.size import fixed_flops
 from pelacli.planning.stored import About, Spectra
 from pelacli.ranks.plan import Plan
-from pelacli.ranks.spectrum import Spectrum
 from pelacli.recipe.fingerprint import fingerprint
 from pelacli.recipe.schema import Decompose
-from pelacli.recipe.step import Calibration, Step
+from pelacli.recipe.step import Step
 from pelacli.steps import quality
-from pelacli.steps.quality import Walk
+from pelacli.steps.dense import DenseModel, check_flops_known, examine
+from pelacli.steps.factorization import SolvedModel, solve
+from pelacli.steps.quality import Candidate, QualitySearch
 from pelacli.system import devices
 from pelacli.tasks import registry
 
@@ -49,7 +40,7 @@ class Decomposed:
 
     Attributes:
         path: None after a dry run, which writes nothing.
-        walk: the search for a quality budget, where one was asked for.
+        search: for the smallest model within a quality budget, where one was asked for.
     """
 
     path: Path | None
@@ -57,110 +48,66 @@ class Decomposed:
     plan: Plan
     calibrated: bool
     seconds: float
-    walk: Walk | None = None
+    search: QualitySearch | None = None
 
 
-def run(step: Step[Decompose], *, dry_run: bool = False, side: Path | None = None) -> Decomposed:
+def run(
+    step: Step[Decompose], *, dry_run: bool = False, spectra_file: Path | None = None
+) -> Decomposed:
     """Factorise the step's source by its settings and write the artefact.
 
     Args:
         dry_run: stop after the plan.
-        side: file to write the spectra to, beside those in the artefact.
+        spectra_file: file to write the spectra to, beside those in the artefact.
     """
     start = time.perf_counter()
-    section = step.settings
+    check_targets(step, dry_run, spectra_file)
+    opened, before = loading.open(step.source, **lookup.how_to_open(step.source, step.opening))
+    dense = dense_model(opened, step.settings)
+    judge = None if step.settings.max_drop is None else judge_of(opened, step)
+    batches = calibration_batches(opened, step)
+    solved = solved_model(dense, batches, step, dry_run)
+    spectra = storable(solved, step)
+    candidate = chosen(solved, step.settings, judge, dry_run)
+    manifest = planned_manifest(spectra.about.dense, candidate.plan)
+    if not dry_run:
+        solved.apply(candidate.plan, candidate.factors)
+        manifest.history = [] if before is None else list(before.history)
+        manifest.history.append(record(step, spectra, candidate, time.perf_counter() - start))
+        extra = {planning_stored.FILE: planning_stored.dumps(spectra)}
+        saving.save(opened, manifest, step.output, extra=extra)
+    if spectra_file is not None:
+        planning_stored.save(spectra, spectra_file)
+    if not solved.moments:
+        warn_of_no_samples()
+    return Decomposed(
+        path=None if dry_run else step.output,
+        manifest=manifest,
+        plan=candidate.plan,
+        calibrated=bool(solved.moments),
+        seconds=time.perf_counter() - start,
+        search=candidate.search,
+    )
+
+
+def check_targets(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> None:
+    """Refuse what can't be written to, before any work is done."""
     if not dry_run:
         saving.check_output(step.output)
-    if side is not None:
-        planning_stored.check_target(side)
-    opened, before = loading.open(step.source, **lookup.how_to_open(step.source, step.opening))
-    layers = find(opened, section)
-    spent = description.cost(opened, layers)
-    layers = description.with_read_weights_dense(layers, spent)
-    free = lowrank_find.free_layers(layers, opened.ref)
-    if section.unit == "flops" and spent is None:
-        raise RequestError(
-            f"{opened.ref}: its FLOPs are unknown, as it can't be run on a plain sample; "
-            "budget in parameters (--unit params)"
-        )
-    judge = None if section.max_drop is None else judge_of(opened, step)
-    samples = calibration_samples(opened, step, step.calibration) if step.calibration else []
-    moments = measure(opened, free, samples, step.seed) if samples else {}
-    with console.progress("reading spectra", total=len(free)) as bar:
-        keep = engine.Keep.ALL if section.pin else engine.Keep.PLANNED
-        if judge is None and (dry_run or (samples and section.correct is not False)):
-            keep = engine.Keep.NOTHING
-        cuts = engine.solve(free, moments, keep=keep, advance=bar.advance)
-    spectra = description.at_counted_tokens(engine.spectra(free, cuts, moments), spent)
-    inputs = loading.input_digest(step.source, opened)
-    about = facts(opened, layers, spent, spectra, section, inputs, sum(map(samples_in, samples)))
-    stored = Spectra(spectra, about)
+    if spectra_file is not None:
+        planning_stored.check_target(spectra_file)
 
-    def refit(plan: Plan) -> Mapping[str, Factors]:
-        if section.correct is False or not samples:
-            return {}
-        return corrected(opened, free, plan, moments, samples)
 
-    walk = None
-    ready: Mapping[str, Factors] = {}
-    if judge is None:
-        plan = choose(spectra, about.size, section)
-        if not dry_run:
-            ready = refit(plan)
-    else:
-        assert section.max_drop is not None
-        found = quality.find(
-            opened,
-            judge,
-            section.max_drop,
-            spectra,
-            plan_at=lambda ratio: choose(spectra, about.size, at_ratio(section, ratio)),
-            factors_of=lambda plan: engine.factors(free, cuts, moments, plan) | dict(refit(plan)),
-            dense=about.dense,
-        )
-        plan, ready, walk = found.plan, found.factors, found.walk
-        cuts = {}
-    described = planned_manifest(about.dense, plan)
-    if not dry_run:
-        with console.progress("factorising", total=len(plan.ranks())) as bar:
-            engine.apply(
-                opened.module,
-                free,
-                moments,
-                plan,
-                solutions=cuts,
-                refitted=ready,
-                advance=bar.advance,
-            )
-        described.history = [
-            *(before.history if before is not None else []),
-            StepRecord(
-                step="decompose",
-                recipe=dict(step.document),
-                seed=step.seed,
-                versions=versions.versions(),
-                metrics={
-                    "energy": plan.energy,
-                    "samples": about.samples,
-                    **(walk.document() if walk is not None else {}),
-                },
-                seconds=time.perf_counter() - start,
-                inputs=inputs,
-                fingerprint=fingerprint(step, inputs),
-            ),
-        ]
-        extra = {planning_stored.FILE: planning_stored.dumps(stored)}
-        saving.save(opened, described, step.output, extra=extra)
-    if side is not None:
-        planning_stored.save(stored, side)
-    if not moments:
-        console.warn(
-            "no calibration samples: ranks and factors come from the weights alone, so expect to "
-            "heal; --calibrate with a few hundred samples of your own data does far better"
-        )
-    seconds = time.perf_counter() - start
-    path = None if dry_run else step.output
-    return Decomposed(path, described, plan, bool(moments), seconds, walk)
+def dense_model(opened: OpenModel, settings: Decompose) -> DenseModel:
+    """The opened model with its layers, those that the settings exclude among them."""
+    selection = Selection(opened.head, settings.include, settings.exclude)
+    dense = examine(opened.module, selection, opened.ref, opened, flag_prefix="--")
+    check_flops_known(
+        dense,
+        settings.unit,
+        ", as it can't be run on a plain sample; budget in parameters (--unit params)",
+    )
+    return dense
 
 
 def judge_of(opened: OpenModel, step: Step[Decompose]) -> Judge:
@@ -172,22 +119,14 @@ def judge_of(opened: OpenModel, step: Step[Decompose]) -> Judge:
     return Judge(opened, data, devices.select(step.device))
 
 
-def at_ratio(section: Decompose, ratio: Fraction) -> Decompose:
-    """The section with this ratio in the place of its quality budget."""
-    return section.model_copy(update={"ratio": str(ratio), "max_drop": None})
-
-
-def find(opened: OpenModel, section: Decompose) -> list[Layer]:
-    """All linear maps of the model, each with the reason why it stays dense, if any."""
-    selection = lowrank_find.Selection(opened.head, section.include, section.exclude)
-    return lowrank_find.find_dense(opened.module, selection, opened.ref, flag_prefix="--")
-
-
-def calibration_samples(opened: OpenModel, step: Step[Decompose], source: Calibration) -> list[Any]:
-    """Batches of unlabelled samples: what the model takes, in an order that the seed shuffles."""
-    limit, data = step.settings.samples, source.data
+def calibration_batches(opened: OpenModel, step: Step[Decompose]) -> list[Any]:
+    """Batches of unlabelled samples: what the model takes, in an order that the seed shuffles.
+    None where the step calibrates on nothing."""
+    source, limit = step.calibration, step.settings.samples
+    if source is None:
+        return []
     task = registry.get(source.task.name, source.task.settings)
-    samples = task.open(data, data.train, inputs=opened.inputs, unlabelled=True)
+    samples = task.open(source.data, source.data.train, inputs=opened.inputs, unlabelled=True)
     batches = loader.loader(
         samples,
         batch_size=min(BATCH_SIZE, limit),
@@ -199,67 +138,70 @@ def calibration_samples(opened: OpenModel, step: Step[Decompose], source: Calibr
     return join(batch["inputs"] for batch in batches)
 
 
-def measure(
-    opened: OpenModel, layers: Sequence[Layer], samples: Sequence[Any], seed: int
-) -> dict[str, Moments]:
-    """The layers' moments over the samples."""
-    with console.progress("calibrating", total=sum(map(samples_in, samples))) as bar:
-        moments = calibration.collect(
-            opened.module,
-            layers,
-            samples,
-            prediction.predict,
-            calibration.Passes(seed=seed),
-            advance=bar.advance,
-        )
-    unseen = [layer.name for layer in layers if layer.name not in moments]
-    if unseen:
-        console.warn(
-            f"{len(unseen)} layers never ran on the calibration samples and keep plain spectra: "
-            f"{', '.join(unseen[:3])}"
-        )
-    return moments
+def solved_model(
+    dense: DenseModel, batches: list[Any], step: Step[Decompose], dry_run: bool
+) -> SolvedModel:
+    """The model calibrated, and each layer's spectrum with what its factors will need."""
+    settings = step.settings
+    correct = settings.correct is not False
+    keep = Keep.ALL if settings.pin else Keep.PLANNED
+    # A search makes factors of the solutions. Else a plan is all, or the correction solves anew.
+    if settings.max_drop is None and (dry_run or (batches and correct)):
+        keep = Keep.NOTHING
+    return solve(dense, batches, keep, correct=correct, seed=step.seed)
 
 
-def corrected(
-    opened: OpenModel,
-    layers: Sequence[Layer],
-    plan: Plan,
-    moments: Mapping[str, Moments],
-    samples: Sequence[Any],
-) -> dict[str, Factors]:
-    """Factors refitted front to back to the inputs that the compressed model really gives."""
-    with console.progress("correcting", total=len(plan.ranks())) as bar:
-        return factorize_refit.correct(
-            opened.module,
-            layers,
-            plan.ranks(),
-            moments,
-            samples,
-            prediction.predict,
-            advance=bar.advance,
-        )
+def storable(solved: SolvedModel, step: Step[Decompose]) -> Spectra:
+    """The spectra with all that a plan needs to know, so that they can be planned from again
+    without the model."""
+    dense, size = solved.dense, solved.dense.size
+    assert dense.opened is not None
+    about = About(
+        dense=description.describe(dense.opened, dense.layers, dense.cost),
+        inputs=loading.input_digest(step.source, dense.opened),
+        tokens={spectrum.name: spectrum.tokens for spectrum in solved.spectra},
+        fixed_params=size.fixed_params,
+        fixed_flops=size.fixed_flops,
+        obstacles=dict(size.obstacles),
+        samples=solved.samples,
+        section=step.settings.model_dump(mode="json", exclude_unset=True),
+    )
+    return Spectra(solved.spectra, about)
 
 
-def facts(
-    opened: OpenModel,
-    layers: Sequence[Layer],
-    spent: Cost | None,
-    spectra: Sequence[Spectrum],
-    section: Decompose,
-    inputs: str,
-    samples: int,
-) -> About:
-    """What is stored with the spectra, so that they can be planned from again without the model."""
-    free = [layer for layer in layers if layer.reason is None]
-    dense = description.describe(opened, layers, spent)
-    return About(
-        dense=dense,
-        inputs=inputs,
-        tokens={s.name: s.tokens for s in spectra},
-        fixed_params=lowrank_find.fixed_params(opened.module, free),
-        fixed_flops=fixed_flops(dense, {s.name for s in spectra}),
-        obstacles=description.obstacles(opened.module, layers),
-        samples=samples,
-        section=section.model_dump(mode="json", exclude_unset=True),
+def chosen(
+    solved: SolvedModel, settings: Decompose, judge: Judge | None, dry_run: bool
+) -> Candidate:
+    """The plan, with the factors that are known by now: the smallest model that the judge lets
+    pass, or without a judge what the settings ask for."""
+    if judge is not None:
+        return quality.smallest(solved, settings, judge)
+    plan = choose(solved.spectra, solved.dense.size, settings)
+    return Candidate(plan, {} if dry_run else solved.corrected_factors(plan))
+
+
+def record(
+    step: Step[Decompose], spectra: Spectra, candidate: Candidate, seconds: float
+) -> StepRecord:
+    """What the manifest's history says of the step."""
+    metrics = {"energy": candidate.plan.energy, "samples": spectra.about.samples}
+    if candidate.search is not None:
+        metrics |= candidate.search.document()
+    return StepRecord(
+        step="decompose",
+        recipe=dict(step.document),
+        seed=step.seed,
+        versions=versions.versions(),
+        metrics=metrics,
+        seconds=seconds,
+        inputs=spectra.about.inputs,
+        fingerprint=fingerprint(step, spectra.about.inputs),
+    )
+
+
+def warn_of_no_samples() -> None:
+    """Say what the user gives up who does not calibrate."""
+    console.warn(
+        "no calibration samples: ranks and factors come from the weights alone, so expect to "
+        "heal; --calibrate with a few hundred samples of your own data does far better"
     )

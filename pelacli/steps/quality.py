@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from pelacli import console
+from pelacli.artefact import description
 from pelacli.errors import DropError, InfeasibleError
 from pelacli.lowrank import replace
 from pelacli.lowrank.replace import Factors
-from pelacli.manifest.document import Manifest
 from pelacli.measure.judge import Judge
-from pelacli.models.opened import OpenModel
 from pelacli.planning import sweep
+from pelacli.planning.choice import choose
 from pelacli.planning.outcome import planned_manifest
 from pelacli.ranks import search
 from pelacli.ranks.plan import Plan
-from pelacli.ranks.spectrum import Spectrum
+from pelacli.recipe.schema import Decompose
 from pelacli.report import tables
+from pelacli.steps.factorization import SolvedModel
 
 EVALUATIONS = 8  # the dense model's included
 _WHOLE = 10_000  # ratios of four digits, which --ratio can repeat
@@ -28,12 +30,12 @@ _TOLERANCE = 100
 
 
 @dataclass
-class Walk:
-    """What was tried, and what is asked for.
+class QualitySearch:
+    """What was asked for, and what was tried.
 
     Attributes:
         metric: name of the figure in points; max_drop: how many of them may be lost.
-        drop: of the model that was found; None where there is none.
+        drop: of the smallest model that was accepted; None where there is none.
         curve: one row per evaluation, the dense model's first: ``asked`` (the ratio planned for;
             None: dense), ``ratio`` and ``flops_ratio`` (of the whole model, achieved), ``params``,
             ``flops``, ``energy`` kept (0 to 1), ``damage`` (the energy lost, which predicts the
@@ -55,139 +57,152 @@ class Walk:
         }
 
 
-@dataclass
-class Found:
-    """The smallest model that was accepted, as plan and factors, and the way there."""
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be: its plan, the factors that are known already, and how it was searched for."""
 
     plan: Plan
     factors: Mapping[str, Factors]
-    walk: Walk
+    search: QualitySearch | None = None
 
 
-def find(
-    opened: OpenModel,
-    judge: Judge,
-    max_drop: float,
-    spectra: Sequence[Spectrum],
-    *,
-    plan_at: Callable[[Fraction], Plan],
-    factors_of: Callable[[Plan], Mapping[str, Factors]],
-    dense: Manifest,
-) -> Found:
-    """Try budgets until the smallest with a small enough drop is known to a hundredth.
+def smallest(solved: SolvedModel, settings: Decompose, judge: Judge) -> Candidate:
+    """Try ratios until the smallest with a small enough drop is known to a hundredth.
 
     Args:
-        opened: the dense model; each trial puts factors into its module and takes them out again.
-        plan_at: ratio → plan.
-        factors_of: plan → factors of every layer that it factorises.
-        dense: record of the dense model.
+        solved: the dense model; each trial puts factors into its module and takes them out again.
+        settings: with max_drop.
 
     Raises:
         DropError: even the largest factorised model loses more.
         RequestError: no ratio can be met.
     """
-    plans: dict[int, Plan] = {}
-
-    def plan(limit: int) -> Plan:
-        if limit not in plans:
-            plans[limit] = plan_at(Fraction(limit, _WHOLE))
-        return plans[limit]
-
-    def foresee(limit: int) -> tuple[int, float]:
-        used, total, kept = plan(limit).used, plan(limit).total, plan(limit).energy
-        assert used is not None
-        assert total
-        assert kept is not None
-        return -(-used * _WHOLE // total), 1.0 - kept
-
-    walk = Walk(judge.metric, max_drop, None, [])
-    smallest = float("inf")
-    ready: Mapping[str, Factors] = {}
-
-    def evaluate(limit: int) -> float:
-        nonlocal ready, smallest
-        start = time.perf_counter()
-        factors = factors_of(plan(limit))
-        with replace.replaced(opened.module, factors):
-            score = judge.score()
-        drop = whole - score
-        if drop <= max_drop and foresee(limit)[0] < smallest:
-            smallest, ready = foresee(limit)[0], factors
-        walk.curve.append(_row(dense, plan(limit), spectra, score, drop, start, max_drop))
-        _tell(walk.curve[-1], walk)
-        return drop
-
-    least = _least(plan_at)
-    start = time.perf_counter()
-    whole = judge.score()
-    walk.curve.append(_row(dense, None, spectra, whole, 0.0, start, max_drop))
-    trials = search.walk(
-        evaluate,
-        foresee,
-        least=least,
-        whole=_WHOLE,
-        max_drop=max_drop,
-        evaluations=EVALUATIONS - 1,
-        tolerance=_TOLERANCE,
+    trials = _Trials(solved, settings, judge)
+    least = trials.least_ratio()
+    trials.measure_dense()
+    best = search.best(
+        search.walk(
+            trials.drop_at,
+            trials.foresee,
+            least=least,
+            whole=_WHOLE,
+            max_drop=trials.max_drop,
+            evaluations=EVALUATIONS - 1,
+            tolerance=_TOLERANCE,
+        )
     )
-    best = search.best(trials)
+    record = QualitySearch(
+        judge.metric, trials.max_drop, None if best is None else best.drop, trials.curve
+    )
     if best is None:
-        raise DropError(_nothing(opened.ref, walk), {"model": opened.ref, **walk.document()})
-    walk.drop = best.drop
-    return Found(plan(best.limit), ready, walk)
+        ref = solved.dense.ref
+        raise DropError(_no_model(ref, record), {"model": ref, **record.document()})
+    return Candidate(trials.plan_at(best.limit), trials.best_factors, record)
 
 
-def _least(plan_at: Callable[[Fraction], Plan]) -> int:
-    """The smallest ratio that can be met, in ten-thousandths."""
-    try:
-        plan_at(Fraction(1, _WHOLE))
-    except InfeasibleError as error:
-        if error.smallest is None or Fraction(error.smallest) == 1:
-            raise
-        return int(Fraction(error.smallest) * _WHOLE)
-    return 1
+class _Trials:
+    """Models at different ratios, each planned, put together and measured.
+
+    Attributes:
+        curve: a row per model that was measured, as in `QualitySearch`.
+        best_factors: of the smallest model so far that lost little enough. Only these are kept, as
+            they are about as large as the model.
+
+    Ratios are whole ten-thousandths here, as `pelacli.ranks.search` wants them.
+    """
+
+    def __init__(self, solved: SolvedModel, settings: Decompose, judge: Judge) -> None:
+        assert settings.max_drop is not None
+        self.max_drop = settings.max_drop
+        self.curve: list[dict[str, Any]] = []
+        self.best_factors: Mapping[str, Factors] = {}
+        self._best_cost = math.inf
+        self._solved, self._settings, self._judge = solved, settings, judge
+        dense = solved.dense
+        assert dense.opened is not None
+        self._size = dense.size
+        self._manifest = description.describe(dense.opened, dense.layers, dense.cost)
+        self._plans: dict[int, Plan] = {}
+
+    def least_ratio(self) -> int:
+        """The smallest ratio that can be met."""
+        try:
+            self._plan(Fraction(1, _WHOLE))
+        except InfeasibleError as error:
+            if error.smallest is None or Fraction(error.smallest) == 1:
+                raise
+            return int(Fraction(error.smallest) * _WHOLE)
+        return 1
+
+    def plan_at(self, ratio: int) -> Plan:
+        """The plan for a ratio."""
+        if ratio not in self._plans:
+            self._plans[ratio] = self._plan(Fraction(ratio, _WHOLE))
+        return self._plans[ratio]
+
+    def foresee(self, ratio: int) -> tuple[int, float]:
+        """(the ratio that the plan really has, the share of energy that it loses)."""
+        plan = self.plan_at(ratio)
+        assert plan.used is not None
+        assert plan.total
+        assert plan.energy is not None
+        return -(-plan.used * _WHOLE // plan.total), 1.0 - plan.energy
+
+    def measure_dense(self) -> None:
+        """Measure the dense model, which all others are compared with."""
+        start = time.perf_counter()
+        self._add_row(None, self._judge.score(), start)
+
+    def drop_at(self, ratio: int) -> float:
+        """How many points the model of this ratio loses."""
+        start = time.perf_counter()
+        plan = self.plan_at(ratio)
+        factors = self._solved.factors(plan)
+        with replace.replaced(self._solved.dense.module, factors):
+            score = self._judge.score()
+        row = self._add_row(plan, score, start)
+        cost = self.foresee(ratio)[0]
+        if row["accepted"] and cost < self._best_cost:
+            self._best_cost, self.best_factors = cost, factors
+        verdict = "small enough" if row["accepted"] else f"more than {self.max_drop:g}"
+        console.info(
+            f"ratio {row['asked']}: {tables.human(row['params'])} parameters, "
+            f"{self._judge.metric} {score:.2f}, drop {row['drop']:.2f}: {verdict}"
+        )
+        return float(row["drop"])
+
+    def _plan(self, ratio: Fraction) -> Plan:
+        at_ratio = self._settings.model_copy(update={"ratio": str(ratio), "max_drop": None})
+        return choose(self._solved.spectra, self._size, at_ratio)
+
+    def _add_row(self, plan: Plan | None, score: float, start: float) -> dict[str, Any]:
+        manifest = self._manifest if plan is None else planned_manifest(self._manifest, plan)
+        params, flops = manifest.params, manifest.flops
+        drop = 0.0 if plan is None else self.curve[0]["score"] - score
+        damage = 0.0 if plan is None else sweep.damage(plan, self._solved.spectra)
+        row = {
+            "asked": None if plan is None else plan.ratio,
+            "ratio": params.after / params.before,
+            "flops_ratio": None if flops is None else flops.after / flops.before,
+            "params": params.after,
+            "flops": None if flops is None else flops.after,
+            "energy": 1.0 if plan is None else plan.energy,
+            "damage": damage,
+            "score": score,
+            "drop": drop,
+            "seconds": time.perf_counter() - start,
+            "accepted": drop <= self.max_drop,
+        }
+        self.curve.append(row)
+        return row
 
 
-def _row(
-    dense: Manifest,
-    plan: Plan | None,
-    spectra: Sequence[Spectrum],
-    score: float,
-    drop: float,
-    start: float,
-    max_drop: float,
-) -> dict[str, Any]:
-    record = dense if plan is None else planned_manifest(dense, plan)
-    params, flops = record.params, record.flops
-    return {
-        "asked": None if plan is None else plan.ratio,
-        "ratio": params.after / params.before,
-        "flops_ratio": None if flops is None else flops.after / flops.before,
-        "params": params.after,
-        "flops": None if flops is None else flops.after,
-        "energy": 1.0 if plan is None else plan.energy,
-        "damage": 0.0 if plan is None else sweep.damage(plan, spectra),
-        "score": score,
-        "drop": drop,
-        "seconds": time.perf_counter() - start,
-        "accepted": drop <= max_drop,
-    }
-
-
-def _tell(row: Mapping[str, Any], walk: Walk) -> None:
-    verdict = "small enough" if row["accepted"] else f"more than {walk.max_drop:g}"
-    console.info(
-        f"ratio {row['asked']}: {tables.human(row['params'])} parameters, "
-        f"{walk.metric} {row['score']:.2f}, drop {row['drop']:.2f}: {verdict}"
-    )
-
-
-def _nothing(ref: str, walk: Walk) -> str:
-    tried = walk.curve[1:]
+def _no_model(ref: str, search: QualitySearch) -> str:
+    tried = search.curve[1:]
     best = min(tried, key=lambda row: (row["drop"] != row["drop"], row["drop"]))
     return (
-        f"{ref}: no factorised model keeps {walk.metric} within {walk.max_drop:g} points of the "
-        f"dense model's {walk.curve[0]['score']:.2f}; the best of {len(tried)} has "
+        f"{ref}: no factorised model keeps {search.metric} within {search.max_drop:g} points of "
+        f"the dense model's {search.curve[0]['score']:.2f}; the best of {len(tried)} has "
         f"{best['ratio']:.4f} of the parameters and drops by {best['drop']:.2f}: "
         "allow more, calibrate on your own samples (--calibrate), "
         "or take a --ratio and heal it (pela pretrain)"

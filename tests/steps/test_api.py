@@ -19,6 +19,9 @@ from pelacli.lowrank import find
 from pelacli.manifest import document
 from pelacli.manifest.document import StepRecord
 from pelacli.models import heads, prediction, wrapping
+from pelacli.recipe.schema import Recipe
+from pelacli.recipe.step import step_of
+from pelacli.steps import decompose as steps_decompose
 
 BERT = {
     "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "vocab_size": 50,
@@ -424,3 +427,43 @@ def test_a_module_of_no_library_is_decomposed_but_not_saved():
     assert sum(p.numel() for p in net.parameters()) <= before / 2
     with pytest.raises(RequestError, match="can't be rebuilt"):
         pelacli.save(net, "nowhere")
+
+
+# Arguments ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", [pelacli.decompose, pelacli.plan], ids=["decompose", "plan"])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({}, "policy energy needs a ratio"),
+        ({"ratio": 1.5}, "ratio: "),
+        ({"ratio": 0.5, "unit": "bytes"}, "unit: 'bytes' is none of params, flops"),
+        ({"ratio": 0.5, "multiple": 0}, "multiple: 0 is out of range; at least 1"),
+        ({"ratio": 0.5, "energy": 0.9}, "energy: energy and ratio both say how small; give one"),
+        ({"policy": "threshold"}, "policy: 'threshold' needs threshold too"),
+        ({"ratio": 0.5, "min_rank": 9, "max_rank": 8}, "max_rank: max_rank 8 is below min_rank 9"),
+        ({"ratio": 0.5, "include": ["("]}, "include: "),
+        ({"ratio": 0.5, "pins": {"fc1": "thin"}}, "pin: "),
+    ],
+)
+def test_an_argument_that_is_no_good_is_named_and_the_model_stays_as_it_is(call, arguments, says):
+    model = vit()
+    before = weights(model)
+    with pytest.raises(RequestError) as caught:
+        call(model, **arguments)
+    assert str(caught.value).startswith(says)
+    assert "\n" not in str(caught.value)
+    assert same(model, before)
+
+
+def test_the_interface_factorises_as_the_step_does(tmp_path):
+    recipe = {
+        "model": str(tmp_path / "dense"), "output": str(tmp_path / "run"),
+        "decompose": {"ratio": 0.8, "scope": "layers", "pin": {"fc1$": 4}},
+    }  # fmt: skip
+    model = vit()
+    pelacli.save(model, tmp_path / "dense")
+    done = steps_decompose.run(step_of(Recipe.model_validate(recipe), "decompose"))
+    pelacli.decompose(model, 0.8, scope="layers", pins={"fc1$": 4})
+    assert same(model, weights(pelacli.load(done.path)))

@@ -306,10 +306,10 @@ def test_trials_leave_the_dense_model_as_it_was(digits, inputs, correct, monkeyp
 
     monkeypatch.setattr(replace, "replaced", replaced)
     done = decompose.run(step_of(spec, "decompose"))
-    assert len(parameters) == len(done.walk.curve) - 1 >= 2
+    assert len(parameters) == len(done.search.curve) - 1 >= 2
     assert all(ids == parameters[0] for ids in parameters)  # the same tensors at each
     written = accuracy(pelacli.load(done.path), inputs)
-    assert done.walk.curve[0]["score"] - written == pytest.approx(done.walk.drop, abs=0.3)
+    assert done.search.curve[0]["score"] - written == pytest.approx(done.search.drop, abs=0.3)
 
 
 def test_a_recipe_with_a_quality_budget_runs_and_is_skipped(pela, digits, here):

@@ -1,0 +1,103 @@
+"""A dense model, its linear layers and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pelacli.artefact import description
+from pelacli.errors import RequestError
+from pelacli.lowrank import find
+from pelacli.lowrank.find import Selection
+from pelacli.lowrank.layer import Layer
+from pelacli.measure import flops
+from pelacli.measure.flops import Cost
+from pelacli.models.opened import OpenModel
+from pelacli.models.prediction import predict
+from pelacli.planning.size import fixed_flops, flop_obstacles
+from pelacli.ranks.size import ModelSize
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """A dense model and its linear layers.
+
+    Attributes:
+        ref: what the user calls the model.
+        layers: all linear maps, each with the reason why it stays dense, if any.
+        cost: FLOPs of one sample; None where they are unknown.
+        opened: the model as its library describes it; None where pela does not know the library.
+    """
+
+    module: nn.Module
+    ref: str
+    layers: Sequence[Layer]
+    cost: Cost | None
+    opened: OpenModel | None
+
+    @property
+    def free(self) -> list[Layer]:
+        """The layers that may be factorised."""
+        return [layer for layer in self.layers if layer.reason is None]
+
+    @property
+    def size(self) -> ModelSize:
+        """What a plan must know of the model beside its spectra."""
+        rows = description.dense_records(self.layers, self.cost)
+        total = None if self.cost is None else self.cost.total
+        free = {layer.name for layer in self.free}
+        return ModelSize(
+            shapes={row.name: row.shape for row in rows},
+            fixed_params=find.fixed_params(self.module, self.free),
+            fixed_flops=fixed_flops(total, rows, free),
+            obstacles=description.obstacles(self.module, self.layers),
+            flop_obstacles=flop_obstacles(total, rows, free),
+        )
+
+
+def examine(
+    module: nn.Module,
+    selection: Selection,
+    ref: str,
+    opened: OpenModel | None,
+    *,
+    batch: Any = None,
+    flag_prefix: str = "",
+) -> DenseModel:
+    """Find the layers of a dense model and count its FLOPs.
+
+    Args:
+        selection: which layers may be factorised.
+        batch: to count FLOPs on where no plain sample can be made, as `predict` takes it.
+        flag_prefix: stands before "include" and "exclude" in messages ("--" on a command line).
+
+    Raises:
+        RequestError: the model is low-rank already, none of its layers may be factorised, or an
+            expression of the selection matches nothing.
+    """
+    layers = find.find_dense(module, selection, ref, flag_prefix)
+    cost = None if opened is None else description.cost(opened, layers)
+    if cost is None and batch is not None:
+        cost = _count(module, layers, batch)
+    layers = description.with_read_weights_dense(layers, cost)
+    find.free_layers(layers, ref)
+    return DenseModel(module, ref, layers, cost, opened)
+
+
+def check_flops_known(dense: DenseModel, unit: str, remedy: str) -> None:
+    """Refuse a budget in FLOPs of a model whose FLOPs are unknown.
+
+    Raises:
+        RequestError: with the remedy.
+    """
+    if unit == "flops" and dense.cost is None:
+        raise RequestError(f"{dense.ref}: its FLOPs are unknown{remedy}")
+
+
+def _count(module: nn.Module, layers: Sequence[Layer], batch: Any) -> Cost:
+    """FLOPs of one sample of the batch."""
+    inputs = next(iter(batch.values())) if isinstance(batch, Mapping) else batch
+    return flops.count(module, layers, lambda m: predict(m, batch), len(inputs))
