@@ -23,6 +23,7 @@ from pelacli.models.hf.heads import own_classes as _own_classes
 from pelacli.models.hf.heads import with_head as with_head
 from pelacli.models.inputs import ImageInput, Inputs, PairInput, TextInput
 from pelacli.models.pairs import hf
+from pelacli.models.pairs.repairs import repair
 
 _ANY_SIZE = 224  # pixels a side of an image, where neither model nor processor says
 
@@ -86,7 +87,7 @@ def open_directory(
             raise RequestError(
                 f"{directory}: the weights can't be loaded: {_first(error)}"
             ) from None
-    hf.settle(module)
+    repair(module)
     pooling.hold(module, directory)
     return module, sorted(info["missing_keys"])
 
@@ -111,7 +112,7 @@ def from_config(config: Any) -> nn.Module:
     config.architectures = config.architectures or []  # Funnel's two are looked for in it
     build = cls._from_config if hasattr(cls, "_from_config") else cls.from_config
     module: nn.Module = build(config)
-    hf.settle(module)
+    repair(module)
     return module
 
 

@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
-from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
-from transformers.models.vilt.modeling_vilt import ViltEmbeddings
 
 from pelacli.errors import RequestError
 from pelacli.models.pairs import losses
+from pelacli.models.pairs.repairs import repair
 from pelacli.models.pairs.view import Encoded, Inputs, PairModel
 
 _TEMPERATURE = 0.07  # of BLIP's features: transformers' class has lost the parameter
@@ -158,9 +157,7 @@ class BlipAnswers(_AsItIs):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        for layer in self.module.text_decoder.bert.encoder.layer:
-            if type(layer.crossattention.self) is BlipTextSelfAttention:
-                layer.crossattention.self.__class__ = _Masked
+        repair(module)
 
     def output(self, inputs: Inputs) -> Tensor:
         """Logits [B, V] of the answers' words, their mean."""
@@ -190,11 +187,9 @@ class Vilt(PairModel):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
+        repair(module)
         self.matches = hasattr(module, "rank_output")
         self.answers = "classes" if hasattr(module, "classifier") else None
-        embeddings = getattr(self.module, "vilt", self.module).embeddings
-        if type(embeddings) is ViltEmbeddings:
-            embeddings.__class__ = _InOrder
 
     def output(self, inputs: Inputs) -> Tensor:
         found = self.module(**inputs)
@@ -268,35 +263,6 @@ class Vilt(PairModel):
         return torch.cat([torch.zeros_like(score), score], 1)
 
 
-class _Masked(BlipTextSelfAttention):  # type: ignore[misc]
-    """Cross-attention that heeds the question's mask. transformers 5.24 loses it on the way, so
-    that an answer depends on how long the other questions of its batch are."""
-
-    def forward(self, hidden_states: Tensor, *, attention_mask: Any = None, **kwargs: Any) -> Any:
-        if kwargs.get("encoder_attention_mask") is None:
-            kwargs["encoder_attention_mask"] = attention_mask
-        return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
-
-
-class _InOrder(ViltEmbeddings):  # type: ignore[misc]
-    """The patches in their order. transformers shuffles them anew in each pass: the outputs are the
-    same, but a teacher's features and a student's would be those of different patches."""
-
-    def visual_embed(
-        self, pixel_values: Tensor, pixel_mask: Tensor, max_image_length: int = 200
-    ) -> Any:
-        if max_image_length > 0 or not bool(pixel_mask.all()):
-            return super().visual_embed(pixel_values, pixel_mask, max_image_length)
-        x = self.patch_embeddings(pixel_values)
-        side = self.config.image_size // self.config.patch_size
-        table = self.position_embeddings[:, 1:].transpose(1, 2).unflatten(2, (side, side))
-        places = F.interpolate(table, x.shape[2:], mode="bilinear", align_corners=True)
-        x = (x + places).flatten(2).transpose(1, 2)
-        first = (self.cls_token + self.position_embeddings[:, :1]).expand(len(x), -1, -1)
-        x = self.dropout(torch.cat([first, x], 1))
-        return x, torch.ones(x.shape[:2], dtype=torch.long, device=x.device), None
-
-
 _VIEWS: dict[str, type[PairModel]] = {
     "SiglipModel": Sigmoid,
     "BlipForImageTextRetrieval": BlipMatching,
@@ -311,14 +277,6 @@ _HEADS = {
     "BlipForImageTextRetrieval": ("vision_proj", "text_proj", "itm_head"),
     "BlipForQuestionAnswering": ("text_decoder.cls",),
 }
-
-
-def settle(module: nn.Module) -> None:
-    """Put right, when a model is built, what transformers does to it, so that it gives the same
-    whether its view is asked or it is called."""
-    view = _VIEWS.get(type(module).__name__)
-    if view is not None:
-        view(module)
 
 
 def _text(inputs: Inputs) -> dict[str, Tensor]:
