@@ -2,102 +2,39 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from pelacli.cli import decompose_options as options
 from pelacli.cli.options import Json, Output, Set
 
 
 def decompose(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="timm name or alias, hub id, local directory, safetensors file (with --arch), "
-            "artefact, or a recipe (.toml). With --dry-run also stored spectra."
-        ),
-    ],
-    ratio: Annotated[
-        str | None,
-        typer.Option(help="Parameters after / before, a decimal or a fraction: 0.5, 2/3."),
-    ] = None,
-    unit: Annotated[
-        str | None, typer.Option(help="What the ratio counts: params or flops (of one sample).")
-    ] = None,
-    scope: Annotated[
-        str | None, typer.Option(help="Whose it counts: model, or layers (the paper's 1/c).")
-    ] = None,
-    energy: Annotated[
-        float | None,
-        typer.Option(help="Instead: as small as keeps this share of all layers' energy together."),
-    ] = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(
-            help="Instead: as small as loses at most so many points of the main metric, untrained, "
-            "on --data. Without labels: of the agreement with the dense model, in percent of "
-            "samples of the same class, or 100 × cosine where there are no classes. Exit 3 if "
-            "no factorised model is good enough."
-        ),
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="Dataset that --max-drop measures on.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of --data.")] = None,
-    task: Annotated[
-        str | None, typer.Option(help="Task of --max-drop: unlabelled for data without labels.")
-    ] = None,
-    policy: Annotated[
-        str | None, typer.Option(help="energy (global), uniform (the paper's), threshold.")
-    ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Share of energy each layer keeps (policy threshold).")
-    ] = None,
-    calibrate: Annotated[
-        str | None,
-        typer.Option(help="Unlabelled samples: image folder, text file, dataset, or 'train'."),
-    ] = None,
-    samples: Annotated[int | None, typer.Option(help="How many samples to calibrate on.")] = None,
-    correct: Annotated[
-        bool | None,
-        typer.Option("--correct/--no-correct", help="Sequential correction on the samples."),
-    ] = None,
-    include: Annotated[
-        list[str] | None, typer.Option(help="Only layers whose name matches (regular expression).")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Not layers whose name matches (regular expression).")
-    ] = None,
-    pin: Annotated[
-        list[str] | None,
-        typer.Option(metavar="REGEX=RANK", help="Fix ranks: a number, 'dense' or 'full'."),
-    ] = None,
-    min_rank: Annotated[int | None, typer.Option(help="Smallest rank.")] = None,
-    max_rank: Annotated[int | None, typer.Option(help="Largest rank.")] = None,
-    multiple: Annotated[
-        int | None,
-        typer.Option(
-            help="Ranks are multiples of this. Unset: 8 in large layers under policy energy."
-        ),
-    ] = None,
-    plan: Annotated[
-        Path | None, typer.Option(help="Use the ranks of this plan (JSON), edited by hand or not.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan, make no artefact.")
-    ] = False,
-    spectra: Annotated[
-        Path | None,
-        typer.Option(help="Also write the spectra to this file, to plan from without the model."),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="pretrained, random, or the path of a safetensors file.")
-    ] = None,
-    arch: Annotated[
-        str | None, typer.Option(help="Architecture of a bare safetensors file.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of sampling and of random weights.")
-    ] = None,
+    model: options.Model,
+    ratio: options.Ratio = None,
+    unit: options.Unit = None,
+    scope: options.Scope = None,
+    energy: options.Energy = None,
+    max_drop: options.MaxDrop = None,
+    data: options.Data = None,
+    split: options.Split = None,
+    task: options.Task = None,
+    policy: options.Policy = None,
+    threshold: options.Threshold = None,
+    calibrate: options.Calibrate = None,
+    samples: options.Samples = None,
+    correct: options.Correct = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    pin: options.Pin = None,
+    min_rank: options.MinRank = None,
+    max_rank: options.MaxRank = None,
+    multiple: options.Multiple = None,
+    plan: options.Plan = None,
+    dry_run: options.DryRun = False,
+    spectra: options.Spectra = None,
+    weights: options.Weights = None,
+    arch: options.Arch = None,
+    seed: options.Seed = None,
     output: Output = None,
     set_: Set = None,
     json: Json = False,
