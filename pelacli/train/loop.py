@@ -25,7 +25,7 @@ from pelacli.console import warn
 from pelacli.data.loader import Batch
 from pelacli.errors import PelaError
 from pelacli.system.devices import move_module
-from pelacli.train import checkpoint, compilation, engine, optim, recompute
+from pelacli.train import acceleration, checkpoint, compilation, optim, recompute
 from pelacli.train.journal import Journal
 from pelacli.train.run import Run, updates
 from pelacli.train.stopping import stopping
@@ -145,7 +145,7 @@ def _prepare(
     module: nn.Module, objective: Objective, settings: Train, options: RunOptions, run: Run
 ) -> Learner:
     """The weights and what changes them, where the run starts or goes on."""
-    accelerator = engine.accelerator(settings, options.device, options.output)
+    accelerator = acceleration.accelerator(settings, options.device, options.output)
     average = partial(optim.average, decay=settings.ema)
     weights = distribute(accelerator, module, objective.losses, average, settings.channels_last)
     optimizer = optim.optimizer(weights.trained, settings)

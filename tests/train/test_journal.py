@@ -13,7 +13,7 @@ from torch import nn
 
 from pelacli.errors import PelaError
 from pelacli.recipe.schema import Train
-from pelacli.train import engine
+from pelacli.train import acceleration
 from pelacli.train.loop import Objective, RunOptions, fit
 
 
@@ -113,7 +113,7 @@ def test_trackers_get_every_line_and_keep_it_beside_the_run(tmp_path, monkeypatc
     assert [step for step, _ in lines] == [line["step"] for line in written] == [2, 4, 4]
     assert lines[0][1]["losses/feature"] == written[0]["losses"]["feature"]
     assert lines[2][1]["metrics/accuracy"] == 50.0
-    assert engine.tracking(output) == tmp_path / "tracking" / "pretrain"
+    assert acceleration.tracking(output) == tmp_path / "tracking" / "pretrain"
 
 
 def test_a_line_cut_short_is_no_hindrance(tmp_path):

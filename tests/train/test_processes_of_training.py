@@ -34,7 +34,7 @@ from pelacli.models import opening
 from pelacli.recipe.schema import Augment, Pretrain
 from pelacli.system import processes
 from pelacli.tasks import base, registry
-from pelacli.train import checkpoint, engine, weights
+from pelacli.train import acceleration, checkpoint, weights
 from pelacli.train.healing import Stage
 from pelacli.train.loop import Objective, RunOptions, fit
 
@@ -45,7 +45,7 @@ SECTION = {
     "ema": 0.6, "factor_lr": 0.5, "factor_decay": "product", "taps_over": 0.5, "log_every": 1,
     "loss": {"task": 1.0, "feature": 1.0, "logits": 0.5, "perturbation": 1.0},
 }  # fmt: skip
-ACCELERATOR = engine.accelerator
+ACCELERATOR = acceleration.accelerator
 MIXED = Augment(scale=(0.7, 1.0), hflip=0.0, color_jitter=0.2, mixup=0.5, cutmix=0.5)
 
 
@@ -81,7 +81,7 @@ def heal(output: Path, stop_at: int | None = None, resume: bool = False, **chang
     objective = Objective(losses, lambda m: base.evaluate(m, held_out, task, "cpu", 10), "accuracy")
     progress = SimpleNamespace(advance=advance)
     fit(student.module, objective, batches, section, RunOptions(3, "cpu", output, resume, progress))
-    assert kinds == {"DTensor" if engine.accelerator is not ACCELERATOR else "Parameter"}
+    assert kinds == {"DTensor" if acceleration.accelerator is not ACCELERATOR else "Parameter"}
     return student.module
 
 
@@ -125,7 +125,7 @@ def child(folder: Path) -> None:
             torch.save(module.state_dict(), folder / f"{name}.pt")
 
     keep("ddp", heal(folder / "ddp"))
-    engine.accelerator = sharded()
+    acceleration.accelerator = sharded()
     try:
         heal(folder / "fsdp", stop_at=None if first else 3)  # one that is asked stops both
     except PelaError as error:
@@ -222,7 +222,7 @@ def test_the_average_takes_its_buffers_from_the_model_in_shards_too(group, monke
     whole = averaged(tmp_path / "whole")
     assert whole["2.num_batches_tracked"] == whole["kept 2.num_batches_tracked"] == 4
     assert whole["evaluated 0 2.num_batches_tracked"] == 2
-    monkeypatch.setattr(engine, "accelerator", sharded())
+    monkeypatch.setattr(acceleration, "accelerator", sharded())
     shards = averaged(tmp_path / "shards")
     assert list(shards) == list(whole)
     for name, value in whole.items():
@@ -239,7 +239,7 @@ def test_the_average_takes_its_buffers_from_the_model_in_shards_too(group, monke
     ],
 )
 def test_what_can_not_be_sharded_is_said(tmp_path, monkeypatch, options, changed, told):
-    monkeypatch.setattr(engine, "accelerator", sharded(**options))
+    monkeypatch.setattr(acceleration, "accelerator", sharded(**options))
     try:
         with pytest.raises(RequestError, match=told):
             heal(tmp_path / "x", **changed)

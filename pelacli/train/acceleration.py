@@ -1,4 +1,4 @@
-"""accelerate's engine, from a recipe's settings: device, precision, processes, trackers."""
+"""accelerate's Accelerator, from a recipe's settings: device, precision, processes, trackers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pelacli.system import devices, processes
 
 
 def accelerator(settings: Train, device: str, output: Path | None) -> Accelerator:
-    """accelerate's engine for a run.
+    """accelerate's Accelerator for a run.
 
     Args:
         device: as in a recipe.
