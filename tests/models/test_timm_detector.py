@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -210,6 +212,32 @@ def test_transformers_reads_it_with_pela_at_hand(tmp_path):
         other = fresh(x).logits
     assert other.isfinite().all()
     assert not torch.allclose(other, want)
+
+
+def in_a_new_process(*lines):
+    """What these lines of Python print there."""
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_importing_the_backbone_leaves_transformers_tables_alone():
+    known = in_a_new_process(
+        "import transformers",
+        "from pelacli.models.around import detector",
+        "print('pela_timm' in transformers.CONFIG_MAPPING)",
+    )
+    assert known == "False"
+
+
+def test_a_process_that_built_no_detector_opens_one(tmp_path):
+    around(opened(SWIN)).module.save_pretrained(tmp_path)
+    kind = in_a_new_process(
+        "from pelacli.models import opening",
+        f"print(type(opening.open({str(tmp_path)!r}).module.model.backbone.model).__name__)",
+    )
+    assert kind == "TimmMap"
 
 
 # Images ------------------------------------------------------------------------------------------

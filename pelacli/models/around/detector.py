@@ -121,6 +121,7 @@ def _around_timm(
             "task_args.detector = 'detr', or start from a ViT of transformers"
         )
     channels = cast(ImageInput, opened.inputs).size[0]
+    timm_backbone.register()
     backbone = timm_backbone.describe(opened.module, opened.config, channels, side)
     settings = _DETR | {"backbone_config": backbone, "num_channels": channels}
     settings |= {"num_queries": queries, "num_labels": classes, **args}

@@ -1,9 +1,10 @@
 """A timm model as a backbone that transformers builds its detectors around.
 
 transformers' detectors take their backbone from a table, by the model_type that their configuration
-names. With pela's entry in it, a DETR around a timm model is one of transformers' models: built,
-saved, read, decomposed and healed in the same ways. transformers has a ``timm_backbone`` too, which
-knows architectures by their name alone; this one has timm's config.json, arguments included.
+names. With pela's entry in it (see `register`), a DETR around a timm model is one of transformers'
+models: built, saved, read, decomposed and healed in the same ways. transformers has a
+``timm_backbone`` too, which knows architectures by their name alone; this one has timm's
+config.json, arguments included.
 """
 
 from __future__ import annotations
@@ -102,8 +103,11 @@ class TimmMap(PreTrainedModel):  # type: ignore[misc]
             fill()
 
 
-AutoConfig.register(TimmMapConfig.model_type, TimmMapConfig, exist_ok=True)
-AutoBackbone.register(TimmMapConfig, TimmMap, exist_ok=True)
+def register() -> None:
+    """Enter the backbone into transformers' tables, from which it is built and read. Calling this
+    again changes nothing."""
+    AutoConfig.register(TimmMapConfig.model_type, TimmMapConfig, exist_ok=True)
+    AutoBackbone.register(TimmMapConfig, TimmMap, exist_ok=True)
 
 
 def describe(network: nn.Module, config: dict[str, Any], channels: int, size: int) -> TimmMapConfig:

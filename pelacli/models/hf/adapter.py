@@ -15,6 +15,7 @@ from torch import nn
 from pelacli.errors import RequestError
 from pelacli.messages import closest
 from pelacli.models import class_names, pooling
+from pelacli.models.around import timm_backbone
 from pelacli.models.hf import detectors, segmenters
 from pelacli.models.hf.examples import arguments, longest_text, sees
 from pelacli.models.hf.examples import example as example
@@ -94,6 +95,7 @@ def open_directory(
 
 def read_config(directory: Path, model_args: dict[str, Any]) -> Any:
     """config.json as transformers reads it."""
+    timm_backbone.register()  # detectors around a timm model name it
     try:
         plain = transformers.AutoConfig.from_pretrained(directory)
         _refuse_unknown(plain, model_args, str(directory))
