@@ -44,6 +44,8 @@ class Dataset:
             validation would see the same samples.
         classes: their names, where a label is the number of a class and they are known.
         labelled: whether its samples have labels.
+        own_classes: the classes of the data, where ``classes`` are those of the model, which may
+            have more.
     """
 
     spec: str
@@ -53,6 +55,7 @@ class Dataset:
     split: str | None = None
     classes: list[str] | None = None
     labelled: bool = True
+    own_classes: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -138,7 +141,7 @@ def open_text(
     )
     labelled = texts.labels is not None
     return Dataset(spec, texts, Make(_as_it_is, labelled), collate, texts.split, texts.classes,
-                   labelled)  # fmt: skip
+                   labelled, texts.own_classes)  # fmt: skip
 
 
 @dataclass

@@ -106,7 +106,8 @@ class Base(Section):
 
         Args:
             dataset: the training split.
-            classes: the recipe's ``num_classes``; None: as many as the data has.
+            classes: the recipe's ``num_classes``; None: as many as the data has. Where the task
+                makes a head of classes, see `pelacli.tasks.common.heads.head_classes`.
             seed: of fresh weights.
 
         Returns:

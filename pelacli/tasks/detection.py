@@ -37,6 +37,7 @@ from pelacli.tasks.base import Base
 from pelacli.tasks.common.augment import refuse
 from pelacli.tasks.common.average_precision import AveragePrecision
 from pelacli.tasks.common.boxes import Collate, Plain, Prepare, augmented, targets
+from pelacli.tasks.common.heads import all_named, head_classes
 
 
 class Task(Base):
@@ -83,9 +84,9 @@ class Task(Base):
         prepare = Prepare(processor, sizes, mode, places, transform)
         if not labelled:
             source = Plain(source)
-        known = names if labelled else None
+        known, own = (names, classes) if labelled else (None, None)
         join = Collate(inputs.mask, bare=inputs.fixed)
-        return Dataset(data.dataset, source, prepare, join, found, known, labelled)
+        return Dataset(data.dataset, source, prepare, join, found, known, labelled, own)
 
     def _source(
         self, spec: str, split: str, unlabelled: bool
@@ -115,8 +116,7 @@ class Task(Base):
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """A detector around a backbone; a fresh classifier where the data has other classes."""
-        names = dataset.classes or []
-        wanted = classes or len(names)
+        names, wanted = head_classes(dataset, classes)
         if not detectors.is_detector(opened.module):
             kind, args = self.detector, _settings(self.detector_args)
             size = dataset.make.sizes[0] if isinstance(dataset.make, Prepare) else None
@@ -129,8 +129,7 @@ class Task(Base):
             info(f"a fresh head of {wanted} classes")
         else:
             return opened
-        extra = [f"class {number}" for number in range(len(names), wanted)]
-        class_names.write(opened, names[:wanted] + extra)
+        class_names.write(opened, all_named(names, wanted))
         return opened
 
     def taps(self, module: nn.Module) -> list[str]:

@@ -20,6 +20,7 @@ from pelacli.data.formats.entailment import LABELS, Claim
 from pelacli.data.loader import Batch
 from pelacli.models.opened import OpenModel
 from pelacli.models.pairs.families import view_of
+from pelacli.tasks.common.heads import all_named, head_classes
 from pelacli.tasks.common.pairs import Entries, PairTask, both, fitted, stacked, together
 from pelacli.tasks.common.pictures import Look, mirrored
 from pelacli.tasks.image_classification import Accuracy
@@ -48,8 +49,8 @@ class Task(PairTask):
         )
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
-        """A head of three classes, where the model has none with their names."""
-        return fitted(opened, self.KIND, seed, dataset, LABELS)
+        """A head of three classes, or of more if the recipe says so, unless the model has one."""
+        return fitted(opened, self.KIND, seed, dataset, all_named(*head_classes(dataset, classes)))
 
     def forward(self, module: nn.Module, batch: Batch) -> Mapping[str, Any]:
         view = view_of(module)
@@ -60,7 +61,7 @@ class Task(PairTask):
         return found
 
     def metrics(self, num_classes: int | None) -> Shares:
-        return Shares(len(LABELS))
+        return Shares(max(len(LABELS), num_classes or 0))
 
 
 class Shares(Accuracy):

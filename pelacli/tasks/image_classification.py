@@ -23,6 +23,7 @@ from pelacli.data.loader import Batch
 from pelacli.errors import RequestError
 from pelacli.models import class_names, heads
 from pelacli.tasks.base import Base
+from pelacli.tasks.common.heads import head_classes
 
 
 class Task(Base):
@@ -50,8 +51,7 @@ class Task(Base):
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """A fresh head where the data has other classes than the model; the names of the data's."""
-        names = dataset.classes or []
-        wanted = classes or len(names)
+        names, wanted = head_classes(dataset, classes)
         labels = getattr(opened.inputs, "labels", ())
         others = class_names.are_others(names, labels)
         if wanted and (wanted != heads.num_classes(opened) or others):
@@ -81,7 +81,12 @@ def _numbered(dataset: Dataset, labels: Sequence[str], training: bool) -> Datase
     places = class_names.places(dataset.classes or [], labels) if dataset.labelled else None
     if places is None or (training and len(places) < len(labels)):
         return dataset
-    return replace(dataset, make=_Renumbered(dataset.make, places), classes=list(labels))
+    return replace(
+        dataset,
+        make=_Renumbered(dataset.make, places),
+        classes=list(labels),
+        own_classes=dataset.classes,
+    )
 
 
 @dataclass

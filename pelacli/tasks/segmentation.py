@@ -37,6 +37,7 @@ from pelacli.recipe.fields import Range
 from pelacli.tasks.base import Base
 from pelacli.tasks.common import masks as common_masks
 from pelacli.tasks.common.augment import refuse
+from pelacli.tasks.common.heads import head_classes
 from pelacli.tasks.common.masks import Collate, Make
 
 
@@ -119,9 +120,9 @@ class Task(Base):
         return segmenter.segments(opened)
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
-        """A segmenter around the model, or the segmenter that it is, with the data's classes."""
-        wanted = dataset.num_classes or classes
-        assert wanted is not None  # labelled data has a count
+        """A segmenter around the model, or the segmenter that it is, with as many classes as the
+        recipe or the data says."""
+        _, wanted = head_classes(dataset, classes)
         if segmenter.segments(opened):
             if wanted != heads.num_classes(opened):
                 heads.set_classes(opened, wanted, seed=seed)

@@ -29,6 +29,7 @@ from pelacli.errors import RequestError
 from pelacli.models import heads
 from pelacli.models.inputs import TextInput
 from pelacli.tasks.base import Base
+from pelacli.tasks.common.heads import head_classes
 
 
 class Task(Base):
@@ -69,7 +70,9 @@ class Task(Base):
         """The model as a classifier: a fresh head where it has none, or other classes."""
         if not dataset.labelled:
             raise RequestError(f"{dataset.spec}: the texts have no labels, which the task needs")
-        return with_outputs(opened, dataset, _names(dataset.classes or [], classes), seed)
+        names, count = head_classes(dataset, classes)
+        numbers = [str(number) for number in range(len(names), count)]
+        return with_outputs(opened, dataset, names + numbers, seed)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy with class numbers [B], or with smoothed labels [B, classes]."""
@@ -86,13 +89,6 @@ def labels(batch: Batch) -> Tensor:
     if "labels" not in batch:
         raise RequestError("the texts have no labels, which the task needs")
     return cast(Tensor, batch["labels"])
-
-
-def _names(found: list[str], wanted: int | None) -> list[str]:
-    """As many names as outputs are wanted; a recipe may want more than the data has."""
-    if wanted is None or wanted <= len(found):
-        return found
-    return found + [str(number) for number in range(len(found), wanted)]
 
 
 def with_outputs(opened: OpenModel, dataset: Dataset, names: list[str], seed: int) -> OpenModel:

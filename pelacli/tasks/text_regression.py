@@ -24,6 +24,10 @@ class Task(text_classification.Task):
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """The model with one output, fresh where it has another number of them."""
+        if classes not in (None, 1):
+            raise RequestError(
+                f"num_classes = {classes}: text regression has one output, the score; leave it out"
+            )
         if not dataset.labelled:
             raise RequestError(f"{dataset.spec}: the texts have no scores, which the task needs")
         return text_classification.with_outputs(opened, dataset, ["0"], seed)

@@ -9,7 +9,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -35,6 +35,7 @@ from pelacli.recipe.fields import FilePath, Text
 from pelacli.system import files, processes
 from pelacli.system.devices import move_batch
 from pelacli.tasks.common.answers import accuracy, ranked, written
+from pelacli.tasks.common.heads import all_named, head_classes
 from pelacli.tasks.common.pairs import Entries, PairTask, answers, both, fitted, together
 from pelacli.tasks.common.pictures import Look, mirrored
 
@@ -76,16 +77,31 @@ class Task(PairTask):
         return Dataset(data.dataset, Entries(entries), make, collate, name, labelled=labelled)
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
-        """A class for each answer, for a model that answers by classes and has no names of its
-        own for them, or is given others."""
+        """A head with a class for each answer, for a model that answers by classes.
+
+        The answers are those of ``answers``, or else the model's own, or else those of the data.
+        The recipe's number may add classes that no answer belongs to. Where it is smaller than the
+        number of the model's answers, the data's are taken.
+        """
         view = view_of(opened.module)
         names = questions.answer_list(self.answers) if self.answers else None
-        named = view.answers == "classes" and not all(c.startswith("LABEL_") for c in view.classes)
-        if names is None and view.answers != "words" and not named:
-            entries: Sequence[Question] = cast(Entries, dataset.source).items
-            counts = Counter(answer for one in entries for answer in one.answers)
-            names = sorted(answer for answer, times in counts.items() if times >= self.least)
+        if view.answers == "words":
+            return fitted(opened, self.KIND, seed, dataset, names)
+        if names is None and view.answers == "classes":
+            are_named = not all(name.startswith("LABEL_") for name in view.classes)
+            if are_named and (classes is None or classes >= len(view.classes)):
+                names = view.classes
+        if names is None:
+            names = self._common_answers(dataset)
+        if names:
+            names = all_named(*head_classes(replace(dataset, classes=names), classes))
         return fitted(opened, self.KIND, seed, dataset, names)
+
+    def _common_answers(self, dataset: Dataset) -> list[str]:
+        """The answers that people gave at least ``least`` times, by the alphabet."""
+        entries: Sequence[Question] = cast(Entries, dataset.source).items
+        counts = Counter(answer for question in entries for answer in question.answers)
+        return sorted(answer for answer, times in counts.items() if times >= self.least)
 
     def forward(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
         view, inputs = view_of(module), batch["inputs"]

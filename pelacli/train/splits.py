@@ -39,7 +39,7 @@ def open_splits(step: Step[Train], opened: OpenModel, *, labelled: bool | None =
 
     Args:
         labelled: whether to use labels; None: where the data has them and the model an output for
-            each.
+            each class: as many as there are, or as the recipe's [teacher] was given.
 
     Raises:
         RequestError: the data can't be used, or labels are asked for and there are none.
@@ -47,7 +47,7 @@ def open_splits(step: Step[Train], opened: OpenModel, *, labelled: bool | None =
     data = step.data
     assert data is not None  # the recipe's validation has seen to it
     task = registry.get(step.task.name, step.task.settings)
-    training, labelled = _open_training(task, data, opened, labelled)
+    training, labelled = _open_training(task, step, opened, labelled)
     validation, judged = None, labelled
     if training.split is not None:
         validation, judged = _open_validation(task, data, opened, labelled)
@@ -72,9 +72,11 @@ def open_splits(step: Step[Train], opened: OpenModel, *, labelled: bool | None =
 
 
 def _open_training(
-    task: Base, data: Data, opened: OpenModel, labelled: bool | None
+    task: Base, step: Step[Train], opened: OpenModel, labelled: bool | None
 ) -> tuple[Dataset, bool]:
     """(the training split, whether it has labels that are used)."""
+    data = step.data
+    assert data is not None  # the recipe's validation has seen to it
 
     def open_split(unlabelled: bool) -> Dataset:
         return task.open(
@@ -85,7 +87,8 @@ def _open_training(
         labelled = False
     dataset = open_split(unlabelled=labelled is False)
     if labelled is None:
-        labelled = _labels_fit(task, dataset, opened)
+        fits = task.fits(opened) and _has_outputs(opened, dataset, step)
+        labelled = dataset.labelled and fits
         if not labelled:
             dataset = open_split(unlabelled=True)
     if labelled and not task.fits(opened):
@@ -96,10 +99,23 @@ def _open_training(
     return dataset, labelled
 
 
-def _labels_fit(task: Base, dataset: Dataset, opened: OpenModel) -> bool:
-    """Whether the samples have labels, and the model an output for each class."""
-    classes_fit = dataset.classes is None or len(dataset.classes) == num_classes(opened)
-    return dataset.labelled and classes_fit and task.fits(opened)
+def _has_outputs(opened: OpenModel, dataset: Dataset, step: Step[Train]) -> bool:
+    """Whether the model has an output for each class of the data.
+
+    A model with more outputs than the data has classes may have been made for other data, so it
+    does not count, unless the recipe itself trains the dense model ([teacher]) with that
+    ``num_classes``.
+    """
+    count = num_classes(opened)
+    if dataset.classes is None or len(dataset.classes) == count:
+        return True
+    is_trained_by_recipe = step.dense != step.model
+    return (
+        is_trained_by_recipe
+        and count is not None
+        and count == step.opening.num_classes
+        and len(dataset.classes) < count
+    )
 
 
 def _open_validation(

@@ -59,6 +59,8 @@ class Texts:
         place: of the rows, in errors.
         split: name of the split; None where the data has no splits.
         classes: names of the classes; None where the labels are scores, or there are none.
+        own_classes: the classes of the data, where ``classes`` are those of the model, which may
+            have more.
     """
 
     rows: Any
@@ -67,6 +69,7 @@ class Texts:
     place: str
     split: str | None
     classes: list[str] | None = None
+    own_classes: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -138,9 +141,9 @@ def open_texts(
     names = declared or formats_classes.names_of(
         _training_values(spec, found, label, values), place
     )
-    own = formats_classes.in_order(names, order)
-    made.classes = own or names
-    places = [made.classes.index(formats_classes.spelling(name, own)) for name in names]
+    model_names = formats_classes.in_order(names, order)
+    made.classes, made.own_classes = model_names or names, names
+    places = [made.classes.index(formats_classes.spelling(name, model_names)) for name in names]
     known = {} if declared else {name: number for number, name in enumerate(names)}
     numbers = declared is not None or formats_classes.are_numbers(
         names
