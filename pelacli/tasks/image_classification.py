@@ -23,7 +23,7 @@ from pelacli.data.loader import Batch
 from pelacli.errors import RequestError
 from pelacli.models import class_names, heads
 from pelacli.tasks.base import Base
-from pelacli.tasks.common.heads import head_classes
+from pelacli.tasks.common.heads import all_named, head_classes
 
 
 class Task(Base):
@@ -50,17 +50,22 @@ class Task(Base):
         return _numbered(dataset, getattr(inputs, "labels", ()), training)
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
-        """A fresh head where the data has other classes than the model; the names of the data's."""
+        """A fresh head where the data has other classes than the model, or only some of them; the
+        names of the data's."""
         names, wanted = head_classes(dataset, classes)
         labels = getattr(opened.inputs, "labels", ())
         others = class_names.are_others(names, labels)
+        own = dataset.own_classes
+        if own is not None and len(own) < len(names):  # training will number them anew: `_numbered`
+            names, wanted = own, classes or len(own)
+            others = class_names.places(own, labels) != list(range(len(own)))
         if wanted and (wanted != heads.num_classes(opened) or others):
             heads.set_classes(opened, wanted, seed=seed)
             info(f"a fresh head of {wanted} classes")
         elif labels or not names:
             return opened
-        if len(names) == wanted and opened.library == "transformers":
-            class_names.write(opened, names)
+        if names and opened.library == "transformers":
+            class_names.write(opened, all_named(names, wanted))
         return opened
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:

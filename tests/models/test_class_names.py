@@ -9,11 +9,17 @@ import torch
 import transformers
 from PIL import Image
 
+from pelacli.artefact import description
+from pelacli.artefact.loading import Artefact
 from pelacli.errors import GateError
+from pelacli.lowrank import find
 from pelacli.models import class_names, heads, wrapping
-from pelacli.recipe.schema import Augment, Data
+from pelacli.recipe.schema import Augment, Data, Recipe
+from pelacli.recipe.step import step_of
 from pelacli.steps import eval as steps_eval
+from pelacli.steps import finetune
 from pelacli.tasks import registry
+from pelacli.train.splits import open_splits
 
 SHAPE = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
@@ -63,6 +69,33 @@ def test_some_of_the_models_classes_are_judged_among_all_and_learned_alone(folde
     assert heads.num_classes(fitted) == 3
     assert fitted.inputs.labels == ("bird", "cat", "dog")
     assert fitted.config["id2label"] == {"0": "bird", "1": "cat", "2": "dog"}
+
+
+@pytest.mark.parametrize("num_classes", [None, 3, 4, 6])
+def test_fine_tuning_on_some_of_the_models_classes_numbers_both_splits_alike(
+    folders, tmp_path, num_classes
+):
+    opened = vit("fish", "dog", "cat", "bird")
+    recipe = Recipe.model_validate(
+        {
+            "model": "m", "output": str(tmp_path / "run"), "data": folders.model_dump(),
+            "finetune": {"steps": 1}, "num_classes": num_classes,
+        }
+    )  # fmt: skip
+    step = step_of(recipe, "finetune")
+    layers = find.find_layers(opened.module, head=opened.head)
+    manifest = description.describe(opened, layers, description.cost(opened, layers))
+    fitted = finetune._fit(step, Artefact(opened, manifest))
+    splits = open_splits(step, fitted.opened)
+    for loader in (splits.train, splits.validation):
+        assert [loader.dataset[i]["labels"] for i in range(3)] == [0, 1, 2]
+    names = ["bird", "cat", "dog", "class 3", "class 4", "class 5"][: num_classes or 3]
+    assert list(fitted.opened.inputs.labels) == names
+    assert fitted.opened.config["id2label"] == {str(n): name for n, name in enumerate(names)}
+    assert heads.num_classes(fitted.opened) == len(names)
+    head = fitted.module.classifier
+    again = finetune._fit(step, fitted)  # as a later step does
+    assert again.module.classifier is head
 
 
 def test_other_classes_of_the_same_number_get_a_fresh_head_and_their_names(folders):
