@@ -13,7 +13,6 @@ from albef_tiny import TINY, pairs, tiny
 from pelacli.errors import RequestError
 from pelacli.lowrank import find, replace
 from pelacli.measure.flops import count
-from pelacli.models.albef import answering, grounding
 from pelacli.models.albef.config import Config, from_json
 from pelacli.models.albef.network import Albef, as_variant, head_names, resampled, resize
 from pelacli.ranks import planner, spectrum
@@ -264,66 +263,6 @@ def test_the_decoder_is_causal_and_sees_the_question():
     padded[mask == 0] = 9.0
     assert torch.allclose(network.decode(ids, ones, padded, mask), one, atol=1e-5)
     assert not torch.allclose(network.decode(ids, ones, fused + 1, mask), one, atol=1e-3)
-
-
-def test_answers_are_ranked_by_their_probability():
-    network, inputs = tiny("vqa").eval(), pairs(3)
-    for p in network.parameters():
-        p.data *= 3
-    fused, mask = network(**inputs)["last_hidden_state"], inputs["attention_mask"]
-    candidates = torch.tensor([[1, 9, 2, 0], [1, 8, 7, 2], [1, 6, 2, 0], [1, 5, 30, 2]])
-    there = (candidates != 0).long()
-    best, scores = answering.rank(network, fused, mask, candidates, there, k=4)
-    for q in range(3):
-        expected = []
-        for answer in candidates:
-            answer = answer[answer != 0][None]
-            logits = network.decode(
-                answer, torch.ones_like(answer), fused[q : q + 1], mask[q : q + 1]
-            )
-            chances = logits[0].softmax(-1)
-            each = [chances[i, answer[0, i + 1]].log() for i in range(answer.shape[1] - 1)]
-            expected.append(torch.stack(each).sum())
-        order = torch.stack(expected).argsort(descending=True)
-        assert torch.equal(best[q], order)
-        assert torch.allclose(scores[q], torch.stack(expected)[order], atol=1e-4)
-    firsts, _ = answering.rank(network, fused, mask, candidates, there, k=2)
-    start = network.decode(torch.ones(3, 1, dtype=torch.long), torch.ones(3, 1), fused, mask)
-    likely = start[:, 0][:, candidates[:, 1]].topk(2).indices
-    assert torch.equal(firsts.sort().values, likely.sort().values)
-
-
-def test_heatmaps_are_attention_times_its_gradient():
-    network, inputs = tiny().eval(), pairs()
-    found = grounding.heatmaps(network, **inputs, layer=3)
-    assert found.shape == (6, 4, 4)
-    assert all(p.grad is None for p in network.parameters())
-    with grounding.attention_maps(network, 3) as maps:
-        image = network.embed_images(inputs["pixel_values"])
-        text = network.embed_texts(inputs["input_ids"], inputs["attention_mask"])
-        score = network.match(text, inputs["attention_mask"], image)[:, 1]
-        score.sum().backward()
-    attention = maps[0]
-    assert torch.allclose(attention.sum(-1), torch.ones(6, 2, 7), atol=1e-5)
-    expected = torch.zeros(6, 16)
-    for b in range(6):
-        for h in range(2):
-            for t in range(int(inputs["attention_mask"][b].sum())):
-                felt = attention.grad[b, h, t].clamp(min=0) * attention[b, h, t].detach()
-                expected[b] += felt[1:] / (2 * 7)
-    assert torch.allclose(found.flatten(1), expected, atol=1e-7)
-    assert expected.abs().sum() > 0
-    # Afterwards the layer runs its fused kernel again, to the same score.
-    again = network.match(text, inputs["attention_mask"], image)[:, 1]
-    assert torch.allclose(again, score, atol=1e-5)
-
-
-def test_heatmaps_of_a_layer_that_sees_no_image():
-    with (
-        pytest.raises(RequestError, match="no cross-attention; choose one of 2 to 3"),
-        grounding.attention_maps(tiny(), 1),
-    ):
-        pass
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,16 @@ from pathlib import Path
 import albef_world as scenes
 import pair_world as world
 import pytest
+import torch
+from albef_tiny import pairs, tiny
 
 from pelacli.artefact import loading
 from pelacli.data.loader import loader
 from pelacli.lowrank import find
+from pelacli.models.pairs.families import view_of
 from pelacli.recipe import reading
 from pelacli.tasks import base, registry
+from pelacli.tasks.common.answers import ranked
 
 RECIPE = """
 model = "m"
@@ -235,3 +239,32 @@ def test_grounding_is_learned_falls_and_comes_back(pela, here):
     assert other < 35
     assert scores["decompose"] < scores["dense"] - 15
     assert scores["finetune"] > scores["dense"] - 8
+
+
+@torch.no_grad()
+def test_answers_are_ranked_by_the_product_of_their_words_probabilities():
+    network, inputs = tiny("vqa").eval(), pairs(3)
+    for parameter in network.parameters():
+        parameter.data *= 3
+    view = view_of(network)
+    states, mask = view.read(inputs)
+    answers = torch.tensor([[1, 9, 2, 0], [1, 8, 7, 2], [1, 6, 2, 0], [1, 5, 30, 2]])
+    answers_mask = (answers != 0).long()
+    scores = torch.zeros(3, 4)
+    for question in range(3):
+        for number, answer in enumerate(answers):
+            words = answer[answer != 0][None]
+            logits = network.decode(
+                words, torch.ones_like(words), states[[question]], mask[[question]]
+            )
+            chances = logits[0].softmax(-1)
+            scores[question, number] = sum(
+                chances[i, words[0, i + 1]].log() for i in range(words.shape[1] - 1)
+            )
+    best = ranked(view, states, mask, answers, answers_mask, 4)
+    assert torch.equal(best, scores.argmax(1))
+    # With two candidates, the best of the two whose first word is the likeliest.
+    start = network.decode(torch.ones(3, 1, dtype=torch.long), torch.ones(3, 1), states, mask)
+    candidates = start[:, 0][:, answers[:, 1]].topk(2).indices
+    expected = candidates.gather(1, scores.gather(1, candidates).argmax(1, keepdim=True))[:, 0]
+    assert torch.equal(ranked(view, states, mask, answers, answers_mask, 2), expected)

@@ -11,6 +11,7 @@ import pair_world as world
 import pytest
 import torch
 import torch.nn.functional as F
+from albef_tiny import pairs, tiny
 
 from pelacli.artefact import loading
 from pelacli.data.loader import loader
@@ -81,16 +82,37 @@ def test_maps_leave_gradients_and_frozen_weights_as_they_were(here):
         tasks_grounding.heatmaps(view_of(model.module), inputs, 2)
 
 
-def test_albef_s_maps_are_its_own(here):
-    from pelacli.models.albef import grounding
+def test_albef_s_map_is_attention_times_its_positive_gradient():
+    network, inputs = tiny().eval(), pairs()
+    view = view_of(network)
+    heat = tasks_grounding.heatmaps(view, inputs, 3)
+    assert heat.shape == (6, 4, 4)
+    assert all(p.grad is None for p in network.parameters())
+    images, texts = view.encode_images(inputs["pixel_values"]), view.encode_texts(inputs)
+    with view.attention_maps(3) as maps:
+        score = view.match(images, texts)[:, 1]
+        (attention,) = maps
+        attention.retain_grad()
+        score.sum().backward()
+    assert torch.allclose(attention.sum(-1), torch.ones(6, 2, 7), atol=1e-5)
+    expected = torch.zeros(6, 16)
+    for b in range(6):
+        for h in range(2):
+            for t in range(int(inputs["attention_mask"][b].sum())):
+                felt = attention.grad[b, h, t].clamp(min=0) * attention[b, h, t].detach()
+                expected[b] += felt[1:] / (2 * 7)
+    assert torch.allclose(heat.flatten(1), expected, atol=1e-7)
+    assert expected.abs().sum() > 0
+    # Afterwards the layer runs its fused kernel again, to the same score.
+    assert torch.allclose(view.match(images, texts)[:, 1], score, atol=1e-5)
 
-    world.referring(here / "data", 2, name="val")
-    model = opening.open(str(world.albef(here / "m", "retrieval")))
-    inputs = next(iter(batches(model, size=4)))["inputs"]
-    found = tasks_grounding.heatmaps(view_of(model.module), inputs, 3)
-    assert torch.allclose(found, grounding.heatmaps(model.module, **inputs, layer=3), atol=1e-6)
-    with pytest.raises(RequestError, match="layer 1: has no cross-attention"):
-        tasks_grounding.heatmaps(view_of(model.module), inputs, 1)
+
+@pytest.mark.parametrize("layer", [-1, 1, 4])
+def test_albef_names_the_layers_that_have_a_map(layer):
+    with pytest.raises(
+        RequestError, match=f"layer {layer}: has no cross-attention; choose one of 2 to 3"
+    ):
+        tasks_grounding.heatmaps(view_of(tiny()), pairs(), layer)
 
 
 def test_the_box_has_the_most_heat_for_the_root_of_its_area():

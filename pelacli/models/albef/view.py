@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pelacli.models.albef import grounding, momentum, network, objectives
+from pelacli.models.albef import attention, momentum, network, objectives
 from pelacli.models.outputs import main_output
 from pelacli.models.pairs import view
 from pelacli.models.pairs.losses import alike
@@ -92,7 +92,7 @@ class PairModel(view.PairModel):
         return objectives.pretraining(self.module, passes, batch)
 
     def attention_maps(self, layer: int) -> AbstractContextManager[list[Tensor]]:
-        return grounding.attention_maps(self.module, layer)
+        return attention.attention_maps(self.module, layer)
 
     @property
     def classes(self) -> list[str]:

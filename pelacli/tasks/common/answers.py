@@ -18,6 +18,8 @@ def ranked(
 ) -> Tensor:
     """The likeliest of a list of answers to each question: the first word's probability picks k
     candidates, the whole answer's decides (ALBEF, Li et al., NeurIPS 2021, section 4; BLIP).
+    ALBEF's first code added the first word's log-probability to the whole answer's, which holds it
+    already; BLIP ranks by the whole answer alone, and so does this.
 
     Args:
         states: [B, T, D] questions, ``mask`` [B, T]: what `PairModel.read` gives.
