@@ -11,9 +11,8 @@ import inspect
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache, partial
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from pelacli.errors import RequestError
 from pelacli.lowrank.linear import LowRankLinear
 from pelacli.models import class_names
 from pelacli.models.inputs import ImageInput
+from pelacli.system import processes
 
 # Of families that transformers' own table has no processor for: what their checkpoints come with.
 _PROCESSORS = {
@@ -193,9 +193,10 @@ def with_loss(
     Args:
         labels: for each image ``class_labels`` [n] and ``boxes`` [n, 4], as the model takes them.
     """
-    with _boxes_of_all():
-        output = run(module, batch, labels=labels)
+    output = run(module, batch, labels=labels)
     output["loss_dict"] = _parts(module.config, output)
+    for part in _parts_per_box(module) & output["loss_dict"].keys():
+        output["loss_dict"][part] = output["loss_dict"][part] * _box_correction(labels)
     queries = getattr(module.config, "num_queries", None)
     if queries is not None and output.get("denoising_meta_values") is not None:
         output["logits"] = output.logits[:, -queries:]
@@ -203,21 +204,27 @@ def with_loss(
     return output
 
 
-@contextmanager
-def _boxes_of_all() -> Iterator[None]:
-    """While active, DETR's losses are means over the boxes of all processes, as in its own code.
+def _parts_per_box(module: nn.Module) -> set[str]:
+    """The parts of the loss that are divided by DETR's number of boxes, where there are several
+    processes. Families with code of their own (RT-DETR and its kin) count them right."""
+    if processes.rank_and_size()[1] == 1:
+        return set()
+    kind = str(getattr(getattr(module, "loss_function", None), "__module__", "")).rpartition(".")[2]
+    return {
+        "loss_for_object_detection": {"box", "giou"},
+        "loss_deformable_detr": {"class", "box", "giou"},  # focal loss
+    }.get(kind, set())
+
+
+def _box_correction(labels: list[dict[str, Tensor]]) -> float:
+    """What makes DETR's losses means over the boxes of all processes, as in its own code.
 
     transformers takes accelerate's mean over the processes and divides it by their number once
     more, which makes these losses, and not the classes', larger by as much.
     """
-    from transformers.loss import loss_for_object_detection as theirs
-
-    reduce = theirs.reduce
-    theirs.reduce = partial(reduce, reduction="sum")
-    try:
-        yield
-    finally:
-        theirs.reduce = reduce
+    size = processes.rank_and_size()[1]
+    mean = processes.total(sum(len(label["class_labels"]) for label in labels)) / size
+    return max(mean / size, 1.0) / max(mean, 1.0)
 
 
 def _parts(config: Any, output: Any) -> dict[str, Tensor]:
