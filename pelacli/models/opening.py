@@ -1,23 +1,22 @@
-"""Open any model by what the user calls it."""
+"""Open any model by what the user calls it: one function for each kind of reference."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pelacli.console import warn
 from pelacli.errors import RequestError
-from pelacli.manifest.digests import digest_file, digest_files, plain_weight_files
+from pelacli.manifest.digests import digest_file
 from pelacli.messages import closest
-from pelacli.models import hub
-from pelacli.models.carried import carried
-from pelacli.models.libraries import OWN_NAMES, library, own
+from pelacli.models import directory, hub
+from pelacli.models.directory import Request
+from pelacli.models.libraries import OWN_NAMES, own
 from pelacli.models.opened import OpenModel
-from pelacli.models.weight_files import refuse_non_finite
-from pelacli.models.weight_files import shapes as _shapes
+from pelacli.models.weight_files import refuse_non_finite, shapes
 from pelacli.models.wrapping import describe
 from pelacli.recipe.aliases import ALIASES, SHAPES
 
@@ -54,185 +53,187 @@ def open(
         RequestError: the model is unknown, or its files can't be used.
         PelaError: the hub can't be reached.
     """
-    name, model_args = resolve_alias(ref), model_args or {}
+    name = resolve_alias(ref)
     if weights == "random":
         name = SHAPES.get(ref, name)
     torch.manual_seed(seed)
+    request = Request(ref, name, "random" if meta else weights, arch, model_args or {}, num_classes)
     if meta:
         from accelerate import init_empty_weights
 
         with init_empty_weights(include_buffers=True):
-            return _open(ref, name, "random", arch, model_args, num_classes)
-    opened = _open(ref, name, weights, arch, model_args, num_classes)
+            return _open(request)
+    opened = _open(request)
     opened.module.eval()
     refuse_non_finite(opened)
     return opened
 
 
-def _open(
-    ref: str, name: str, weights: str, arch: str | None, args: dict[str, Any], classes: int | None
-) -> OpenModel:
-    path = Path(name)
-    if weights not in ("pretrained", "random"):
-        if not Path(weights).exists():
-            raise RequestError(f"--weights {weights}: there is no such file or directory")
-        if path.exists():
-            raise RequestError(f"{ref} is a path already; give --weights with an architecture only")
-        if Path(weights).is_file():
-            return _file(ref, Path(weights), arch or name, args, classes)
-        return _directory(ref, Path(weights), "pretrained", args, classes)
-    if path.is_dir():
-        return _directory(ref, path, weights, args, classes)
-    if path.is_file():
-        if path.suffix != ".safetensors" and arch not in OWN_NAMES:
-            raise RequestError(
-                f"{ref}: pela reads safetensors files and model directories only; a checkpoint of "
-                f"{', '.join(OWN_NAMES)} needs --arch"
-            )
-        if not arch:
-            raise RequestError(f"{ref}: a bare safetensors file needs --arch, a timm name")
-        return _file(ref, path, arch, args, classes)
-    if name in OWN_NAMES:
-        if weights != "random":
-            raise RequestError(f"{ref}: give its checkpoint with --weights FILE, or random")
-        return _own(ref, name, None, args, classes)
+def _open(request: Request) -> OpenModel:
+    """Ask each kind of reference in turn; the first that knows the name opens it."""
+    for open_kind in KINDS:
+        opened = open_kind(request)
+        if opened is not None:
+            return opened
+    from pelacli.models.hf import adapter as hf_adapter
     from pelacli.models.timm import adapter as timm_adapter
 
-    if timm_adapter.is_model(name):
-        return _timm_name(ref, name, weights, args, classes)
-    if "/" in name:
-        repo = name.removeprefix("hf-hub:").removeprefix("hf_hub:")
-        if path.suffix == ".safetensors" or name.startswith((".", "/", "~")):
-            raise RequestError(f"{ref}: there is no such file or directory")
-        folder = hub.fetch(repo, weights=weights == "pretrained")
-        return _directory(ref, folder, weights, args, classes, hub_id=repo)
-    from pelacli.models.hf import adapter as hf_adapter
-
-    if hf_adapter.is_type(name):
-        if weights == "random":
-            module = hf_adapter.build_random(name, args, classes)
-            return describe(ref, module, "transformers", None, name, "random", None)
-        raise RequestError(
-            f"{ref}: is a family of transformers, not a checkpoint; give a hub id (owner/name), "
-            "or --weights random for its default shape"
-        )
-    near = closest(name, [*ALIASES, *OWN_NAMES, *timm_adapter.names(), *hf_adapter.types()])
+    names = [*ALIASES, *OWN_NAMES, *timm_adapter.names(), *hf_adapter.types()]
+    near = closest(request.name, names)
     hint = (
         f"did you mean {', '.join(near)}?" if near else "see `timm.list_models()`, or give a hub id"
     )
-    raise RequestError(f"{ref}: unknown model; {hint}")
+    raise RequestError(f"{request.ref}: unknown model; {hint}")
 
 
-def _timm_name(
-    ref: str, name: str, weights: str, args: dict[str, Any], classes: int | None
-) -> OpenModel:
+def _with_weights_from_path(request: Request) -> OpenModel | None:
+    """An architecture's name, with ``weights`` that are a file or a directory."""
+    if request.weights in ("pretrained", "random"):
+        return None
+    weights = Path(request.weights)
+    if not weights.exists():
+        raise RequestError(f"--weights {weights}: there is no such file or directory")
+    if Path(request.name).exists():
+        raise RequestError(
+            f"{request.ref} is a path already; give --weights with an architecture only"
+        )
+    if weights.is_file():
+        return _weights_file(request, weights, request.arch or request.name)
+    return directory.open_directory(replace(request, weights="pretrained"), weights)
+
+
+def _local_directory(request: Request) -> OpenModel | None:
+    path = Path(request.name)
+    return directory.open_directory(request, path) if path.is_dir() else None
+
+
+def _local_file(request: Request) -> OpenModel | None:
+    """A bare file of weights, which needs ``arch``."""
+    path = Path(request.name)
+    if not path.is_file():
+        return None
+    if path.suffix != ".safetensors" and request.arch not in OWN_NAMES:
+        raise RequestError(
+            f"{request.ref}: pela reads safetensors files and model directories only; a checkpoint "
+            f"of {', '.join(OWN_NAMES)} needs --arch"
+        )
+    if not request.arch:
+        raise RequestError(f"{request.ref}: a bare safetensors file needs --arch, a timm name")
+    return _weights_file(request, path, request.arch)
+
+
+def _own_name(request: Request) -> OpenModel | None:
+    """A model of pela's own with random weights."""
+    if request.name not in OWN_NAMES:
+        return None
+    if request.weights != "random":
+        raise RequestError(f"{request.ref}: give its checkpoint with --weights FILE, or random")
+    return _own_model(request, request.name, None)
+
+
+def _timm_name(request: Request) -> OpenModel | None:
     from pelacli.models.timm import adapter as timm_adapter
 
+    name, weights = request.name, request.weights
+    if not timm_adapter.is_model(name):
+        return None
     file, digest = None, None
-    place = timm_adapter.on_the_hub(name)
-    if place is not None and weights != "random":
-        repo, file_name = place
+    on_the_hub = timm_adapter.on_the_hub(name)
+    if on_the_hub is not None and weights != "random":
+        repo, file_name = on_the_hub
         file = hub.fetch(repo, weights=True, file=file_name) / (file_name or "model.safetensors")
         digest = digest_file(file)
     module = timm_adapter.build(
-        name, num_classes=classes, model_args=args, weights=weights, file=file
+        name,
+        num_classes=request.num_classes,
+        model_args=request.model_args,
+        weights=weights,
+        file=file,
     )
-    return describe(ref, module, "timm", None, name, weights, digest)
+    return describe(request.ref, module, "timm", None, name, weights, digest)
 
 
-def _file(ref: str, file: Path, arch: str, args: dict[str, Any], classes: int | None) -> OpenModel:
+def _hub_id(request: Request) -> OpenModel | None:
+    name = request.name
+    if "/" not in name:
+        return None
+    if Path(name).suffix == ".safetensors" or name.startswith((".", "/", "~")):
+        raise RequestError(f"{request.ref}: there is no such file or directory")
+    repo = name.removeprefix("hf-hub:").removeprefix("hf_hub:")
+    folder = hub.fetch(repo, weights=request.weights == "pretrained")
+    return directory.open_directory(request, folder, hub_id=repo)
+
+
+def _transformers_family(request: Request) -> OpenModel | None:
+    """A ``model_type`` of transformers in its default shape, with random weights."""
+    from pelacli.models.hf import adapter as hf_adapter
+
+    if not hf_adapter.is_type(request.name):
+        return None
+    if request.weights != "random":
+        raise RequestError(
+            f"{request.ref}: is a family of transformers, not a checkpoint; give a hub id "
+            "(owner/name), or --weights random for its default shape"
+        )
+    module = hf_adapter.build_random(request.name, request.model_args, request.num_classes)
+    return describe(request.ref, module, "transformers", None, request.name, "random", None)
+
+
+# What a reference may be, in the order in which it is asked. A new kind is one more function.
+KINDS: tuple[Callable[[Request], OpenModel | None], ...] = (
+    _with_weights_from_path,
+    _local_directory,
+    _local_file,
+    _own_name,
+    _timm_name,
+    _hub_id,
+    _transformers_family,
+)
+
+
+def _weights_file(request: Request, file: Path, arch: str) -> OpenModel:
+    """A bare file of weights of an architecture of timm's or pela's own."""
     arch = resolve_alias(arch)
     if arch in OWN_NAMES:
-        return _own(ref, arch, file, args, classes)
+        return _own_model(request, arch, file)
     from pelacli.models.timm import adapter as timm_adapter
 
     if not timm_adapter.is_model(arch):
         near = closest(arch, [*ALIASES, *timm_adapter.names()])
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise RequestError(f"--arch {arch}: timm has no such architecture{hint}")
-    own_classes = _classes_of(_shapes(file), arch)
+    file_classes = _classes_of(shapes(file), arch)
     module = timm_adapter.build(
         arch,
-        num_classes=own_classes if classes is None else classes,
-        model_args=args,
+        num_classes=file_classes if request.num_classes is None else request.num_classes,
+        model_args=request.model_args,
         weights="pretrained",
         file=file,
-        file_classes=own_classes,
+        file_classes=file_classes,
     )
-    return describe(ref, module, "timm", None, arch, str(file), digest_file(file))
+    return describe(request.ref, module, "timm", None, arch, str(file), digest_file(file))
 
 
-def _own(
-    ref: str, name: str, file: Path | None, args: dict[str, Any], classes: int | None
-) -> OpenModel:
-    lib = OWN_NAMES[name]
-    module = own(lib).build(name, model_args=args, num_classes=classes, weights=file)
+def _own_model(request: Request, name: str, file: Path | None) -> OpenModel:
+    """A model of pela's own, with the weights of its checkpoint or random ones."""
+    library_name = OWN_NAMES[name]
+    module = own(library_name).build(
+        name, model_args=request.model_args, num_classes=request.num_classes, weights=file
+    )
     if file is None:
-        return describe(ref, module, lib, None, name, "random", None)
-    opened = describe(ref, module, lib, file.parent, name, str(file), digest_file(file))
+        return describe(request.ref, module, library_name, None, name, "random", None)
+    digest = digest_file(file)
+    opened = describe(request.ref, module, library_name, file.parent, name, str(file), digest)
     beside = [path for name in _BESIDE if (path := file.parent / name).is_file()]
     opened.carried = {path.name: path.read_bytes() for path in beside}
     return opened
-
-
-def _directory(
-    ref: str,
-    folder: Path,
-    weights: str,
-    args: dict[str, Any],
-    classes: int | None,
-    hub_id: str | None = None,
-) -> OpenModel:
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise RequestError(f"{ref}: has no config.json, so it is no timm or transformers model")
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise RequestError(f"{config_file}: not valid JSON ({error})") from None
-    files = plain_weight_files(folder)
-    for file in files if weights == "pretrained" else []:
-        _shapes(file)  # a truncated file is found here, with its name
-    digest = digest_files(files) if files and weights == "pretrained" else None
-    asked = hub_id or str(folder)
-    if isinstance(config, dict) and "pela_model" in config:
-        lib = str(config["pela_model"])
-        library(lib)
-        random = weights == "random"
-        module = own(lib).open_directory(folder, random=random, num_classes=classes)
-        opened = describe(ref, module, lib, folder, asked, weights, digest)
-        opened.carried = carried(folder)
-        return opened
-    if isinstance(config, dict) and "architecture" in config:
-        from pelacli.models.timm import adapter as timm_adapter
-
-        if weights == "pretrained" and not files:
-            raise RequestError(f"{ref}: has no safetensors weights; use --weights random")
-        module = timm_adapter.build(
-            f"local-dir:{folder}", num_classes=classes, model_args=args, weights=weights
-        )
-        return describe(ref, module, "timm", None, asked, weights, digest)
-    if isinstance(config, dict) and "model_type" in config:
-        from pelacli.models.hf import adapter as hf_adapter
-
-        module, fresh = hf_adapter.open_directory(
-            folder, random=weights == "random", model_args=args, num_classes=classes
-        )
-        opened = describe(ref, module, "transformers", folder, asked, weights, digest)
-        opened.carried = carried(folder)
-        if fresh:
-            warn(f"{ref}: the checkpoint lacks {', '.join(fresh[:4])}; randomly initialised")
-        return opened
-    raise RequestError(
-        f"{config_file}: names neither a timm architecture nor a transformers model_type"
-    )
 
 
 # What belongs to a bare file of weights, of all that may lie beside it.
 _BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
-def _classes_of(shapes: dict[str, tuple[int, ...]], arch: str) -> int | None:
+def _classes_of(shapes_of: dict[str, tuple[int, ...]], arch: str) -> int | None:
     """Classes of the checkpoint's own head, so that a bare file needs no --set num_classes."""
     import timm
 
@@ -241,5 +242,5 @@ def _classes_of(shapes: dict[str, tuple[int, ...]], arch: str) -> int | None:
     first = classifier[0] if isinstance(classifier, tuple | list) else classifier
     if not first:
         return None
-    shape = shapes.get(f"{first}.weight")
+    shape = shapes_of.get(f"{first}.weight")
     return shape[0] if shape else 0

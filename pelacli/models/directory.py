@@ -1,0 +1,154 @@
+"""Open a model directory: config.json says which library it is of, the weights lie beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pelacli.console import warn
+from pelacli.errors import RequestError
+from pelacli.manifest.digests import digest_files, plain_weight_files
+from pelacli.models.carried import carried
+from pelacli.models.libraries import library, own
+from pelacli.models.opened import OpenModel
+from pelacli.models.weight_files import shapes
+from pelacli.models.wrapping import describe
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user wants opened.
+
+    Attributes:
+        ref: what the user calls the model, for messages; name: the same without an alias.
+        weights: "pretrained", "random" or a path.
+        arch: architecture of a bare file of weights.
+        model_args: for the architecture.
+        num_classes: outputs, where they differ from the checkpoint's.
+    """
+
+    ref: str
+    name: str
+    weights: str
+    arch: str | None
+    model_args: dict[str, Any]
+    num_classes: int | None
+
+
+@dataclass(frozen=True)
+class _Directory:
+    """A directory with config.json.
+
+    Attributes:
+        asked: what the manifest says was asked for, a hub id or a path.
+        has_weights: whether there are safetensors files.
+        digest: of the weights; None where they are not read.
+    """
+
+    folder: Path
+    config: Any
+    asked: str
+    has_weights: bool
+    digest: str | None
+
+    def has(self, key: str) -> bool:
+        """Whether config.json has this key."""
+        return isinstance(self.config, dict) and key in self.config
+
+
+def open_directory(request: Request, folder: Path, hub_id: str | None = None) -> OpenModel:
+    """Open a directory in the layout of timm, of transformers or of pela's own models.
+
+    Raises:
+        RequestError: it is none of these, or a file of it is damaged.
+    """
+    directory = _read(request, folder, hub_id)
+    if directory.has("pela_model"):
+        return _of_pela(request, directory)
+    if directory.has("architecture"):
+        return _of_timm(request, directory)
+    if directory.has("model_type"):
+        return _of_transformers(request, directory)
+    raise RequestError(
+        f"{folder / 'config.json'}: names neither a timm architecture nor a transformers model_type"
+    )
+
+
+def _read(request: Request, folder: Path, hub_id: str | None) -> _Directory:
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise RequestError(
+            f"{request.ref}: has no config.json, so it is no timm or transformers model"
+        )
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise RequestError(f"{config_file}: not valid JSON ({error})") from None
+    files = plain_weight_files(folder)
+    digest = None
+    if files and request.weights == "pretrained":
+        for file in files:
+            shapes(file)  # names a file that is cut off
+        digest = digest_files(files)
+    return _Directory(folder, config, hub_id or str(folder), bool(files), digest)
+
+
+def _of_pela(request: Request, directory: _Directory) -> OpenModel:
+    name = str(directory.config["pela_model"])
+    library(name)  # refuses one that this version does not know
+    module = own(name).open_directory(
+        directory.folder, random=request.weights == "random", num_classes=request.num_classes
+    )
+    opened = describe(
+        request.ref,
+        module,
+        name,
+        directory.folder,
+        directory.asked,
+        request.weights,
+        directory.digest,
+    )
+    opened.carried = carried(directory.folder)
+    return opened
+
+
+def _of_timm(request: Request, directory: _Directory) -> OpenModel:
+    from pelacli.models.timm import adapter as timm_adapter
+
+    if request.weights == "pretrained" and not directory.has_weights:
+        raise RequestError(f"{request.ref}: has no safetensors weights; use --weights random")
+    module = timm_adapter.build(
+        f"local-dir:{directory.folder}",
+        num_classes=request.num_classes,
+        model_args=request.model_args,
+        weights=request.weights,
+    )
+    return describe(
+        request.ref, module, "timm", None, directory.asked, request.weights, directory.digest
+    )
+
+
+def _of_transformers(request: Request, directory: _Directory) -> OpenModel:
+    from pelacli.models.hf import adapter as hf_adapter
+
+    module, fresh = hf_adapter.open_directory(
+        directory.folder,
+        random=request.weights == "random",
+        model_args=request.model_args,
+        num_classes=request.num_classes,
+    )
+    opened = describe(
+        request.ref,
+        module,
+        "transformers",
+        directory.folder,
+        directory.asked,
+        request.weights,
+        directory.digest,
+    )
+    opened.carried = carried(directory.folder)
+    if fresh:
+        warn(f"{request.ref}: the checkpoint lacks {', '.join(fresh[:4])}; randomly initialised")
+    return opened
