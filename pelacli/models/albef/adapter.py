@@ -35,12 +35,12 @@ def build(
         return Albef(_with_classes(albef_config.from_json(model_args, "model_args"), num_classes))
     settings = dict(model_args)
     variant = settings.pop("variant", None)
-    found = checkpoint.open_file(weights, settings)
-    if variant not in (None, found.config.variant) or num_classes is not None:
-        config = replace(found.config, variant=variant or found.config.variant)
+    albef = checkpoint.open_file(weights, settings)
+    if variant not in (None, albef.config.variant) or num_classes is not None:
+        config = replace(albef.config, variant=variant or albef.config.variant)
         classes = _with_classes(config, num_classes).num_classes
-        found = network.as_variant(found, config.variant, num_classes=classes)
-    return found
+        albef = network.as_variant(albef, config.variant, num_classes=classes)
+    return albef
 
 
 def open_directory(directory: Path, *, random: bool, num_classes: int | None) -> nn.Module:
@@ -51,12 +51,12 @@ def open_directory(directory: Path, *, random: bool, num_classes: int | None) ->
         if not random:
             raise RequestError(f"{directory}: has no safetensors weights; use --weights random")
         return Albef(_with_classes(config, num_classes))
-    found = _empty(config)
+    albef = _empty(config)
     tensors = {name: t for file in files for name, t in checkpoint.read(file).items()}
-    checkpoint.fill(found, checkpoint.from_original(tensors, str(directory)), str(directory))
+    checkpoint.fill(albef, checkpoint.from_original(tensors, str(directory)), str(directory))
     if num_classes is not None and num_classes != config.num_classes:
-        set_classes(found, num_classes)
-    return found
+        set_classes(albef, num_classes)
+    return albef
 
 
 def rebuild(directory: Path) -> nn.Module:
@@ -85,9 +85,9 @@ def inputs(module: nn.Module, directory: Path | None) -> PairInput:
 def example(module: nn.Module, inputs: Any) -> dict[str, Tensor]:
     """An image with 25 tokens; with an answer, where answers are decoded."""
     config = cast(Albef, module).config
-    place = next(module.parameters()).device
-    ids = torch.zeros(1, min(_TOKENS, config.max_positions), dtype=torch.long, device=place)
-    image = torch.zeros(1, 3, config.image_size, config.image_size, device=place)
+    device = next(module.parameters()).device
+    ids = torch.zeros(1, min(_TOKENS, config.max_positions), dtype=torch.long, device=device)
+    image = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
     pair = {"pixel_values": image, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return pair | ({"decoder_input_ids": ids[:, :_ANSWER]} if config.variant == "vqa" else {})
 
@@ -107,9 +107,9 @@ def set_classes(module: nn.Module, num_classes: int) -> None:
     """Give the entailment variant a fresh classifier."""
     albef = cast(Albef, module)
     albef.config = _with_classes(albef.config, num_classes)
-    some = albef.visual_encoder.pos_embed
+    weight = albef.visual_encoder.pos_embed
     fresh = network.classifier(albef.config.text_width, num_classes)
-    albef.cls_head = fresh.to(some.device, some.dtype)
+    albef.cls_head = fresh.to(weight.device, weight.dtype)
 
 
 def pairs(module: nn.Module) -> PairModel:
@@ -119,10 +119,10 @@ def pairs(module: nn.Module) -> PairModel:
 
 def _empty(config: albef_config.Config) -> Albef:
     with torch.device("meta"):
-        found = Albef(config)
-    found.tie()
-    checkpoint.fill_buffers(found)
-    return found
+        albef = Albef(config)
+    albef.tie()
+    checkpoint.fill_buffers(albef)
+    return albef
 
 
 def _config(directory: Path) -> albef_config.Config:

@@ -40,8 +40,8 @@ def open_file(file: Path, settings: Mapping[str, Any]) -> Albef:
         RequestError: the file can't be read, or its tensors aren't ALBEF's; the first is named.
     """
     tensors = from_original(read(file), str(file))
-    told = describe(tensors, str(file))
-    config = albef_config.from_json({**told, **settings}, "model_args")
+    described = describe(tensors, str(file))
+    config = albef_config.from_json({**described, **settings}, "model_args")
     with torch.device("meta"):
         network = Albef(config)
     fill(network, tensors, str(file))
@@ -168,24 +168,27 @@ def fill(network: Albef, tensors: Mapping[str, Tensor], where: str) -> None:
         RequestError: a tensor is missing, unknown or of another shape; the message names it.
     """
     network.tie()
-    places = dict(network.named_parameters())
+    parameters = dict(network.named_parameters())
     tensors = dict(tensors)
     key = "visual_encoder.pos_embed"
     if key in tensors:
         tensors[key] = resampled(tensors[key], network.config.patches)
-    missing, extra = sorted(places.keys() - tensors.keys()), sorted(tensors.keys() - places.keys())
+    missing, extra = (
+        sorted(parameters.keys() - tensors.keys()),
+        sorted(tensors.keys() - parameters.keys()),
+    )
     for names, what in ((missing, "lacks"), (extra, "has what ALBEF has not:")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise RequestError(
                 f"{where}: {what} {names[0]}{more}; is it ALBEF's {network.config.variant!r}?"
             )
-    for name, place in places.items():
+    for name, parameter in parameters.items():
         tensor = tensors[name]
-        if tensor.shape != place.shape:
+        if tensor.shape != parameter.shape:
             raise RequestError(
                 f"{where}: {name} has shape {tuple(tensor.shape)}, the model wants "
-                f"{tuple(place.shape)}"
+                f"{tuple(parameter.shape)}"
             )
         owner, _, attribute = name.rpartition(".")
         value = nn.Parameter(tensor.clone() if tensor.is_floating_point() else tensor.float())

@@ -92,8 +92,8 @@ def from_json(values: Mapping[str, Any], where: str = "config.json") -> Config:
         RequestError: a name that there is not, or a value of the wrong kind; ``where`` is named.
     """
     kinds = {field.name: field.type for field in dataclasses.fields(Config)}
-    found = {name: value for name, value in values.items() if name != "pela_model"}
-    for name, value in found.items():
+    settings = {name: value for name, value in values.items() if name != "pela_model"}
+    for name, value in settings.items():
         if name not in kinds:
             near = closest(name, list(kinds), n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -102,6 +102,6 @@ def from_json(values: Mapping[str, Any], where: str = "config.json") -> Config:
         if not isinstance(value, allowed) or isinstance(value, bool):
             raise RequestError(f"{where}: {name} = {value!r}: expected {kinds[name]}")
     try:
-        return Config(**found)
+        return Config(**settings)
     except RequestError as error:
         raise RequestError(f"{where}: {error}") from None

@@ -158,8 +158,8 @@ def head_names(network: nn.Module) -> frozenset[str]:
     """Modules that make outputs; they stay dense."""
     names = ("vision_proj", "text_proj", "itm_head", "cls_head", "text_encoder.cls",
              "text_decoder.cls")  # fmt: skip
-    there = {name for name, _ in network.named_modules()}
-    return frozenset(name for name in names if name in there)
+    present = {name for name, _ in network.named_modules()}
+    return frozenset(name for name in names if name in present)
 
 
 def resize(network: Albef, image_size: int) -> None:

@@ -63,7 +63,10 @@ def pretraining(network: Albef, pairs: Pairs, batch: Batch) -> dict[str, Tensor]
     """
     teacher, alpha, image_slow = _slow_start(network, batch)
     contrast, to_text, to_image = _contrast(network, pairs, batch, teacher, alpha, image_slow)
-    found = {"contrast": contrast, "matching": _matching(network, pairs, batch, to_text, to_image)}
+    results = {
+        "contrast": contrast,
+        "matching": _matching(network, pairs, batch, to_text, to_image),
+    }
     if pairs.masked is not None:
         logits = network.text_encoder.words(pairs.masked)
         soft = None
@@ -73,8 +76,8 @@ def pretraining(network: Albef, pairs: Pairs, batch: Batch) -> dict[str, Tensor]
                 text = teacher.network.embed_texts(batch["masked_ids"], mask)
                 fused = teacher.network.fuse(text, mask, image_slow)
                 soft = teacher.network.text_encoder.words(fused)
-        found["words"] = words_loss(logits, batch["masked_labels"], soft, alpha)
-    return found
+        results["words"] = words_loss(logits, batch["masked_labels"], soft, alpha)
+    return results
 
 
 def entailment(network: Albef, batch: Batch, logits: Tensor | None = None) -> Tensor:
@@ -136,15 +139,15 @@ def words_loss(
         reduce: mean over the positions with a word (0 where there are none); else one loss for
             each position, 0 where there is nothing to learn.
     """
-    there = labels != -100
-    told, wanted = logits[there].float(), labels[there]
-    loss = F.cross_entropy(told, wanted, reduction="none")
+    labelled = labels != -100
+    predicted, targets = logits[labelled].float(), labels[labelled]
+    loss = F.cross_entropy(predicted, targets, reduction="none")
     if soft is not None and alpha:
-        theirs = soft[there].float().softmax(-1)
-        loss = (1 - alpha) * loss + alpha * F.cross_entropy(told, theirs, reduction="none")
+        theirs = soft[labelled].float().softmax(-1)
+        loss = (1 - alpha) * loss + alpha * F.cross_entropy(predicted, theirs, reduction="none")
     if reduce:
         return loss.sum() / max(1, len(loss))
-    return torch.zeros(labels.shape, device=loss.device).masked_scatter(there, loss)
+    return torch.zeros(labels.shape, device=loss.device).masked_scatter(labelled, loss)
 
 
 def contrast_loss(similar: Tensor, same: Tensor, soft: Tensor | None, alpha: float) -> Tensor:

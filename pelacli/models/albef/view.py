@@ -38,12 +38,12 @@ class PairModel(view.PairModel):
             fused = self._fused(images, texts)[:, 0]
             sides = [side for side in (images.features, texts.features) if side is not None]
             return torch.cat([*sides, fused], -1)
-        found = self.module(**inputs)
-        if self.answers == "words" and "logits" in found:
+        outputs = self.module(**inputs)
+        if self.answers == "words" and "logits" in outputs:
             mask = inputs.get("decoder_attention_mask")
-            words = main_output({"last_hidden_state": found["logits"]}, mask)
-            return words if mask is not None else found["logits"].mean(1)
-        return main_output(found, inputs["attention_mask"])
+            words = main_output({"last_hidden_state": outputs["logits"]}, mask)
+            return words if mask is not None else outputs["logits"].mean(1)
+        return main_output(outputs, inputs["attention_mask"])
 
     def fit(
         self,
@@ -79,8 +79,8 @@ class PairModel(view.PairModel):
         return alike(images, texts, self.module.temp)
 
     def match(self, images: Encoded, texts: Encoded) -> Tensor:
-        found: Tensor = self.module.itm_head(self._fused(images, texts)[:, 0])
-        return found
+        logits: Tensor = self.module.itm_head(self._fused(images, texts)[:, 0])
+        return logits
 
     def retrieval_losses(
         self, images: Encoded, texts: Encoded, matched: Tensor | None, batch: Batch
@@ -101,8 +101,8 @@ class PairModel(view.PairModel):
     def classify(self, inputs: Inputs) -> Tensor:
         if self.answers != "classes":
             raise self._cannot("classify pairs")
-        found: Tensor = self.module(**inputs)["logits"]
-        return found
+        logits: Tensor = self.module(**inputs)["logits"]
+        return logits
 
     def class_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         return objectives.entailment(self.module, batch, logits)

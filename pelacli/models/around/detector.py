@@ -142,13 +142,13 @@ def _side(opened: OpenModel, size: Mapping[str, int] | None) -> int:
 
 def _yolos(base: nn.Module, classes: int, queries: int, args: Mapping[str, Any]) -> nn.Module:
     vit: Any = base
-    own = vit.config
-    size = _edges(own.image_size)
+    config = vit.config
+    size = _edges(config.image_size)
     same = [
         *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
         *("hidden_act", "layer_norm_eps", "patch_size", "num_channels", "qkv_bias"),
     ]
-    settings = {name: getattr(own, name) for name in same}
+    settings = {name: getattr(config, name) for name in same}
     settings |= {"image_size": size, "num_detection_tokens": queries}
     settings |= {"use_mid_position_embeddings": False, "num_labels": classes, **args}
     module: nn.Module = _built("yolos", settings)
@@ -161,12 +161,12 @@ def _yolos(base: nn.Module, classes: int, queries: int, args: Mapping[str, Any])
     target.embeddings.cls_token = vit.embeddings.cls_token
     with torch.no_grad():
         positions = vit.embeddings.position_embeddings
-        grid = [edge // own.patch_size for edge in size]
+        grid = [edge // config.patch_size for edge in size]
         patches = positions[:, -grid[0] * grid[1] :]
-        wanted = [edge // own.patch_size for edge in _edges(target.config.image_size)]
+        target_grid = [edge // config.patch_size for edge in _edges(target.config.image_size)]
         table = target.embeddings.position_embeddings
         table[:, 0] = positions[:, 0]
-        table[:, 1 : -target.config.num_detection_tokens] = _resized(patches, grid, wanted)
+        table[:, 1 : -target.config.num_detection_tokens] = _resized(patches, grid, target_grid)
         nn.init.trunc_normal_(table[:, -target.config.num_detection_tokens :], std=0.02)
         nn.init.trunc_normal_(target.embeddings.detection_tokens, std=0.02)
     return module
@@ -191,9 +191,9 @@ def _detr(
     # Some backbones hold the whole model (Swin), others its parts under the same names (ConvNeXt).
     target = next((m for m in backbone.modules() if type(m) is type(base)), backbone)
     for name, child in list(target.named_children()):
-        mine = getattr(base, name, None)
-        if type(mine) is type(child):
-            setattr(target, name, mine)
+        own_module = getattr(base, name, None)
+        if type(own_module) is type(child):
+            setattr(target, name, own_module)
     inside = {id(child) for child in module.modules()}
     low = low_rank_layers(base)
     lost = [n for n, m in low.items() if id(m) not in inside and not n.startswith("pooler.")]
@@ -220,10 +220,10 @@ def _put(module: nn.Module, name: str, child: nn.Module) -> None:
     setattr(module.get_submodule(parent), last, child)
 
 
-def _resized(patches: torch.Tensor, grid: list[int], wanted: list[int]) -> torch.Tensor:
+def _resized(patches: torch.Tensor, grid: list[int], target_grid: list[int]) -> torch.Tensor:
     """Position embeddings [1, h·w, D] at another grid."""
-    if grid == wanted:
+    if grid == target_grid:
         return patches
     table = patches.transpose(1, 2).reshape(1, -1, *grid)
-    table = F.interpolate(table, size=wanted, mode="bicubic", align_corners=False)
+    table = F.interpolate(table, size=target_grid, mode="bicubic", align_corners=False)
     return table.flatten(2).transpose(1, 2)

@@ -56,9 +56,9 @@ def shapes(
         RequestError: the backbone gives no maps, or doesn't take such images.
     """
     image = torch.zeros(1, channels, size, size, device=next(backbone.parameters()).device)
-    was = backbone.training
+    was_training = backbone.training
     try:
-        found = maps(library)(backbone.eval(), image, at)
+        feature_maps = maps(library)(backbone.eval(), image, at)
     except RequestError:
         raise
     except Exception as error:  # each architecture checks its input in its own way
@@ -68,10 +68,10 @@ def shapes(
             "another data.image_size may do"
         ) from None
     finally:
-        backbone.train(was)
-    if not found or any(m.ndim != 4 or m.shape[2] != m.shape[3] for m in found):
+        backbone.train(was_training)
+    if not feature_maps or any(m.ndim != 4 or m.shape[2] != m.shape[3] for m in feature_maps):
         raise RequestError(f"{type(backbone).__name__}: gives no square feature maps")
-    return [(m.shape[1], m.shape[2]) for m in found]
+    return [(m.shape[1], m.shape[2]) for m in feature_maps]
 
 
 def bare(library: str, module: nn.Module) -> nn.Module:
@@ -102,11 +102,11 @@ def resize(library: str, backbone: nn.Module, size: int) -> None:
     set_size: Any = getattr(backbone, "set_input_size", None)
     if library != "timm" or set_size is None:
         return
-    kept = {}
+    options = {}
     windows = _windows(backbone)
     if windows and "window_size" in inspect.signature(set_size).parameters:
-        kept["window_size"] = windows  # timm would let them grow with the image
-    set_size(img_size=(size, size), **kept)
+        options["window_size"] = windows  # timm would let them grow with the image
+    set_size(img_size=(size, size), **options)
 
 
 def _windows(backbone: nn.Module) -> list[tuple[int, int]]:
@@ -131,9 +131,9 @@ def _transformers(backbone: nn.Module, images: Tensor, at: Sequence[int] | None)
     size = getattr(getattr(backbone, "config", None), "image_size", None)
     other = size is not None and tuple(images.shape[-2:]) != _pair(size)
     options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in taken else {}
-    with _caught(backbone, chosen) as found:
+    with _caught(backbone, chosen) as outputs:
         backbone(images, **(options if other else {}))
-    return [_map(found[name]) for name in chosen]
+    return [_map(outputs[name]) for name in chosen]
 
 
 @contextmanager
@@ -159,8 +159,8 @@ def _map(output: Tensor) -> Tensor:
     if output.ndim == 4:
         return output
     side = isqrt(output.shape[1])
-    places = output[:, output.shape[1] - side * side :]
-    return places.transpose(1, 2).reshape(len(output), -1, side, side)
+    patches = output[:, output.shape[1] - side * side :]
+    return patches.transpose(1, 2).reshape(len(output), -1, side, side)
 
 
 def _pair(size: Any) -> tuple[int, int]:

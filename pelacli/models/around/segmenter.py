@@ -48,20 +48,20 @@ class Segmenter(nn.Module):
     def __init__(self, backbone: nn.Module, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.config = copy.deepcopy(dict(config))
-        about, size = self.config["backbone"], self.config["image_size"]
-        self.library: str = about["library"]
+        backbone_config, size = self.config["backbone"], self.config["image_size"]
+        self.library: str = backbone_config["library"]
         self.backbone = features.bare(self.library, backbone)
         features.resize(self.library, self.backbone, size)
-        if "maps" not in about:
+        if "maps" not in backbone_config:
             channels = self.config["input"]["channels"]
-            found = features.shapes(self.library, self.backbone, channels, size)
-            at = features.depths(found)
-            about["depths"] = at
-            about["maps"] = [list(found[depth]) for depth in at]
-        widths = [width for width, _ in about["maps"]]
+            shapes = features.shapes(self.library, self.backbone, channels, size)
+            at = features.depths(shapes)
+            backbone_config["depths"] = at
+            backbone_config["maps"] = [list(shapes[depth]) for depth in at]
+        widths = [width for width, _ in backbone_config["maps"]]
         self.neck = nn.ModuleList(
             Level(width, _doublings(size / side, level))
-            for level, (width, side) in enumerate(about["maps"])
+            for level, (width, side) in enumerate(backbone_config["maps"])
         )
         heads = UperNetConfig(
             hidden_size=self.config["channels"],
@@ -77,7 +77,7 @@ class Segmenter(nn.Module):
         )
         prune: Any = getattr(self.backbone, "prune_intermediate_layers", None)
         if prune is not None:  # a last norm that no map goes through
-            prune(about["depths"], prune_norm=True, prune_head=False)
+            prune(backbone_config["depths"], prune_norm=True, prune_head=False)
 
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
         size = self.config["image_size"]
@@ -90,8 +90,10 @@ class Segmenter(nn.Module):
         if self.training and len(images) < 2:
             raise RequestError("UperNet's batch norms need two images or more: raise batch_size")
         at = self.config["backbone"]["depths"]
-        found = features.maps(self.library)(self.backbone, images, at)
-        levels = [level(one) for level, one in zip(self.neck, found, strict=True)]
+        feature_maps = features.maps(self.library)(self.backbone, images, at)
+        levels = [
+            level(feature_map) for level, feature_map in zip(self.neck, feature_maps, strict=True)
+        ]
         logits: Tensor = self.decode_head(levels)
         if self.training and self.auxiliary_head is not None:
             return {"logits": logits, "auxiliary": self.auxiliary_head(levels)}
@@ -129,9 +131,9 @@ class Level(nn.Module):
             steps.append(nn.MaxPool2d(2**-doublings))
         self.scale = nn.Sequential(*steps)
 
-    def forward(self, one: Tensor) -> Tensor:
+    def forward(self, feature_map: Tensor) -> Tensor:
         """[B, width, h, w] → [B, width, h·2^doublings, w·2^doublings]."""
-        normed = self.norm(one.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        normed = self.norm(feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return self.scale(normed.contiguous())  # type: ignore[no-any-return]
 
 
@@ -220,10 +222,12 @@ def open_directory(directory: Path, *, random: bool, num_classes: int | None) ->
 def rebuild(directory: Path) -> nn.Module:
     """From config.json: the backbone by its own library, and the heads around it."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    about = config["backbone"]
+    backbone_config = config["backbone"]
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(about["config"]), encoding="utf-8")
-        backbone = upstream(about["library"]).rebuild(Path(folder))
+        (Path(folder) / "config.json").write_text(
+            json.dumps(backbone_config["config"]), encoding="utf-8"
+        )
+        backbone = upstream(backbone_config["library"]).rebuild(Path(folder))
     return Segmenter(backbone, config)
 
 
@@ -232,13 +236,13 @@ def config(module: nn.Module) -> dict[str, Any]:
 
 
 def inputs(module: nn.Module, directory: Path | None) -> Inputs:
-    own = _own(module).config
-    size, sees = own["image_size"], own["input"]
+    config = _own(module).config
+    size, image = config["image_size"], config["input"]
     return ImageInput(
-        (sees["channels"], size, size),
-        tuple(sees["mean"]),
-        tuple(sees["std"]),
-        sees["interpolation"],
+        (image["channels"], size, size),
+        tuple(image["mean"]),
+        tuple(image["std"]),
+        image["interpolation"],
     )
 
 
@@ -247,8 +251,8 @@ def example(module: nn.Module, inputs: Any) -> Tensor:
 
 
 def head(module: nn.Module) -> frozenset[str]:
-    there = [name for name, _ in module.named_children() if name != "backbone"]
-    return frozenset(there)
+    heads = [name for name, _ in module.named_children() if name != "backbone"]
+    return frozenset(heads)
 
 
 def num_classes(module: nn.Module) -> int | None:
@@ -256,12 +260,12 @@ def num_classes(module: nn.Module) -> int | None:
 
 
 def set_classes(module: nn.Module, num_classes: int) -> None:
-    own = _own(module)
-    for part in (own.decode_head, own.auxiliary_head):
+    segmenter = _own(module)
+    for part in (segmenter.decode_head, segmenter.auxiliary_head):
         if part is not None:
             old = part.classifier
             part.classifier = nn.Conv2d(old.in_channels, num_classes, 1).to(old.weight.device)
-    own.config["num_classes"] = num_classes
+    segmenter.config["num_classes"] = num_classes
 
 
 def _own(module: nn.Module) -> Segmenter:

@@ -80,8 +80,8 @@ class TimmMap(PreTrainedModel):  # type: ignore[misc]
                 f"images of {height}×{width} px, and the detector was built for {size}×{size}: "
                 f"set data.image_size = {size}, and no task_args.sizes"
             )
-        [found] = features.maps("timm")(self.network, pixel_values, _LAST)
-        normed = self.norm(found.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        [feature_map] = features.maps("timm")(self.network, pixel_values, _LAST)
+        normed = self.norm(feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return BackboneOutput(feature_maps=(normed.contiguous(),))
 
     @property
@@ -134,9 +134,9 @@ def adopt(backbone: TimmMap, network: nn.Module) -> None:
     The weights of its own last norm go on in the backbone's, so that the map is what its classifier
     was used to; where there is none of that width the norm stays fresh.
     """
-    own = getattr(network, "norm", None)
-    if isinstance(own, nn.LayerNorm) and own.normalized_shape == backbone.norm.normalized_shape:
-        backbone.norm.load_state_dict(own.state_dict(), strict=False)
+    norm = getattr(network, "norm", None)
+    if isinstance(norm, nn.LayerNorm) and norm.normalized_shape == backbone.norm.normalized_shape:
+        backbone.norm.load_state_dict(norm.state_dict(), strict=False)
     _trimmed(network)
     backbone.network = network
 

@@ -32,8 +32,8 @@ def view(module: nn.Module) -> PairModel | None:
 def head(module: nn.Module) -> frozenset[str]:
     """Names of the heads that transformers doesn't set apart from the backbone."""
     kinds = _HEADS.get(type(module).__name__, ())
-    there = {name for name, _ in module.named_modules()}
-    return frozenset(name for name in kinds if name in there)
+    present = {name for name, _ in module.named_modules()}
+    return frozenset(name for name in kinds if name in present)
 
 
 def marks(module: Any) -> tuple[int, int] | None:
@@ -70,8 +70,8 @@ class Contrastive(_AsItIs):
 
     def output(self, inputs: Inputs) -> Tensor:
         """Both features side by side: how alike they are depends on the other pairs."""
-        found = self.module(**inputs)
-        return torch.cat([found["image_embeds"], found["text_embeds"]], -1)
+        outputs = self.module(**inputs)
+        return torch.cat([outputs["image_embeds"], outputs["text_embeds"]], -1)
 
     def encode_images(self, pixel_values: Tensor) -> Encoded:
         return Encoded(_unit(self.module.get_image_features(pixel_values=pixel_values)))
@@ -125,12 +125,12 @@ class BlipMatching(_AsItIs):
         return cast(Tensor, self.module.itm_head(self._fuse(images, texts)[:, 0]))
 
     def _fuse(self, images: Encoded, texts: Encoded) -> Tensor:
-        found = self.module.text_encoder(
+        outputs = self.module.text_encoder(
             input_ids=texts.states,
             attention_mask=texts.mask,
             encoder_hidden_states=images.states,
         )
-        return cast(Tensor, found.last_hidden_state)
+        return cast(Tensor, outputs.last_hidden_state)
 
     @contextmanager
     def attention_maps(self, layer: int) -> Iterator[list[Tensor]]:
@@ -140,13 +140,13 @@ class BlipMatching(_AsItIs):
                 f"layer {layer}: has no cross-attention; choose one of 0 to {len(layers) - 1}"
             )
         maps: list[Tensor] = []
-        keep = layers[layer].crossattention.self.register_forward_hook(
+        hook = layers[layer].crossattention.self.register_forward_hook(
             lambda _module, _args, output: maps.append(output[1])
         )
         try:
             yield maps
         finally:
-            keep.remove()
+            hook.remove()
 
 
 class BlipAnswers(_AsItIs):
@@ -172,14 +172,14 @@ class BlipAnswers(_AsItIs):
         return states.last_hidden_state, inputs["attention_mask"]
 
     def decode(self, ids: Tensor, mask: Tensor, states: Tensor, states_mask: Tensor) -> Tensor:
-        found = self.module.text_decoder(
+        outputs = self.module.text_decoder(
             input_ids=ids,
             attention_mask=mask,
             encoder_hidden_states=states,
             encoder_attention_mask=states_mask,
             use_cache=False,
         )
-        return cast(Tensor, found.logits)
+        return cast(Tensor, outputs.logits)
 
 
 class Vilt(PairModel):
@@ -192,8 +192,8 @@ class Vilt(PairModel):
         self.answers = "classes" if hasattr(module, "classifier") else None
 
     def output(self, inputs: Inputs) -> Tensor:
-        found = self.module(**inputs)
-        return cast(Tensor, found["logits" if "logits" in found else "pooler_output"])
+        outputs = self.module(**inputs)
+        return cast(Tensor, outputs["logits" if "logits" in outputs else "pooler_output"])
 
     def fit(
         self,
@@ -202,16 +202,18 @@ class Vilt(PairModel):
         classes: Sequence[str] | int | None = None,
         image_size: int | None = None,
     ) -> nn.Module:
-        wanted = {
+        model_class = {
             "retrieval": transformers.ViltForImageAndTextRetrieval,
             "vqa": transformers.ViltForQuestionAnswering,
             "entailment": transformers.ViltForQuestionAnswering,
         }.get(task)
-        if wanted is None:
+        if model_class is None:
             raise self._cannot(task)
         config = self.module.config
         if task == "retrieval":
-            return cast(nn.Module, self.module if self.matches else self._around(wanted, config))
+            return cast(
+                nn.Module, self.module if self.matches else self._around(model_class, config)
+            )
         names = [str(i) for i in range(classes)] if isinstance(classes, int) else classes
         if self.answers and names in (None, self.classes):
             return cast(nn.Module, self.module)
@@ -219,13 +221,13 @@ class Vilt(PairModel):
             raise RequestError("the answers are unknown; give task_args.answers, a JSON list")
         config.id2label = dict(enumerate(names))
         config.label2id = {name: number for number, name in enumerate(names)}
-        return self._around(wanted, config)
+        return self._around(model_class, config)
 
-    def _around(self, kind: Any, config: Any) -> nn.Module:
+    def _around(self, model_class: Any, config: Any) -> nn.Module:
         """A model of another kind, with a fresh head, around this one's encoder."""
         shallow = copy.deepcopy(config)
         shallow.num_hidden_layers = 0
-        module, encoder = kind(shallow), getattr(self.module, "vilt", self.module)
+        module, encoder = model_class(shallow), getattr(self.module, "vilt", self.module)
         if encoder.pooler is None:
             encoder.pooler = module.vilt.pooler
         module.vilt, module.config = encoder, config
@@ -253,13 +255,13 @@ class Vilt(PairModel):
         return Encoded(None, inputs["input_ids"], inputs["attention_mask"])
 
     def match(self, images: Encoded, texts: Encoded) -> Tensor:
-        found = self.module(
+        outputs = self.module(
             input_ids=texts.states,
             attention_mask=texts.mask,
             image_embeds=images.states,
             pixel_mask=images.mask,
         )
-        score = found["logits"]
+        score = outputs["logits"]
         return torch.cat([torch.zeros_like(score), score], 1)
 
 
@@ -283,7 +285,7 @@ def _text(inputs: Inputs) -> dict[str, Tensor]:
     return {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
 
 
-def _unit(found: Any) -> Tensor:
+def _unit(output: Any) -> Tensor:
     """Features [B, E] at length one, from a tensor or from what a tower returns."""
-    features = found if isinstance(found, Tensor) else found.pooler_output
+    features = output if isinstance(output, Tensor) else output.pooler_output
     return F.normalize(features, dim=-1)

@@ -13,15 +13,16 @@ from pelacli.system import processes
 
 
 def alike(ours: Tensor, theirs: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
-    """Features [B, E] and [N, E] → their products over the temperature, [B, N]. Never in half
-    precision, where a temperature of 0.07 makes its rounding as large as what soft targets tell
-    apart."""
+    """Features [B, E] and [N, E] → their products over the temperature, [B, N].
+
+    Never in half precision: divided by a temperature of 0.07, its rounding errors are as large as
+    the differences that soft targets teach."""
     with torch.autocast(ours.device.type, enabled=False):
         return _whole(ours) @ _whole(theirs).T / temperature
 
 
 def soft(logits: Tensor, same: Tensor) -> Tensor:
-    """Cross-entropy of rows whose right columns are several, each an equal share.
+    """Cross-entropy of rows that may have several right columns, which share the target equally.
 
     Args:
         logits: [B, N]; ``same`` [B, N], whether a column belongs to the row, at least one does.
@@ -43,11 +44,11 @@ def matching(
     to_text: Tensor | None,
     same: Tensor,
 ) -> Tensor:
-    """Cross-entropy of true pairs, and of each image and each text with a wrong partner.
+    """Cross-entropy of true pairs, and of each image and each text with a negative.
 
-    A partner is drawn in proportion to its likeness, so that negatives are hard (ALBEF, Li et al.,
-    NeurIPS 2021); evenly where the model doesn't compare. Who has no wrong partner in the batch
-    has none.
+    A negative is drawn in proportion to its likeness, so that it is hard (ALBEF, Li et al., NeurIPS
+    2021); evenly where the model doesn't compare. An image or a text without a negative in the
+    batch adds nothing.
 
     Args:
         right: logits [B, 2] of the true pairs.
@@ -87,8 +88,8 @@ def words(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         logits: [N, A, V] of the word that follows each position.
         mask: [N, A], 1 where there is a word.
     """
-    told = logits[:, :-1].float()
-    each = F.cross_entropy(told.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    predicted = logits[:, :-1].float()
+    each = F.cross_entropy(predicted.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     return (each.view(len(ids), -1) * mask[:, 1:]).sum(1)
 
 

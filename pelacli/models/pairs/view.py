@@ -145,15 +145,15 @@ class PairModel:
         """
         ids: Tensor = batch["ids"]
         same = ids[:, None] == ids[None, :]
-        found, to_text = {}, None
+        results, to_text = {}, None
         if images.features is not None and texts.features is not None:
-            found["contrast"] = self.contrast(images.features, texts.features, ids)
+            results["contrast"] = self.contrast(images.features, texts.features, ids)
             to_text = self.similarity(images.features, texts.features).detach()
         if matched is not None:
-            found["matching"] = losses.matching(
+            results["matching"] = losses.matching(
                 matched, lambda i, t: self.match(images[i], texts[t]), to_text, same
             )
-        return found
+        return results
 
     def contrast(self, images: Tensor, texts: Tensor, ids: Tensor) -> Tensor:
         """The contrastive loss of features [B, E], against those of all processes."""
@@ -222,13 +222,13 @@ class PairModel:
 
 
 def _stacked(parts: list[Tensor | None]) -> Tensor | None:
-    there = [part for part in parts if part is not None]
-    if not there:
+    tensors = [part for part in parts if part is not None]
+    if not tensors:
         return None
-    if there[0].ndim > 1 and there[0].shape[1:2] != (0,):
-        longest = max(part.shape[1] for part in there)
-        there = [_padded(part, longest) for part in there]
-    return torch.cat(there)
+    if tensors[0].ndim > 1 and tensors[0].shape[1:2] != (0,):
+        longest = max(part.shape[1] for part in tensors)
+        tensors = [_padded(part, longest) for part in tensors]
+    return torch.cat(tensors)
 
 
 def _padded(part: Tensor, length: int) -> Tensor:
