@@ -109,13 +109,13 @@ def open_dataset(
         )
     if isinstance(inputs, TextInput):
         return open_text(spec, split, inputs=inputs, unlabelled=unlabelled)
-    source, found, classes = open_source(spec, split, training=training, unlabelled=unlabelled)
+    source, split_name, classes = open_source(spec, split, training=training, unlabelled=unlabelled)
     if not isinstance(source, IterableDataset) and len(source) == 0:
-        raise RequestError(f"{spec}: the split {found or split} is empty")
+        raise RequestError(f"{spec}: the split {split_name or split} is empty")
     streamed = isinstance(source, IterableDataset)
     labelled = not unlabelled and (streamed or source[0][1] is not None)
     prepare = image_transform(inputs, training, augment, image_size)
-    return Dataset(spec, source, Make(prepare, labelled), _collate, found, classes, labelled)
+    return Dataset(spec, source, Make(prepare, labelled), _collate, split_name, classes, labelled)
 
 
 def open_text(

@@ -28,8 +28,8 @@ def open_source(spec: str, split: str, *, training: bool, unlabelled: bool) -> O
     if prefix in ("hfds", "torch", "wds") and rest:
         return _remote(prefix, rest, spec, split, training)
     if spec == "digits":
-        found = choose_split(split, ("train", "validation"), spec)
-        return _digits(found), found, [str(digit) for digit in range(10)]
+        split_name = choose_split(split, ("train", "validation"), spec)
+        return _digits(split_name), split_name, [str(digit) for digit in range(10)]
     root, name = _split_folder(spec, split)
     images, classes = _folder(root, None if unlabelled else _class_folders(spec))
     return images, name, classes
@@ -81,11 +81,13 @@ def _folder(root: Path, classes: list[str] | None) -> tuple[_Images, list[str] |
     unknown = sorted({d.name for d in _folders(root) if any(_walk(d))} - set(classes))
     if unknown:
         raise RequestError(f"{root / unknown[0]}: the training split has no such class")
-    found = [(file, label) for label, name in enumerate(classes)
+    labelled_files = [(file, label) for label, name in enumerate(classes)
              for file in sorted(_walk(root / name), key=_natural)]  # fmt: skip
-    if not found:
+    if not labelled_files:
         raise RequestError(f"{root}: no images in its class folders")
-    return _Images([file for file, _ in found], [label for _, label in found]), classes
+    return _Images(
+        [file for file, _ in labelled_files], [label for _, label in labelled_files]
+    ), classes
 
 
 def _class_folders(spec: str) -> list[str]:
@@ -107,12 +109,12 @@ def _split_folder(spec: str, split: str | None) -> tuple[Path, str | None]:
         raise RequestError(f"{spec}: is a file; images are read from folders")
     if not root.is_dir():
         raise unknown_dataset(spec)
-    there = [name for family in SPLITS for name in family if (root / name).is_dir()]
-    if split is not None and split not in there and (root / split).is_dir():
-        there.append(split)
-    if not there:
+    names = [name for family in SPLITS for name in family if (root / name).is_dir()]
+    if split is not None and split not in names and (root / split).is_dir():
+        names.append(split)
+    if not names:
         return root, None
-    name = there[0] if split is None else choose_split(split, there, spec)
+    name = names[0] if split is None else choose_split(split, names, spec)
     return root / name, name
 
 
@@ -181,7 +183,7 @@ def _remote(kind: str, name: str, spec: str, split: str, training: bool) -> Open
 def _hub(spec: str, split: str) -> Opened:
     import datasets
 
-    rows, found = open_split(spec, split)
+    rows, split_name = open_split(spec, split)
     columns = rows.features
     images = [c for c, feature in columns.items() if isinstance(feature, datasets.Image)]
     if not images:
@@ -191,15 +193,17 @@ def _hub(spec: str, split: str) -> Opened:
     named = [c for c, feature in columns.items() if isinstance(feature, datasets.ClassLabel)]
     label = named[0] if named else next((c for c in ("label", "labels") if c in columns), None)
     classes = list(columns[named[0]].names) if named else None
-    return _Hub(rows, images[0], label, spec), found, classes
+    return _Hub(rows, images[0], label, spec), split_name, classes
 
 
 def _torchvision(name: str, spec: str, split: str) -> Opened:
     from timm.data import create_dataset
 
     # These sets have a training and a test part, and timm gives the latter for any other name.
-    found = "train" if split in SPLITS[0] else choose_split(split, ("test", "validation"), spec)
+    split_name = (
+        "train" if split in SPLITS[0] else choose_split(split, ("test", "validation"), spec)
+    )
     root = os.environ.get("PELA_DATA") or str(Path("~/.cache/pela/datasets").expanduser())
     os.makedirs(root, exist_ok=True)
-    source = create_dataset(f"torch/{name}", root=root, split=found, download=True)
-    return source, found, getattr(source, "classes", None)
+    source = create_dataset(f"torch/{name}", root=root, split=split_name, download=True)
+    return source, split_name, getattr(source, "classes", None)

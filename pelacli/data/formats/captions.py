@@ -71,11 +71,11 @@ def read(
 
 def _merged(entries: Iterable[Captioned]) -> list[Captioned]:
     """Each image once, where it comes first, with the captions of all its entries."""
-    found: dict[int, Captioned] = {}
+    by_number: dict[int, Captioned] = {}
     for one in entries:
-        first = found.setdefault(one.number, replace(one, captions=[]))
+        first = by_number.setdefault(one.number, replace(one, captions=[]))
         first.captions.extend(one.captions)
-    return list(found.values())
+    return list(by_number.values())
 
 
 def _rows(file: Path, root: str | None) -> list[tuple[str, list[str], str, str]]:
@@ -83,13 +83,13 @@ def _rows(file: Path, root: str | None) -> list[tuple[str, list[str], str, str]]
     content = json_files.read(file)
     if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
         return _coco(content, file, root)
-    found = []
+    rows = []
     for entry, where in json_files.listed(content, file):
         image = json_files.image(entry, where, root)
         key = json_files.number(entry, "image_id", where) if "image_id" in entry else None
         same = image if key is None else f"{file} {key}"  # numbers are a file's own, paths are not
-        found.append((image, json_files.texts(entry, "caption", where), same, where))
-    return found
+        rows.append((image, json_files.texts(entry, "caption", where), same, where))
+    return rows
 
 
 def _coco(
@@ -103,11 +103,11 @@ def _coco(
         if key in paths:
             raise RequestError(f"{where}: image id {key} comes twice; give each image its own")
         paths[key] = str(base / name)
-    found = []
+    rows = []
     for entry, where in json_files.listed(content["annotations"], file, "annotations"):
         key = json_files.number(entry, "image_id", where)
         if key not in paths:
             raise RequestError(f"{where}: image_id {key} is not among the images")
         caption = json_files.text(entry, "caption", where)
-        found.append((paths[key], [caption], f"{file} {key}", where))
-    return found
+        rows.append((paths[key], [caption], f"{file} {key}", where))
+    return rows

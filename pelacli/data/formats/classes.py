@@ -9,13 +9,13 @@ from typing import Any
 from pelacli.errors import RequestError
 
 
-def names_of(values: Sequence[Any], place: str) -> list[str]:
+def names_of(values: Sequence[Any], origin: str) -> list[str]:
     """The names of the classes that labels tell of: by the alphabet; where all are whole numbers,
     "0", "1", … up to the highest.
 
     Args:
         values: labels, one at least.
-        place: where they stand, in errors.
+        origin: where they stand, in errors.
 
     Raises:
         RequestError: a number below 0, or fractions.
@@ -24,11 +24,11 @@ def names_of(values: Sequence[Any], place: str) -> list[str]:
     numbers = [number for number in whole if number is not None]
     if len(numbers) == len(values):
         if min(numbers) < 0:
-            raise RequestError(f"{place}: label {min(numbers)} is no class; number them from 0")
+            raise RequestError(f"{origin}: label {min(numbers)} is no class; number them from 0")
         return [str(number) for number in range(max(numbers) + 1)]
     if all(_decimal(value) for value in values):
         raise RequestError(
-            f"{place}: the labels are scores, no classes; for those there are the tasks "
+            f"{origin}: the labels are scores, no classes; for those there are the tasks "
             "text-regression and sentence-embedding"
         )
     return sorted({str(value) for value in values})
@@ -36,7 +36,7 @@ def names_of(values: Sequence[Any], place: str) -> list[str]:
 
 def are_numbers(names: Sequence[str]) -> bool:
     """Whether classes are called by their places: "0", "1", …"""
-    return list(names) == [str(place) for place in range(len(names))]
+    return list(names) == [str(number) for number in range(len(names))]
 
 
 def whole_number(value: Any) -> int | None:

@@ -92,16 +92,16 @@ def find(spec: str, split: str) -> tuple[Path, list[Path], str] | None:
     beside = {file.parent.name: file for file in sorted(root.glob("*/_annotations.coco.json"))}
     if not files and not beside:
         return None
-    there = {**beside, **files}
+    candidates = {**beside, **files}
     # "train" for "train2017", where there is one such year
-    years = {name: _YEAR.sub("", name) for name in there}
+    years = {name: _YEAR.sub("", name) for name in candidates}
     plain = {
         short: name
         for name, short in years.items()
-        if short not in there and list(years.values()).count(short) == 1
+        if short not in candidates and list(years.values()).count(short) == 1
     }
-    found = choose_split(split, [*there, *plain], spec)
-    name = plain.get(found, found)
+    chosen = choose_split(split, [*candidates, *plain], spec)
+    name = plain.get(chosen, chosen)
     if name in files:
         return files[name], [root / name, root / "images" / name, root / "images", root], name
     return beside[name], [beside[name].parent], name
@@ -165,25 +165,25 @@ def read(file: Path, folders: Sequence[Path]) -> tuple[Coco, list[str]]:
         rows[image["id"]].append((box, label, _is_crowd(annotation, where), area))
     if empty:
         warn(f"{file}: {empty} boxes have no area and are left out")
-    found = [
+    samples = [
         (_image_file(file, folders, image), Objects.of(rows[key])) for key, image in images.items()
     ]
-    if not found:
+    if not samples:
         raise RequestError(f"{file}: has no images")
-    return Coco(found), names
+    return Coco(samples), names
 
 
 def _by_id(
     rows: Sequence[Any], file: Path, kind: str
 ) -> dict[int | float | str, Mapping[str, Any]]:
     """Images or categories by their ids."""
-    found: dict[int | float | str, Mapping[str, Any]] = {}
+    rows_by_id: dict[int | float | str, Mapping[str, Any]] = {}
     for row, where in json_files.listed(rows, file, "images" if kind == "image" else "categories"):
         key = _id(row, "id", where)
-        if key in found:
+        if key in rows_by_id:
             raise RequestError(f"{where}: {kind} id {key} comes twice; give each {kind} its own")
-        found[key] = row
-    return found
+        rows_by_id[key] = row
+    return rows_by_id
 
 
 def _id(row: Mapping[str, Any], key: str, where: str) -> int | float | str:
@@ -204,21 +204,21 @@ def _side(image: Mapping[str, Any], side: str, where: str) -> None:
 
 def _area(annotation: Mapping[str, Any], box: Sequence[float], where: str) -> float:
     """Pixels of an object; those of its box where none are told."""
-    told = annotation.get("area")
+    value = annotation.get("area")
     try:
-        area = float(told or (box[2] - box[0]) * (box[3] - box[1]))
+        area = float(value or (box[2] - box[0]) * (box[3] - box[1]))
     except (TypeError, ValueError, OverflowError):
         area = math.nan
     if not math.isfinite(area):
-        raise RequestError(f"{where}: 'area' is no number of pixels: {told!r:.40}")
+        raise RequestError(f"{where}: 'area' is no number of pixels: {value!r:.40}")
     return area
 
 
 def _is_crowd(annotation: Mapping[str, Any], where: str) -> bool:
-    told = annotation.get("iscrowd") or 0
-    if told not in (0, 1):  # a text "0" would count as one
-        raise RequestError(f"{where}: 'iscrowd' is neither 0 nor 1: {told!r:.40}")
-    return bool(told)
+    crowd = annotation.get("iscrowd") or 0
+    if crowd not in (0, 1):  # a text "0" would count as one
+        raise RequestError(f"{where}: 'iscrowd' is neither 0 nor 1: {crowd!r:.40}")
+    return bool(crowd)
 
 
 def corners(
@@ -259,5 +259,5 @@ def _image_file(file: Path, folders: Sequence[Path], image: Mapping[str, Any]) -
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
-    places = " or ".join(str(folder) for folder in folders)
-    raise RequestError(f"{file}: image {image.get('id')!r}: there is no {name} in {places}")
+    searched = " or ".join(str(folder) for folder in folders)
+    raise RequestError(f"{file}: image {image.get('id')!r}: there is no {name} in {searched}")

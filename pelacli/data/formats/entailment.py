@@ -40,15 +40,15 @@ def read(spec: str, split: str, images: str | None) -> tuple[list[Claim], str | 
         claims = [_claim(fields, where, image) for image, fields, where in rows if _agreed(fields)]
         return _some(claims, spec), part
     files, name = json_files.files(spec, split)
-    found = []
+    claims = []
     for file in files:
         for entry, where in json_files.entries(file):
             if not _agreed(entry):
                 continue
             named = {**entry, "image": json_files.number(entry, "image", where)}
             path = Path(json_files.image(named, where, images))
-            found.append(_claim(entry, where, str(path if path.suffix else f"{path}.jpg")))
-    return _some(found, str(files[0])), name
+            claims.append(_claim(entry, where, str(path if path.suffix else f"{path}.jpg")))
+    return _some(claims, str(files[0])), name
 
 
 def _some(claims: list[Claim], where: str) -> list[Claim]:

@@ -35,7 +35,7 @@ class Rows:
         raw = row[self.image]
         if isinstance(raw, dict):  # an undecoded image
             raw = raw["bytes"] or raw["path"]
-        found = []
+        objects = []
         for number, entry in enumerate(_entries(row[self.column])):
             where = f"{self.name(index)}, object {number}"
             label = entry[self.category]
@@ -46,8 +46,8 @@ class Rows:
             box = corners(entry[self.box], where, row.get("width"), row.get("height"), self.form)
             if box is not None:
                 area = float(entry.get("area") or (box[2] - box[0]) * (box[3] - box[1]))
-                found.append((box, label, bool(entry.get("iscrowd", 0)), area))
-        return raw, int(index), Objects.of(found)
+                objects.append((box, label, bool(entry.get("iscrowd", 0)), area))
+        return raw, int(index), Objects.of(objects)
 
 
 def find(spec: str, split: str, form: str) -> tuple[Rows, list[str], str]:

@@ -25,10 +25,10 @@ class HubImage:
         Raises:
             RequestError: the row has no image.
         """
-        found = self.rows[self.index][self.column]
-        if found is None:
+        cell = self.rows[self.index][self.column]
+        if cell is None:
             raise RequestError(f"{self.where}: has no {self.column}; leave the row out")
-        return found["bytes"] or found["path"]
+        return cell["bytes"] or cell["path"]
 
 
 def rows(

@@ -42,33 +42,33 @@ def files(spec: str, split: str, *, several: bool = False) -> tuple[list[Path], 
             if not file.is_file():
                 raise RequestError(f"{file}: there is no such file")
         return named, split
-    there: dict[str, list[Path]] = {}
+    files_by_word: dict[str, list[Path]] = {}
     for file in sorted(root.iterdir()):
         if file.suffix in _KINDS:
             for word in {file.stem, *re.split(r"[^A-Za-z0-9]+", file.stem)}:
-                there.setdefault(word, []).append(file)
-    if not there:
+                files_by_word.setdefault(word, []).append(file)
+    if not files_by_word:
         raise RequestError(f"{spec}: no JSON files in it")
     if several:
-        return _together(there, split, spec)
-    found = choose_split(split, list(there), spec)
-    exact = [file for file in there[found] if file.stem == found]
-    chosen = exact or there[found]
+        return _together(files_by_word, split, spec)
+    split_name = choose_split(split, list(files_by_word), spec)
+    exact = [file for file in files_by_word[split_name] if file.stem == split_name]
+    chosen = exact or files_by_word[split_name]
     if len(chosen) > 1:
         names = ", ".join(file.name for file in chosen)
         raise RequestError(f"{spec}: {names} are all {split!r}; name one in data, or several")
-    return chosen, found
+    return chosen, split_name
 
 
 def _together(
-    there: Mapping[str, list[Path]], split: str, spec: str
+    files_by_word: Mapping[str, list[Path]], split: str, spec: str
 ) -> tuple[list[Path], str | None]:
-    """`files` where several are a split; ``there`` are the files by the words of their names."""
-    named = there.keys() & {name for names in SPLITS for name in names}
+    """`files` where several are a split; the files come by the words of their names."""
+    named = files_by_word.keys() & {name for names in SPLITS for name in names}
     if not named:
-        return sorted({file for some in there.values() for file in some}), None
-    found = choose_split(split, list(there), spec)
-    return there[found], None if named <= set(split_names(found)) else found
+        return sorted({file for some in files_by_word.values() for file in some}), None
+    split_name = choose_split(split, list(files_by_word), spec)
+    return files_by_word[split_name], None if named <= set(split_names(split_name)) else split_name
 
 
 def read(file: Path) -> Any:
@@ -103,16 +103,16 @@ def entries(file: Path) -> list[tuple[dict[str, Any], str]]:
 
 def listed(rows: Any, file: Path, key: str | None = None) -> list[tuple[dict[str, Any], str]]:
     """`entries` of what was read from a file already; ``key`` is under which it stands there."""
-    place = str(file) if key is None else f"{file}, {key}"
+    source = str(file) if key is None else f"{file}, {key}"
     if not isinstance(rows, list):
-        raise RequestError(f"{place}: expected a list of entries, found {_kind(rows)}")
-    found = []
+        raise RequestError(f"{source}: expected a list of entries, found {_kind(rows)}")
+    numbered = []
     for number, row in enumerate(rows, 1):
-        where = f"{place}, entry {number}"
+        where = f"{source}, entry {number}"
         if not isinstance(row, dict):
             raise RequestError(f"{where}: expected an object, found {_kind(row)}")
-        found.append((row, where))
-    return found
+        numbered.append((row, where))
+    return numbered
 
 
 def text(entry: Mapping[str, Any], key: str, where: str) -> str:

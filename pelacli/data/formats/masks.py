@@ -100,14 +100,14 @@ def open_masks(
         raise RequestError(
             f"{spec}: no folder of masks beside {images}; call it one of {', '.join(MASKS[:3])}"
         )
-    there = {one.with_suffix(""): one for one in _below(masks, _MASK_FILES)}
+    mask_of = {one.with_suffix(""): one for one in _below(masks, _MASK_FILES)}
     for one in names:
-        if one.with_suffix("") not in there:
+        if one.with_suffix("") not in mask_of:
             raise RequestError(
                 f"{images / one}: has no mask {masks / one.with_suffix('.png')}; add it, or take "
                 "the image out"
             )
-    pairs = [(str(images / one), str(masks / there[one.with_suffix("")])) for one in names]
+    pairs = [(str(images / one), str(masks / mask_of[one.with_suffix("")])) for one in names]
     return Files([i for i, _ in pairs], [m for _, m in pairs]), name, _class_names(root)
 
 

@@ -58,7 +58,7 @@ def read(
         rows, part = hub_rows.rows(spec, split, wanted)
         return [_question(f, where, image, i) for i, (image, f, where) in enumerate(rows)], part
     files, name = json_files.files(spec, split)
-    found: list[Question] = []
+    questions: list[Question] = []
     numbers: set[tuple[str, str]] = set()
     for file in files:
         for entry, where in json_files.entries(file):
@@ -66,7 +66,7 @@ def read(
             if kind not in ("vqa", "vg"):
                 raise RequestError(f"{where}: dataset {kind!r} is neither 'vqa' nor 'vg'")
             image = json_files.image(entry, where, images.get(kind))
-            found.append(_question(entry, where, image, len(found)))
+            questions.append(_question(entry, where, image, len(questions)))
             if "question_id" in entry:
                 number = (kind, str(entry["question_id"]))  # each dataset counts its own questions
                 if number in numbers:
@@ -75,9 +75,9 @@ def read(
                         "own, and all answers to it in one list"
                     )
                 numbers.add(number)
-    if not found:
+    if not questions:
         raise RequestError(f"{files[0]}: no entries")
-    return found, name
+    return questions, name
 
 
 def answer_list(path: str) -> list[str]:

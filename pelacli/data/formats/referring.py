@@ -57,7 +57,7 @@ def read(
     files, name = json_files.files(spec, split)
     choices = _choices(boxes)
     meant = _meant(refs)
-    found = []
+    phrases = []
     for file in files:
         for entry, where in json_files.entries(file):
             if meant is not None and "bbox" not in entry and "ref_id" in entry:
@@ -70,7 +70,7 @@ def read(
             box = _box(entry["bbox"], where) if "bbox" in entry else None
             if box is not None and choices is not None and image_id not in choices:
                 raise RequestError(f"{where}: no boxes of image {image_id} in {boxes}")
-            found.append(
+            phrases.append(
                 Referring(
                     image,
                     json_files.text(entry, "text", where),
@@ -81,9 +81,9 @@ def read(
                     choices[image_id] if choices is not None and image_id in choices else (),
                 )
             )
-    if not found:
+    if not phrases:
         raise RequestError(f"{files[0]}: no entries")
-    return found, name
+    return phrases, name
 
 
 def _choices(path: str | None) -> dict[str, list[Box]] | None:
@@ -92,24 +92,24 @@ def _choices(path: str | None) -> dict[str, list[Box]] | None:
     content = json_files.read(Path(path).expanduser())
     if not isinstance(content, dict):
         raise RequestError(f"{path}: expected an object of lists of boxes by image_id")
-    found = {}
+    boxes_by_key = {}
     for key, boxes in content.items():
         if not isinstance(boxes, list) or not boxes:
             raise RequestError(f"{path}, {key}: expected a list of boxes")
-        found[key] = [_box(box, f"{path}, {key}, box {i}") for i, box in enumerate(boxes, 1)]
-    return found
+        boxes_by_key[key] = [_box(box, f"{path}, {key}, box {i}") for i, box in enumerate(boxes, 1)]
+    return boxes_by_key
 
 
 def _meant(path: str | None) -> dict[str, Mapping[str, Any]] | None:
     if path is None:
         return None
     entries = json_files.entries(Path(path).expanduser())
-    found: dict[str, Mapping[str, Any]] = {}
+    entries_by_key: dict[str, Mapping[str, Any]] = {}
     for entry, where in entries:
         key = json_files.number(entry, "ref_id", where)
-        if found.setdefault(key, entry) != entry:
+        if entries_by_key.setdefault(key, entry) != entry:
             raise RequestError(f"{where}: ref_id {key} comes twice and means two things; keep one")
-    return found
+    return entries_by_key
 
 
 def _image_id(entry: Mapping[str, Any], image: str, where: str) -> str:

@@ -56,7 +56,7 @@ class Texts:
     Attributes:
         rows: of the file or hub dataset, each a mapping.
         labels: what the task wants, one per row; None: there are none, or none are wanted.
-        place: of the rows, in errors.
+        origin: of the rows, in errors.
         split: name of the split; None where the data has no splits.
         classes: names of the classes; None where the labels are scores, or there are none.
         own_classes: the classes of the data, where ``classes`` are those of the model, which may
@@ -66,7 +66,7 @@ class Texts:
     rows: Any
     columns: tuple[str, ...]
     labels: Sequence[int | float] | None
-    place: str
+    origin: str
     split: str | None
     classes: list[str] | None = None
     own_classes: list[str] | None = None
@@ -87,7 +87,7 @@ class Texts:
         return (texts[0] if len(texts) == 1 else (texts[0], texts[1])), label
 
     def name(self, index: int) -> str:
-        return f"{self.place}, entry {index + 1}"
+        return f"{self.origin}, entry {index + 1}"
 
 
 def open_texts(
@@ -114,36 +114,38 @@ def open_texts(
         RequestError: one line that names the file and what is wrong with it.
     """
     columns = columns or Columns()
-    rows, place, found = _read(spec, split)
-    texts, label = _columns(rows, place, columns)
+    rows, origin, split_name = _read(spec, split)
+    texts, label = _columns(rows, origin, columns)
     if not spec.startswith("hfds/"):
-        rows = _filled(rows, texts, place)
+        rows = _filled(rows, texts, origin)
     if unlabelled or label is None:
-        return Texts(rows, texts, None, place, found)
+        return Texts(rows, texts, None, origin, split_name)
     values = _values(rows, label)
     none = [i for i, value in enumerate(values) if value in (None, "")]
     if len(none) == len(values):
-        return Texts(rows, texts, None, place, found)
+        return Texts(rows, texts, None, origin, split_name)
     if none:
         raise RequestError(
-            f"{place}, entry {none[0] + 1}: no {label!r}, which other entries have; fill it in"
+            f"{origin}, entry {none[0] + 1}: no {label!r}, which other entries have; fill it in"
         )
     kept = [i for i, value in enumerate(values) if scores or str(value) not in _NO_LABEL]
     if not kept:
-        return Texts(rows, texts, None, place, found)
+        return Texts(rows, texts, None, origin, split_name)
     if len(kept) < len(values):
         rows, values = _chosen(rows, kept), [values[i] for i in kept]
-    made = Texts(rows, texts, None, place, found)
+    made = Texts(rows, texts, None, origin, split_name)
     if scores:
         made.labels = [score(value, made.name(i)) for i, value in enumerate(values)]
         return made
     declared = _declared(rows, label)
     names = declared or formats_classes.names_of(
-        _training_values(spec, found, label, values), place
+        _training_values(spec, split_name, label, values), origin
     )
     model_names = formats_classes.in_order(names, order)
     made.classes, made.own_classes = model_names or names, names
-    places = [made.classes.index(formats_classes.spelling(name, model_names)) for name in names]
+    model_numbers = [
+        made.classes.index(formats_classes.spelling(name, model_names)) for name in names
+    ]
     known = {} if declared else {name: number for number, name in enumerate(names)}
     numbers = declared is not None or formats_classes.are_numbers(
         names
@@ -155,7 +157,7 @@ def open_texts(
                 f"{made.name(i)}: {label} {value!r} is no class of the training split, which has "
                 f"{_some(names)}"
             )
-        values[i] = places[number]
+        values[i] = model_numbers[number]
     made.labels = values
     return made
 
@@ -177,10 +179,10 @@ def score(value: Any, where: str) -> float:
 def _read(spec: str, split: str) -> tuple[Any, str, str | None]:
     """(rows, their place in errors, the split's name)."""
     if spec.startswith("hfds/"):
-        rows, found = open_split(spec, split)
+        rows, split_name = open_split(spec, split)
         if len(rows) == 0:
-            raise RequestError(f"{spec}: the split {found} is empty")
-        return rows, f"{spec}, {found}", found
+            raise RequestError(f"{spec}: the split {split_name} is empty")
+        return rows, f"{spec}, {split_name}", split_name
     file, name = _file(spec, split)
     return rows_of(file), str(file), name
 
@@ -243,24 +245,24 @@ def _json_rows(path: Path, file: Any) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _columns(rows: Any, place: str, wanted: Columns) -> tuple[tuple[str, ...], str | None]:
+def _columns(rows: Any, origin: str, wanted: Columns) -> tuple[tuple[str, ...], str | None]:
     """(names of the text columns, name of the label column or None)."""
-    there = _there(rows)
+    fields = _fields(rows)
     for name in (*(wanted.text or ()), *([wanted.label] if wanted.label else ())):
-        if name not in there:
-            raise RequestError(f"{place}: no column {name!r}; it has {_some(there)}")
-    known = [names for names in (*PAIRS, *((name,) for name in SINGLE)) if {*names} <= {*there}]
+        if name not in fields:
+            raise RequestError(f"{origin}: no column {name!r}; it has {_some(fields)}")
+    known = [names for names in (*PAIRS, *((name,) for name in SINGLE)) if {*names} <= {*fields}]
     text = wanted.text or next(iter(known), None)
     if text is None:
         raise RequestError(
-            f"{place}: no field 'text', nor another known one; it has {_some(there)}: name the "
+            f"{origin}: no field 'text', nor another known one; it has {_some(fields)}: name the "
             "columns in task_args.text"
         )
-    label = wanted.label or next((name for name in LABELS if name in there), None)
+    label = wanted.label or next((name for name in LABELS if name in fields), None)
     return tuple(text), label
 
 
-def _there(rows: Any) -> list[str]:
+def _fields(rows: Any) -> list[str]:
     """The columns that any row has."""
     return list(getattr(rows, "column_names", None) or {key: 0 for row in rows for key in row})
 
@@ -269,15 +271,17 @@ def _some(names: Sequence[Any]) -> str:
     return ", ".join(map(str, names[:8])) + (" …" if len(names) > 8 else "")
 
 
-def _filled(rows: list[dict[str, Any]], columns: Sequence[str], place: str) -> list[dict[str, Any]]:
+def _filled(
+    rows: list[dict[str, Any]], columns: Sequence[str], origin: str
+) -> list[dict[str, Any]]:
     """The rows that have a text; one without the field is an error."""
     for number, row in enumerate(rows, 1):
         for column in columns:
             if row.get(column) is None:
-                raise RequestError(f"{place}, entry {number}: no field {column!r}")
+                raise RequestError(f"{origin}, entry {number}: no field {column!r}")
     kept = [row for row in rows if any(str(row[column]).strip() for column in columns)]
     if not kept:
-        raise RequestError(f"{place}: no sentences")
+        raise RequestError(f"{origin}: no sentences")
     return kept
 
 
@@ -312,9 +316,9 @@ def _training_values(spec: str, split: str | None, label: str, values: list[Any]
             if "no split" in str(error):
                 continue
             raise
-        if label in _there(rows):
-            found = [v for v in _values(rows, label) if v not in (None, "")]
-            found = [v for v in found if str(v) not in _NO_LABEL]
-            if found:
-                return found
+        if label in _fields(rows):
+            labels = [v for v in _values(rows, label) if v not in (None, "")]
+            labels = [v for v in labels if str(v) not in _NO_LABEL]
+            if labels:
+                return labels
     return values
