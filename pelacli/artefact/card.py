@@ -49,5 +49,5 @@ def model_card(manifest: Manifest) -> str:
             if isinstance(value, int | float)
         )
         lines.append(f"- {step.step} (seed {step.seed})" + (f": {figures}" if figures else ""))
-    lines += ["", "The full manifest is in `pela.json`."]
+    lines += ["", "The full record is in `pela.json`."]
     return "\n".join(lines) + "\n"

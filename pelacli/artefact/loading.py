@@ -87,7 +87,7 @@ def input_digest(source: str, opened: OpenModel) -> str:
 def _load_strictly(module: nn.Module, path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
-    places: dict[str, list[tuple[nn.Module, str]]] = {}
+    owners: dict[str, list[tuple[nn.Module, str]]] = {}
     group_of: dict[int, list[tuple[nn.Module, str]]] = {}
     persistent = module.state_dict(keep_vars=True).keys()
     for prefix, child in module.named_modules(remove_duplicate=False):
@@ -96,13 +96,13 @@ def _load_strictly(module: nn.Module, path: Path) -> None:
             if tensor is not None and name in persistent:
                 group = group_of.setdefault(id(tensor), [])
                 group.append((child, key))
-                places[name] = group
+                owners[name] = group
     filled: set[int] = set()
     for file in digests.weight_files(path):
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
-                    group_or_none = places.get(name)
+                    group_or_none = owners.get(name)
                     if group_or_none is None:
                         raise RequestError(f"{file}: {name}: the model has no such tensor")
                     # A copy: mapped memory is aligned as the file happens to be, and products of
@@ -112,14 +112,14 @@ def _load_strictly(module: nn.Module, path: Path) -> None:
                     filled.add(id(group_or_none))
         except (SafetensorError, OSError) as error:
             raise RequestError(f"{file}: not a whole safetensors file ({error})") from None
-    missing = [name for name, group in places.items() if id(group) not in filled]
+    missing = [name for name, group in owners.items() if id(group) not in filled]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise RequestError(f"{path}: its safetensors lack {missing[0]}{more}")
 
 
-def _fill(places: list[tuple[nn.Module, str]], tensor: Tensor, where: str) -> None:
-    child, key = places[0]
+def _fill(owners: list[tuple[nn.Module, str]], tensor: Tensor, where: str) -> None:
+    child, key = owners[0]
     old = cast(Tensor, child._parameters.get(key, child._buffers.get(key)))
     if old.shape != tensor.shape:
         raise RequestError(
@@ -129,8 +129,8 @@ def _fill(places: list[tuple[nn.Module, str]], tensor: Tensor, where: str) -> No
         if not tensor.isfinite().all():
             raise RequestError(f"{where}: holds values that are not finite; make the artefact anew")
         new = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
-        for place, name in places:
-            place._parameters[name] = new
+        for owner, name in owners:
+            owner._parameters[name] = new
     else:
-        for place, name in places:
-            place._buffers[name] = tensor
+        for owner, name in owners:
+            owner._buffers[name] = tensor

@@ -16,9 +16,9 @@ def blocks(module: nn.Module) -> list[str]:
     way to their blocks.
     """
 
-    found = _innermost(module, all)
+    blocks = _innermost(module, all)
     # Or those of a stage whose other children are convolutions (EfficientFormer's last).
-    return found or _innermost(module, any)
+    return blocks or _innermost(module, any)
 
 
 def _innermost(module: nn.Module, of: Callable[[Iterable[bool]], bool]) -> list[str]:

@@ -11,7 +11,7 @@ _CARRY_LIMIT = 64 * 2**20  # bytes; anything larger is data, not configuration
 
 def carried(directory: Path) -> dict[str, bytes]:
     """Processors, tokenizers and the like: the small files beside the weights."""
-    found = {}
+    contents = {}
     for path in sorted([*directory.glob("*"), *directory.glob("*/*")]):
         name = path.relative_to(directory).as_posix()
         if (
@@ -22,5 +22,5 @@ def carried(directory: Path) -> dict[str, bytes]:
             and not any(part.startswith(".") for part in Path(name).parts)
             and path.stat().st_size <= _CARRY_LIMIT
         ):
-            found[name] = path.read_bytes()
-    return found
+            contents[name] = path.read_bytes()
+    return contents

@@ -38,7 +38,7 @@ def forget(config: Any) -> None:
     config.label2id = {name: number for number, name in config.id2label.items()}
 
 
-def places(classes: Sequence[str], labels: Sequence[str]) -> list[int] | None:
+def positions(classes: Sequence[str], labels: Sequence[str]) -> list[int] | None:
     """The model's number of each of the data's classes, found by name; None unless it has them all
     and each once.
 
@@ -46,13 +46,13 @@ def places(classes: Sequence[str], labels: Sequence[str]) -> list[int] | None:
         labels: the model's names; case and spaces around them do not count.
     """
     own = {_plain(name): number for number, name in enumerate(labels)}
-    found = [own[_plain(name)] for name in classes if _plain(name) in own]
-    return found if classes and len(found) == len(classes) == len(set(found)) else None
+    numbers = [own[_plain(name)] for name in classes if _plain(name) in own]
+    return numbers if classes and len(numbers) == len(classes) == len(set(numbers)) else None
 
 
 def are_others(classes: Sequence[str], labels: Sequence[str]) -> bool:
     """Whether both are named, and the model does not have all of the data's classes."""
-    return bool(classes and labels) and places(classes, labels) is None
+    return bool(classes and labels) and positions(classes, labels) is None
 
 
 def _plain(name: str) -> str:

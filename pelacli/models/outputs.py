@@ -18,22 +18,22 @@ def main_output(result: Any, mask: Tensor | None = None, pooling: Pooling | None
     if isinstance(result, Mapping):  # transformers' ModelOutput is one
         for key in ("logits", "logits_per_image", "pooler_output", "image_embeds"):
             # A text encoder's pooler is trained for next-sentence prediction, not for meaning.
-            found = result.get(key)
-            if isinstance(found, tuple | list) and found:  # one for each of several outputs
-                found = found[0]
-            if isinstance(found, Tensor) and not (key == "pooler_output" and mask is not None):
+            output = result.get(key)
+            if isinstance(output, tuple | list) and output:  # one for each of several outputs
+                output = output[0]
+            if isinstance(output, Tensor) and not (key == "pooler_output" and mask is not None):
                 boxes = result.get("pred_boxes") if key == "logits" else None
-                return found if boxes is None else torch.cat([found, boxes.to(found.dtype)], -1)
+                return output if boxes is None else torch.cat([output, boxes.to(output.dtype)], -1)
         hidden = result.get("last_hidden_state")
         if isinstance(hidden, Tensor):
             if mask is None or mask.shape != hidden.shape[:2]:
                 return hidden.flatten(1, -2).mean(1) if hidden.ndim == 3 else hidden
             return (pooling or Pooling())(hidden, mask)
-    found = next(_tensors(result), None)
-    if found is None:
+    tensor = next(_tensors(result), None)
+    if tensor is None:
         what = type(result).__name__
         raise TypeError(f"the model returned {what}, in which there is no tensor")
-    return found
+    return tensor
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -96,6 +96,6 @@ def _json(file: Path) -> Any:
 
 def hold(module: Any, directory: Path) -> None:
     """Let a module know how its files pool."""
-    found = read(directory)
-    if found is not None:
-        module.pela_pooling = found
+    pooling = read(directory)
+    if pooling is not None:
+        module.pela_pooling = pooling

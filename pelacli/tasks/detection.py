@@ -212,5 +212,5 @@ def _places(classes: list[str], labels: tuple[str, ...]) -> tuple[list[str], lis
     A model that names its classes keeps its own numbers where it has all of the data's (COCO's
     detectors have gaps in theirs); else the data's order counts.
     """
-    known = class_names.places(classes, labels)
+    known = class_names.positions(classes, labels)
     return (classes, list(range(len(classes)))) if known is None else (list(labels), known)

@@ -58,7 +58,7 @@ class Task(Base):
         own = dataset.own_classes
         if own is not None and len(own) < len(names):  # training will number them anew: `_numbered`
             names, wanted = own, classes or len(own)
-            others = class_names.places(own, labels) != list(range(len(own)))
+            others = class_names.positions(own, labels) != list(range(len(own)))
         if wanted and (wanted != heads.num_classes(opened) or others):
             heads.set_classes(opened, wanted, seed=seed)
             info(f"a fresh head of {wanted} classes")
@@ -83,7 +83,7 @@ class Task(Base):
 def _numbered(dataset: Dataset, labels: Sequence[str], training: bool) -> Dataset:
     """The dataset with the model's numbers for its classes, where the model names all of them. To
     learn some of the model's classes alone, a fresh head is what is wanted."""
-    places = class_names.places(dataset.classes or [], labels) if dataset.labelled else None
+    places = class_names.positions(dataset.classes or [], labels) if dataset.labelled else None
     if places is None or (training and len(places) < len(labels)):
         return dataset
     return replace(

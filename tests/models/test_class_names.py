@@ -117,9 +117,9 @@ def test_names_are_written_where_there_were_none_and_the_head_stays(folders):
 
 
 def test_names_that_come_twice_tell_nothing():
-    assert class_names.places(["crane", "dog"], ["crane", "dog", "crane"]) == [2, 1]
-    assert class_names.places(["crane", "crane"], ["crane", "dog"]) is None
-    assert class_names.places([], ["dog"]) is None
+    assert class_names.positions(["crane", "dog"], ["crane", "dog", "crane"]) == [2, 1]
+    assert class_names.positions(["crane", "crane"], ["crane", "dog"]) is None
+    assert class_names.positions([], ["dog"]) is None
 
 
 def test_a_drop_that_is_no_number_does_not_pass_the_gate():

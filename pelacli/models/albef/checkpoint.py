@@ -65,7 +65,7 @@ def read(file: Path) -> dict[str, Tensor]:
     import pickle
 
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise RequestError(
             f"{file}: holds more than tensors, and pela never unpickles ({_culprit(str(error))}); "
@@ -75,7 +75,7 @@ def read(file: Path) -> dict[str, Tensor]:
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise RequestError(f"{file}: not a whole checkpoint ({line})") from None
-    inner = found.get("model", found) if isinstance(found, dict) else None
+    inner = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(inner, dict) or not all(isinstance(t, Tensor) for t in inner.values()):
         raise RequestError(f'{file}: no dictionary of tensors, nor one under "model"')
     return {str(name): tensor for name, tensor in inner.items()}
@@ -87,34 +87,34 @@ def from_original(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor
     Raises:
         RequestError: a tied tensor isn't what it is tied to.
     """
-    found = {}
+    renamed = {}
     for name, tensor in tensors.items():
         if not _DROPPED.match(name):
             # Fine-tuned checkpoints have no head above their text encoder, and no level for it.
-            found[re.sub(r"^text_encoder\.(?=embeddings|encoder)", "text_encoder.bert.", name)] = (
-                tensor
-            )
-    for name in [name for name in found if _TIED.match(name)]:
+            renamed[
+                re.sub(r"^text_encoder\.(?=embeddings|encoder)", "text_encoder.bert.", name)
+            ] = tensor
+    for name in [name for name in renamed if _TIED.match(name)]:
         side, _, kind = name.partition(".cls.predictions.decoder.")
         owner = {"weight": f"{side}.bert.embeddings.word_embeddings.weight",
                  "bias": f"{side}.cls.predictions.bias"}[kind]  # fmt: skip
-        if owner in found and not torch.equal(found[owner], found[name]):
+        if owner in renamed and not torch.equal(renamed[owner], renamed[name]):
             raise RequestError(f"{where}: {name} differs from {owner}, to which ALBEF ties it")
-        if owner in found:
-            del found[name]
-    return found
+        if owner in renamed:
+            del renamed[name]
+    return renamed
 
 
 def to_original(network: Albef) -> dict[str, Tensor]:
     """The network's tensors under the original names, tied ones included: what ALBEF's own scripts
     would load. Low-rank layers keep their ``down`` and ``up``."""
-    found = {}
+    renamed = {}
     plain = not hasattr(network.text_encoder, "cls")
     for name, tensor in network.state_dict().items():
         if not name.startswith("momentum."):
             name = name.replace("text_encoder.bert.", "text_encoder.", 1) if plain else name
-            found[name] = tensor
-    return found
+            renamed[name] = tensor
+    return renamed
 
 
 def describe(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def describe(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     patch = _need(tensors, "visual_encoder.patch_embed.proj.weight", where)
     words = _need(tensors, "text_encoder.bert.embeddings.word_embeddings.weight", where)
     side = math.isqrt(positions.shape[1] - 1)
-    found: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "variant": _variant(tensors, where),
         "image_size": side * patch.shape[-1],
         "patch_size": patch.shape[-1],
@@ -140,23 +140,23 @@ def describe(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
         "text_heads": max(1, words.shape[1] // _HEAD_WIDTH),
     }
     first = "text_encoder.bert.encoder.layer.0.intermediate.dense.weight"
-    found["text_hidden"] = _need(tensors, first, where).shape[0]
+    settings["text_hidden"] = _need(tensors, first, where).shape[0]
     table = "text_encoder.bert.embeddings.position_embeddings.weight"
-    found["max_positions"] = _need(tensors, table, where).shape[0]
+    settings["max_positions"] = _need(tensors, table, where).shape[0]
     crossing = [
         int(match[1])
         for name in tensors
         if (match := re.match(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.crossattention", name))
     ]
-    found["fusion_layer"] = min(crossing, default=found["text_depth"])
+    settings["fusion_layer"] = min(crossing, default=settings["text_depth"])
     if "vision_proj.weight" in tensors:
-        found["embed_dim"] = tensors["vision_proj.weight"].shape[0]
+        settings["embed_dim"] = tensors["vision_proj.weight"].shape[0]
     if "cls_head.2.weight" in tensors:
-        found["num_classes"] = tensors["cls_head.2.weight"].shape[0]
+        settings["num_classes"] = tensors["cls_head.2.weight"].shape[0]
     # Where there is no decoder yet, it will be made of the layers that see the image.
     decoder = _depth(tensors, "text_decoder.bert.encoder.layer.")
-    found["decoder_depth"] = decoder or max(1, found["text_depth"] - found["fusion_layer"])
-    return found
+    settings["decoder_depth"] = decoder or max(1, settings["text_depth"] - settings["fusion_layer"])
+    return settings
 
 
 def fill(network: Albef, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -230,5 +230,5 @@ def _need(tensors: Mapping[str, Tensor], name: str, where: str) -> Tensor:
 
 def _culprit(message: str) -> str:
     """What the weights-only loader stumbled over, out of its long message."""
-    found = re.search(r"GLOBAL (\S+) was not", message)
-    return found[1] if found else "the file is no plain checkpoint"
+    match = re.search(r"GLOBAL (\S+) was not", message)
+    return match[1] if match else "the file is no plain checkpoint"

@@ -130,10 +130,10 @@ def detections(module: nn.Module, output: Any, sizes: Tensor) -> list[dict[str, 
     """
     config: Any = module.config
     settings = json.dumps({"image_processor_type": _default_processor(config.model_type)})
-    found: list[dict[str, Tensor]] = _processor(settings).post_process_object_detection(
+    detections: list[dict[str, Tensor]] = _processor(settings).post_process_object_detection(
         output, threshold=0.0, target_sizes=sizes
     )
-    return found
+    return detections
 
 
 def _default_processor(model_type: str) -> str:

@@ -118,9 +118,9 @@ def _image_tokens(module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Te
     N is 0 for all others."""
     config: Any = module.config
     token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
-    places = torch.zeros(1, 0, dtype=torch.long, device=next(module.parameters()).device)
+    tokens = torch.zeros(1, 0, dtype=torch.long, device=next(module.parameters()).device)
     if token is None or "pixel_values" not in batch or not hasattr(module, "get_image_features"):
-        return places
+        return tokens
     get: Any = module.get_image_features
     takes = inspect.signature(get).parameters
     with torch.no_grad():
@@ -128,7 +128,7 @@ def _image_tokens(module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Te
     seen = getattr(seen, "pooler_output", seen)
     parts = [seen] if isinstance(seen, torch.Tensor) else seen
     count = sum(part.numel() // part.shape[-1] for part in parts)
-    return places.new_full((1, count), token)
+    return tokens.new_full((1, count), token)
 
 
 def _sound(config: Any, name: str) -> tuple[int, ...]:

@@ -47,19 +47,19 @@ def with_head(
 def adopt(new: nn.Module, old: nn.Module) -> None:
     """Put the innermost modules of ``old`` in the places of ``new``'s of the same name and shape,
     and its tables of parameters too."""
-    there = dict(new.named_modules(remove_duplicate=False))
+    new_modules = dict(new.named_modules(remove_duplicate=False))
     for name, child in old.named_modules(remove_duplicate=False):
-        if name not in there:
+        if name not in new_modules:
             continue
         innermost = isinstance(child, LowRankLinear) or not any(True for _ in child.children())
-        if innermost and name and _shape(child) == _shape(there[name]):
+        if innermost and name and _shape(child) == _shape(new_modules[name]):
             parent, _, last = name.rpartition(".")
             setattr(new.get_submodule(parent), last, child)
         elif not innermost:
             for key, parameter in child._parameters.items():
-                own = there[name]._parameters.get(key)
+                own = new_modules[name]._parameters.get(key)
                 if parameter is not None and own is not None and own.shape == parameter.shape:
-                    there[name]._parameters[key] = parameter
+                    new_modules[name]._parameters[key] = parameter
 
 
 def _base(module: nn.Module) -> nn.Module:
@@ -88,10 +88,10 @@ def causal(module: nn.Module) -> bool | None:
 
 
 def _names(table: Any) -> set[str]:
-    found: set[str] = set()
+    keys: set[str] = set()
     for value in table.values():
-        found |= {value} if isinstance(value, str) else set(value)
-    return found
+        keys |= {value} if isinstance(value, str) else set(value)
+    return keys
 
 
 def own_classes(module: nn.Module) -> tuple[str, ...] | None:

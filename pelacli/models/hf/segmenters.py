@@ -21,10 +21,10 @@ def set_classes(module: nn.Module, num_classes: int) -> None:
         RequestError: there is no such layer.
     """
     own: Any = module
-    found = [name for head in _heads(own) if (name := _last(own, head))]
-    if not found:
+    names = [name for head in _heads(own) if (name := _last(own, head))]
+    if not names:
         raise RequestError(f"{type(module).__name__}: has no classifier to exchange")
-    for name in found:
+    for name in names:
         parent, _, child = name.rpartition(".")
         old = own.get_submodule(name)
         setattr(own.get_submodule(parent), child, _fresh(old, num_classes))
