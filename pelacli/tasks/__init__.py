@@ -1,5 +1,5 @@
 """What a model is trained and judged on: one file per task, imported when it is asked for.
 
-To add a task, write ``tasks/NAME.py`` with a class `Task` derived from `tasks.base.Base`; nothing
-else changes. What several tasks share is in ``tasks/common``.
+`pelacli.tasks.base.Base` says what a task must give and what it may. What several tasks share is in
+``tasks/common``.
 """

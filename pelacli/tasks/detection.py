@@ -34,9 +34,15 @@ from pelacli.models.hf import detectors
 from pelacli.models.inputs import ImageInput
 from pelacli.system.devices import move_batch
 from pelacli.tasks.base import Base
-from pelacli.tasks.common.augment import refuse
+from pelacli.tasks.common.augment import refuse_settings_of_classification
 from pelacli.tasks.common.average_precision import AveragePrecision
-from pelacli.tasks.common.boxes import Collate, Plain, Prepare, augmented, targets
+from pelacli.tasks.common.boxes import (
+    CollateBoxes,
+    ImagesAlone,
+    PrepareBoxes,
+    augmentation,
+    targets,
+)
 from pelacli.tasks.common.heads import all_named, head_classes
 
 
@@ -67,10 +73,11 @@ class Task(Base):
         if not isinstance(inputs, ImageInput):
             raise RequestError("detection needs a model of images, and this one reads text")
         if training:
-            refuse("detection", data.augment, crops="set task_args.crop and zoom_out")
-        source, found, classes = self._source(data.dataset, split, unlabelled)
+            remedy = "set task_args.crop and zoom_out"
+            refuse_settings_of_classification("detection", data.augment, crops=remedy)
+        source, name, classes = self._source(data.dataset, split, unlabelled)
         labelled = classes is not None and not unlabelled
-        names, places = _places(classes or [], inputs.labels)
+        names, class_numbers = _numbering(classes or [], inputs.labels)
         processor = detectors.image_processor(inputs)
         sides: list[int | None] = [data.image_size]
         if training and self.sizes:
@@ -78,26 +85,27 @@ class Task(Base):
         transform = None
         if training and not data.augment.none:
             crop, zoom_out = (self.crop, self.zoom_out) if labelled else (0.0, 0.0)
-            transform = augmented(data.augment, crop, zoom_out)
+            transform = augmentation(data.augment, crop, zoom_out)
         sizes = [detectors.sized(processor, side) for side in sides]
         mode = "L" if inputs.size[0] == 1 else "RGB"
-        prepare = Prepare(processor, sizes, mode, places, transform)
+        prepare = PrepareBoxes(processor, sizes, mode, class_numbers, transform)
         if not labelled:
-            source = Plain(source)
+            source = ImagesAlone(source)
         known, own = (names, classes) if labelled else (None, None)
-        join = Collate(inputs.mask, bare=inputs.fixed)
-        return Dataset(data.dataset, source, prepare, join, found, known, labelled, own)
+        collate = CollateBoxes(inputs.mask, bare=inputs.fixed)
+        return Dataset(data.dataset, source, prepare, collate, name, known, labelled, own)
 
     def _source(
         self, spec: str, split: str, unlabelled: bool
     ) -> tuple[Any, str | None, list[str] | None]:
         """(images by index, the split's name, class names)."""
-        if spec.startswith("hfds/") and not unlabelled:
+        of_hub = spec.startswith("hfds/")
+        if of_hub and not unlabelled:
             rows, classes, name = hub_objects.find(spec, split, self.boxes)
             return rows, name, classes
-        place = None if spec.startswith("hfds/") else coco.find(spec, split)
-        if place is not None:
-            file, folders, name = place
+        annotations = None if of_hub else coco.find(spec, split)
+        if annotations is not None:
+            file, folders, name = annotations
             images, classes = coco.read(file, folders)
             return images, name, classes
         if not unlabelled:
@@ -105,8 +113,8 @@ class Task(Base):
                 f"{spec}: no COCO data: neither annotations/instances_SPLIT.json nor "
                 "SPLIT/_annotations.coco.json is in it"
             )
-        source, found, _ = open_source(spec, split, training=False, unlabelled=True)
-        return source, found, None
+        source, split_name, _ = open_source(spec, split, training=False, unlabelled=True)
+        return source, split_name, None
 
     # Model --------------------------------------------------------------------------------------
 
@@ -116,38 +124,38 @@ class Task(Base):
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """A detector around a backbone; a fresh classifier where the data has other classes."""
-        names, wanted = head_classes(dataset, classes)
+        names, count = head_classes(dataset, classes)
         if not detectors.is_detector(opened.module):
             kind, args = self.detector, _settings(self.detector_args)
-            size = dataset.make.sizes[0] if isinstance(dataset.make, Prepare) else None
-            opened = around_detector.detector(opened, kind, wanted, self.queries, args, seed, size)
+            size = dataset.make.sizes[0] if isinstance(dataset.make, PrepareBoxes) else None
+            opened = around_detector.detector(opened, kind, count, self.queries, args, seed, size)
             info(f"a {type(opened.module).__name__} around {opened.ref}")
-        elif wanted != heads.num_classes(opened) or class_names.are_others(
+        elif count != heads.num_classes(opened) or class_names.are_others(
             names, cast(ImageInput, opened.inputs).labels
         ):
-            heads.set_classes(opened, wanted, seed=seed)
-            info(f"a fresh head of {wanted} classes")
+            heads.set_classes(opened, count, seed=seed)
+            info(f"a fresh head of {count} classes")
         else:
             return opened
-        class_names.write(opened, all_named(names, wanted))
+        class_names.write(opened, all_named(names, count))
         return opened
 
     def taps(self, module: nn.Module) -> list[str]:
-        """The blocks; not those of the heads, nor of a decoder whose queries are about places of
-        the model's own choice, which two models need not share."""
-        apart = set(detectors.head(module))
+        """The blocks; not those of the heads, nor of a decoder whose queries stand for regions that
+        each model selects itself: those of teacher and student need not be the same."""
+        left_out = set(detectors.head(module))
         if detectors.selects_queries(module):
-            apart |= {name for name, _ in module.named_modules() if name.endswith("decoder")}
+            left_out |= {name for name, _ in module.named_modules() if name.endswith("decoder")}
         return [
             block
             for block in blocks.blocks(module)
-            if not any(f"{block}.".startswith(f"{name}.") for name in apart)
+            if not any(f"{block}.".startswith(f"{name}.") for name in left_out)
         ]
 
     # Batches ------------------------------------------------------------------------------------
 
     def forward(self, module: nn.Module, batch: Batch) -> Any:
-        """The model's output; with its loss where that can be asked for."""
+        """The model's output; with its loss where the batch has labels and gradients are on."""
         if "labels" not in batch or not torch.is_grad_enabled():
             return detectors.run(module, batch["inputs"])
         labels = [
@@ -194,23 +202,26 @@ class Task(Base):
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
     """ "name=value" pairs, whose values are JSON or else text."""
-    found = {}
+    settings = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign:
             raise RequestError(f"task_args.detector_args: {pair!r} is no name=value")
         try:
-            found[name.strip()] = json.loads(value)
+            settings[name.strip()] = json.loads(value)
         except ValueError:
-            found[name.strip()] = value.strip()
-    return found
+            settings[name.strip()] = value.strip()
+    return settings
 
 
-def _places(classes: list[str], labels: tuple[str, ...]) -> tuple[list[str], list[int]]:
-    """(class names, place of each of the data's classes among them).
+def _numbering(classes: list[str], labels: tuple[str, ...]) -> tuple[list[str], list[int]]:
+    """(class names, the number of each of the data's classes among them).
 
-    A model that names its classes keeps its own numbers where it has all of the data's (COCO's
-    detectors have gaps in theirs); else the data's order counts.
+    A model that names all of the data's classes keeps its own numbers (COCO's detectors have gaps
+    in theirs); else the data's order counts.
+
+    Args:
+        labels: the model's names.
     """
-    known = class_names.positions(classes, labels)
-    return (classes, list(range(len(classes)))) if known is None else (list(labels), known)
+    numbers = class_names.positions(classes, labels)
+    return (classes, list(range(len(classes)))) if numbers is None else (list(labels), numbers)

@@ -3,7 +3,7 @@ accuracy in percent (SNLI-VE)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,8 +21,17 @@ from pelacli.data.loader import Batch
 from pelacli.models.opened import OpenModel
 from pelacli.models.pairs.families import view_of
 from pelacli.tasks.common.heads import all_named, head_classes
-from pelacli.tasks.common.pairs import Entries, PairTask, both, fitted, stacked, together
-from pelacli.tasks.common.pictures import Look, mirrored
+from pelacli.tasks.common.pairs import (
+    Entries,
+    PairTask,
+    PreparePair,
+    Tokenise,
+    fit_pair_model,
+    pair_input,
+    pair_inputs,
+    stack,
+)
+from pelacli.tasks.common.pictures import PreparePicture, swap_sides
 from pelacli.tasks.image_classification import Accuracy
 
 
@@ -39,32 +48,34 @@ class Task(PairTask):
         training: bool = False,
         unlabelled: bool = False,
     ) -> Dataset:
-        wanted = both(inputs, data)
+        pair = pair_input(inputs, data)
         entries, name = entailment.read(data.dataset, split, self.images)
-        make = Make(Look(wanted, data, training), self.wording, not unlabelled)
-        collate = Collate(self.tokens(wanted.text))
+        picture = PreparePicture(pair, data, training)
+        prepare = PrepareClaim(picture, self.wording, labelled=not unlabelled)
+        collate = CollateClaims(self.tokeniser(pair.text))
         classes = None if unlabelled else LABELS
         return Dataset(
-            data.dataset, Entries(entries), make, collate, name, classes, labelled=not unlabelled
+            data.dataset, Entries(entries), prepare, collate, name, classes, labelled=not unlabelled
         )
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """A head of three classes, or of more if the recipe says so, unless the model has one."""
-        return fitted(opened, self.KIND, seed, dataset, all_named(*head_classes(dataset, classes)))
+        names = all_named(*head_classes(dataset, classes))
+        return fit_pair_model(opened, self.KIND, seed, dataset, names)
 
     def forward(self, module: nn.Module, batch: Batch) -> Mapping[str, Any]:
         view = view_of(module)
         return {"view": view, "logits": view.classify(batch["inputs"])}
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        found: Tensor = output["view"].class_loss(output["logits"], batch)
-        return found
+        loss: Tensor = output["view"].class_loss(output["logits"], batch)
+        return loss
 
-    def metrics(self, num_classes: int | None) -> Shares:
-        return Shares(max(len(LABELS), num_classes or 0))
+    def metrics(self, num_classes: int | None) -> EntailmentMetrics:
+        return EntailmentMetrics(max(len(LABELS), num_classes or 0))
 
 
-class Shares(Accuracy):
+class EntailmentMetrics(Accuracy):
     """``accuracy`` in percent and ``loss``, of what `Task.forward` gives."""
 
     def update(self, output: Any, batch: Batch) -> None:
@@ -72,28 +83,27 @@ class Shares(Accuracy):
 
 
 @dataclass
-class Make:
-    """A sample from a claim."""
+class PrepareClaim(PreparePair):
+    """A sample of an image and a claim about it."""
 
-    look: Look
-    wording: Callable[[str], str]
     labelled: bool
 
     def __call__(self, raw: Claim, where: str) -> Batch:
-        image, flipped = self.look(raw.image, where)
-        text = self.wording(mirrored(raw.text) if flipped else raw.text)
+        image, mirrored = self.picture(raw.image, where)
+        text = self.wording(swap_sides(raw.text) if mirrored else raw.text)
         item: Batch = {"image": image, "text": text}
         return item | ({"label": raw.label} if self.labelled else {})
 
 
 @dataclass
-class Collate:
-    """A batch of claims."""
+class CollateClaims:
+    """A batch of claims, with ``labels`` [B] where there are some."""
 
-    tokens: Callable[[Sequence[str]], dict[str, Tensor]]
+    tokenise: Tokenise
 
     def __call__(self, items: list[Batch]) -> Batch:
-        batch: Batch = {"inputs": together(items, self.tokens([item["text"] for item in items]))}
+        texts = self.tokenise([item["text"] for item in items])
+        batch: Batch = {"inputs": pair_inputs(items, texts)}
         if "label" in items[0]:
-            batch["labels"] = stacked(items, "label").to(torch.long)
+            batch["labels"] = stack(items, "label").to(torch.long)
         return batch

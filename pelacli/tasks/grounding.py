@@ -1,14 +1,15 @@
-"""Grounding: which box of an image an expression refers to (RefCOCO+), found without ever having
-been told boxes. Percent of expressions whose box overlaps the right one by half or more.
+"""Grounding: which box of an image an expression refers to (RefCOCO+), by a model that was trained
+without boxes. Percent of expressions whose box overlaps the right one by half or more.
 
-ALBEF's way: the map of a fusion layer's cross-attention, weighted by what the matching score feels
-of it (Grad-CAM), scores the boxes that a detector offers. Training is that of retrieval.
+As in ALBEF, the map of a fusion layer's cross-attention, weighted by the gradient of the matching
+score (Grad-CAM), scores the boxes that a detector offers. Training is that of retrieval.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,8 +34,16 @@ from pelacli.recipe.fields import Text
 from pelacli.system import processes
 from pelacli.system.devices import move_batch
 from pelacli.tasks import retrieval
-from pelacli.tasks.common.pairs import Entries, PairTask, both, stacked, together
-from pelacli.tasks.common.pictures import Look, mirrored
+from pelacli.tasks.common.pairs import (
+    Entries,
+    PairTask,
+    PreparePair,
+    Tokenise,
+    pair_input,
+    pair_inputs,
+    stack,
+)
+from pelacli.tasks.common.pictures import PreparePicture, swap_sides
 
 
 class Task(PairTask):
@@ -43,7 +52,7 @@ class Task(PairTask):
 
     layer: int = Field(8, ge=0, description="text layer whose cross-attention is looked at")
     boxes: Text | None = Field(None, description="JSON of the boxes to choose from, by image_id")
-    refs: Text | None = Field(None, description="JSON of what is meant, where entries have ref_id")
+    refs: Text | None = Field(None, description="JSON of the boxes that texts refer to, by ref_id")
 
     def open(
         self,
@@ -54,23 +63,25 @@ class Task(PairTask):
         training: bool = False,
         unlabelled: bool = False,
     ) -> Dataset:
-        """Images are never cropped: what is referred to might be cut off."""
-        wanted = both(inputs, data)
+        """Images are never cropped: a crop might lose the object that the text is about."""
+        pair = pair_input(inputs, data)
         judged = not training and not unlabelled
         boxes, refs = (self.boxes, self.refs) if judged else (None, None)
         entries, name = referring.read(data.dataset, split, self.images, boxes, refs)
-        numbers = {image: number for number, image in enumerate(dict.fromkeys(
-            one.image for one in entries
-        ))}  # fmt: skip
-        make = Make(Look(wanted, data, training, crop=False), self.wording, numbers, judged)
-        collate = Collate(self.tokens(wanted.text), judged)
-        return Dataset(data.dataset, Entries(entries), make, collate, name, labelled=not unlabelled)
+        images = dict.fromkeys(entry.image for entry in entries)  # each once, in their order
+        numbers = {image: number for number, image in enumerate(images)}
+        picture = PreparePicture(pair, data, training, crop=False)
+        prepare = PrepareExpression(picture, self.wording, numbers, judged)
+        collate = CollateExpressions(self.tokeniser(pair.text), judged)
+        return Dataset(
+            data.dataset, Entries(entries), prepare, collate, name, labelled=not unlabelled
+        )
 
     def forward(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
-        return retrieval.Task().forward(module, batch)
+        return retrieval.encode_and_match(module, batch)
 
     def loss(self, output: Any, batch: Batch) -> Mapping[str, Tensor]:
-        return retrieval.Task().loss(output, batch)
+        return retrieval.retrieval_losses(output, batch)
 
     def evaluate(
         self,
@@ -79,26 +90,27 @@ class Task(PairTask):
         device: torch.device,
         num_classes: int | None,
     ) -> dict[str, float]:
-        """``accuracy`` over all expressions; ``val_d``, ``testA_d`` … of each part of the data, as
-        far as the entries tell theirs."""
+        """``accuracy`` over all expressions; ``val_d``, ``testA_d`` … over those of each part of
+        the data, where the entries name their part."""
         view = view_of(module)
-        counts: dict[str, list[int]] = {}
+        right: Counter[str] = Counter()
+        asked: Counter[str] = Counter()
         with evaluating(module):
             for batch in loader:
                 maps = heatmaps(view, move_batch(batch["inputs"], device), self.layer).cpu()
                 for heat, raw, size in zip(maps, batch["raw"], batch["sizes"], strict=True):
-                    right = int(overlap(chosen(heat, raw.boxes, size), raw.box) >= 0.5)
+                    is_right = overlap(best_box(heat, raw.boxes, size), raw.box) >= 0.5
                     for name in ("accuracy", *([f"{raw.split}_d"] if raw.split else [])):
-                        count = counts.setdefault(name, [0, 0])
-                        count[0] += right
-                        count[1] += 1
-        return {name: 100 * right / of for name, (right, of) in sorted(_summed(counts).items())}
+                        right[name] += is_right
+                        asked[name] += 1
+        right, asked = (_over_processes(counts) for counts in (right, asked))
+        return {name: 100 * right[name] / asked[name] for name in sorted(asked)}
 
 
 def heatmaps(view: PairModel, inputs: Mapping[str, Tensor], layer: int) -> Tensor:
     """How much each patch speaks for the match of text and image.
 
-    Attention times its positive gradient of the match logit, over the words that are no padding,
+    Attention times the positive part of the matching logit's gradient by it, zero at padding,
     averaged over heads and words (ALBEF, Li et al., NeurIPS 2021, section 6.3).
 
     Args:
@@ -115,13 +127,14 @@ def heatmaps(view: PairModel, inputs: Mapping[str, Tensor], layer: int) -> Tenso
         (attention,) = maps
         (gradient,) = torch.autograd.grad(score, attention)
     mask = inputs["attention_mask"][:, None, :, None]
-    felt = (attention.detach() * gradient.clamp_min(0) * mask)[..., 1:].mean((1, 2))
-    side = math.isqrt(felt.shape[1])
-    return felt.reshape(-1, side, side).float()
+    heat = (attention.detach() * gradient.clamp_min(0) * mask)[..., 1:].mean((1, 2))
+    side = math.isqrt(heat.shape[1])
+    return heat.reshape(-1, side, side).float()
 
 
-def chosen(heat: Tensor, boxes: Sequence[Box], size: tuple[int, int]) -> Box:
-    """The box with the most heat for its size: the sum over its pixels by the root of its area.
+def best_box(heat: Tensor, boxes: Sequence[Box], size: tuple[int, int]) -> Box:
+    """The box with the most heat for its size: the sum over its pixels, divided by the root of its
+    area.
 
     Args:
         heat: [n, n], enlarged to the image bicubically.
@@ -129,7 +142,7 @@ def chosen(heat: Tensor, boxes: Sequence[Box], size: tuple[int, int]) -> Box:
     """
     width, height = size
     pixels = F.interpolate(heat[None, None].double(), (height, width), mode="bicubic")[0, 0]
-    sums = F.pad(pixels.cumsum(0).cumsum(1), (1, 0, 1, 0))  # of all above and to the left
+    sums = F.pad(pixels.cumsum(0).cumsum(1), (1, 0, 1, 0))  # of all pixels above and to the left
 
     def score(box: Box) -> float:
         x, y, w, h = box
@@ -141,60 +154,61 @@ def chosen(heat: Tensor, boxes: Sequence[Box], size: tuple[int, int]) -> Box:
     return max(boxes, key=score)
 
 
-def overlap(one: Box, other: Box) -> float:
+def overlap(box: Box, other: Box) -> float:
     """Intersection over union of two boxes [x, y, width, height]."""
-    (x, y, w, h), (u, v, a, b) = one, other
+    (x, y, w, h), (u, v, a, b) = box, other
     shared = max(0.0, min(x + w, u + a) - max(x, u)) * max(0.0, min(y + h, v + b) - max(y, v))
     return shared / (w * h + a * b - shared)
 
 
-def _check(one: Referring) -> None:
-    if one.box is None:
-        raise RequestError(f"{one.where}: no bbox of what is meant; give task_args.refs")
-    if not one.boxes:
-        raise RequestError(f"{one.where}: no boxes to choose from; give task_args.boxes")
-
-
-def _summed(counts: dict[str, list[int]]) -> dict[str, list[int]]:
-    """Over all processes; each has seen its share of the expressions."""
-    parts = processes.all_gather(counts)
-    names = {name for part in parts for name in part}
-    return {
-        name: [sum(part.get(name, [0, 0])[i] for part in parts) for i in range(2)] for name in names
-    }
+def _over_processes(counts: Counter[str]) -> Counter[str]:
+    """The sum over all processes, each of which has seen its share of the expressions."""
+    return sum(processes.all_gather(counts), Counter())
 
 
 @dataclass
-class Make:
-    """A sample from an expression."""
+class PrepareExpression(PreparePair):
+    """A sample of an image and an expression.
 
-    look: Look
-    wording: Callable[[str], str]
+    Attributes:
+        numbers: image → its number in the split.
+        judged: whether the boxes are needed.
+    """
+
     numbers: Mapping[str, int]
     judged: bool
 
     def __call__(self, raw: Referring, where: str) -> Batch:
         if self.judged:
             _check(raw)
-        picture = self.look.read(raw.image, where)
-        image, flipped = self.look.show(picture)
-        text = self.wording(mirrored(raw.text) if flipped else raw.text)
+        original = self.picture.decode(raw.image, where)
+        image, mirrored = self.picture.prepare(original)
+        text = self.wording(swap_sides(raw.text) if mirrored else raw.text)
         return {
             "image": image, "text": text, "id": self.numbers[raw.image], "raw": raw,
-            "size": picture.size,
+            "size": original.size,
         }  # fmt: skip
 
 
-@dataclass
-class Collate:
-    """A batch of expressions; with what they are judged by."""
+def _check(expression: Referring) -> None:
+    if expression.box is None:
+        raise RequestError(
+            f"{expression.where}: no bbox of what the text refers to; give task_args.refs"
+        )
+    if not expression.boxes:
+        raise RequestError(f"{expression.where}: no boxes to choose from; give task_args.boxes")
 
-    tokens: Callable[[Sequence[str]], dict[str, Tensor]]
+
+@dataclass
+class CollateExpressions:
+    """A batch of expressions; to evaluate, with their boxes (``raw``) and the images' sizes."""
+
+    tokenise: Tokenise
     judged: bool
 
     def __call__(self, items: list[Batch]) -> Batch:
-        texts = self.tokens([item["text"] for item in items])
-        batch: Batch = {"inputs": together(items, texts), "ids": stacked(items, "id")}
+        texts = self.tokenise([item["text"] for item in items])
+        batch: Batch = {"inputs": pair_inputs(items, texts), "ids": stack(items, "id")}
         if self.judged:
             batch["raw"] = [item["raw"] for item in items]
             batch["sizes"] = [item["size"] for item in items]

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ from pelacli.errors import RequestError
 from pelacli.models import class_names, heads
 from pelacli.tasks.base import Base
 from pelacli.tasks.common.heads import all_named, head_classes
+from pelacli.tasks.common.metrics import ClassMetrics
 
 
 class Task(Base):
@@ -52,20 +52,20 @@ class Task(Base):
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """A fresh head where the data has other classes than the model, or only some of them; the
         names of the data's."""
-        names, wanted = head_classes(dataset, classes)
+        names, count = head_classes(dataset, classes)
         labels = getattr(opened.inputs, "labels", ())
         others = class_names.are_others(names, labels)
-        own = dataset.own_classes
-        if own is not None and len(own) < len(names):  # training will number them anew: `_numbered`
-            names, wanted = own, classes or len(own)
-            others = class_names.positions(own, labels) != list(range(len(own)))
-        if wanted and (wanted != heads.num_classes(opened) or others):
-            heads.set_classes(opened, wanted, seed=seed)
-            info(f"a fresh head of {wanted} classes")
+        own_names = dataset.own_classes
+        if own_names is not None and len(own_names) < len(names):  # see `_numbered`
+            names, count = own_names, classes or len(own_names)
+            others = class_names.positions(names, labels) != list(range(len(names)))
+        if count and (count != heads.num_classes(opened) or others):
+            heads.set_classes(opened, count, seed=seed)
+            info(f"a fresh head of {count} classes")
         elif labels or not names:
             return opened
         if names and opened.library == "transformers":
-            class_names.write(opened, all_named(names, wanted))
+            class_names.write(opened, all_named(names, count))
         return opened
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
@@ -82,13 +82,14 @@ class Task(Base):
 
 def _numbered(dataset: Dataset, labels: Sequence[str], training: bool) -> Dataset:
     """The dataset with the model's numbers for its classes, where the model names all of them. To
-    learn some of the model's classes alone, a fresh head is what is wanted."""
-    places = class_names.positions(dataset.classes or [], labels) if dataset.labelled else None
-    if places is None or (training and len(places) < len(labels)):
+    train on only some of the model's classes, the data's own numbers stay: `fit` makes a head for
+    them."""
+    numbers = class_names.positions(dataset.classes or [], labels) if dataset.labelled else None
+    if numbers is None or (training and len(numbers) < len(labels)):
         return dataset
     return replace(
         dataset,
-        make=_Renumbered(dataset.make, places),
+        make=_Renumbered(dataset.make, numbers),
         classes=list(labels),
         own_classes=dataset.classes,
     )
@@ -96,40 +97,31 @@ def _numbered(dataset: Dataset, labels: Sequence[str], training: bool) -> Datase
 
 @dataclass
 class _Renumbered:
-    """A sample with another number for its class: place [the data's number]."""
+    """A sample with another number for its class: ``numbers[the data's number]``."""
 
     make: Callable[[Any, str], Batch]
-    places: list[int]
+    numbers: list[int]
 
     def __call__(self, sample: Any, where: str) -> Batch:
         item = self.make(sample, where)
-        return item | {"labels": self.places[item["labels"]]}
+        return item | {"labels": self.numbers[item["labels"]]}
 
 
-class Accuracy:
+class Accuracy(ClassMetrics):
     """``accuracy`` and, from ten classes on, ``top5``, in percent; ``loss``, the cross-entropy."""
 
     def __init__(self, num_classes: int) -> None:
         ranks = {"accuracy": 1} | ({"top5": 5} if num_classes >= 10 else {})
-        self.shares = MetricCollection(
-            {
-                name: MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False)
-                for name, k in ranks.items()
-            }
+        super().__init__(
+            MetricCollection(
+                {
+                    name: MulticlassAccuracy(
+                        num_classes, top_k=k, average="micro", validate_args=False
+                    )
+                    for name, k in ranks.items()
+                }
+            )
         )
-        self.loss = MeanMetric()
-
-    def to(self, device: torch.device) -> Accuracy:
-        self.shares.to(device)
-        self.loss.to(device)
-        return self
 
     def update(self, output: Tensor, batch: Batch) -> None:
-        self.shares.update(output, batch["labels"])
-        loss = F.cross_entropy(output.float(), batch["labels"])
-        self.loss.update(loss, weight=len(output))
-
-    def compute(self) -> dict[str, float]:
-        """The figures so far."""
-        shares = {name: 100 * float(share) for name, share in self.shares.compute().items()}
-        return shares | {"loss": float(self.loss.compute())}
+        self.add(output, batch["labels"])

@@ -1,4 +1,5 @@
-"""Language modelling on plain texts in blocks: the next token, or masked ones, as the model does.
+"""Language modelling on plain texts in blocks: by the next token, or by masked ones, whichever the
+model was made for.
 
 Which tokens are masked is drawn sample by sample from the loader's seeded generators, so that
 teacher and student, and all models of an evaluation, see the same.
@@ -32,10 +33,11 @@ from pelacli.errors import RequestError
 from pelacli.models import heads, prediction
 from pelacli.models.inputs import TextInput
 from pelacli.tasks.base import Base
+from pelacli.tasks.common.metrics import TorchMetrics
 
 _BLOCK = 512  # tokens, where the model can read more
-_NONE = -100  # the label of a token that is not to be predicted, torch's own
-_AT_ONCE = 1000  # texts per call of the tokenizer
+_IGNORED = -100  # the label of a token that is not to be predicted, torch's own
+_TEXTS_PER_CALL = 1000  # of the tokenizer
 
 
 class Task(Base):
@@ -98,8 +100,8 @@ class Task(Base):
         losses, _ = _judged(output, batch)
         return losses.sum() / max(1, len(losses))
 
-    def metrics(self, num_classes: int | None) -> Figures:
-        return Figures()
+    def metrics(self, num_classes: int | None) -> TokenMetrics:
+        return TokenMetrics()
 
 
 def _causal(inputs: TextInput) -> bool:
@@ -110,38 +112,29 @@ def _judged(output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """(cross-entropy, whether the likeliest token is the right one) of each token to predict."""
     if "labels" not in batch:
         raise RequestError("the batch has no tokens to predict: it was opened without labels")
-    wanted = batch["labels"]
-    counted = wanted != _NONE
-    logits, wanted = output[counted].float(), wanted[counted]
-    return F.cross_entropy(logits, wanted, reduction="none"), logits.argmax(-1) == wanted
+    counted = batch["labels"] != _IGNORED
+    logits, labels = output[counted].float(), batch["labels"][counted]
+    return F.cross_entropy(logits, labels, reduction="none"), logits.argmax(-1) == labels
 
 
-class Figures:
+class TokenMetrics(TorchMetrics):
     """``accuracy``: percent of tokens that are the model's first choice; ``loss``: mean
     cross-entropy in nats; ``perplexity``: its exponential."""
 
     def __init__(self) -> None:
-        self.right, self.loss = MeanMetric(), MeanMetric()
-
-    def to(self, device: torch.device) -> Figures:
-        self.right.to(device)
-        self.loss.to(device)
-        return self
+        super().__init__(accuracy=MeanMetric(), loss=MeanMetric())
 
     def update(self, output: Tensor, batch: Batch) -> None:
         losses, right = _judged(output, batch)
-        self.loss.update(losses)
-        self.right.update(right.float())
+        self.parts["loss"].update(losses)
+        self.parts["accuracy"].update(right.float())
 
     def compute(self) -> dict[str, float]:
         """The figures so far."""
-        loss = float(self.loss.compute())
+        loss = float(self.parts["loss"].compute())
         perplexity = math.exp(loss) if loss < 700 else math.inf
-        return {
-            "accuracy": 100 * float(self.right.compute()),
-            "loss": loss,
-            "perplexity": perplexity,
-        }
+        accuracy = 100 * float(self.parts["accuracy"].compute())
+        return {"accuracy": accuracy, "loss": loss, "perplexity": perplexity}
 
 
 # Blocks ------------------------------------------------------------------------------------------
@@ -149,36 +142,42 @@ class Figures:
 
 @dataclass
 class _Blocks:
-    """All texts as one string of tokens, cut into pieces that begin and end as the model's own
-    texts do. In memory: four bytes a token."""
+    """All texts as one string of tokens, cut into pieces with the tokens around each that the
+    tokenizer puts around a text. In memory: four bytes a token.
+
+    Attributes:
+        ids: the tokens of all texts, with a separator after each.
+        width: tokens of a piece, without those around it.
+        around: tokens before and after a piece.
+    """
 
     ids: np.ndarray[Any, np.dtype[np.int32]]
-    width: int  # of a piece, without its ends
-    ends: tuple[list[int], list[int]]
+    width: int
+    around: tuple[list[int], list[int]]
 
     @classmethod
     def of(cls, texts: Texts, tokenizer: Any, block: int) -> _Blocks:
-        """Tokenise; texts are parted by the end-of-text token."""
+        """Tokenise texts for pieces of ``block`` tokens, including those around a piece."""
         empty = list(tokenizer("")["input_ids"])  # what the tokenizer puts around a text
         half = 1 if len(empty) == 1 and empty[0] != tokenizer.eos_token_id else len(empty) // 2
-        ends = empty[:half], empty[half:]
-        part = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
-        between = [] if part is None else [part]
-        found: list[int] = []
+        around = empty[:half], empty[half:]
+        mark = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+        separator = [] if mark is None else [mark]
         chunks = []
-        for first in range(0, len(texts), _AT_ONCE):
-            some = [_joined(texts[i][0]) for i in range(first, min(first + _AT_ONCE, len(texts)))]
-            encoded = tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]
-            found = [token for one in encoded for token in (*one, *between)]
-            chunks.append(np.array(found, dtype=np.int32))
-        return cls(np.concatenate(chunks), block - len(empty), ends)
+        for first in range(0, len(texts), _TEXTS_PER_CALL):
+            last = min(first + _TEXTS_PER_CALL, len(texts))
+            part = [_joined(texts[i][0]) for i in range(first, last)]
+            encoded = tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
+            tokens = [token for text in encoded for token in (*text, *separator)]
+            chunks.append(np.array(tokens, dtype=np.int32))
+        return cls(np.concatenate(chunks), block - len(empty), around)
 
     def __len__(self) -> int:
         return -(-len(self.ids) // self.width)
 
     def __getitem__(self, index: int) -> Tensor:
         piece = self.ids[index * self.width : (index + 1) * self.width]
-        return torch.tensor([*self.ends[0], *piece.tolist(), *self.ends[1]])
+        return torch.tensor([*self.around[0], *piece.tolist(), *self.around[1]])
 
 
 def _joined(text: str | tuple[str, str]) -> str:
@@ -191,13 +190,13 @@ def _plain(ids: Tensor, where: str) -> Batch:
 
 def _next(ids: Tensor, where: str) -> Batch:
     """Each token's label is the one after it."""
-    return {"inputs": ids, "labels": torch.cat([ids[1:], ids.new_tensor([_NONE])])}
+    return {"inputs": ids, "labels": torch.cat([ids[1:], ids.new_tensor([_IGNORED])])}
 
 
 @dataclass
 class _Masked:
-    """Some tokens are hidden, and are the labels, as BERT was trained: of those to predict 80 %
-    become the mask token, 10 % another token, 10 % stay."""
+    """A share of the tokens is to be predicted, as BERT was trained: 80 % of these become the mask
+    token, 10 % another token, 10 % stay. They are the labels."""
 
     collator: Any
     special: Tensor
@@ -228,5 +227,5 @@ def _collate(padding: int, items: list[Batch]) -> Batch:
     mask = nn.utils.rnn.pad_sequence(ones, batch_first=True)
     batch: Batch = {"inputs": {"input_ids": padded("inputs", padding), "attention_mask": mask}}
     if "labels" in items[0]:
-        batch["labels"] = padded("labels", _NONE)
+        batch["labels"] = padded("labels", _IGNORED)
     return batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,8 +23,16 @@ from pelacli.lowrank.calls import evaluating
 from pelacli.models.pairs.families import view_of
 from pelacli.system.devices import move_batch
 from pelacli.tasks.common import ranking
-from pelacli.tasks.common.pairs import Entries, PairTask, both, stacked, together
-from pelacli.tasks.common.pictures import Look, mirrored
+from pelacli.tasks.common.pairs import (
+    Entries,
+    PairTask,
+    PreparePair,
+    Tokenise,
+    pair_input,
+    pair_inputs,
+    stack,
+)
+from pelacli.tasks.common.pictures import PreparePicture, swap_sides
 
 
 class Task(PairTask):
@@ -45,32 +53,25 @@ class Task(PairTask):
         unlabelled: bool = False,
     ) -> Dataset:
         """For training a sample is a caption with its image, else an image with its captions."""
-        wanted = both(inputs, data)
+        pair = pair_input(inputs, data)
         entries, name = captions.read(data.dataset, split, self.images)
         if training:
             entries = [
-                Captioned(one.image, one.number, one.where, [caption])
-                for one in entries
-                for caption in one.captions
+                Captioned(entry.image, entry.number, entry.where, [caption])
+                for entry in entries
+                for caption in entry.captions
             ]
-        look = Look(wanted, data, training)
-        make = Make(look, self.wording)
-        collate = Collate(self.tokens(wanted.text), training)
-        return Dataset(data.dataset, Entries(entries), make, collate, name, labelled=not unlabelled)
+        prepare = PrepareCaptions(PreparePicture(pair, data, training), self.wording)
+        collate = CollateCaptions(self.tokeniser(pair.text), training)
+        return Dataset(
+            data.dataset, Entries(entries), prepare, collate, name, labelled=not unlabelled
+        )
 
     def forward(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
-        """Both sides of the pairs by themselves, and matched where the model matches."""
-        view, inputs = view_of(module), batch["inputs"]
-        images, texts = view.encode_images(inputs["pixel_values"]), view.encode_texts(inputs)
-        found: dict[str, Any] = {"view": view, "images": images, "texts": texts}
-        found["matched"] = view.match(images, texts) if view.matches else None
-        sides = [side.features for side in (images, texts) if side.features is not None]
-        main = torch.cat(sides, -1) if sides else found["matched"]
-        return found | {"logits": main}  # what a student's outputs are compared with a teacher's by
+        return encode_and_match(module, batch)
 
     def loss(self, output: Any, batch: Batch) -> Mapping[str, Tensor]:
-        view: PairModel = output["view"]
-        return view.retrieval_losses(output["images"], output["texts"], output["matched"], batch)
+        return retrieval_losses(output, batch)
 
     @torch.no_grad()
     def evaluate(
@@ -85,42 +86,60 @@ class Task(PairTask):
         the first of all images; ``mean_r``, the mean of the six."""
         view = view_of(module)
         with evaluating(module):
-            images, texts, numbers, text_of = [], [], [], []
+            images, texts, image_ids, text_ids = [], [], [], []
             for batch in loader:
                 inputs = move_batch(batch["inputs"], device)
                 images.append(view.encode_images(inputs["pixel_values"]).to("cpu"))
                 texts.append(view.encode_texts(move_batch(batch["texts"], device)).to("cpu"))
-                numbers.append(batch["ids"])
-                text_of.append(batch["text_of"])
-            split = ranking.Split.share(images, texts, numbers, text_of)
+                image_ids.append(batch["ids"])
+                text_ids.append(batch["text_of"])
+            split = ranking.EncodedSplit.gather(images, texts, image_ids, text_ids)
             return ranking.recalls(view, split, self.k_test, device)
 
 
-@dataclass
-class Make:
-    """A sample from an image with its captions."""
+def encode_and_match(module: nn.Module, batch: Batch) -> dict[str, Any]:
+    """Images and texts of a batch, each encoded by itself, and the pairs' matching logits where the
+    model matches. ``logits`` are what a student's outputs are compared with its teacher's by."""
+    view, inputs = view_of(module), batch["inputs"]
+    images, texts = view.encode_images(inputs["pixel_values"]), view.encode_texts(inputs)
+    matched = view.match(images, texts) if view.matches else None
+    features = [side.features for side in (images, texts) if side.features is not None]
+    logits = torch.cat(features, -1) if features else matched
+    return {"view": view, "images": images, "texts": texts, "matched": matched, "logits": logits}
 
-    look: Look
-    wording: Callable[[str], str]
+
+def retrieval_losses(output: Any, batch: Batch) -> Mapping[str, Tensor]:
+    """ "contrast" and "matching", as far as the model compares and matches.
+
+    Args:
+        output: of `encode_and_match`.
+    """
+    view: PairModel = output["view"]
+    return view.retrieval_losses(output["images"], output["texts"], output["matched"], batch)
+
+
+@dataclass
+class PrepareCaptions(PreparePair):
+    """A sample of an image with its captions."""
 
     def __call__(self, raw: Captioned, where: str) -> Batch:
-        image, flipped = self.look(raw.image, where)
-        said = [mirrored(text) if flipped else text for text in raw.captions]
-        return {"image": image, "texts": [self.wording(text) for text in said], "id": raw.number}
+        image, mirrored = self.picture(raw.image, where)
+        texts = [swap_sides(text) if mirrored else text for text in raw.captions]
+        return {"image": image, "texts": [self.wording(text) for text in texts], "id": raw.number}
 
 
 @dataclass
-class Collate:
-    """A batch: the pairs of the images with their first captions, and all captions beside them."""
+class CollateCaptions:
+    """A batch: pairs of an image with its first caption, and, to evaluate, all captions too."""
 
-    tokens: Callable[[Sequence[str]], dict[str, Tensor]]
+    tokenise: Tokenise
     training: bool
 
     def __call__(self, items: list[Batch]) -> Batch:
-        first = self.tokens([item["texts"][0] for item in items])
-        batch = {"inputs": together(items, first), "ids": stacked(items, "id")}
+        first = self.tokenise([item["texts"][0] for item in items])
+        batch = {"inputs": pair_inputs(items, first), "ids": stack(items, "id")}
         if self.training:
             return batch
         texts = [text for item in items for text in item["texts"]]
-        of = [item["id"] for item in items for _ in item["texts"]]
-        return batch | {"texts": self.tokens(texts), "text_of": torch.tensor(of)}
+        image_of_text = [item["id"] for item in items for _ in item["texts"]]
+        return batch | {"texts": self.tokenise(texts), "text_of": torch.tensor(image_of_text)}

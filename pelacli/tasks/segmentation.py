@@ -11,9 +11,8 @@ to the mask's own size, so that figures are of the pixels that were annotated.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -35,10 +34,10 @@ from pelacli.models.around import segmenter
 from pelacli.models.inputs import ImageInput
 from pelacli.recipe.fields import Range
 from pelacli.tasks.base import Base
-from pelacli.tasks.common import masks as common_masks
-from pelacli.tasks.common.augment import refuse
+from pelacli.tasks.common.augment import refuse_settings_of_classification
 from pelacli.tasks.common.heads import head_classes
-from pelacli.tasks.common.masks import Collate, Make
+from pelacli.tasks.common.masks import CollateMasks, PrepareMask, joint_transform
+from pelacli.tasks.common.metrics import TorchMetrics
 
 
 class Task(Base):
@@ -80,29 +79,29 @@ class Task(Base):
             raise RequestError(
                 f"{spec}: the model wants more than images, so it can't segment them"
             )
-        refuse("segmentation", augment, crops="set task_args.resize")
+        refuse_settings_of_classification("segmentation", augment, crops="set task_args.resize")
         if unlabelled and not masks.is_masks(spec):
-            source, found, _ = open_source(spec, split, training=training, unlabelled=True)
+            source, split_name, _ = open_source(spec, split, training=training, unlabelled=True)
             names = None
         else:
-            source, found, names = masks.open_masks(spec, split, images_only=unlabelled)
+            source, split_name, names = masks.open_masks(spec, split, images_only=unlabelled)
         count = self._count(names, spec) if not unlabelled else None
         _, height, width = inputs.size
         size = (data.image_size, data.image_size) if data.image_size else (height, width)
-        joint = None
+        transform = None
         if training and not augment.none:
-            joint = common_masks.joint(inputs, size, augment, self.resize, self.ignore_index)
-        make = Make(inputs, size, joint, count, self.ignore_index, self.reduce_labels)
-        join = Collate(self.ignore_index)
-        listed = None if count is None else names or [str(number) for number in range(count)]
-        return Dataset(spec, source, make, join, found, listed, not unlabelled)
+            transform = joint_transform(inputs, size, augment, self.resize, self.ignore_index)
+        prepare = PrepareMask(inputs, size, transform, count, self.ignore_index, self.reduce_labels)
+        collate = CollateMasks(self.ignore_index)
+        classes = None if count is None else names or [str(number) for number in range(count)]
+        return Dataset(spec, source, prepare, collate, split_name, classes, not unlabelled)
 
     def _count(self, names: list[str] | None, spec: str) -> int:
         count = self.classes or (len(names) if names else None)
         if count is None:
             raise RequestError(
-                f"{spec}: how many classes it has stands nowhere: add a classes.txt with a name a "
-                "line, or set task_args.classes"
+                f"{spec}: does not say how many classes it has: add a classes.txt with a name on "
+                "each line, or set task_args.classes"
             )
         if names and len(names) != count:
             raise RequestError(
@@ -122,32 +121,32 @@ class Task(Base):
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """A segmenter around the model, or the segmenter that it is, with as many classes as the
         recipe or the data says."""
-        _, wanted = head_classes(dataset, classes)
+        _, count = head_classes(dataset, classes)
         if segmenter.segments(opened):
-            if wanted != heads.num_classes(opened):
-                heads.set_classes(opened, wanted, seed=seed)
-                info(f"a fresh classifier of {wanted} classes")
+            if count != heads.num_classes(opened):
+                heads.set_classes(opened, count, seed=seed)
+                info(f"a fresh classifier of {count} classes")
             return opened
-        make: Make = dataset.make  # type: ignore[assignment]
-        height, width = make.size
+        height, width = cast(PrepareMask, dataset.make).size
         if height != width:
             raise RequestError(f"{opened.ref}: takes no square images; set data.image_size")
-        found = segmenter.around(
+        fitted = segmenter.around(
             opened,
-            classes=wanted,
+            classes=count,
             image_size=height,
             channels=self.channels,
             pool_scales=self.pool_scales,
             auxiliary_channels=self.auxiliary_channels if self.auxiliary else 0,
             seed=seed,
         )
-        info(f"UperNet for {wanted} classes around {opened.ref}, at {height} px")
-        return found
+        info(f"UperNet for {count} classes around {opened.ref}, at {height} px")
+        return fitted
 
     # Batches ------------------------------------------------------------------------------------
 
     def forward(self, module: nn.Module, batch: Batch) -> Any:
-        """Logits [B, classes, h, w], by the name of each head that gives some."""
+        """Logits [B, classes, h, w] by the name of the head: "logits", and "auxiliary" where the
+        model has that head too."""
         result = module(batch["inputs"])
         if isinstance(result, Mapping) and "auxiliary" in result:
             return dict(result)
@@ -157,11 +156,11 @@ class Task(Base):
         """Cross-entropy, the mean over the pixels that count, of logits scaled to the masks."""
         if "masks" not in batch:
             raise RequestError("the data has no masks, which segmentation needs")
-        found = {"task": self._cross_entropy(output["logits"], batch["masks"])}
+        losses = {"task": self._cross_entropy(output["logits"], batch["masks"])}
         if self.auxiliary and "auxiliary" in output:
-            one = self._cross_entropy(output["auxiliary"], batch["masks"])
-            found["auxiliary"] = self.auxiliary * one
-        return found
+            loss = self._cross_entropy(output["auxiliary"], batch["masks"])
+            losses["auxiliary"] = self.auxiliary * loss
+        return losses
 
     def _cross_entropy(self, logits: Tensor, mask: Tensor) -> Tensor:
         scaled = scale(logits, (mask.shape[-2], mask.shape[-1]))
@@ -182,7 +181,7 @@ def scale(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
-class Overlap:
+class Overlap(TorchMetrics):
     """Figures of one confusion matrix over all pixels that count, in percent.
 
     ``miou``: TP / (TP + FP + FN), the mean over the classes that occur in masks or predictions;
@@ -194,10 +193,7 @@ class Overlap:
         self.matrix = MulticlassConfusionMatrix(
             num_classes, ignore_index=ignore_index, validate_args=False
         )
-
-    def to(self, device: torch.device) -> Overlap:
-        self.matrix.to(device)
-        return self
+        super().__init__(matrix=self.matrix)
 
     def update(self, output: Any, batch: Batch) -> None:
         """Add a batch. Each mask counts at its own size, [:height, :width] of what was padded."""
@@ -209,8 +205,8 @@ class Overlap:
 
     def compute(self) -> dict[str, float]:
         counts = self.matrix.compute().cpu().double()  # [true, predicted]
-        hit, true, said = counts.diagonal(), counts.sum(1), counts.sum(0)
-        union = true + said - hit
+        hit, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+        union = true + predicted - hit
         figures = {
             "miou": (hit / union)[union > 0],
             "mean_accuracy": (hit / true)[true > 0],

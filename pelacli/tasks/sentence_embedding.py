@@ -1,4 +1,4 @@
-"""Sentence embedding: healing needs no labels; pairs of sentences with a score judge it.
+"""Sentence embedding: healed without labels, and judged by pairs of sentences with a score.
 
 The embedding is what `pelacli.models.prediction.predict` gives of an encoder: its tokens, pooled as
 sentence-transformers' files beside the model say.
@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torchmetrics import PearsonCorrCoef, SpearmanCorrCoef
 
 if TYPE_CHECKING:
     from pelacli.models.inputs import Inputs
@@ -29,6 +28,7 @@ from pelacli.data.tokens import Tokens
 from pelacli.errors import RequestError
 from pelacli.models import heads, prediction
 from pelacli.tasks.base import Base
+from pelacli.tasks.common.metrics import Correlations
 
 
 class Task(Base):
@@ -42,7 +42,7 @@ class Task(Base):
     label: str | None = Field(None, description="column of the score")
     scale: float = Field(1.0, gt=0, description="the highest score, for form = 'cosine'")
     form: Literal["cosent", "cosine"] = Field(
-        "cosent", description="order the pairs by their scores, or meet the scores"
+        "cosent", description="learn the order of the scores (cosent) or the scores (cosine)"
     )
 
     def open(
@@ -64,13 +64,13 @@ class Task(Base):
         if judged and texts.labels is None and not unlabelled:
             raise RequestError(f"{spec}: has no pairs of sentences with a score")
         labelled = texts.labels is not None
-        # What judges is another file, so that there are splits.
-        found = "train" if self.similarity is not None and not judged else texts.split
-        make = Make(_pair, labelled)
-        return Dataset(spec, texts, make, partial(_collate, tokens), found, None, labelled)
+        # Another file judges, so that the data has splits.
+        name = "train" if self.similarity is not None and not judged else texts.split
+        make = Make(_unchanged, labelled)
+        return Dataset(spec, texts, make, partial(_collate, tokens), name, None, labelled)
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
-        """The encoder, out of whatever class the checkpoint has it in."""
+        """The encoder alone, without the head that the checkpoint has."""
         if not opened.head:
             return opened
         return heads.with_head(opened, "", seed)
@@ -89,16 +89,16 @@ class Task(Base):
         similar, scores = _compared(output, batch)
         if self.form == "cosent":
             return cosent(similar, scores)
-        wanted = scores / self.scale
-        if float(wanted.abs().max()) > 1:
+        targets = scores / self.scale
+        if float(targets.abs().max()) > 1:
             raise RequestError(
                 f"a score of {float(scores.abs().max()):g} is no cosine; set task_args.scale to "
                 "the highest score"
             )
-        return F.mse_loss(similar, wanted)
+        return F.mse_loss(similar, targets)
 
-    def metrics(self, num_classes: int | None) -> Correlations:
-        return Correlations()
+    def metrics(self, num_classes: int | None) -> SimilarityMetrics:
+        return SimilarityMetrics()
 
 
 def cosent(similar: Tensor, scores: Tensor, scale: float = 20.0) -> Tensor:
@@ -121,36 +121,19 @@ def _compared(output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     return F.cosine_similarity(first, second), batch["labels"].float()
 
 
-class Correlations:
-    """``spearman`` and ``pearson``: how the cosines go with the scores, times 100."""
-
-    def __init__(self) -> None:
-        self.spearman, self.pearson = SpearmanCorrCoef(), PearsonCorrCoef()
-
-    def to(self, device: torch.device) -> Correlations:
-        self.spearman.to(device)
-        self.pearson.to(device)
-        return self
+class SimilarityMetrics(Correlations):
+    """``spearman`` and ``pearson``: the correlations of cosines and scores, times 100."""
 
     def update(self, output: Tensor, batch: Batch) -> None:
-        similar, scores = _compared(output, batch)
-        self.spearman.update(similar, scores)
-        self.pearson.update(similar, scores)
-
-    def compute(self) -> dict[str, float]:
-        """The figures so far."""
-        return {
-            "spearman": 100 * float(self.spearman.compute()),
-            "pearson": 100 * float(self.pearson.compute()),
-        }
+        self.add(*_compared(output, batch))
 
 
-def _pair(raw: Any, where: str) -> Any:
+def _unchanged(raw: Any, where: str) -> Any:
     return raw
 
 
 def _collate(tokens: Tokens, items: list[Batch]) -> Batch:
-    """Sentences as they are; of pairs first all the first ones, then all the second."""
+    """A batch of sentences; of pairs, all the first sentences and then all the second ones."""
     raw = [item["inputs"] for item in items]
     if not isinstance(raw[0], str):
         raw = [first for first, _ in raw] + [second for _, second in raw]

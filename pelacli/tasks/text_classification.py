@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, cast
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassF1Score,
@@ -30,11 +29,12 @@ from pelacli.models import heads
 from pelacli.models.inputs import TextInput
 from pelacli.tasks.base import Base
 from pelacli.tasks.common.heads import head_classes
+from pelacli.tasks.common.metrics import ClassMetrics
 
 
 class Task(Base):
     MAIN: ClassVar[str | None] = "accuracy"
-    SCORES: ClassVar[bool] = False  # labels are numbers to be met
+    SCORES: ClassVar[bool] = False  # whether labels are scores, and not classes
 
     text: list[str] | None = Field(None, description="columns of the text, or of the pair")
     label: str | None = Field(None, description="column of the label")
@@ -78,21 +78,29 @@ class Task(Base):
         """Cross-entropy with class numbers [B], or with smoothed labels [B, classes]."""
         return F.cross_entropy(output.float(), labels(batch))
 
-    def metrics(self, num_classes: int | None) -> Figures:
+    def metrics(self, num_classes: int | None) -> TextMetrics:
         if not num_classes or num_classes < 2:
             raise RequestError("text classification needs a model with two classes or more")
-        return Figures(num_classes)
+        return TextMetrics(num_classes)
 
 
 def labels(batch: Batch) -> Tensor:
-    """The labels of a batch, or an error that says that there are none."""
+    """The labels [B] of a batch.
+
+    Raises:
+        RequestError: there are none.
+    """
     if "labels" not in batch:
         raise RequestError("the texts have no labels, which the task needs")
     return cast(Tensor, batch["labels"])
 
 
 def with_outputs(opened: OpenModel, dataset: Dataset, names: list[str], seed: int) -> OpenModel:
-    """The model where it has these outputs, else a fresh head of them."""
+    """The model itself where it has these outputs, else with a fresh head of them.
+
+    Args:
+        names: of the outputs; numbers where they have none.
+    """
     assert isinstance(opened.inputs, TextInput)
     known = opened.inputs.classes
     numbered = all(name == str(number) for number, name in enumerate(names))
@@ -104,33 +112,22 @@ def with_outputs(opened: OpenModel, dataset: Dataset, names: list[str], seed: in
     return fitted
 
 
-class Figures:
+class TextMetrics(ClassMetrics):
     """``accuracy``; ``f1``, the mean of the classes' F1; ``matthews``, the correlation
     coefficient: all in percent. ``loss``, the cross-entropy."""
 
     def __init__(self, num_classes: int) -> None:
-        some = {"num_classes": num_classes, "validate_args": False}
-        self.shares = MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(average="micro", **some),
-                "f1": MulticlassF1Score(average="macro", **some),
-                "matthews": MulticlassMatthewsCorrCoef(**some),
-            },
-            compute_groups=False,
+        options = {"num_classes": num_classes, "validate_args": False}
+        super().__init__(
+            MetricCollection(
+                {
+                    "accuracy": MulticlassAccuracy(average="micro", **options),
+                    "f1": MulticlassF1Score(average="macro", **options),
+                    "matthews": MulticlassMatthewsCorrCoef(**options),
+                },
+                compute_groups=False,
+            )
         )
-        self.loss = MeanMetric()
-
-    def to(self, device: torch.device) -> Figures:
-        self.shares.to(device)
-        self.loss.to(device)
-        return self
 
     def update(self, output: Tensor, batch: Batch) -> None:
-        wanted = labels(batch)
-        self.shares.update(output, wanted)
-        self.loss.update(F.cross_entropy(output.float(), wanted), weight=len(output))
-
-    def compute(self) -> dict[str, float]:
-        """The figures so far."""
-        shares = {name: 100 * float(share) for name, share in self.shares.compute().items()}
-        return shares | {"loss": float(self.loss.compute())}
+        self.add(output, labels(batch))

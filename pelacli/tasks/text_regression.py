@@ -1,13 +1,12 @@
-"""A score for a text, or for a pair of them: STS-B and its kin, by one output."""
+"""Text regression: a score for a text or for a pair of texts (STS-B), by a model of one output."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanMetric, PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics import MeanMetric
 
 if TYPE_CHECKING:
     from pelacli.models.opened import OpenModel
@@ -16,6 +15,7 @@ from pelacli.data.dataset import Dataset
 from pelacli.data.loader import Batch
 from pelacli.errors import RequestError
 from pelacli.tasks import text_classification
+from pelacli.tasks.common.metrics import Correlations
 
 
 class Task(text_classification.Task):
@@ -34,40 +34,35 @@ class Task(text_classification.Task):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Mean squared error of the output [B, 1] and the scores [B]."""
-        return F.mse_loss(one(output), text_classification.labels(batch).float())
+        return F.mse_loss(predictions(output), text_classification.labels(batch).float())
 
-    def metrics(self, num_classes: int | None) -> Figures:  # type: ignore[override]
-        return Figures()
+    def metrics(self, num_classes: int | None) -> RegressionMetrics:  # type: ignore[override]
+        return RegressionMetrics()
 
 
-def one(output: Tensor) -> Tensor:
-    """[B, 1] → [B]."""
+def predictions(output: Tensor) -> Tensor:
+    """[B, 1] → [B].
+
+    Raises:
+        RequestError: the model has no output of this shape.
+    """
     if output.ndim != 2 or output.shape[1] != 1:
         raise RequestError("text regression needs a model of one output; fine-tune it for that")
     return output[:, 0].float()
 
 
-class Figures:
+class RegressionMetrics(Correlations):
     """``spearman`` and ``pearson``, the correlations with the scores times 100; ``mse``."""
 
     def __init__(self) -> None:
-        self.spearman, self.pearson, self.mse = SpearmanCorrCoef(), PearsonCorrCoef(), MeanMetric()
-
-    def to(self, device: torch.device) -> Figures:
-        for metric in (self.spearman, self.pearson, self.mse):
-            metric.to(device)
-        return self
+        super().__init__()
+        self.parts["mse"] = MeanMetric()
 
     def update(self, output: Tensor, batch: Batch) -> None:
-        predicted, scores = one(output), text_classification.labels(batch).float()
-        self.spearman.update(predicted, scores)
-        self.pearson.update(predicted, scores)
-        self.mse.update(F.mse_loss(predicted, scores), weight=len(scores))
+        predicted, scores = predictions(output), text_classification.labels(batch).float()
+        self.add(predicted, scores)
+        self.parts["mse"].update(F.mse_loss(predicted, scores), weight=len(scores))
 
     def compute(self) -> dict[str, float]:
         """The figures so far."""
-        return {
-            "spearman": 100 * float(self.spearman.compute()),
-            "pearson": 100 * float(self.pearson.compute()),
-            "mse": float(self.mse.compute()),
-        }
+        return super().compute() | {"mse": float(self.parts["mse"].compute())}

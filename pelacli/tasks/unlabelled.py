@@ -1,4 +1,4 @@
-"""No task: samples without labels, for healing by distillation alone. There is nothing to score."""
+"""No task: samples without labels, for healing by distillation alone, and without metrics."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Task(Base):
             "task 'unlabelled' has no loss of its own: name a task, or set loss.task = 0"
         )
 
-    def metrics(self, num_classes: int | None) -> Nothing:
-        return Nothing()
+    def metrics(self, num_classes: int | None) -> NoMetrics:
+        return NoMetrics()
 
 
-class Nothing:
-    """Metrics of no task."""
+class NoMetrics:
+    """No figures."""
 
-    def to(self, device: torch.device) -> Nothing:
+    def to(self, device: torch.device) -> NoMetrics:
         return self
 
     def update(self, output: Any, batch: Batch) -> None:

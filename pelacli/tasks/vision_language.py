@@ -1,14 +1,14 @@
-"""Vision–language pre-training as ALBEF's: contrast, matching, and masked words under the image.
+"""ALBEF's vision–language pre-training: contrast, matching, and masked words under the image.
 
-What PELA distils are the passes of `albef.objectives.passes`; the teacher runs these and nothing
-else. Masks come with the samples, so teacher and student read the same.
+PELA distils the passes of `albef.objectives.passes`, and the teacher runs nothing else. Words are
+masked when a sample is made, so that teacher and student read the same.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,8 +30,18 @@ from pelacli.data.loader import Batch, Samples
 from pelacli.errors import RequestError
 from pelacli.models.albef import objectives
 from pelacli.models.albef.network import Albef
-from pelacli.tasks.common.pairs import Entries, PairTask, both, stacked, together
-from pelacli.tasks.common.pictures import Look, mirrored
+from pelacli.tasks.common.metrics import TorchMetrics
+from pelacli.tasks.common.pairs import (
+    Entries,
+    PairTask,
+    PreparePair,
+    pair_input,
+    pair_inputs,
+    stack,
+)
+from pelacli.tasks.common.pictures import PreparePicture, swap_sides
+
+IGNORED = -100  # the label of a token that is not to be predicted, torch's own
 
 
 class Task(PairTask):
@@ -52,13 +62,17 @@ class Task(PairTask):
         unlabelled: bool = False,
     ) -> Dataset:
         """A sample is an entry of the data: an image with one caption or several."""
-        wanted = _checked(inputs, data)
+        pair = _checked_input(inputs, data)
         entries, name = captions.read(data.dataset, split, self.images, together=False)
-        limit = min(self.max_tokens or wanted.text.max_length, wanted.text.max_length)
-        look = Look(wanted, data, training)
-        make = Make(look, self.wording, wanted.text.tokenizer, limit, self.mask, training)
+        text = pair.text
+        masking = Masking(
+            text.tokenizer, min(self.max_tokens or text.max_length, text.max_length), self.mask
+        )
+        picture = PreparePicture(pair, data, training)
+        prepare = PrepareMaskedCaption(picture, self.wording, masking, training)
+        collate = CollateMaskedCaptions(text.tokenizer.pad_token_id)
         return Dataset(
-            data.dataset, Entries(entries), make, make.collate, name, labelled=not unlabelled
+            data.dataset, Entries(entries), prepare, collate, name, labelled=not unlabelled
         )
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
@@ -76,22 +90,17 @@ class Task(PairTask):
         """ "contrast", "matching" and "words", each a mean over the batch."""
         return objectives.pretraining(output["network"], output["pairs"], batch)
 
-    def metrics(self, num_classes: int | None) -> Figures:
-        return Figures()
+    def metrics(self, num_classes: int | None) -> PretrainingMetrics:
+        return PretrainingMetrics()
 
 
-class Figures:
-    """In percent: ``matching``, true pairs and pairs with the batch's next text that are told
-    apart; ``words``, hidden words that are named; ``contrast``, images and texts whose nearest of
-    the batch is their own (the smaller the batch, the easier)."""
+class PretrainingMetrics(TorchMetrics):
+    """In percent: ``matching``, how often a true pair, or an image with the batch's next text, is
+    recognised as such; ``words``, how many masked words are found; ``contrast``, how many images
+    and texts are nearest to their partner in the batch (easier the smaller it is)."""
 
     def __init__(self) -> None:
-        self.shares = {name: MeanMetric() for name in ("matching", "words", "contrast")}
-
-    def to(self, device: torch.device) -> Figures:
-        for share in self.shares.values():
-            share.to(device)
-        return self
+        super().__init__(matching=MeanMetric(), words=MeanMetric(), contrast=MeanMetric())
 
     def update(self, output: Mapping[str, Any], batch: Batch) -> None:
         network, pairs = output["network"], output["pairs"]
@@ -101,70 +110,86 @@ class Figures:
         other = ids != ids[following]
         false = network.match(pairs.text[following], mask[following], pairs.image).argmax(1) == 0
         self._add("matching", torch.cat([true, false[other]]))
-        there = batch["masked_labels"] != -100
-        words = network.text_encoder.words(pairs.masked[there]).argmax(-1)
-        self._add("words", words == batch["masked_labels"][there])
+        masked = batch["masked_labels"] != IGNORED
+        words = network.text_encoder.words(pairs.masked[masked]).argmax(-1)
+        self._add("words", words == batch["masked_labels"][masked])
         similar = network.image_features(pairs.image) @ network.text_features(pairs.text).T
         nearest = torch.cat([similar.argmax(1), similar.argmax(0)])
         self._add("contrast", ids[nearest] == ids.repeat(2))
 
     def _add(self, name: str, right: Tensor) -> None:
         if len(right):
-            self.shares[name].update(right.float())
+            self.parts[name].update(right.float())
 
     def compute(self) -> dict[str, float]:
-        """The figures so far, of what there was to judge."""
-        found = {name: 100 * float(share.compute()) for name, share in self.shares.items()}
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        """The figures so far, without those of which there was nothing to judge."""
+        figures = {name: 100 * float(share.compute()) for name, share in self.parts.items()}
+        return {name: value for name, value in figures.items() if math.isfinite(value)}
+
+
+class Masking:
+    """A text → (its tokens, the tokens with some hidden, the hidden ones or else -100), as BERT was
+    trained: of those to predict 80 % become the mask token, 10 % another token, 10 % stay.
+
+    Args:
+        share: of the words that are to be predicted.
+    """
+
+    def __init__(self, tokenizer: Any, max_tokens: int, share: float) -> None:
+        from transformers import DataCollatorForLanguageModeling
+
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=share)
+
+    def __call__(self, text: str) -> tuple[list[int], list[int], list[int]]:
+        ids = self.tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"]
+        masked, labels = self.collator.torch_mask_tokens(torch.tensor([ids]))
+        return ids, masked[0].tolist(), labels[0].tolist()
 
 
 @dataclass
-class Make:
-    """A sample from an image with its captions, and a batch from samples; see `albef.objectives`
-    for their names."""
+class PrepareMaskedCaption(PreparePair):
+    """A sample of an image with one of its captions: in training one by chance, else the first."""
 
-    look: Look
-    wording: Callable[[str], str]
-    tokenizer: Any
-    max_tokens: int
-    mask: float
+    masking: Masking
     training: bool
 
-    def __post_init__(self) -> None:
-        from transformers import DataCollatorForLanguageModeling
-
-        self._hide = DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=self.mask)
-
     def __call__(self, raw: Captioned, where: str) -> Batch:
-        image, flipped = self.look(raw.image, where)
+        image, mirrored = self.picture(raw.image, where)
         caption = random.choice(raw.captions) if self.training else raw.captions[0]
-        text = self.wording(mirrored(caption) if flipped else caption)
-        ids = self.tokenizer(text, truncation=True, max_length=self.max_tokens)["input_ids"]
-        masked, labels = self._hide.torch_mask_tokens(torch.tensor([ids]))
-        return {"image": image, "ids": ids, "masked": masked[0].tolist(),
-                "labels": labels[0].tolist(), "number": raw.number}  # fmt: skip
+        text = self.wording(swap_sides(caption) if mirrored else caption)
+        ids, masked, labels = self.masking(text)
+        return {
+            "image": image, "ids": ids, "masked": masked, "labels": labels, "number": raw.number
+        }  # fmt: skip
 
-    def collate(self, items: list[Batch]) -> Batch:
-        filler = self.tokenizer.pad_token_id
+
+@dataclass
+class CollateMaskedCaptions:
+    """A batch as `pelacli.models.albef.objectives` takes it."""
+
+    padding: int
+
+    def __call__(self, items: list[Batch]) -> Batch:
         ids = [item["ids"] for item in items]
         mask = _padded([[1] * len(row) for row in ids], 0)
-        texts = {"input_ids": _padded(ids, filler), "attention_mask": mask}
+        texts = {"input_ids": _padded(ids, self.padding), "attention_mask": mask}
         return {
-            "inputs": together(items, texts),
-            "masked_ids": _padded([item["masked"] for item in items], filler),
-            "masked_labels": _padded([item["labels"] for item in items], -100),
-            "ids": stacked(items, "number"),
+            "inputs": pair_inputs(items, texts),
+            "masked_ids": _padded([item["masked"] for item in items], self.padding),
+            "masked_labels": _padded([item["labels"] for item in items], IGNORED),
+            "ids": stack(items, "number"),
         }
 
 
-def _padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
+def _padded(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
     """Rows of token numbers of several lengths → [B, T]."""
     tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
-    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=filler)
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=padding)
 
 
-def _checked(inputs: Inputs, data: Data) -> PairInput:
-    pair = both(inputs, data)
+def _checked_input(inputs: Inputs, data: Data) -> PairInput:
+    pair = pair_input(inputs, data)
     tokenizer = pair.text.tokenizer
     if tokenizer is None:
         raise RequestError(

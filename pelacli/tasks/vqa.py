@@ -34,10 +34,19 @@ from pelacli.models.pairs.families import view_of
 from pelacli.recipe.fields import FilePath, Text
 from pelacli.system import files, processes
 from pelacli.system.devices import move_batch
-from pelacli.tasks.common.answers import accuracy, ranked, written
+from pelacli.tasks.common.decoding import answer_tokens, rank_answers, write_answers
 from pelacli.tasks.common.heads import all_named, head_classes
-from pelacli.tasks.common.pairs import Entries, PairTask, answers, both, fitted, together
-from pelacli.tasks.common.pictures import Look, mirrored
+from pelacli.tasks.common.pairs import (
+    Entries,
+    PairTask,
+    PreparePair,
+    Tokenise,
+    fit_pair_model,
+    pair_input,
+    pair_inputs,
+)
+from pelacli.tasks.common.pictures import PreparePicture, swap_sides
+from pelacli.tasks.common.vqa_accuracy import accuracy
 
 _LONGEST = 10  # words of an answer that is written
 
@@ -65,16 +74,16 @@ class Task(PairTask):
         training: bool = False,
         unlabelled: bool = False,
     ) -> Dataset:
-        wanted = both(inputs, data)
+        pair = pair_input(inputs, data)
         roots = {"vqa": self.images, "vg": self.images_vg or self.images}
         entries, name = questions.read(data.dataset, split, roots)
         # Training needs an answer to each; an evaluation leaves out those that have none.
-        answered = (all if training else any)(one.answers for one in entries)
+        answered = (all if training else any)(question.answers for question in entries)
         labelled = not unlabelled and (answered or (self.results is not None and not training))
-        make = Make(Look(wanted, data, training), self.wording)
-        collate = Collate(self.tokens(wanted.text), wanted.text)
-        self._listed(wanted.text)  # its mistakes are found before there is work
-        return Dataset(data.dataset, Entries(entries), make, collate, name, labelled=labelled)
+        prepare = PrepareQuestion(PreparePicture(pair, data, training), self.wording)
+        collate = CollateQuestions(self.tokeniser(pair.text), pair.text)
+        self._candidates(pair.text)  # a mistake in the list of answers is found before any work
+        return Dataset(data.dataset, Entries(entries), prepare, collate, name, labelled=labelled)
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """A head with a class for each answer, for a model that answers by classes.
@@ -86,7 +95,7 @@ class Task(PairTask):
         view = view_of(opened.module)
         names = questions.answer_list(self.answers) if self.answers else None
         if view.answers == "words":
-            return fitted(opened, self.KIND, seed, dataset, names)
+            return fit_pair_model(opened, self.KIND, seed, dataset, names)
         if names is None and view.answers == "classes":
             are_named = not all(name.startswith("LABEL_") for name in view.classes)
             if are_named and (classes is None or classes >= len(view.classes)):
@@ -95,7 +104,7 @@ class Task(PairTask):
             names = self._common_answers(dataset)
         if names:
             names = all_named(*head_classes(replace(dataset, classes=names), classes))
-        return fitted(opened, self.KIND, seed, dataset, names)
+        return fit_pair_model(opened, self.KIND, seed, dataset, names)
 
     def _common_answers(self, dataset: Dataset) -> list[str]:
         """The answers that people gave at least ``least`` times, by the alphabet."""
@@ -111,8 +120,8 @@ class Task(PairTask):
         if "answer_ids" not in batch:  # without labels: the one answer that the inputs hold
             ids, ids_mask = inputs["decoder_input_ids"], inputs["decoder_attention_mask"]
             return {"view": view, "logits": view.decode(ids, ids_mask, states, mask)}
-        of = batch["answer_of"]
-        logits = view.decode(batch["answer_ids"], batch["answer_mask"], states[of], mask[of])
+        rows = batch["answer_of"]
+        logits = view.decode(batch["answer_ids"], batch["answer_mask"], states[rows], mask[rows])
         return {"view": view, "logits": logits}
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
@@ -121,14 +130,14 @@ class Task(PairTask):
         view, logits = output["view"], output["logits"]
         if not all(batch["people"]):
             raise RequestError(
-                "the data has questions without an answer, to which nothing can be "
-                "learnt; leave them out"
+                "the data has questions without an answer, which can't be learned from; leave "
+                "them out"
             )
         if view.answers != "classes":
-            found: Tensor = view.answer_loss(logits, batch)
-            return found
-        wanted = soft_labels(batch["people"], view.classes).to(logits.device)
-        return F.binary_cross_entropy_with_logits(logits.float(), wanted) * wanted.shape[1]
+            loss: Tensor = view.answer_loss(logits, batch)
+            return loss
+        targets = soft_labels(batch["people"], view.classes).to(logits.device)
+        return F.binary_cross_entropy_with_logits(logits.float(), targets) * targets.shape[1]
 
     def without_files(self) -> Task:
         """The same task without a file of results."""
@@ -142,76 +151,91 @@ class Task(PairTask):
         device: torch.device,
         num_classes: int | None,
     ) -> dict[str, float]:
-        """``vqa_accuracy`` where there are answers; the file of results, if one is wanted."""
+        """``vqa_accuracy`` where people's answers are known; writes the ``results``, if wanted."""
         view = view_of(module)
-        words: TextInput = loader.dataset.collate.words  # type: ignore[attr-defined]
-        given: list[dict[str, Any]] = []
+        text_input = cast(CollateQuestions, cast(Any, loader).dataset.collate).text_input
+        candidates = self._candidates(text_input)
+        candidates = None if candidates is None else candidates.to(device)
+        results: list[dict[str, Any]] = []
         right, asked = 0.0, 0
-        choices = self._listed(words)
-        if choices is not None:
-            choices = (choices[0], choices[1].to(device), choices[2].to(device))
         with evaluating(module):
             for batch in loader:
-                told = self._answers(view, move_batch(batch["inputs"], device), words, choices)
+                inputs = move_batch(batch["inputs"], device)
+                answers = self._answer(view, inputs, text_input, candidates)
                 for number, answer, people in zip(
-                    batch["question_ids"], told, batch["people"], strict=True
+                    batch["question_ids"], answers, batch["people"], strict=True
                 ):
-                    given.append({"question_id": number, "answer": answer})
+                    results.append({"question_id": number, "answer": answer})
                     if people:
                         right, asked = right + accuracy(answer, people), asked + 1
         right, asked = processes.total(right), processes.total(asked)
         if self.results is not None:
-            _write(self.results, given)
+            _write(self.results, results)
         return {"vqa_accuracy": 100 * right / asked} if asked else {}
 
-    def _answers(
+    def _answer(
         self,
         view: PairModel,
         inputs: dict[str, Tensor],
-        words: TextInput,
-        choices: tuple[list[str], Tensor, Tensor] | None,
+        text_input: TextInput,
+        candidates: Candidates | None,
     ) -> list[str]:
+        """The model's answer to each question of a batch."""
         if view.answers == "classes":
             names = view.classes
             return [names[i] for i in view.classify(inputs).argmax(-1).tolist()]
         states, mask = view.read(inputs)
-        if choices is not None:
-            names, ids, ids_mask = choices
-            best = ranked(view, states, mask, ids, ids_mask, self.k_test)
-            return [names[i] for i in best.tolist()]
-        if words.marks is None:
+        if candidates is not None:
+            best = rank_answers(view, states, mask, candidates.ids, candidates.mask, self.k_test)
+            return [candidates.answers[i] for i in best.tolist()]
+        if text_input.marks is None:
             raise RequestError("vqa: the model's decoder has no start token to write from")
-        rows = written(view, states, mask, words.marks, _LONGEST)
-        return [words.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+        rows = write_answers(view, states, mask, text_input.marks, _LONGEST)
+        return [text_input.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
 
-    def _listed(self, words: TextInput) -> tuple[list[str], Tensor, Tensor] | None:
-        """The list of answers, and their tokens, for a model that writes."""
+    def _candidates(self, text_input: TextInput) -> Candidates | None:
+        """The ``answers`` that a decoder chooses from; None where it writes its own."""
         if self.answers is None:
             return None
         names = questions.answer_list(self.answers)
-        return None if words.marks is None else (names, *answers(words, names))
+        if text_input.marks is None:
+            return None
+        return Candidates(names, *answer_tokens(text_input, names))
 
 
-def soft_labels(people: Sequence[Sequence[str]], names: Sequence[str]) -> Tensor:
-    """[B, classes]: the accuracy of each class's name among the answers of each question."""
-    place = {name: number for number, name in enumerate(names)}
-    found = torch.zeros(len(people), len(names))
-    for row, said in enumerate(people):
-        for answer in set(said) & place.keys():
-            found[row, place[answer]] = accuracy(answer, said)
-    return found
+@dataclass(frozen=True)
+class Candidates:
+    """Answers that a decoder ranks, with their tokens [N, A] and the mask of these [N, A]."""
+
+    answers: list[str]
+    ids: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device) -> Candidates:
+        return Candidates(self.answers, self.ids.to(device), self.mask.to(device))
+
+
+def soft_labels(people: Sequence[Sequence[str]], classes: Sequence[str]) -> Tensor:
+    """[B, classes]: the VQA accuracy of each class as the answer to each question.
+
+    Args:
+        people: the answers that people gave to each question.
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = torch.zeros(len(people), len(classes))
+    for row, answers in enumerate(people):
+        for answer in set(answers) & numbers.keys():
+            labels[row, numbers[answer]] = accuracy(answer, answers)
+    return labels
 
 
 @dataclass
-class Make:
-    """A sample from a question."""
-
-    look: Look
-    wording: Callable[[str], str]
+class PrepareQuestion(PreparePair):
+    """A sample of an image and a question, with the answers that people gave."""
 
     def __call__(self, raw: Question, where: str) -> Batch:
-        image, flipped = self.look(raw.image, where)
-        change: Callable[[str], str] = mirrored if flipped else str
+        image, mirrored = self.picture(raw.image, where)
+        change: Callable[[str], str] = swap_sides if mirrored else str
         return {
             "image": image,
             "question": self.wording(change(raw.text)),
@@ -222,36 +246,39 @@ class Make:
 
 
 @dataclass
-class Collate:
+class CollateQuestions:
     """A batch: questions, and, for a decoder, all answers to them one after the other."""
 
-    tokens: Callable[[Sequence[str]], dict[str, Tensor]]
-    words: TextInput
+    tokenise: Tokenise
+    text_input: TextInput
 
     def __call__(self, items: list[Batch]) -> Batch:
-        inputs = together(items, self.tokens([item["question"] for item in items]))
+        inputs = pair_inputs(items, self.tokenise([item["question"] for item in items]))
         batch: Batch = {
             "inputs": inputs,
             "people": [item["people"] for item in items],
             "question_ids": [item["question_id"] for item in items],
         }
-        if self.words.marks is None:
+        if self.text_input.marks is None:
             return batch
-        # What a decoder reads when nobody wants a loss: the answer that most people gave.
+        # What a decoder reads where no loss is computed: the answer that most people gave.
         likeliest = [max(item["weights"], key=item["weights"].get, default="") for item in items]
-        ids, mask = answers(self.words, likeliest)
+        ids, mask = answer_tokens(self.text_input, likeliest)
         inputs |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
-        said = [(i, a, w) for i, item in enumerate(items) for a, w in item["weights"].items()]
-        if said:
-            batch["answer_ids"], batch["answer_mask"] = answers(self.words, [a for _, a, _ in said])
-            batch["answer_of"] = torch.tensor([i for i, _, _ in said])
-            batch["answer_weights"] = torch.tensor([w for _, _, w in said])
+        weighted = [
+            (row, *pair) for row, item in enumerate(items) for pair in item["weights"].items()
+        ]
+        if weighted:
+            rows, answers, weights = zip(*weighted, strict=True)
+            ids, mask = answer_tokens(self.text_input, answers)
+            batch |= {"answer_ids": ids, "answer_mask": mask}
+            batch |= {"answer_of": torch.tensor(rows), "answer_weights": torch.tensor(weights)}
         return batch
 
 
-def _write(path: Path, answers: list[dict[str, Any]]) -> None:
-    """Write the server's file: the answers of all processes, in the order of their questions."""
-    rows = sorted(itertools.chain(*processes.all_gather(answers)), key=_order)
+def _write(path: Path, results: list[dict[str, Any]]) -> None:
+    """Write the server's file: the results of all processes, in the order of their questions."""
+    rows = sorted(itertools.chain(*processes.all_gather(results)), key=_order)
     if processes.rank_and_size()[0] == 0:
         files.write(path, json.dumps(rows).encode())
 

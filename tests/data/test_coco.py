@@ -63,7 +63,7 @@ def edit(**values):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (edit(category_id=3), "annotation 1 of image a.png: unknown category 3; there are 2, 7"),
         (edit(image_id=4), "annotation 1: there is no image 4"),
@@ -90,15 +90,15 @@ def edit(**values):
         (lambda c: c["images"][0].update(width="40"), "image 9: 'width' is no number of pix.*'40'"),
     ],
 )  # fmt: skip
-def test_mistakes_name_file_image_and_annotation(tmp_path, change, told):
+def test_mistakes_name_file_image_and_annotation(tmp_path, change, message):
     file = one_image(tmp_path, change)
-    with pytest.raises(RequestError, match=told) as caught:
+    with pytest.raises(RequestError, match=message) as caught:
         coco.read(*coco.find(str(tmp_path), "train")[:2])
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_may_begin_with_a_mark_and_leave_sizes_out(tmp_path):
+def test_a_file_may_begin_with_a_byte_order_mark_and_leave_sizes_out(tmp_path):
     file = one_image(tmp_path, lambda c: c["images"][0].update(width=None, height=None))
     file.write_text(file.read_text(), encoding="utf-8-sig")
     assert len(coco.read(file, [tmp_path / "train"])[0]) == 1

@@ -18,7 +18,7 @@ from pelacli.lowrank import find
 from pelacli.models.pairs.families import view_of
 from pelacli.recipe import reading
 from pelacli.tasks import base, registry
-from pelacli.tasks.common.answers import ranked
+from pelacli.tasks.common.decoding import rank_answers
 
 RECIPE = """
 model = "m"
@@ -261,10 +261,10 @@ def test_answers_are_ranked_by_the_product_of_their_words_probabilities():
             scores[question, number] = sum(
                 chances[i, words[0, i + 1]].log() for i in range(words.shape[1] - 1)
             )
-    best = ranked(view, states, mask, answers, answers_mask, 4)
+    best = rank_answers(view, states, mask, answers, answers_mask, 4)
     assert torch.equal(best, scores.argmax(1))
     # With two candidates, the best of the two whose first word is the likeliest.
     start = network.decode(torch.ones(3, 1, dtype=torch.long), torch.ones(3, 1), states, mask)
     candidates = start[:, 0][:, answers[:, 1]].topk(2).indices
     expected = candidates.gather(1, scores.gather(1, candidates).argmax(1, keepdim=True))[:, 0]
-    assert torch.equal(ranked(view, states, mask, answers, answers_mask, 2), expected)
+    assert torch.equal(rank_answers(view, states, mask, answers, answers_mask, 2), expected)

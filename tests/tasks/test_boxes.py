@@ -83,7 +83,7 @@ def test_boxes_follow_their_shapes_through_the_augmentation(tmp_path):
     assert len(sizes) >= 3
 
 
-def test_images_without_boxes_calibrate(tmp_path):
+def test_images_without_boxes_open_without_labels(tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     opened = tiny_detector("detr")
     found = registry.get("detection").open(

@@ -35,7 +35,7 @@ def drawn(tmp_path_factory):
     return drawn_boxes.write(tmp_path_factory.mktemp("drawn") / "d", {"train": 8, "val": 4}, most=2)
 
 
-def test_the_loss_is_detrs_by_hand(drawn):
+def test_the_loss_is_that_of_detr(drawn):
     opened = tiny_detector("yolos", YOLOS | {"num_detection_tokens": 1})
     task = registry.get("detection")
     batch = detection_batch(drawn, opened, size=8)
@@ -132,11 +132,11 @@ def test_other_classes_of_the_same_number_get_a_fresh_head(drawn):
 
 
 def test_crops_of_classification_are_refused(drawn):
-    for setting, told in (
+    for setting, message in (
         ({"scale": (0.5, 1.0)}, "scale: .* task_args.crop"),
         ({"reprob": 0.5}, "reprob: .* leave"),
     ):
-        with pytest.raises(RequestError, match=f"data.augment.{told}"):
+        with pytest.raises(RequestError, match=f"data.augment.{message}"):
             registry.get("detection").open(
                 detection_data(drawn, **setting),
                 "train",

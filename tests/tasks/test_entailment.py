@@ -67,7 +67,7 @@ def test_models_without_a_classifier_refuse(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "message"),
     [
         ({"image": 1, "sentence": "x", "label": "maybe"}, "label 'maybe' is none of contradiction"),
         ({"image": 1, "sentence": "x", "label": 3}, "entry 1: label 3 is none of"),
@@ -76,12 +76,12 @@ def test_models_without_a_classifier_refuse(tmp_path):
         ({"sentence": "x", "label": 0}, "entry 1: no field 'image'"),
     ],
 )
-def test_mistakes_in_files_are_named(tmp_path, entry, told):
+def test_mistakes_in_files_are_named(tmp_path, entry, message):
     (tmp_path / "train.json").write_text(json.dumps([entry]))
     model = opening.open(str(world.model("ViltForQuestionAnswering", tmp_path / "m")))
     with pytest.raises(RequestError) as error:
         batches(tmp_path, model)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_numbers_of_images_and_of_labels_are_as_good_as_names(tmp_path):

@@ -32,7 +32,7 @@ def batches(model, split: str = "val", size: int = 8, args: dict | None = None, 
     return loader(task.open(data, split, inputs=model.inputs, **how), batch_size=size)
 
 
-def test_blip_s_map_is_attention_times_what_the_match_feels_of_it(here):
+def test_blip_s_map_is_attention_times_its_positive_gradient(here):
     """By a second way: attention is replaced by a leaf, and the match differentiated by it."""
     world.referring(here / "data", 4, name="val")
     model = opening.open(str(world.model("BlipForImageTextRetrieval", here / "m")))
@@ -115,7 +115,7 @@ def test_albef_names_the_layers_that_have_a_map(layer):
         tasks_grounding.heatmaps(view_of(tiny()), pairs(), layer)
 
 
-def test_the_box_has_the_most_heat_for_the_root_of_its_area():
+def test_the_best_box_has_the_most_heat_for_the_root_of_its_area():
     draw = torch.Generator().manual_seed(0)
     heat = torch.rand(6, 6, generator=draw)
     size = (37, 23)
@@ -127,7 +127,7 @@ def test_the_box_has_the_most_heat_for_the_root_of_its_area():
         for x, y, w, h in corners:
             inside = pixels[int(y) : int(y + h), int(x) : int(x + w)].sum()
             scores.append(inside / (w * h) ** 0.5)
-        assert tasks_grounding.chosen(heat, corners, size) == corners[int(np.argmax(scores))]
+        assert tasks_grounding.best_box(heat, corners, size) == corners[int(np.argmax(scores))]
 
 
 def test_overlap_is_intersection_over_union():
@@ -151,7 +151,7 @@ def test_figures_are_of_all_expressions_and_of_each_part(here, monkeypatch):
     dets, right = json.loads(Path("data/dets.json").read_text()), {"val": [], "testA": []}
     for e in entries:
         boxes = dets[str(int(e["image"].split("_")[1][:12]))]
-        best = tasks_grounding.chosen(hot, [tuple(b) for b in boxes], (32, 32))
+        best = tasks_grounding.best_box(hot, [tuple(b) for b in boxes], (32, 32))
         right[e["split"]].append(tasks_grounding.overlap(best, tuple(e["bbox"])) >= 0.5)
     both = right["val"] + right["testA"]
     assert found == {
@@ -162,7 +162,7 @@ def test_figures_are_of_all_expressions_and_of_each_part(here, monkeypatch):
     assert 0 < found["accuracy"] < 100
 
 
-def test_what_is_meant_may_stand_in_a_file_of_its_own(here):
+def test_true_boxes_may_come_from_a_file_of_their_own(here):
     world.referring(here / "data", 3, name="val")
     model = opening.open(str(world.model("BlipForImageTextRetrieval", here / "m")))
     args = BOXES | {"refs": "refs.json"}
@@ -198,7 +198,7 @@ def test_boxes_are_needed_and_checked(here):
     file = Path("data/dets.json")
     dets = json.loads(file.read_text())
     key = next(iter(dets))
-    for value, told in (
+    for value, message in (
         ([[1, 2, 3]], r"dets.json, \d+, box 1: no box"),
         ([[1, 2, 0, 3]], r"dets.json, \d+, box 1: no box"),
         ([[math.nan, 2, 4, 3]], r"dets.json, \d+, box 1: no box"),
@@ -206,7 +206,7 @@ def test_boxes_are_needed_and_checked(here):
         ([], r"dets.json, \d+: expected a list of boxes"),
     ):
         file.write_text(json.dumps(dets | {key: value}))
-        with pytest.raises(RequestError, match=told):
+        with pytest.raises(RequestError, match=message):
             batches(model)
     del dets[key]
     file.write_text(json.dumps(dets))

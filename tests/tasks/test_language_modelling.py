@@ -85,7 +85,7 @@ def test_blocks_hold_all_tokens_in_order(tmp_path):
     assert (batch["labels"][1, last - 1 :] == -100).all()
 
 
-def test_masks_are_the_seeds_and_bert_s(tmp_path):
+def test_masks_depend_on_the_seed_and_are_bert_s(tmp_path):
     (tmp_path / "a.txt").write_text(chains(400, 0))
     dataset = opened(tmp_path / "a.txt", ENCODER, block=32, mask=0.2)
     plain = opened(tmp_path / "a.txt", ENCODER, block=32, unlabelled=True)
@@ -119,7 +119,7 @@ def test_masks_are_the_seeds_and_bert_s(tmp_path):
     assert 0.07 < kept < 0.14
 
 
-def test_figures_by_the_formulas():
+def test_figures_are_those_of_the_formulas():
     output = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(0, 7, (3, 5), generator=torch.Generator().manual_seed(1))
     labels[:, 3:] = -100
@@ -227,7 +227,7 @@ def test_padding_is_not_distilled(here):
     assert float(feature) == pytest.approx(float(torch.cat(squares).mean()), rel=1e-4)
 
 
-def test_what_can_t_be_modelled_is_told(pela, here):
+def test_models_and_settings_that_do_not_fit_are_refused(pela, here):
     (here / "a.txt").write_text("w1 w2\n")
     with pytest.raises(RequestError, match="block: 65 tokens are more than the 64"):
         opened("a.txt", ENCODER, block=65)
@@ -261,7 +261,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_pipeline_on(family, pela, here):
+def test_the_pipeline_runs_and_reloads(family, pela, here):
     kind = "CausalLM" if family in ("gpt2", "llama") else "MaskedLM"
     save_model(family, kind, here / "model")
     (here / "data").mkdir()

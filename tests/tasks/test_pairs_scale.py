@@ -52,7 +52,7 @@ def gradient(rank: int, world_size: int) -> torch.Tensor:
     return parts.mean(0)
 
 
-def test_two_processes_find_what_one_finds(tmp_path):
+def test_two_processes_give_the_figures_and_gradients_of_one(tmp_path):
     for kind in KINDS:
         world.model(kind, tmp_path / kind)
     world.captions(tmp_path / "data", 1, name="val")

@@ -18,7 +18,7 @@ from pelacli.tasks.base import Base
 FILES = Path(registry.__file__).parent
 
 
-def test_a_file_is_a_task() -> None:
+def test_every_file_is_a_task() -> None:
     found = {path.stem for path in FILES.glob("*.py")} - {"__init__", "base", "registry"}
     wanted = {name.replace("_", "-") for name in found}
     assert set(registry.names()) == wanted
@@ -42,7 +42,7 @@ def counted(tmp_path, monkeypatch) -> str:
     return "counted-things"
 
 
-def test_a_new_file_is_all_that_a_task_takes(counted) -> None:
+def test_a_new_file_is_a_new_task(counted) -> None:
     assert counted in registry.names()
     task: Any = registry.get(counted, {"most": 5})
     assert task.most == 5
@@ -59,7 +59,7 @@ def test_a_new_file_is_all_that_a_task_takes(counted) -> None:
         ({"most": "5"}, "task_args.most: Input should be a valid integer "),
     ],
 )
-def test_settings_are_checked(counted, args, message) -> None:
+def test_unknown_and_invalid_settings_are_named(counted, args, message) -> None:
     with pytest.raises(RequestError) as error:
         registry.get(counted, args)
     assert str(error.value).startswith(message)
@@ -70,7 +70,7 @@ def test_a_task_without_settings_says_so() -> None:
         registry.get("unlabelled", {"x": 1})
 
 
-def test_whose_settings_count() -> None:
+def test_a_section_s_task_and_settings_come_before_the_recipe_s() -> None:
     def of(section: dict[str, Any], **top: Any) -> tuple[str, dict[str, Any]]:
         whole = {"model": "m", "output": "o", "data": {"dataset": "d"}, "finetune": section}
         spec = Recipe.model_validate(whole | top)
@@ -83,7 +83,7 @@ def test_whose_settings_count() -> None:
     assert of({"task": "a"}, task="a", task_args={"x": 1}) == ("a", {"x": 1})
 
 
-def test_figures_of_no_numbers_are_none(recwarn) -> None:
+def test_figures_are_nan_where_the_model_gives_nan(recwarn) -> None:
     """torchmetrics takes NaN for the first class."""
     task = registry.get("image-classification")
     batch = {"inputs": torch.ones(2, 3), "labels": torch.tensor([0, 0])}

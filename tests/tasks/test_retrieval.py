@@ -209,7 +209,7 @@ def test_negatives_are_wrong_and_the_likeliest_most_often():
 
 def test_a_mirrored_image_changes_sides_in_the_text(shown, tmp_path):
     text = "Left of the right one, leftmost"
-    assert pictures.mirrored(text) == "Right of the left one, rightmost"
+    assert pictures.swap_sides(text) == "Right of the left one, rightmost"
     model = opened("CLIPModel", tmp_path)
     sure = Data(dataset=str(shown), augment=Augment(scale=(1, 1), ratio=(1, 1), hflip=1.0,
                                                     color_jitter=None))  # fmt: skip
@@ -294,7 +294,7 @@ def test_hub_datasets_with_an_image_and_a_caption(shown, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("{", "val.json: not JSON ("),
         ("3", "val.json: expected a list of entries, found a number"),
@@ -310,13 +310,13 @@ def test_hub_datasets_with_an_image_and_a_caption(shown, tmp_path):
         ('[{"image": "a.png", "caption": "x"}]', "entry 1 (FOLDER/a.png): not a readable image"),
     ],
 )  # fmt: skip
-def test_mistakes_in_files_are_named(tmp_path, content, told):
+def test_mistakes_in_files_are_named(tmp_path, content, message):
     (tmp_path / "val.json").write_text(content)
     model = opened("CLIPModel", tmp_path)
     data = Data(dataset=str(tmp_path), augment=Augment(none=True))
     with pytest.raises(RequestError) as error:
         registry.get("retrieval").open(data, "val", inputs=model.inputs)[0]
-    assert told.replace("FOLDER", str(tmp_path)) in str(error.value)
+    assert message.replace("FOLDER", str(tmp_path)) in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -57,7 +57,7 @@ def by_hand(pairs, classes, ignore):
     }
 
 
-def test_figures_against_counting():
+def test_figures_are_those_of_counting_pixels():
     """Several batches, masks of several sizes, pixels that don't count, a class that is missing
     from the masks and one that is nowhere."""
     rng, classes = np.random.default_rng(0), 6
@@ -192,7 +192,7 @@ def test_a_compressed_segmenter_learns_it_again(healed):
     assert len(low) == 16
 
 
-def test_the_command_line_knows_it(healed, shapes, pela):
+def test_eval_and_report_give_the_segmenter_s_figures(healed, shapes, pela):
     spec, output = healed
     against = ("--against", output / "dense", "--max-drop", 30, "--json")
     code, out, err = pela("eval", output / "finetune", *against)

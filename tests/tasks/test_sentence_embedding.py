@@ -103,7 +103,7 @@ def test_an_artefact_pools_as_the_model_did(pela, here, pooling, modes):
         assert torch.equal(prediction.predict(back, batch), wanted)
 
 
-def test_bad_pooling_files(here):
+def test_mistakes_in_pooling_files_are_named(here):
     path = pooled(here / "model", {"pooling_mode": "median"})
     with pytest.raises(RequestError, match=r"1_Pooling/config.json: pooling 'median' is none of"):
         opening.open(str(path))
@@ -115,7 +115,7 @@ def test_bad_pooling_files(here):
 # Files -------------------------------------------------------------------------------------------
 
 
-def test_similarity_files(tmp_path):
+def test_similarity_files_hold_two_sentences_and_a_score(tmp_path):
     rows = [
         ["news", "f", "2012", "1", "3.8", 'a "b', "c"],
         ["news", "f", "2012", "2", "0.0", "d", "e"],
@@ -134,7 +134,7 @@ def test_similarity_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("a.csv", "x\tf\ty\t1\t3.8\ta\tb\nx\tf\ty\t2\t1.0\n", "line 2: 5 fields; an STS table"),
         ("a.csv", "x\tf\ty\t1\t3.8\ta\tb\nx\tf\ty\t2\thigh\ta\tb\n", "line 2: 'high' is no score"),
@@ -142,9 +142,9 @@ def test_similarity_files(tmp_path):
         ("a.tsv", "one\ttwo\na\tb\n", "no field 'text'.*it has one, two"),
     ],
 )
-def test_bad_similarity_files(tmp_path, name, content, told):
+def test_mistakes_in_similarity_files_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
-    with pytest.raises(RequestError, match=told) as error:
+    with pytest.raises(RequestError, match=message) as error:
         open_pairs(str(tmp_path / name), "train")
     assert name in str(error.value)
 

@@ -20,7 +20,7 @@ from pelacli.recipe.evaluation import Evaluation, NamedModel
 from pelacli.recipe.schema import Augment, Data
 from pelacli.steps import eval as eval_step
 from pelacli.tasks import base, registry, vqa
-from pelacli.tasks.common import answers, pairs
+from pelacli.tasks.common import decoding, vqa_accuracy
 
 QUIET = Augment(none=True)
 
@@ -63,9 +63,9 @@ def by_hand(answer: str, people: list[str]) -> float:
 @pytest.mark.parametrize("count", range(11))
 def test_accuracy_leaves_each_of_the_people_out_once(count):
     people = ["red"] * count + [f"other {i}" for i in range(10 - count)]
-    assert answers.accuracy("red", people) == pytest.approx(by_hand("red", people))
+    assert vqa_accuracy.accuracy("red", people) == pytest.approx(by_hand("red", people))
     known = {0: 0.0, 1: 0.3, 2: 0.6, 3: 0.9, 4: 1.0}
-    assert answers.accuracy("red", people) == pytest.approx(known.get(count, 1.0))
+    assert vqa_accuracy.accuracy("red", people) == pytest.approx(known.get(count, 1.0))
 
 
 def test_answers_are_normalised_as_the_measure_does():
@@ -74,10 +74,10 @@ def test_answers_are_normalised_as_the_measure_does():
         "yes.": "yes", "a man's": "man's", "dont": "don't", "wait, what?": "wait what",
         "an  apple\n": "apple", "its": "its", "black/white": "black white",
     }.items():  # fmt: skip
-        assert answers.normal(given) == wanted, given
-    assert answers.accuracy("Two", ["2"] * 4 + ["3"] * 6) == 1.0
-    assert answers.accuracy("red", ["red"]) == 1.0  # one person was asked
-    assert answers.accuracy("red", ["blue"]) == 0.0
+        assert vqa_accuracy.normalise(given) == wanted, given
+    assert vqa_accuracy.accuracy("Two", ["2"] * 4 + ["3"] * 6) == 1.0
+    assert vqa_accuracy.accuracy("red", ["red"]) == 1.0  # one person was asked
+    assert vqa_accuracy.accuracy("red", ["blue"]) == 0.0
 
 
 # Answers in words -------------------------------------------------------------------------------
@@ -110,12 +110,12 @@ def test_blip_ranks_a_list_by_whole_answers(asked, tmp_path):
     task = registry.get("vqa", {"answers": str(tmp_path / "list.json")})
     batch = next(iter(batches(asked, model, task)))
     inputs = batch["inputs"]
-    ids, mask = pairs.answers(model.inputs.text, names)
+    ids, mask = decoding.answer_tokens(model.inputs.text, names)
     assert ids[2].tolist() == [world.DECODE, world.VOCABULARY["a"], world.VOCABULARY["red"],
                                world.VOCABULARY["thing"], world.END]  # fmt: skip
     view = view_of(model.module)
     states, seen = view.read(inputs)
-    found = answers.ranked(view, states, seen, ids, mask, 7).tolist()
+    found = decoding.rank_answers(view, states, seen, ids, mask, 7).tolist()
     for row in range(len(found)):
         length = int(inputs["attention_mask"][row].sum())
         one = {
@@ -129,7 +129,7 @@ def test_blip_ranks_a_list_by_whole_answers(asked, tmp_path):
     start = ids[:1, :1].expand(len(states), 1)
     first = view.decode(start, torch.ones_like(start), states, seen)[:, 0]
     best = first[:, ids[:, 1]].amax(1)
-    for row, number in enumerate(answers.ranked(view, states, seen, ids, mask, 1).tolist()):
+    for row, number in enumerate(decoding.rank_answers(view, states, seen, ids, mask, 1).tolist()):
         assert first[row, ids[number, 1]] == best[row]
 
 
@@ -139,7 +139,7 @@ def test_blip_writes_as_transformers_does(asked, tmp_path):
     batch = next(iter(batches(asked, model, registry.get("vqa"), size=1)))
     inputs = {n: batch["inputs"][n] for n in ("pixel_values", "input_ids", "attention_mask")}
     view = view_of(model.module)
-    found = answers.written(view, *view.read(inputs), (world.DECODE, world.END), 5)
+    found = decoding.write_answers(view, *view.read(inputs), (world.DECODE, world.END), 5)
     wanted = model.module.generate(**inputs, max_new_tokens=5, do_sample=False)[0].tolist()[1:]
     wanted = wanted[: wanted.index(world.END)] if world.END in wanted else wanted
     assert found == [wanted]
@@ -218,7 +218,7 @@ def test_vilt_s_pretrained_encoder_becomes_any_of_its_kinds(tmp_path):
         )
 
 
-def test_an_evaluation_passes_over_what_nobody_has_answered(asked, tmp_path):
+def test_an_evaluation_leaves_out_questions_without_answers(asked, tmp_path):
     entries = json.loads((asked / "train.json").read_text())
     del entries[0]["answer"]
     (tmp_path / "data").mkdir()
@@ -307,7 +307,7 @@ def test_visual_genome_has_one_answer_and_a_folder_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "message"),
     [
         ({"image": "a.png"}, "entry 1: no field 'question'"),
         ({"question": "x"}, "entry 1: no field 'image'"),
@@ -318,13 +318,13 @@ def test_visual_genome_has_one_answer_and_a_folder_of_its_own(tmp_path):
         ({"image": "a", "question": "x", "question_id": 1.5}, "'question_id' is no identifier"),
     ],
 )  # fmt: skip
-def test_mistakes_in_files_are_named(tmp_path, entry, told):
+def test_mistakes_in_files_are_named(tmp_path, entry, message):
     (tmp_path / "train.json").write_text(json.dumps([entry]))
     model = opened("ViltForQuestionAnswering", tmp_path)
     task = registry.get("vqa")
     with pytest.raises(RequestError) as error:
         task.open(Data(dataset=str(tmp_path)), "train", inputs=model.inputs, training=True)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_question_comes_once(tmp_path):
@@ -346,15 +346,15 @@ def test_questions_without_answers_teach_nothing(asked, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [("{}", "expected a list of answers"), ('["yes", "no", "yes"]', "'yes' comes twice"),
      ('["yes", 3]', "is no text: 3")],
 )  # fmt: skip
-def test_a_list_of_answers_is_checked(asked, tmp_path, content, told):
+def test_a_list_of_answers_is_checked(asked, tmp_path, content, message):
     (tmp_path / "list.json").write_text(content)
     model = opened("BlipForQuestionAnswering", tmp_path)
     task = registry.get("vqa", {"answers": str(tmp_path / "list.json")})
-    with pytest.raises(RequestError, match=told):
+    with pytest.raises(RequestError, match=message):
         batches(asked, model, task)
 
 

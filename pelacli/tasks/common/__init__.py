@@ -1,1 +1,1 @@
-"""What several tasks share: samples of pairs, boxes and masks, augmentation, metrics."""
+"""What several tasks share: samples and batches of one kind of data, and figures."""

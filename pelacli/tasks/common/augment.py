@@ -1,4 +1,4 @@
-"""What of a recipe's ``data.augment`` is for images with one label alone is refused."""
+"""Which of a recipe's ``data.augment`` settings a task refuses: those for images of one label."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ if TYPE_CHECKING:
 
 from pelacli.errors import RequestError
 
-# What would need other labels than boxes and masks are, and how classification draws its crops.
-_WITHOUT = ("mixup", "cutmix", "smoothing", "reprob", "auto_augment", "interpolation", "crop_pct")
-_CROPS = ("scale", "ratio")
+# Some of them would need labels of another kind than boxes and masks, the others are about
+# classification's own crops.
+_LABEL_SETTINGS = (
+    "mixup", "cutmix", "smoothing", "reprob", "auto_augment", "interpolation", "crop_pct",
+)  # fmt: skip
+_CROP_SETTINGS = ("scale", "ratio")
 
 
-def refuse(task: str, augment: Augment, crops: str) -> None:
-    """Refuse such settings, where they have another value than they have unsaid.
+def refuse_settings_of_classification(task: str, augment: Augment, crops: str) -> None:
+    """Refuse such settings where they differ from their defaults.
 
     Args:
         crops: what to set in place of classification's crops.
@@ -23,7 +26,7 @@ def refuse(task: str, augment: Augment, crops: str) -> None:
     Raises:
         RequestError: naming the first of them.
     """
-    remedies = dict.fromkeys(_WITHOUT, "leave it out") | dict.fromkeys(_CROPS, crops)
+    remedies = dict.fromkeys(_LABEL_SETTINGS, "leave it out") | dict.fromkeys(_CROP_SETTINGS, crops)
     for name, remedy in remedies.items():
         if getattr(augment, name) != type(augment).model_fields[name].default:
             raise RequestError(f"data.augment.{name}: {task} has none; {remedy}")

@@ -31,7 +31,7 @@ class AveragePrecision:
     ``aps``, ``apm``, ``apl`` where there are objects of that size; all in points of 100."""
 
     def __init__(self) -> None:
-        # (number of the image, what was found, what is there), on the CPU
+        # (number of the image, its detections, its true objects), on the CPU
         self.images: list[tuple[int, dict[str, Tensor], dict[str, Tensor]]] = []
 
     def to(self, device: torch.device) -> AveragePrecision:
@@ -45,16 +45,16 @@ class AveragePrecision:
                 ``scores`` and ``labels``.
         """
         sizes = batch["sizes"].float()
-        for number, found, there, size in zip(
+        for number, detections, target, size in zip(
             batch["numbers"].tolist(), output, targets(batch, crowds=True), sizes, strict=True
         ):
             truth = {
-                "boxes": box_convert(there["boxes"], "cxcywh", "xyxy") * size.flip(0).repeat(2),
-                "labels": there["class_labels"],
-                "iscrowd": there["crowd"].long(),
-                "area": there["area"],
+                "boxes": box_convert(target["boxes"], "cxcywh", "xyxy") * size.flip(0).repeat(2),
+                "labels": target["class_labels"],
+                "iscrowd": target["crowd"].long(),
+                "area": target["area"],
             }
-            self.images.append((number, _on_cpu(found), _on_cpu(truth)))
+            self.images.append((number, _on_cpu(detections), _on_cpu(truth)))
 
     def compute(self) -> dict[str, float]:
         """The figures of all processes' images.
@@ -67,9 +67,10 @@ class AveragePrecision:
         gathered = itertools.chain(*processes.all_gather(self.images))
         images = sorted(gathered, key=lambda image: image[0])
         metric = MeanAveragePrecision(sync_on_compute=False)
-        metric.warn_on_many_detections = False  # COCO's rule is the best hundred
-        metric.update([found for _, found, _ in images], [there for *_, there in images])
-        if not any(len(there["labels"]) for *_, there in images):
+        metric.warn_on_many_detections = False  # COCO counts the best hundred of an image
+        detections, truths = [image[1] for image in images], [image[2] for image in images]
+        metric.update(detections, truths)
+        if not any(len(truth["labels"]) for truth in truths):
             raise RequestError("the data has no objects to find, which average precision needs")
         values = metric.compute()
         figures = {name: float(values[key]) for name, key in _NAMES.items()}

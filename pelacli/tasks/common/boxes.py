@@ -1,11 +1,11 @@
-"""Images with boxes as a detector takes them: augmented, sized by the model's own processor, padded
-to a batch."""
+"""Images with boxes as a detector takes them: augmented, sized by the model's own processor, and
+padded to a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,70 +13,80 @@ from torchvision.ops import box_convert
 from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes
 
+if TYPE_CHECKING:
+    from pelacli.recipe.schema import Augment
+
 from pelacli.data.formats.coco import Objects
 from pelacli.data.images import decode
 from pelacli.data.loader import Batch
 
-_LEAST = 1.0  # pixels a side: what is left of a box by a crop, if less, is left out
+_MIN_SIDE = 1.0  # pixels; a crop may leave less of a box, which is then left out
 
 
 @dataclass
-class Prepare:
-    """(raw image, its number, its objects or None) → a sample of tensors.
+class PrepareBoxes:
+    """(raw image, its number, its objects or None) → a sample: ``inputs`` [C, H, W], ``sizes`` [2]
+    (height and width of the original), ``numbers`` []; with objects, ``labels`` [n], ``boxes``
+    [n, 4], ``crowd`` [n] and ``area`` [n].
 
-    Boxes are cxcywh in shares of the image as it is before padding, which is what DETR's losses,
-    its position embeddings (by ``pixel_mask``) and its post-processing at the original size mean.
+    Boxes are cxcywh in shares of the image before it is padded: so DETR's losses, its position
+    embeddings (by ``pixel_mask``) and its post-processing to the original size take them.
 
     Attributes:
         processor: the model's, which resizes, rescales and normalises.
         sizes: what it may resize to; one is drawn where there are several.
-        places: of the data's classes among the model's.
+        mode: PIL's, "RGB" or "L".
+        class_numbers: the model's number of each of the data's classes.
         transform: of (image, boxes); None: they stay as they are.
     """
 
     processor: Any
     sizes: Sequence[dict[str, int]]
     mode: str
-    places: Sequence[int] = ()
+    class_numbers: Sequence[int] = ()
     transform: Any = None
 
     def __call__(self, sample: tuple[Any, int, Objects | None], where: str) -> Batch:
         raw, number, objects = sample
         picture = decode(raw, self.mode, where)
-        original = torch.tensor([picture.height, picture.width])
+        original_size = torch.tensor([picture.height, picture.width])
         image: Any = v2.functional.pil_to_tensor(picture)
-        found: Batch = {"sizes": original, "numbers": torch.tensor(number)}
+        item: Batch = {"sizes": original_size, "numbers": torch.tensor(number)}
         if objects is not None:
-            boxes: Any = BoundingBoxes(
-                torch.from_numpy(objects.boxes),
-                format="XYXY",
-                canvas_size=(picture.height, picture.width),
-            )
-            found["labels"] = torch.tensor(self.places)[torch.from_numpy(objects.labels)]
-            found["crowd"] = torch.from_numpy(objects.crowd)
-            found["area"] = torch.from_numpy(objects.area)
-            if self.transform is not None and len(boxes):  # a crop needs a box to hold
-                image, boxes = self.transform(image, boxes)
-            boxes = v2.functional.clamp_bounding_boxes(boxes).as_subclass(Tensor)
-            keep = torch.ones(len(boxes), dtype=torch.bool)
-            if self.transform is not None:
-                keep = (boxes[:, 2:] - boxes[:, :2]).amin(-1) >= _LEAST
-            height, width = image.shape[-2:]
-            shares = boxes / torch.tensor([width, height, width, height])
-            found["boxes"] = box_convert(shares, "xyxy", "cxcywh")
-            for name in ("labels", "crowd", "area", "boxes"):
-                found[name] = found[name][keep]
+            image, targets = self._with_objects(image, objects)
+            item |= targets
         elif self.transform is not None:
             image = self.transform(image)
         size = self.sizes[0]
         if len(self.sizes) > 1:
             size = self.sizes[int(torch.randint(len(self.sizes), ()))]
-        done = self.processor(images=[image], size=size, do_pad=False, return_tensors="pt")
-        return found | {"inputs": done["pixel_values"][0]}
+        processed = self.processor(images=[image], size=size, do_pad=False, return_tensors="pt")
+        return item | {"inputs": processed["pixel_values"][0]}
+
+    def _with_objects(self, image: Tensor, objects: Objects) -> tuple[Tensor, dict[str, Tensor]]:
+        """The image, transformed, and what is left of its objects."""
+        height, width = image.shape[-2:]
+        corners = torch.from_numpy(objects.boxes)
+        boxes: Any = BoundingBoxes(corners, format="XYXY", canvas_size=(height, width))
+        if self.transform is not None and len(boxes):  # a crop needs a box to be around
+            image, boxes = self.transform(image, boxes)
+        boxes = v2.functional.clamp_bounding_boxes(boxes).as_subclass(Tensor)
+        keep = torch.ones(len(boxes), dtype=torch.bool)
+        if self.transform is not None:
+            keep = (boxes[:, 2:] - boxes[:, :2]).amin(-1) >= _MIN_SIDE
+        height, width = image.shape[-2:]
+        shares = boxes / torch.tensor([width, height, width, height])
+        targets = {
+            "labels": torch.tensor(self.class_numbers)[torch.from_numpy(objects.labels)],
+            "crowd": torch.from_numpy(objects.crowd),
+            "area": torch.from_numpy(objects.area),
+            "boxes": box_convert(shares, "xyxy", "cxcywh"),
+        }
+        return image, {name: values[keep] for name, values in targets.items()}
 
 
-def augmented(augment: Any, crop: float, zoom_out: float) -> Any:
-    """The random transforms of training.
+def augmentation(augment: Augment, crop: float, zoom_out: float) -> Any:
+    """The random transform of an image and its boxes in training; None if all of it is off.
 
     Args:
         augment: the recipe's ``data.augment``, of which flips and colour jitter apply.
@@ -98,14 +108,13 @@ def augmented(augment: Any, crop: float, zoom_out: float) -> Any:
 
 
 @dataclass
-class Collate:
-    """Samples → a batch: images padded at the right and below, objects one after the other, with
-    ``counts`` [B] of each image.
+class CollateBoxes:
+    """Samples → a batch: images padded at the right and below; the objects of all images one after
+    the other, ``counts`` [B] of each image.
 
     Attributes:
-        mask: whether the model is told what is padding.
-        bare: whether it takes the images by themselves, as timm's models do, which are no detectors
-            yet.
+        mask: whether the model takes a mask of what is no padding.
+        bare: whether it takes the images alone, as timm's models do, which are no detectors yet.
     """
 
     mask: bool
@@ -136,20 +145,24 @@ def targets(batch: Batch, crowds: bool = False) -> list[dict[str, Tensor]]:
     losses take them, beside ``crowd`` and ``area``.
 
     Args:
-        crowds: also boxes of crowds, which no one query can be trained to find.
+        crowds: also those of crowds, which no query can be trained to find.
     """
     counts = batch["counts"].tolist()
     names = {"class_labels": "labels", "boxes": "boxes", "crowd": "crowd", "area": "area"}
     split = {name: batch[key].split(counts) for name, key in names.items()}
-    found = [{name: parts[i] for name, parts in split.items()} for i in range(len(counts))]
+    images = [{name: parts[i] for name, parts in split.items()} for i in range(len(counts))]
     if crowds:
-        return found
-    return [{name: value[~image["crowd"]] for name, value in image.items()} for image in found]
+        return images
+    return [{name: value[~image["crowd"]] for name, value in image.items()} for image in images]
 
 
 @dataclass
-class Plain:
-    """Images without objects by index: (image, its number, None)."""
+class ImagesAlone:
+    """Images without objects by index: (image, its number, None).
+
+    Attributes:
+        source: gives tuples that begin with an image.
+    """
 
     source: Any
 
@@ -160,5 +173,5 @@ class Plain:
         return self.source[index][0], index, None
 
     def name(self, index: int) -> str:
-        named = getattr(self.source, "name", None)
-        return named(index) if named else f"sample {index}"
+        name_of = getattr(self.source, "name", None)
+        return name_of(index) if name_of else f"sample {index}"

@@ -13,26 +13,27 @@ if TYPE_CHECKING:
     from pelacli.recipe.fields import Range
     from pelacli.recipe.schema import Augment
 
-from pelacli.data.formats import masks
+from pelacli.data.formats.masks import read_mask
 from pelacli.data.images import decode
 from pelacli.data.loader import Batch
 
 
 @dataclass
-class Make:
-    """A sample from (image, mask): ``inputs`` [C, H, W], ``masks`` [h, w].
+class PrepareMask:
+    """(image, mask) → a sample: ``inputs`` [C, H, W], ``masks`` [h, w].
 
     Attributes:
+        image_input: what the model takes.
         size: (height, width) of the inputs.
-        joint: random transform of image and mask together; None in evaluation, where the image is
+        transform: random, of image and mask together; None in evaluation, where the image is
             stretched and the mask stays as it is.
         classes: how many there are; None where there are no masks.
-        ignore, reduce: as of `pelacli.data.formats.masks.read_mask`.
+        ignore, reduce: as for `pelacli.data.formats.masks.read_mask`.
     """
 
-    sees: ImageInput
+    image_input: ImageInput
     size: tuple[int, int]
-    joint: Any
+    transform: Any
     classes: int | None
     ignore: int
     reduce: bool
@@ -41,10 +42,10 @@ class Make:
         from torchvision import tv_tensors
         from torchvision.transforms.v2 import functional as V
 
-        image = decode(sample[0], "L" if self.sees.size[0] == 1 else "RGB", where)
+        image = decode(sample[0], "L" if self.image_input.size[0] == 1 else "RGB", where)
         mask = None
         if self.classes is not None:
-            mask = masks.read_mask(
+            mask = read_mask(
                 sample[1],
                 where,
                 size=(image.height, image.width),
@@ -53,15 +54,18 @@ class Make:
                 reduce=self.reduce,
             )
         picture = tv_tensors.Image(V.pil_to_tensor(image))
-        if self.joint is None:
+        if self.transform is None:
             picture = V.resize(
-                picture, list(self.size), interpolation=_method(self.sees), antialias=True
+                picture,
+                list(self.size),
+                interpolation=_interpolation(self.image_input),
+                antialias=True,
             )
         elif mask is None:
-            picture = self.joint(picture)
+            picture = self.transform(picture)
         else:
-            picture, mask = self.joint(picture, tv_tensors.Mask(mask))
-        mean, std = _statistics(self.sees)
+            picture, mask = self.transform(picture, tv_tensors.Mask(mask))
+        mean, std = _statistics(self.image_input)
         pixels = V.to_dtype(picture.as_subclass(Tensor), torch.float32, scale=True)
         item: Batch = {"inputs": V.normalize(pixels, mean, std)}
         if mask is not None:
@@ -69,27 +73,28 @@ class Make:
         return item
 
 
-def _statistics(sees: ImageInput) -> tuple[list[float], list[float]]:
-    """Mean and deviation per channel; a grey model may carry the colour model's."""
-    channels, mean, std = sees.size[0], list(sees.mean), list(sees.std)
+def _statistics(image_input: ImageInput) -> tuple[list[float], list[float]]:
+    """Mean and deviation per channel. A grey model may have three of each, from a colour model."""
+    channels, mean, std = image_input.size[0], list(image_input.mean), list(image_input.std)
     if channels == 1:
         return [sum(mean) / len(mean)], [sum(std) / len(std)]
     return mean, std
 
 
-def _method(sees: ImageInput) -> Any:
-    """The model's interpolation, or bicubic for those that torchvision has for files alone."""
+def _interpolation(image_input: ImageInput) -> Any:
+    """The model's interpolation; bicubic in place of one that torchvision lacks for tensors."""
     from torchvision.transforms.v2 import InterpolationMode
 
-    known = sees.interpolation in ("nearest", "bilinear")
-    return InterpolationMode(sees.interpolation if known else "bicubic")
+    known = image_input.interpolation in ("nearest", "bilinear")
+    return InterpolationMode(image_input.interpolation if known else "bicubic")
 
 
-def joint(
-    sees: ImageInput, size: tuple[int, int], augment: Augment, resize: Range, ignore: int
+def joint_transform(
+    image_input: ImageInput, size: tuple[int, int], augment: Augment, resize: Range, ignore: int
 ) -> Any:
-    """Scale, crop, mirror and colour, of image and mask together where that is meant. What lies
-    outside of a small image is the mean colour, and does not count.
+    """The random transform of training: image and mask are scaled, cropped and mirrored together;
+    colours change in the image alone. A small image is padded with the mean colour, and its mask
+    with pixels that do not count.
 
     Args:
         size: (height, width) of the crop.
@@ -100,11 +105,11 @@ def joint(
 
     short = min(size)
     least, most = (max(1, round(factor * short)) for factor in resize)
-    mean, _ = _statistics(sees)
-    fill = {tv_tensors.Image: [255 * one for one in mean], tv_tensors.Mask: ignore}
+    mean, _ = _statistics(image_input)
+    fill = {tv_tensors.Image: [255 * value for value in mean], tv_tensors.Mask: ignore}
     jitter = augment.color_jitter
     parts = [
-        v2.RandomResize(least, most + 1, interpolation=_method(sees)),
+        v2.RandomResize(least, most + 1, interpolation=_interpolation(image_input)),
         v2.RandomCrop(size, pad_if_needed=True, fill=fill),
         v2.RandomHorizontalFlip(augment.hflip),
         v2.RandomVerticalFlip(augment.vflip),
@@ -114,8 +119,9 @@ def joint(
 
 
 @dataclass
-class Collate:
-    """Batches of samples; masks of several sizes are padded with pixels that do not count."""
+class CollateMasks:
+    """Samples → a batch. Masks of several sizes are padded with pixels that do not count, and
+    ``sizes`` [B, 2] are theirs."""
 
     ignore: int
 
@@ -123,11 +129,11 @@ class Collate:
         batch: Batch = {"inputs": torch.stack([item["inputs"] for item in items])}
         if "masks" not in items[0]:
             return batch
-        found = [item["masks"] for item in items]
-        sizes = torch.tensor([list(mask.shape) for mask in found])
+        masks = [item["masks"] for item in items]
+        sizes = torch.tensor([list(mask.shape) for mask in masks])
         height, width = sizes.amax(0).tolist()
-        batch["masks"] = torch.full((len(found), height, width), self.ignore)
-        for place, mask in zip(batch["masks"], found, strict=True):
-            place[: mask.shape[0], : mask.shape[1]] = mask
+        batch["masks"] = torch.full((len(masks), height, width), self.ignore)
+        for padded, mask in zip(batch["masks"], masks, strict=True):
+            padded[: mask.shape[0], : mask.shape[1]] = mask
         batch["sizes"] = sizes
         return batch

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from pelacli.models.inputs import Inputs, TextInput
     from pelacli.recipe.schema import Data
+    from pelacli.tasks.common.pictures import PreparePicture
 
 from pelacli.data.dataset import Dataset
 from pelacli.data.loader import Batch, Samples
@@ -28,10 +29,13 @@ from pelacli.models.pairs.families import view_of
 from pelacli.recipe.fields import Text
 from pelacli.tasks.base import Base
 
+# Texts → ``input_ids`` and ``attention_mask`` [B, T].
+Tokenise = Callable[[Sequence[str]], dict[str, Tensor]]
+
 
 class PairTask(Base):
-    """A task on images with texts. Fields with momentum in their description are ALBEF's; other
-    models have no momentum copies, and these settings then mean nothing."""
+    """A task on images with texts. Settings that name momentum are ALBEF's: other models have no
+    momentum copies, and ignore them."""
 
     KIND: ClassVar[str] = ""  # what `models.pairs.PairModel.fit` calls it
 
@@ -44,6 +48,9 @@ class PairTask(Base):
     queue: int = Field(65536, ge=1, description="pairs that momentum remembers")
     ramp: float = Field(1.0, ge=0, description="epochs over which alpha rises, with momentum")
 
+    def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
+        return fit_pair_model(opened, self.KIND, seed, dataset)
+
     def training(self, module: nn.Module, dataset: Samples) -> AbstractContextManager[Any]:
         """Momentum copies and their queue, where the model has some. An epoch of the ramp is the
         pairs of the training split."""
@@ -51,40 +58,55 @@ class PairTask(Base):
         settings = {"alpha": self.alpha, "momentum": self.momentum, "queue": self.queue}
         return view_of(module).training(settings | {"ramp": ramp})
 
-    def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
-        return fitted(opened, self.KIND, seed, dataset)
-
     def wording(self, text: str) -> str:
         """A text as the model reads it, cleaned and cut if the settings say so."""
-        text = cleaned(text) if self.clean else " ".join(text.split())
+        text = clean_text(text) if self.clean else " ".join(text.split())
         return " ".join(text.split()[: self.max_words])
 
-    def tokens(self, words: TextInput) -> Callable[[Sequence[str]], dict[str, Tensor]]:
-        """Texts → ``input_ids`` and ``attention_mask`` [B, T].
+    def tokeniser(self, text_input: TextInput) -> Tokenise:
+        """How the texts of a batch become tokens.
 
         Raises:
             RequestError: the model came without a tokenizer.
         """
-        if words.tokenizer is None:
+        if text_input.tokenizer is None:
             raise RequestError(f"{self.KIND}: the model came without the tokenizer that text needs")
-        limit = min(words.max_length, self.max_tokens or words.max_length)
-        return partial(_tokens, words, limit)
+        limit = min(text_input.max_length, self.max_tokens or text_input.max_length)
+        return partial(_tokenise, text_input, limit)
 
 
-def fitted(
+def pair_input(inputs: Inputs, data: Data) -> PairInput:
+    """What the model takes, if that is images with texts.
+
+    Raises:
+        RequestError: it takes only one of them.
+    """
+    if not isinstance(inputs, PairInput):
+        what = "texts" if hasattr(inputs, "tokenizer") else "images"
+        raise RequestError(f"{data.dataset}: the model takes {what} alone, the task is about both")
+    return inputs
+
+
+def fit_pair_model(
     opened: OpenModel,
     kind: str,
     seed: int,
     dataset: Dataset,
     classes: Sequence[str] | None = None,
 ) -> OpenModel:
-    """The model as a task wants it for a dataset, described anew where it changed."""
+    """The model as a task needs it for the pictures of a dataset, described anew if it changed.
+
+    Args:
+        kind: of the task, for `PairModel.fit`.
+        dataset: its samples are made by a `PreparePair`.
+        classes: their names, where the task has classes.
+    """
     torch.manual_seed(seed)
-    size = cast(Any, dataset.make).look.size
+    size = cast(PreparePair, dataset.make).picture.size
     inputs = cast(PairInput, opened.inputs)
-    other = None if size == inputs.image.size[1:] else int(size[0])
+    other_size = None if size == inputs.image.size[1:] else int(size[0])
     before = opened.config
-    opened.module = view_of(opened.module).fit(kind, classes=classes, image_size=other)
+    opened.module = view_of(opened.module).fit(kind, classes=classes, image_size=other_size)
     adapter = libraries.library(opened.library)
     opened.config = adapter.config(opened.module)
     if opened.config != before:
@@ -94,54 +116,12 @@ def fitted(
     return opened
 
 
-def both(inputs: Inputs, data: Data) -> PairInput:
-    """What the model wants, if it wants images with texts.
-
-    Raises:
-        RequestError: it wants only one of them.
-    """
-    if not isinstance(inputs, PairInput):
-        what = "texts" if hasattr(inputs, "tokenizer") else "images"
-        raise RequestError(f"{data.dataset}: the model takes {what} alone, the task is about both")
-    return inputs
-
-
-# Texts ------------------------------------------------------------------------------------------
-
-
-def cleaned(text: str) -> str:
-    """Lower case, dashes and slashes to spaces, other punctuation away: how ALBEF and BLIP were
-    given their texts."""
-    text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower())
-    return " ".join(re.sub(r"[-/]", " ", text).replace("<person>", "person").split())
-
-
-def _tokens(words: TextInput, limit: int, texts: Sequence[str]) -> dict[str, Tensor]:
-    found = tokenise(words.tokenizer, list(texts), limit, fill=words.fill)
-    # Types of tokens, which BERT's tokenizer adds, are the models' own affair.
-    return {name: found[name] for name in ("input_ids", "attention_mask") if name in found}
-
-
-def answers(words: TextInput, texts: Sequence[str], limit: int = 32) -> tuple[Tensor, Tensor]:
-    """Answers as a decoder writes them: (token numbers [N, A] from its start to its end token, and
-    their mask)."""
-    assert words.marks is not None
-    start, end = words.marks
-    found = words.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    rows = [[start, *ids[: limit - 2], end] for ids in found]
-    longest = max(len(row) for row in rows)
-    pad = words.tokenizer.pad_token_id or 0
-    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    return ids, mask
-
-
 # Samples ----------------------------------------------------------------------------------------
 
 
 @dataclass
 class Entries:
-    """Raw samples that know their places in their files."""
+    """Raw samples by index. Each has an attribute ``where``, which names it in errors."""
 
     items: Sequence[Any]
 
@@ -156,12 +136,44 @@ class Entries:
         return where
 
 
-def stacked(items: Iterable[Mapping[str, Any]], key: str) -> Tensor:
-    """[B, …] of a field: tensors or numbers."""
+@dataclass
+class PreparePair:
+    """What makes a sample of a picture with texts; each task has its own ``__call__``.
+
+    Attributes:
+        wording: a text → as the model reads it.
+    """
+
+    picture: PreparePicture
+    wording: Callable[[str], str]
+
+
+def clean_text(text: str) -> str:
+    """Lower case, dashes and slashes become spaces, other punctuation goes: how ALBEF and BLIP were
+    given their texts."""
+    text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower())
+    return " ".join(re.sub(r"[-/]", " ", text).replace("<person>", "person").split())
+
+
+# Batches ----------------------------------------------------------------------------------------
+
+
+def pair_inputs(items: Sequence[Batch], texts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs of a batch of pairs; the images come first.
+
+    Args:
+        items: samples with an ``image``.
+    """
+    return {"pixel_values": stack(items, "image")} | texts
+
+
+def stack(items: Iterable[Mapping[str, Any]], key: str) -> Tensor:
+    """[B, …] of a field of the samples: tensors or numbers."""
     values = [item[key] for item in items]
     return torch.stack(values) if isinstance(values[0], Tensor) else torch.tensor(values)
 
 
-def together(items: Sequence[Batch], texts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inputs of a batch of pairs; the images come first."""
-    return {"pixel_values": stacked(items, "image")} | texts
+def _tokenise(text_input: TextInput, limit: int, texts: Sequence[str]) -> dict[str, Tensor]:
+    tokens = tokenise(text_input.tokenizer, list(texts), limit, fill=text_input.fill)
+    # BERT's tokenizer adds types of tokens, which the models choose for themselves.
+    return {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
