@@ -11,6 +11,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+# Names that could be anything's.
+VAGUE = frozenset(("found", "place", "places", "told", "there"))
+
 Graph = dict[Path, frozenset[Path]]
 
 
@@ -78,6 +81,18 @@ def functions(file: Path) -> Iterator[tuple[int, str]]:
             yield node.end_lineno - node.lineno + 1, f"{file.stem}.{node.name}"
 
 
+def names(file: Path) -> Iterator[tuple[int, str]]:
+    """(line, name) of whatever a file gives a name to: variables, parameters, attributes, functions
+    and classes."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id if isinstance(node, ast.Name) else node.attr
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.lineno, node.name
+
+
 def _imports(file: Path, top_level_only: bool) -> Iterator[tuple[ast.stmt, str]]:
     """Every import statement with the dotted names that it may load."""
     pending: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
@@ -125,6 +140,13 @@ def main(package: Path) -> None:
     print(f"circles            {len(groups)}, of {sum(map(len, groups))} files")
     for group in groups:
         print("  " + ", ".join(str(path.relative_to(package)) for path in group))
+    vague = [
+        f"{path.relative_to(package)}:{line} {name}"
+        for path in paths
+        for line, name in names(path)
+        if name.strip("_").lower() in VAGUE
+    ]
+    print(f"vague names        {len(vague)}{': ' if vague else ''}{', '.join(vague[:3])}")
 
 
 if __name__ == "__main__":

@@ -85,6 +85,11 @@ def input_digest(source: str, opened: OpenModel) -> str:
 
 
 def _load_strictly(module: nn.Module, path: Path) -> None:
+    """Fill a module on "meta" from the artefact's files.
+
+    Not by ``load_state_dict(assign=True)``: that wants all tensors in memory at once, makes several
+    of one that is tied, and does not name the file of a wrong one.
+    """
     from safetensors import SafetensorError, safe_open
 
     owners: dict[str, list[tuple[nn.Module, str]]] = {}

@@ -153,9 +153,9 @@ def read(file: Path, folders: Sequence[Path]) -> tuple[Coco, list[str]]:
         where += f" of image {image.get('file_name')}"
         label = labels.get(_id(annotation, "category_id", where))
         if label is None:
-            there = ", ".join(str(key) for key in categories[:8])
+            known_ids = ", ".join(str(key) for key in categories[:8])
             raise RequestError(
-                f"{where}: unknown category {annotation['category_id']!r}; there are {there}"
+                f"{where}: unknown category {annotation['category_id']!r}; there are {known_ids}"
             )
         box = corners(annotation.get("bbox"), where, image.get("width"), image.get("height"))
         if box is None:

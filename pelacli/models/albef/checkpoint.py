@@ -162,7 +162,8 @@ def describe(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
 def fill(network: Albef, tensors: Mapping[str, Tensor], where: str) -> None:
     """Put the tensors in their places, all of them, and have every place filled.
 
-    Position embeddings of another image size are resampled.
+    Position embeddings of another image size are resampled. Not by ``load_state_dict``: it wants a
+    tied tensor under each of its names, and original checkpoints have it under one.
 
     Raises:
         RequestError: a tensor is missing, unknown or of another shape; the message names it.
