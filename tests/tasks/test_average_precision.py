@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import drawn_boxes
 import pytest
 import torch
 from tiny_detectors import VIT, detection_batch, detection_data, tiny_detector
@@ -43,7 +44,8 @@ def test_average_precision_by_hand():
     assert not {"aps", "apl"} & set(figures)  # there are none of that size
 
 
-def test_figures_need_objects_and_the_same_classes(drawn):
+def test_figures_need_objects_and_the_same_classes(tmp_path):
+    drawn = drawn_boxes.write(tmp_path / "drawn", {"train": 8, "val": 4}, most=2)
     metrics = AveragePrecision()
     none = {
         "sizes": torch.tensor([[9, 9]]), "numbers": torch.tensor([0]), "counts": torch.tensor([0]),

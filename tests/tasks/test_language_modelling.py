@@ -169,7 +169,7 @@ def test_divergence_by_its_formula():
     assert float(losses.cosine(student, teacher)) == pytest.approx(1 - float(angle), rel=1e-5)
     with pytest.raises(PelaError):
         losses.kl(student, teacher[:, :4])
-    with pytest.raises(RequestError, match="but one output"):
+    with pytest.raises(RequestError, match="only one output"):
         losses.kl(student[:, :1], teacher[:, :1])
 
 
