@@ -97,7 +97,7 @@ def test_losses_of_a_step_are_the_formulas(decomposed):
     assert torch.allclose(named["perturbation"], wanted, rtol=1e-4)
 
 
-def test_one_student_pass_and_a_teacher_out_of_the_graph(decomposed):
+def test_a_step_is_one_pass_of_each_model_and_the_teacher_gets_no_gradient(decomposed):
     student, teacher, stage = stage_of(decomposed)
     passes = {"student": 0, "teacher": 0}
     for name, module in (("student", student.module), ("teacher", teacher.module)):
@@ -111,9 +111,11 @@ def test_one_student_pass_and_a_teacher_out_of_the_graph(decomposed):
     assert all(p.grad is not None for p in student.module.parameters())
 
 
-def test_the_order_that_holds_least_memory(decomposed):
-    """What the teacher takes is free again when the student runs, and autograd, which goes back in
-    time, comes to the perturbation when the student's activations are gone."""
+def test_the_teacher_runs_first_and_the_perturbation_before_the_student(
+    decomposed,
+):
+    """So the teacher's memory is free when the student runs, and the perturbation's gradients,
+    which autograd computes last, arise when the student's activations are freed."""
     student, teacher, stage = stage_of(decomposed)
     order = []
     for name, module in (("student", student.module), ("teacher", teacher.module)):
@@ -181,7 +183,7 @@ def rates(module):
     return [getattr(m, "drop_prob", 0.0) for n, m in module.named_modules() if "drop_path" in n]
 
 
-def test_drop_path_comes_and_goes():
+def test_drop_path_can_be_set_and_removed():
     vit = opening.open("vit_tiny", weights="random", model_args=TINY).module
     regularisation.set_drop_path(vit, 0.2)
     assert rates(vit) == [0.0, 0.0, 0.2, 0.2]  # rising with depth from none at all
@@ -208,7 +210,7 @@ def test_drop_path_of_other_families():
     regularisation.set_drop_path(torch.nn.Linear(2, 2), 0.0)
 
 
-def test_progressive_taps_distil_what_has_joined(decomposed):
+def test_blocks_after_the_last_joined_tap_get_no_gradient(decomposed):
     student, _, stage = stage_of(flags.with_flags(decomposed, "pretrain", taps_over=0.5))
     batch = {"inputs": torch.randn(4, 3, 16, 16), "labels": torch.tensor([1, 2, 3, 4])}
     before = stage.losses(student.module, batch)["feature"].item()
@@ -244,7 +246,9 @@ def test_compiled_blocks_heal_alike(decomposed, monkeypatch):
         pretrain.run(step_of(inside, "pretrain"))
 
 
-def test_healing_stopped_and_resumed_is_bitwise_never_stopped(tmp_path, monkeypatch):
+def test_a_healing_that_was_stopped_and_resumed_gives_bitwise_the_same_weights(
+    tmp_path, monkeypatch
+):
     """With mixup, drop-path, EMA, taps that join in, slow factors, decay of their product."""
     made = spec(
         tmp_path,
@@ -278,14 +282,14 @@ def test_healing_stopped_and_resumed_is_bitwise_never_stopped(tmp_path, monkeypa
     assert loading.load(done.path).module.patch_embed.proj.weight.is_contiguous()
 
 
-def test_same_seed_same_weights(decomposed):
+def test_the_same_seed_heals_to_the_same_weights(decomposed):
     first = pretrain.run(step_of(decomposed, "pretrain"))
     weights = (first.path / "model.safetensors").read_bytes()
     again = pretrain.run(step_of(decomposed, "pretrain"))
     assert (again.path / "model.safetensors").read_bytes() == weights
 
 
-def test_what_can_not_be_healed_is_said(tmp_path, decomposed):
+def test_what_cannot_be_healed_is_refused_with_the_reason(tmp_path, decomposed):
     dense = spec(tmp_path, decompose=None, pretrain={"steps": 1})
     with pytest.raises(RequestError, match="not an artefact"):
         pretrain.run(step_of(dense, "pretrain"))
@@ -306,7 +310,7 @@ def test_a_directory_called_dense_may_be_the_model(tmp_path):
     assert lookup.require(str(made), "decompose") == str(made)
 
 
-def test_a_fresh_head_fits_the_data(tmp_path):
+def test_a_fresh_head_has_an_output_for_each_class_of_the_data(tmp_path):
     made = spec(tmp_path, decompose=None, num_classes=None, finetune={"steps": 2})
     done = finetune.run(step_of(made, "finetune"))
     trained = loading.load(done.path)

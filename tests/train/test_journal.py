@@ -56,7 +56,7 @@ def run(output, losses=None, **changed):
     return shown
 
 
-def test_the_display_is_told_step_losses_rate_speed_and_the_best_so_far(tmp_path):
+def test_the_progress_display_gets_losses_rate_speed_and_the_best_so_far(tmp_path):
     shown = run(tmp_path)
     assert [n for n, _ in shown] == [0] + [1] * 12  # where it starts, and every step
     names = {"loss", "task", "feature", "lr", "samples/s"}
@@ -116,7 +116,7 @@ def test_trackers_get_every_line_and_keep_it_beside_the_run(tmp_path, monkeypatc
     assert acceleration.tracking(output) == tmp_path / "tracking" / "pretrain"
 
 
-def test_a_line_cut_short_is_no_hindrance(tmp_path):
+def test_a_line_that_was_cut_short_is_dropped_when_the_run_goes_on(tmp_path):
     def losses(module, batch, done):
         losses.calls += 1
         value = module(batch["inputs"]).square().mean()

@@ -1,4 +1,4 @@
-"""The training loop: same seed same weights, stopped and continued or not; and what it leaves."""
+"""The training loop: the same seed gives the same weights, stopped or not; and what it writes."""
 
 import json
 import os
@@ -106,7 +106,7 @@ def test_every_pass_draws_its_own_random_numbers():
 
 
 @pytest.mark.parametrize("at", [1, 4, 5, 8])
-def test_stopped_and_continued_is_bitwise_never_stopped(tmp_path, at):
+def test_a_run_that_was_stopped_and_continued_gives_bitwise_the_same_weights(tmp_path, at):
     """With dropout, drop-path, augmentation, mixup, EMA, accumulation over epochs' ends."""
     evaluations = []
 
@@ -161,10 +161,10 @@ def test_sigterm_to_a_process_leaves_a_checkpoint_that_continues_elsewhere(tmp_p
         for _ in range(4):
             process.stdout.readline()
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert told.strip().splitlines()[-1].startswith("stopped at step ")
-    assert "Traceback" not in told
+    assert stderr.strip().splitlines()[-1].startswith("stopped at step ")
+    assert "Traceback" not in stderr
     (newest,) = checkpoint.steps(tmp_path / "cut")[-1:]
     assert 3 <= checkpoint.state(newest)["step"] < 8
     whole, _ = run(train(**FULL))
@@ -172,14 +172,14 @@ def test_sigterm_to_a_process_leaves_a_checkpoint_that_continues_elsewhere(tmp_p
     assert same(whole, continued)
 
 
-def test_ctrl_c_ends_the_step_and_gives_the_handlers_back(tmp_path):
+def test_ctrl_c_ends_the_step_and_restores_the_signal_handlers(tmp_path):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(PelaError, match="stopped at step 2 of 5; nothing was saved"):
         run(train(), progress=stop_at(2, signal.SIGINT))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
+def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(tmp_path):
     settings = train(**FULL, save_every=1)
     whole, _ = run(settings)
     with pytest.raises(PelaError, match="step 4"):
@@ -192,7 +192,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
-def test_a_checkpoint_that_was_being_removed_goes_with_the_next(tmp_path):
+def test_a_half_removed_checkpoint_is_removed_with_the_next(tmp_path):
     """A run that is killed in the middle of a removal leaves a directory that is no checkpoint."""
     for step in (1, 2, 3):
         place = checkpoint.folder(tmp_path) / f"step-{step:08d}"
@@ -225,7 +225,7 @@ def test_checkpoints_are_pruned_and_the_best_is_kept(tmp_path):
     assert all(torch.equal(v, weights[1][k]) for k, v in kept.state_dict().items())
 
 
-def test_no_number_is_never_the_best():
+def test_nan_is_never_the_best_metric():
     stand = train_run.Run(4, 0, 1, 1)
     seen = []
     for value in (80.0, float("nan"), 70.0, 90.0):
@@ -269,19 +269,19 @@ def test_a_run_that_is_not_finished_is_not_overwritten(tmp_path):
     assert [p.name for p in checkpoint.steps(tmp_path)] == ["step-00000001"]
 
 
-def test_a_loss_that_is_not_finite_stops_before_it_does_harm(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(tmp_path):
     def losses(module, batch, done):
         named = task(module, batch)
         losses.calls += 1
         return named | {"feature": named["task"] * (float("nan") if losses.calls == 4 else 0.1)}
 
     losses.calls = 0
-    with pytest.raises(PelaError) as told:
+    with pytest.raises(PelaError) as error:
         run(train(save_every=1), losses, output=tmp_path)
-    assert str(told.value).startswith("not finite at step 4: task ")
-    assert "feature nan" in str(told.value)
+    assert str(error.value).startswith("not finite at step 4: task ")
+    assert "feature nan" in str(error.value)
     good = checkpoint.steps(tmp_path)[-1]
-    assert f"last good checkpoint: {good};" in str(told.value)
+    assert f"last good checkpoint: {good};" in str(error.value)
     assert good.name == "step-00000003"
 
 
@@ -363,7 +363,7 @@ def test_average_is_the_result_and_what_is_evaluated():
         torch.testing.assert_close(a, b)
 
 
-def test_what_decays_and_what_does_not():
+def test_only_matrices_decay_that_are_not_listed_otherwise():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -418,11 +418,11 @@ def test_weights_stored_in_half_precision_are_trained_in_float32(stored):
     assert not same(halved, vit().to(stored).float())
 
 
-def test_fp16_without_a_gpu_is_said(monkeypatch):
-    told = []
-    monkeypatch.setattr(acceleration, "warn", told.append)
+def test_fp16_without_a_gpu_trains_in_float32_and_warns(monkeypatch):
+    warnings = []
+    monkeypatch.setattr(acceleration, "warn", warnings.append)
     module, _ = run(train(steps=2, precision="fp16"))
-    assert told == ["precision = 'fp16' is for GPUs: training in float32; CPUs have 'bf16'"]
+    assert warnings == ["precision = 'fp16' is for GPUs: training in float32; CPUs have 'bf16'"]
     exact, _ = run(train(steps=2))
     for ours, theirs in zip(module.parameters(), exact.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -438,7 +438,7 @@ def test_checkpointing_recomputes_the_same_gradients():
         run(train(checkpointing=True), module=nn.Linear(2, 2))
 
 
-def test_channels_last_is_for_the_time_of_training():
+def test_channels_last_holds_during_training_only():
     seen = []
 
     def losses(module, batch, done):
@@ -461,14 +461,14 @@ def colours():
     return loader(dataset, batch_size=8, num_classes=10, limit=8)
 
 
-def test_it_learns():
+def test_training_halves_the_loss():
     module = vit(drop_rate=0.0, drop_path_rate=0.0)
     _, before = run(train(steps=1), batches=digits(augment=PLAIN), module=vit())
     _, after = run(train(epochs=40), batches=digits(augment=PLAIN), module=module)
     assert after.losses["task"] < 0.5 * before.losses["task"]
 
 
-def test_updates():
+def test_the_number_of_updates_follows_from_epochs_batches_and_steps():
     assert updates(train(epochs=0.5), 10) == 5
     assert updates(train(epochs=0.1), 230) == 23
     assert updates(train(epochs=3, accumulate=2), 5) == 8
@@ -476,7 +476,7 @@ def test_updates():
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"opt": "adamwx"}, "opt 'adamwx': timm refuses"),
         ({"sched": "cosin"}, "sched 'cosin': timm refuses"),
@@ -484,12 +484,12 @@ def test_updates():
         ({"trackers": ["nosuch"]}, "trackers cannot be had"),
     ],
 )
-def test_settings_that_name_nothing(changed, told):
-    with pytest.raises(RequestError, match=told):
+def test_names_that_no_library_knows_are_refused(changed, message):
+    with pytest.raises(RequestError, match=message):
         run(train(**changed))
 
 
-def test_nothing_to_train_on():
+def test_losses_that_do_not_reach_the_model_are_refused():
     for losses in (lambda m, b, done: {}, lambda m, b, done: {"task": torch.tensor(1.0)}):
         with pytest.raises(RequestError, match="nothing to train on"):
             run(train(), losses)

@@ -129,7 +129,7 @@ def test_perturbation_keeps_no_dense_residual_for_the_backward_pass():
     assert max(kept) < 64 * 64
 
 
-def test_wrong_requests():
+def test_a_perturbation_of_no_pairs_or_of_an_unknown_form_is_refused():
     with pytest.raises(RequestError, match="no factorised layer"):
         losses.perturbation([], 1e-3)
     with pytest.raises(RequestError, match="perturbation_form 'l2'"):

@@ -80,7 +80,7 @@ def test_factors_have_a_rate_of_their_own():
 
 
 @pytest.mark.parametrize("sched", ["cosine", "none"])
-def test_the_first_step_of_a_factor_is_as_much_shorter(tmp_path, sched):
+def test_the_first_step_of_a_factor_is_shorter_by_factor_lr(tmp_path, sched):
     """Adam's first step is lr in every entry."""
 
     def moved(**changed):
@@ -103,7 +103,7 @@ def test_the_first_step_of_a_factor_is_as_much_shorter(tmp_path, sched):
     assert rates == pytest.approx([0.01])  # the recipe's, not the factors'
 
 
-def test_decay_of_the_product_is_its_gradient():
+def test_decay_of_the_product_is_a_step_along_its_gradient():
     net, wanted = Net(), Net()
     made = optim.optimizer(net, settings(factor_decay="product", lr=0.5))
     optim.decay_products(net, made, 0.3)

@@ -129,7 +129,7 @@ def child(folder: Path) -> None:
     try:
         heal(folder / "fsdp", stop_at=None if first else 3)  # one that is asked stops both
     except PelaError as error:
-        (folder / f"told-{os.environ['RANK']}").write_text(str(error))
+        (folder / f"message-{os.environ['RANK']}").write_text(str(error))
     if first:
         shutil.copytree(folder / "fsdp", folder / "moved")
     keep("fsdp", heal(folder / "fsdp", resume=True))
@@ -145,8 +145,8 @@ def test_two_processes_give_the_weights_of_one(tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     running = subprocess.Popen(launch, env=environment, **pipes)
     one = heal(tmp_path / "one").state_dict()
-    said, told = running.communicate(timeout=300)
-    assert running.returncode == 0, told
+    said, stderr = running.communicate(timeout=300)
+    assert running.returncode == 0, stderr
     # The command line: one document, one artefact of each step, no step twice.
     steps = json.loads(said)["steps"]
     assert [(step["step"], step["skipped"]) for step in steps] == [
@@ -171,7 +171,7 @@ def test_two_processes_give_the_weights_of_one(tmp_path):
                 if figures in theirs:
                     assert ours[figures] == pytest.approx(theirs[figures], rel=1e-3, abs=1e-5)
     for rank in (0, 1):
-        assert "stopped at step 3 of 8" in (tmp_path / f"told-{rank}").read_text()
+        assert "stopped at step 3 of 8" in (tmp_path / f"message-{rank}").read_text()
     # What two began in shards, one can end.
     for key, value in heal(tmp_path / "moved", resume=True).state_dict().items():
         torch.testing.assert_close(value, one[key], rtol=1e-4, atol=1e-5, msg=f"moved: {key}")
@@ -230,7 +230,7 @@ def test_the_average_takes_its_buffers_from_the_model_in_shards_too(group, monke
 
 
 @pytest.mark.parametrize(
-    ("options", "changed", "told"),
+    ("options", "changed", "message"),
     [
         ({"version": 1}, {}, "launched with FSDP 1: give accelerate --fsdp_version 2"),
         ({"activation_checkpointing": True}, {}, "set checkpointing = true in the recipe"),
@@ -238,10 +238,12 @@ def test_the_average_takes_its_buffers_from_the_model_in_shards_too(group, monke
         ({}, {"channels_last": True}, "channels_last: FSDP cannot shard it"),
     ],
 )
-def test_what_can_not_be_sharded_is_said(tmp_path, monkeypatch, options, changed, told):
+def test_what_cannot_be_sharded_is_refused_with_the_reason(
+    tmp_path, monkeypatch, options, changed, message
+):
     monkeypatch.setattr(acceleration, "accelerator", sharded(**options))
     try:
-        with pytest.raises(RequestError, match=told):
+        with pytest.raises(RequestError, match=message):
             heal(tmp_path / "x", **changed)
     finally:
         accelerate.state.AcceleratorState._reset_state(True)
@@ -259,7 +261,7 @@ def test_images_with_texts_are_not_sharded(monkeypatch):
         accelerate.state.AcceleratorState._reset_state(True)
 
 
-def test_every_process_wants_a_sample_of_each_batch(monkeypatch):
+def test_a_batch_smaller_than_the_number_of_processes_is_refused(monkeypatch):
     digits = open_dataset("digits", "val", inputs=opening.open("vit_tiny", weights="random").inputs)
     monkeypatch.setattr(processes, "rank_and_size", lambda: (0, 8))
     with pytest.raises(RequestError, match=r"digits.*: 4 samples a batch for 8 processes; each"):

@@ -32,8 +32,8 @@ def test_gradients_are_bitwise_the_same(precision):
         with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
             return module(x)
 
-    plain, lean_ = (gradients(vit, x, on, forward) for on in (False, True))
-    assert all(torch.equal(a, b) for a, b in zip(plain, lean_, strict=True))
+    plain, recomputed = (gradients(vit, x, on, forward) for on in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
 
 
 class Watch(nn.Module):
@@ -51,7 +51,7 @@ class Watch(nn.Module):
         return self.two(x)
 
 
-def test_the_output_is_not_held():
+def test_the_output_of_an_activation_is_freed():
     torch.manual_seed(0)
     module, x = Watch(), torch.randn(5, 8)
     y = module(x)
@@ -64,20 +64,20 @@ def test_the_output_is_not_held():
     assert not module.act._forward_hooks
 
 
-def test_what_was_changed_in_place_is_kept_as_it_is():
+def test_an_output_that_was_changed_in_place_is_kept():
     torch.manual_seed(0)
     module, x = Watch(), torch.randn(5, 8)
 
     def forward(module, x):
         return module(x, change=lambda t: t.detach().mul_(2))
 
-    plain, lean_ = (gradients(module, x, on, forward) for on in (False, True))
-    assert all(torch.equal(a, b) for a, b in zip(plain, lean_, strict=True))
+    plain, recomputed = (gradients(module, x, on, forward) for on in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
 
 
-def test_a_freed_output_is_not_taken_for_what_comes_to_its_place():
+def test_a_tensor_in_the_memory_of_a_freed_output_is_not_mistaken_for_it():
     torch.manual_seed(0)
     layers = [layer for _ in range(6) for layer in (nn.Linear(16, 16), nn.GELU())]
     module, x = nn.Sequential(*layers), torch.randn(64, 16)
-    plain, lean_ = (gradients(module, x, on) for on in (False, True))
-    assert all(torch.equal(a, b) for a, b in zip(plain, lean_, strict=True))
+    plain, recomputed = (gradients(module, x, on) for on in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
