@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, create_model, model_validator
 from pydantic.fields import FieldInfo
 
+from pelacli.distillation import registry as distillation
 from pelacli.ranks.budget import BUDGETS, Scope, Unit
 from pelacli.ranks.policies import registry
 from pelacli.recipe.fields import (
@@ -131,15 +132,15 @@ class Train(Section):
         return self
 
 
-class Loss(Section):
+class _Loss(Section):
     """Weights of the healing losses; 0 leaves one out."""
 
     task: float = Field(1.0, ge=0, description="the task's own loss, where there are labels")
     feature: float = Field(1.0, ge=0, description="mean squared difference at the taps")
-    logits: float = Field(0.0, ge=0, description="mean squared difference of the outputs")
-    kl: float = Field(0.0, ge=0, description="divergence of the outputs as distributions")
+    logits: float = Field(0.0, ge=0, description=distillation.get("logits").DESCRIPTION)
+    kl: float = Field(0.0, ge=0, description=distillation.get("kl").DESCRIPTION)
     temperature: float = Field(1.0, gt=0, description="of kl's distributions")
-    cosine: float = Field(0.0, ge=0, description="1 - cosine of the outputs, for embeddings")
+    cosine: float = Field(0.0, ge=0, description=distillation.get("cosine").DESCRIPTION)
     perturbation: float = Field(0.0, ge=0, description="largest entry of up·down - W against eps")
     eps: float = Field(1e-3, ge=0, description="target of the perturbation")
     perturbation_form: Literal["two-sided", "hinge"] = Field(
@@ -151,6 +152,24 @@ class Loss(Section):
         """The losses by name, each with its weight."""
         settings = {"temperature", "eps", "perturbation_form"}
         return self.model_dump(exclude=settings)
+
+
+if TYPE_CHECKING:
+    Loss = _Loss
+else:
+    # Each loss between outputs is a file. The weights of those that pela has stand above, because
+    # the order of keys in what is recorded of a recipe is theirs.
+    Loss = create_model(
+        "Loss",
+        __base__=_Loss,
+        __doc__=_Loss.__doc__,
+        __module__=__name__,
+        **{
+            name: (float, Field(0.0, ge=0, description=distillation.get(name).DESCRIPTION))
+            for name in distillation.names()
+            if name not in _Loss.model_fields
+        },
+    )
 
 
 class Pretrain(Train):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pelacli.data.loader import Batch
+from pelacli.distillation import registry as distillation
 from pelacli.errors import RequestError
 from pelacli.lowrank import find, linear
 from pelacli.lowrank import layer as lowrank_layer
@@ -98,7 +99,7 @@ class Stage:
     @property
     def _compares_outputs(self) -> bool:
         weights = self.settings.loss.weights
-        return any(weights[name] for name in train_losses.BETWEEN_OUTPUTS)
+        return any(weights[name] for name in distillation.names())
 
     def _teacher_pass(
         self, batch: Batch, names: Sequence[str]
@@ -123,9 +124,9 @@ class Stage:
     def _between_outputs(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         loss = self.settings.loss
         return {
-            name: weight * train_losses.BETWEEN_OUTPUTS[name](student, teacher, loss)
+            name: weight * distillation.get(name).loss(student, teacher, loss)
             for name, weight in loss.weights.items()
-            if name in train_losses.BETWEEN_OUTPUTS and weight
+            if name in distillation.names() and weight
         }
 
     def _perturbation(self, student: nn.Module) -> dict[str, Tensor]:

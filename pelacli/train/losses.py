@@ -3,24 +3,19 @@
 Notation of PELA (Guo et al., CVPR 2024): features f_i of N taps, logits z, and for each of P
 factorised layers the frozen dense weight W (out × in) beside the pair up (out × r), down (r × in).
 
-A new loss between the outputs of student and teacher is one function, listed in `BETWEEN_OUTPUTS`,
-and its weight, a field of the same name in `pelacli.recipe.schema.Loss`. The weights stand there
-because recipes are checked without torch.
+Losses between the outputs of student and teacher are files of `pelacli.distillation`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from pelacli.distillation.logits import loss as squared_difference
 from pelacli.errors import PelaError, RequestError
-
-if TYPE_CHECKING:
-    from pelacli.recipe.schema import Loss
 
 
 def feature(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -40,54 +35,9 @@ def feature(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """
     if len(student) != len(teacher) or not student:
         raise PelaError(f"{len(student)} student features for {len(teacher)} of the teacher")
-    return torch.stack([logits(s, t) for s, t in zip(student, teacher, strict=True)]).mean()
-
-
-def logits(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of two tensors of one shape, a scalar in float32.
-
-    Used on the outputs it is PELA's optional logit term ``mean((z^S − z^T)²)``.
-    """
-    if student.shape != teacher.shape:  # mse_loss would broadcast, and train on nonsense
-        raise PelaError(f"student gives {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
-    return F.mse_loss(student.float(), teacher.detach().float())
-
-
-def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Distillation of the outputs as distributions, the mean over samples, or over tokens:
-    ``T² · mean KL(softmax(z^T/T) ‖ softmax(z^S/T))`` (Hinton, Vinyals, Dean 2015).
-
-    Args:
-        student, teacher: logits [..., classes] of one shape.
-
-    Returns:
-        A scalar in float32. No gradient reaches the teacher.
-    """
-    if student.shape != teacher.shape:
-        raise PelaError(f"student gives {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
-    if student.shape[-1] < 2:
-        raise RequestError("loss.kl compares distributions, and the model has only one output")
-    log_q, log_p = (
-        F.log_softmax(z.float().flatten(0, -2) / temperature, -1)
-        for z in (student, teacher.detach())
-    )
-    return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-
-
-def cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """Distillation of embeddings by their angle: ``mean(1 − cos(z^S, z^T))`` of vectors [..., D], a
-    scalar in float32."""
-    if student.shape != teacher.shape:
-        raise PelaError(f"student gives {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
-    return (1 - F.cosine_similarity(student.float(), teacher.detach().float(), dim=-1)).mean()
-
-
-# name → (student's output, teacher's output, the recipe's settings of the losses) → a scalar
-BETWEEN_OUTPUTS: Mapping[str, Callable[[Tensor, Tensor, Loss], Tensor]] = {
-    "logits": lambda student, teacher, _: logits(student, teacher),
-    "kl": lambda student, teacher, loss: kl(student, teacher, loss.temperature),
-    "cosine": lambda student, teacher, _: cosine(student, teacher),
-}
+    return torch.stack(
+        [squared_difference(s, t) for s, t in zip(student, teacher, strict=True)]
+    ).mean()
 
 
 def perturbation(

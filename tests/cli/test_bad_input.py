@@ -265,7 +265,7 @@ def test_training_data_that_does_not_fit_is_named(refused, here):
         ("torn", "torn/train/dark/1.png: not a readable image"),
         ("held", "held/validation/dark/1.png: not a readable image"),
         ("other", "other/validation/bright: the training split has no such class"),
-        ("digits", "10 classes, but the model has 2 outputs"),
+        ("digits", "num_classes = 2: digits has 10 classes; set it to 10 or more, or leave it out"),
     ]:
         # one evaluation and no checkpoint before it, so that nothing is left to go on from
         once = ("--set", "teacher.steps=4", "--set", "teacher.save_every=9")

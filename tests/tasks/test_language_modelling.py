@@ -16,14 +16,14 @@ from generated_text import FILLERS, KEYS, save_model, tokenizer
 from pelacli.artefact import loading
 from pelacli.data import loader as data_loader
 from pelacli.data import tokens as data_tokens
+from pelacli.distillation import cosine, kl
 from pelacli.errors import PelaError, RequestError
 from pelacli.lowrank import find
 from pelacli.measure import agreement
 from pelacli.models import prediction
 from pelacli.models.inputs import TextInput
-from pelacli.recipe.schema import Data, Pretrain
+from pelacli.recipe.schema import Data, Loss, Pretrain
 from pelacli.tasks import registry
-from pelacli.train import losses
 from pelacli.train.healing import Stage
 
 ENCODER = TextInput(tokenizer(), 64, causal=False)
@@ -162,15 +162,15 @@ def test_divergence_by_its_formula():
     for s, t in zip(student.numpy() / 2, teacher.numpy() / 2, strict=True):
         p, q = np.exp(t) / np.exp(t).sum(), np.exp(s) / np.exp(s).sum()
         total += (p * np.log(p / q)).sum()
-    found = losses.kl(student.view(2, 3, 5), teacher.view(2, 3, 5), temperature=2.0)
+    found = kl.loss(student.view(2, 3, 5), teacher.view(2, 3, 5), Loss(temperature=2.0))
     assert float(found) == pytest.approx(4 * total / 6, rel=1e-5)
-    assert float(losses.kl(teacher, teacher)) == pytest.approx(0, abs=1e-6)
+    assert float(kl.loss(teacher, teacher, Loss())) == pytest.approx(0, abs=1e-6)
     angle = F.cosine_similarity(student, teacher).mean()
-    assert float(losses.cosine(student, teacher)) == pytest.approx(1 - float(angle), rel=1e-5)
+    assert float(cosine.loss(student, teacher)) == pytest.approx(1 - float(angle), rel=1e-5)
     with pytest.raises(PelaError):
-        losses.kl(student, teacher[:, :4])
+        kl.loss(student, teacher[:, :4], Loss())
     with pytest.raises(RequestError, match="only one output"):
-        losses.kl(student[:, :1], teacher[:, :1])
+        kl.loss(student[:, :1], teacher[:, :1], Loss())
 
 
 def test_agreement_leaves_padding_out(here):

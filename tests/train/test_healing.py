@@ -14,6 +14,7 @@ import torch
 from pelacli import console
 from pelacli.artefact import loading
 from pelacli.data import dataset
+from pelacli.distillation import logits
 from pelacli.errors import PelaError, RequestError
 from pelacli.lowrank import find
 from pelacli.manifest import lookup
@@ -22,7 +23,7 @@ from pelacli.recipe import flags, layout, schema
 from pelacli.recipe.step import step_of
 from pelacli.steps import decompose, finetune, pretrain
 from pelacli.tasks import registry
-from pelacli.train import healing, losses, regularisation
+from pelacli.train import healing, regularisation
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -146,8 +147,8 @@ def test_healing_brings_the_student_nearer_and_labels_are_not_needed(tmp_path):
     x = torch.stack([digits[i]["inputs"] for i in range(64)])
     with torch.no_grad():
         target = before.teacher.module.forward_features(x)
-        gap = losses.logits(before.student.module.forward_features(x), target)
-        healed = losses.logits(after.module.forward_features(x), target)
+        gap = logits.loss(before.student.module.forward_features(x), target)
+        healed = logits.loss(after.module.forward_features(x), target)
     assert healed < 0.7 * gap
     lines = (done.path / "metrics.jsonl").read_text().splitlines()
     assert any('"feature"' in line for line in lines)

@@ -1,8 +1,12 @@
 """Each loss against its formula (PELA; pela's design notes), written out again in plain tensors."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from pelacli.distillation import logits, registry
 from pelacli.errors import PelaError, RequestError
 from pelacli.recipe.schema import Loss
 from pelacli.train import losses
@@ -66,9 +70,9 @@ def test_losses_are_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         student, teacher = x @ x, (x @ x) * 1.01
         assert student.dtype == torch.bfloat16
-        assert losses.logits(student, teacher).dtype == torch.float32
+        assert logits.loss(student, teacher).dtype == torch.float32
     expected = ((student.double() - teacher.double()) ** 2).mean()
-    assert losses.logits(student, teacher).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert logits.loss(student, teacher).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("form", ["two-sided", "hinge"])
@@ -136,7 +140,54 @@ def test_a_perturbation_of_no_pairs_or_of_an_unknown_form_is_refused():
         losses.perturbation(make_pairs(), 1e-3, "l2")
 
 
+ABSOLUTE = """
+DESCRIPTION = "mean absolute difference of the outputs"
+
+
+def loss(student, teacher, settings):
+    return (student - teacher).abs().mean()
+"""
+USE_ABSOLUTE = """
+import sys
+
+from pelacli import distillation
+
+distillation.__path__.append(sys.argv[1])
+
+from pelacli.recipe.schema import Pretrain
+
+assert "torch" not in sys.modules
+settings = Pretrain(loss={"absolute": 2.0, "feature": 0.0})
+
+import timm
+import torch
+
+from pelacli.models import wrapping
+from pelacli.tasks import registry
+from pelacli.train.healing import Stage
+
+torch.manual_seed(0)
+student, teacher = (wrapping.wrap(timm.create_model("test_vit").eval()) for _ in range(2))
+stage = Stage(settings, student, teacher, registry.get("unlabelled"), labelled=False)
+images = torch.randn(2, 3, 160, 160)
+named = stage.losses(student.module, {"inputs": images})
+expected = 2 * (student.module(images) - teacher.module(images)).abs().mean()
+torch.testing.assert_close(named["absolute"], expected)
+print(sorted(named))
+"""
+
+
+def test_a_file_is_all_that_a_new_loss_between_outputs_needs(tmp_path):
+    """Recipes give it a weight, without torch, and healing adds it."""
+    (tmp_path / "absolute.py").write_text(ABSOLUTE)
+    done = subprocess.run(
+        [sys.executable, "-c", USE_ABSOLUTE, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'absolute'" in done.stdout
+
+
 def test_a_recipe_gives_a_weight_to_every_loss_between_outputs():
     others = {"task", "feature", "perturbation"}
-    assert Loss().weights.keys() - others == losses.BETWEEN_OUTPUTS.keys()
+    assert Loss().weights.keys() - others == set(registry.names())
     assert others < Loss().weights.keys()
