@@ -4,7 +4,7 @@
 A sample is ``{"inputs": …, "labels": …}`` (no labels where there are none). Here: a tensor
 [C, H, W] for images, the sentence itself (or a pair of them) for text, which is tokenised and
 padded batch by batch, and the number of a class. Tasks with other samples make a `Dataset` of
-their own, from a reader in `pelacli.formats`.
+their own, from a reader in `pelacli.data.formats`.
 """
 
 from __future__ import annotations
