@@ -45,8 +45,8 @@ def positions(classes: Sequence[str], labels: Sequence[str]) -> list[int] | None
     Args:
         labels: the model's names; case and spaces around them do not count.
     """
-    own = {_plain(name): number for number, name in enumerate(labels)}
-    numbers = [own[_plain(name)] for name in classes if _plain(name) in own]
+    number_of = {_plain(name): number for number, name in enumerate(labels)}
+    numbers = [number_of[_plain(name)] for name in classes if _plain(name) in number_of]
     return numbers if classes and len(numbers) == len(classes) == len(set(numbers)) else None
 
 

@@ -14,7 +14,7 @@ from pelacli.models.carried import carried
 from pelacli.models.libraries import library, own
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import shapes
-from pelacli.models.wrapping import describe
+from pelacli.models.wrapping import Origin, describe
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,24 @@ class _Directory:
     """A directory with config.json.
 
     Attributes:
-        asked: what the manifest says was asked for, a hub id or a path.
+        model: what the manifest calls it, a hub id or a path.
         has_weights: whether there are safetensors files.
         digest: of the weights; None where they are not read.
     """
 
     folder: Path
     config: Any
-    asked: str
+    model: str
     has_weights: bool
     digest: str | None
 
     def has(self, key: str) -> bool:
         """Whether config.json has this key."""
         return isinstance(self.config, dict) and key in self.config
+
+    def origin(self, request: Request) -> Origin:
+        """What the manifest will say about where the model comes from."""
+        return Origin(self.model, request.weights, self.digest)
 
 
 def open_directory(request: Request, folder: Path, hub_id: str | None = None) -> OpenModel:
@@ -101,15 +105,7 @@ def _of_pela(request: Request, directory: _Directory) -> OpenModel:
     module = own(name).open_directory(
         directory.folder, random=request.weights == "random", num_classes=request.num_classes
     )
-    opened = describe(
-        request.ref,
-        module,
-        name,
-        directory.folder,
-        directory.asked,
-        request.weights,
-        directory.digest,
-    )
+    opened = describe(request.ref, module, name, directory.origin(request), directory.folder)
     opened.carried = carried(directory.folder)
     return opened
 
@@ -125,9 +121,7 @@ def _of_timm(request: Request, directory: _Directory) -> OpenModel:
         model_args=request.model_args,
         weights=request.weights,
     )
-    return describe(
-        request.ref, module, "timm", None, directory.asked, request.weights, directory.digest
-    )
+    return describe(request.ref, module, "timm", directory.origin(request))
 
 
 def _of_transformers(request: Request, directory: _Directory) -> OpenModel:
@@ -140,13 +134,7 @@ def _of_transformers(request: Request, directory: _Directory) -> OpenModel:
         num_classes=request.num_classes,
     )
     opened = describe(
-        request.ref,
-        module,
-        "transformers",
-        directory.folder,
-        directory.asked,
-        request.weights,
-        directory.digest,
+        request.ref, module, "transformers", directory.origin(request), directory.folder
     )
     opened.carried = carried(directory.folder)
     if fresh:

@@ -17,7 +17,7 @@ from pelacli.models.directory import Request
 from pelacli.models.libraries import OWN_NAMES, own
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import refuse_non_finite, shapes
-from pelacli.models.wrapping import describe
+from pelacli.models.wrapping import Origin, describe
 from pelacli.recipe.aliases import ALIASES, SHAPES
 
 
@@ -150,7 +150,7 @@ def _timm_name(request: Request) -> OpenModel | None:
         weights=weights,
         file=file,
     )
-    return describe(request.ref, module, "timm", None, name, weights, digest)
+    return describe(request.ref, module, "timm", Origin(name, weights, digest))
 
 
 def _hub_id(request: Request) -> OpenModel | None:
@@ -176,7 +176,7 @@ def _transformers_family(request: Request) -> OpenModel | None:
             "(owner/name), or --weights random for its default shape"
         )
     module = hf_adapter.build_random(request.name, request.model_args, request.num_classes)
-    return describe(request.ref, module, "transformers", None, request.name, "random", None)
+    return describe(request.ref, module, "transformers", Origin(request.name, "random"))
 
 
 # What a reference may be, in the order in which it is asked. A new kind is one more function.
@@ -211,7 +211,8 @@ def _weights_file(request: Request, file: Path, arch: str) -> OpenModel:
         file=file,
         file_classes=file_classes,
     )
-    return describe(request.ref, module, "timm", None, arch, str(file), digest_file(file))
+    origin = Origin(arch, str(file), digest_file(file))
+    return describe(request.ref, module, "timm", origin)
 
 
 def _own_model(request: Request, name: str, file: Path | None) -> OpenModel:
@@ -221,9 +222,9 @@ def _own_model(request: Request, name: str, file: Path | None) -> OpenModel:
         name, model_args=request.model_args, num_classes=request.num_classes, weights=file
     )
     if file is None:
-        return describe(request.ref, module, library_name, None, name, "random", None)
-    digest = digest_file(file)
-    opened = describe(request.ref, module, library_name, file.parent, name, str(file), digest)
+        return describe(request.ref, module, library_name, Origin(name, "random"))
+    origin = Origin(name, str(file), digest_file(file))
+    opened = describe(request.ref, module, library_name, origin, file.parent)
     beside = [path for name in _BESIDE if (path := file.parent / name).is_file()]
     opened.carried = {path.name: path.read_bytes() for path in beside}
     return opened

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
@@ -11,6 +12,21 @@ from pelacli.errors import RequestError
 from pelacli.manifest.document import SourceRecord
 from pelacli.models.libraries import library
 from pelacli.models.opened import OpenModel
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from, as its manifest will say.
+
+    Attributes:
+        model: a hub id, a path, or the name of an architecture.
+        weights: "pretrained", "random", "in memory" or the path of a file.
+        digest: of the weights; None where no file holds them.
+    """
+
+    model: str
+    weights: str
+    digest: str | None = None
 
 
 @overload
@@ -27,12 +43,13 @@ def wrap(module: nn.Module, *, must: bool = True) -> OpenModel | None:
         RequestError: the module is neither timm's nor transformers'.
     """
     name = type(module).__name__
+    origin = Origin(name, "in memory")
     if hasattr(module, "pela_model"):
-        return describe(name, module, str(module.pela_model), None, name, "in memory", None)
+        return describe(name, module, str(module.pela_model), origin)
     if hasattr(module, "pretrained_cfg"):
-        return describe(name, module, "timm", None, name, "in memory", None)
+        return describe(name, module, "timm", origin)
     if hasattr(getattr(module, "config", None), "to_json_string"):
-        return describe(name, module, "transformers", None, name, "in memory", None)
+        return describe(name, module, "transformers", origin)
     if must:
         raise RequestError(f"{name}: neither timm's nor transformers', so it can't be rebuilt")
     return None
@@ -41,17 +58,24 @@ def wrap(module: nn.Module, *, must: bool = True) -> OpenModel | None:
 def describe(
     ref: str,
     module: nn.Module,
-    lib: str,
-    folder: Path | None,
-    asked: str,
-    weights: str,
-    digest: str | None,
+    library_name: str,
+    origin: Origin,
+    folder: Path | None = None,
 ) -> OpenModel:
-    adapter = library(lib)
+    """A module with all that its library says about it.
+
+    Args:
+        ref: what the user calls the model.
+        folder: its directory, where its preprocessor or tokenizer may lie.
+    """
+    adapter = library(library_name)
     config = adapter.config(module)
-    architecture = config.get("architecture") or type(module).__name__
     source = SourceRecord(
-        model=asked, library=lib, architecture=architecture, weights=weights, digest=digest
+        model=origin.model,
+        library=library_name,
+        architecture=config.get("architecture") or type(module).__name__,
+        weights=origin.weights,
+        digest=origin.digest,
     )
     inputs = adapter.inputs(module, folder)
-    return OpenModel(module, ref, lib, config, {}, source, inputs, adapter.head(module))
+    return OpenModel(module, ref, library_name, config, {}, source, inputs, adapter.head(module))

@@ -151,15 +151,15 @@ def inputs(module: nn.Module, directory: Path | None) -> Inputs:
         return detectors.inputs(module, directory)
     config: Any = module.config
     takes = arguments(module)
-    seen = "pixel_values" in takes and ("input_ids" not in takes or sees(module))
+    takes_images = "pixel_values" in takes and ("input_ids" not in takes or sees(module))
     vision = getattr(config, "vision_config", getattr(config, "backbone_config", None) or config)
-    if seen and "input_ids" not in takes:
+    if takes_images and "input_ids" not in takes:
         images = _image_input(vision, directory)
         if type(module).__name__.endswith("ForImageClassification"):
             images = replace(images, labels=class_names.read(config))
         return images
     text = _text_input(module, getattr(config, "text_config", None) or config, directory)
-    return PairInput(_image_input(vision, directory), text) if seen else text
+    return PairInput(_image_input(vision, directory), text) if takes_images else text
 
 
 def _text_input(module: nn.Module, config: Any, directory: Path | None) -> TextInput:

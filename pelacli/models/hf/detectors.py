@@ -49,10 +49,10 @@ def is_detector(module: nn.Module) -> bool:
 
 def inputs(module: nn.Module, directory: Path | None) -> ImageInput:
     """What a detector's sample looks like, by its own processor or its family's default one."""
-    own: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if directory is not None and (directory / "preprocessor_config.json").is_file():
-        own = json.loads((directory / "preprocessor_config.json").read_text(encoding="utf-8"))
-    return describe(module, own)
+        settings = json.loads((directory / "preprocessor_config.json").read_text(encoding="utf-8"))
+    return describe(module, settings)
 
 
 def describe(module: nn.Module, processor: Mapping[str, Any]) -> ImageInput:
@@ -61,21 +61,25 @@ def describe(module: nn.Module, processor: Mapping[str, Any]) -> ImageInput:
     settings = dict(processor)
     if "image_processor_type" not in settings and "feature_extractor_type" not in settings:
         settings["image_processor_type"] = _default_processor(config.model_type)
-    own = getattr(config, "image_size", None)
-    if own is not None and "size" not in settings:
-        edges = [own, own] if isinstance(own, int) else own
+    image_size = getattr(config, "image_size", None)
+    if image_size is not None and "size" not in settings:
+        edges = [image_size] * 2 if isinstance(image_size, int) else image_size
         settings["size"] = {"shortest_edge": min(edges), "longest_edge": max(edges)}
-    made = _processor(json.dumps(settings))
-    size = own or getattr(config, "anchor_image_size", None)
+    transform = _processor(json.dumps(settings))
+    size = image_size or getattr(config, "anchor_image_size", None)
     if size is None:  # it takes any; most of COCO's images are 4:3
-        short = made.size.get("shortest_edge")
-        size = (short, short * 4 // 3) if short else (made.size["height"], made.size["width"])
+        short = transform.size.get("shortest_edge")
+        size = (
+            (short, short * 4 // 3)
+            if short
+            else (transform.size["height"], transform.size["width"])
+        )
     height, width = (size, size) if isinstance(size, int) else size
     channels = getattr(config, "num_channels", 3)
     return ImageInput(
         (channels, height, width),
-        tuple(made.image_mean),
-        tuple(made.image_std),
+        tuple(transform.image_mean),
+        tuple(transform.image_std),
         "bilinear",
         1.0,
         settings,
@@ -84,21 +88,21 @@ def describe(module: nn.Module, processor: Mapping[str, Any]) -> ImageInput:
     )
 
 
-def image_processor(wanted: ImageInput) -> Any:
+def image_processor(inputs: ImageInput) -> Any:
     """The image processor of transformers that a detector's own settings describe; for a model that
     is none yet, DETR's with the model's mean and deviation, and its size where that is fixed.
 
     Raises:
         RequestError: transformers cannot build it.
     """
-    if wanted.processor is not None:
-        made = _processor(json.dumps(dict(wanted.processor)))
-        if hasattr(made, "post_process_object_detection"):
-            return made
+    if inputs.processor is not None:
+        described = _processor(json.dumps(dict(inputs.processor)))
+        if hasattr(described, "post_process_object_detection"):
+            return described
     settings: dict[str, Any] = {"image_processor_type": "DetrImageProcessor"}
-    settings |= {"image_mean": list(wanted.mean), "image_std": list(wanted.std)}
-    if wanted.fixed:
-        settings["size"] = {"height": wanted.size[1], "width": wanted.size[2]}
+    settings |= {"image_mean": list(inputs.mean), "image_std": list(inputs.std)}
+    if inputs.fixed:
+        settings["size"] = {"height": inputs.size[1], "width": inputs.size[2]}
     return _processor(json.dumps(settings))
 
 
@@ -139,8 +143,8 @@ def detections(module: nn.Module, output: Any, sizes: Tensor) -> list[dict[str, 
 def _default_processor(model_type: str) -> str:
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
-    known = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type) or {}
-    name = known.get("torchvision") or _PROCESSORS.get(model_type)
+    names = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type) or {}
+    name = names.get("torchvision") or _PROCESSORS.get(model_type)
     if name is None:
         raise RequestError(f"{model_type}: transformers has no image processor for this family")
     return str(name)
@@ -272,16 +276,16 @@ def set_classes(module: nn.Module, num_classes: int) -> None:
     """Give a detector fresh parameters where their shape depends on the number of classes, as
     transformers does when it opens a checkpoint with another number; all others stay."""
     config: Any = module.config
-    known = module
-    if config.num_labels == num_classes:  # then the shapes of another number tell
+    reference = module
+    if config.num_labels == num_classes:  # compare with a model of another number
         config.num_labels = num_classes + 1
-        known = type(module)(config)
+        reference = type(module)(config)
     config.num_labels = num_classes
     fresh = type(module)(config)  # its own initialisation, with the prior of rare objects
     for name, new in list(fresh.named_modules(remove_duplicate=False)):
         try:
-            old = known.get_submodule(name)
-        except AttributeError:  # a place that another module has taken
+            old = reference.get_submodule(name)
+        except AttributeError:  # the reference has no module of this name
             continue
         if _shapes(old) != _shapes(new):
             parent, _, child = name.rpartition(".")

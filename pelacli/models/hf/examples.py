@@ -44,14 +44,14 @@ def example(module: nn.Module, inputs: Inputs) -> dict[str, torch.Tensor]:
     if "input_ids" in takes and (reads or hasattr(config, "text_config")):
         longest = text.max_length if isinstance(text, TextInput) else _TOKENS
         ids = _token_ids(getattr(config, "text_config", config), longest, device)
-        seen = _image_tokens(module, batch)
-        ids = torch.cat([seen, ids], dim=1)
+        image_tokens = _image_tokens(module, batch)
+        ids = torch.cat([image_tokens, ids], dim=1)
         batch["input_ids"] = ids
         if "attention_mask" in takes:
             batch["attention_mask"] = torch.ones_like(ids)
         if "mm_token_type_ids" in takes:
             batch["mm_token_type_ids"] = torch.zeros_like(ids)
-            batch["mm_token_type_ids"][:, : seen.shape[1]] = 1
+            batch["mm_token_type_ids"][:, : image_tokens.shape[1]] = 1
         if "bbox" in takes:  # of each word on its page
             batch["bbox"] = ids.new_zeros(*ids.shape, 4)
     if "decoder_input_ids" in takes:
@@ -88,9 +88,9 @@ def _token_ids(text: Any, longest: int, device: torch.device) -> torch.Tensor:
 def sees(module: nn.Module) -> bool:
     """Whether a model of texts takes images too, and not as an extra that it can do without."""
     config: Any = module.config
-    wanted = inspect.signature(module.forward).parameters["pixel_values"]
-    own = hasattr(config, "vision_config") or hasattr(config, "image_size")
-    return own or wanted.default is inspect.Parameter.empty
+    pixels = inspect.signature(module.forward).parameters["pixel_values"]
+    has_vision = hasattr(config, "vision_config") or hasattr(config, "image_size")
+    return has_vision or pixels.default is inspect.Parameter.empty
 
 
 def _image(config: Any, takes: set[str], inputs: ImageInput) -> dict[str, torch.Tensor]:
@@ -114,7 +114,7 @@ def _image(config: Any, takes: set[str], inputs: ImageInput) -> dict[str, torch.
 
 
 def _image_tokens(module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The places in the text, [1, N], that a language model fills with what it sees in an image;
+    """The placeholder tokens, [1, N], that a language model replaces with an image's features;
     N is 0 for all others."""
     config: Any = module.config
     token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
@@ -124,9 +124,9 @@ def _image_tokens(module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Te
     get: Any = module.get_image_features
     takes = inspect.signature(get).parameters
     with torch.no_grad():
-        seen = get(**{name: value for name, value in batch.items() if name in takes})
-    seen = getattr(seen, "pooler_output", seen)
-    parts = [seen] if isinstance(seen, torch.Tensor) else seen
+        features = get(**{name: value for name, value in batch.items() if name in takes})
+    features = getattr(features, "pooler_output", features)
+    parts = [features] if isinstance(features, torch.Tensor) else features
     count = sum(part.numel() // part.shape[-1] for part in parts)
     return tokens.new_full((1, count), token)
 

@@ -57,8 +57,8 @@ def adopt(new: nn.Module, old: nn.Module) -> None:
             setattr(new.get_submodule(parent), last, child)
         elif not innermost:
             for key, parameter in child._parameters.items():
-                own = new_modules[name]._parameters.get(key)
-                if parameter is not None and own is not None and own.shape == parameter.shape:
+                target = new_modules[name]._parameters.get(key)
+                if parameter is not None and target is not None and target.shape == parameter.shape:
                     new_modules[name]._parameters[key] = parameter
 
 

@@ -20,15 +20,15 @@ def set_classes(module: nn.Module, num_classes: int) -> None:
     Raises:
         RequestError: there is no such layer.
     """
-    own: Any = module
-    names = [name for head in _heads(own) if (name := _last(own, head))]
+    segmenter: Any = module
+    names = [name for head in _heads(segmenter) if (name := _last(segmenter, head))]
     if not names:
         raise RequestError(f"{type(module).__name__}: has no classifier to exchange")
     for name in names:
         parent, _, child = name.rpartition(".")
-        old = own.get_submodule(name)
-        setattr(own.get_submodule(parent), child, _fresh(old, num_classes))
-    own.num_labels = own.config.num_labels = num_classes
+        old = segmenter.get_submodule(name)
+        setattr(segmenter.get_submodule(parent), child, _fresh(old, num_classes))
+    segmenter.num_labels = segmenter.config.num_labels = num_classes
 
 
 def _heads(module: Any) -> list[str]:
