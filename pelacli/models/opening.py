@@ -16,7 +16,7 @@ from pelacli.models import directory, hub
 from pelacli.models.directory import Request
 from pelacli.models.libraries import OWN_NAMES, own
 from pelacli.models.opened import OpenModel
-from pelacli.models.weight_files import refuse_non_finite, shapes
+from pelacli.models.weight_files import shapes
 from pelacli.models.wrapping import Origin, describe
 from pelacli.recipe.aliases import ALIASES, SHAPES
 
@@ -65,8 +65,16 @@ def open(
             return _open(request)
     opened = _open(request)
     opened.module.eval()
-    refuse_non_finite(opened)
+    _refuse_non_finite(opened)
     return opened
+
+
+def _refuse_non_finite(opened: OpenModel) -> None:
+    for name, parameter in opened.module.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise RequestError(
+                f"{opened.ref}: {name} holds values that are not finite; the checkpoint is damaged"
+            )
 
 
 def _open(request: Request) -> OpenModel:

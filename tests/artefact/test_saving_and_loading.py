@@ -84,7 +84,7 @@ def test_shards_are_read_back(vit, tmp_path, monkeypatch):
     with torch.no_grad():
         assert torch.equal(loading.load(tmp_path / "a").module(x), vit.module(x))
     (next((tmp_path / "a").glob("*-00001-*"))).unlink()
-    with pytest.raises(RequestError, match="its safetensors lack"):
+    with pytest.raises(RequestError, match="its weights lack"):
         loading.load(tmp_path / "a")
 
 
@@ -162,7 +162,7 @@ def damaged(path, change):
     [
         (
             lambda t: t.pop("blocks.0.attn.qkv.weight"),
-            r"a: its safetensors lack blocks\.0\.attn\.qkv",
+            r"a: its weights lack blocks\.0\.attn\.qkv",
         ),
         (
             lambda t: t.update(extra=torch.ones(2)),

@@ -125,19 +125,22 @@ def test_positions_are_resampled_on_the_way(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("itm_head.bias"), "lacks itm_head.bias;"),
+        (
+            lambda t: t.pop("itm_head.bias"),
+            "its weights lack itm_head.bias; is it ALBEF's 'pretrain'?",
+        ),
         (
             lambda t: [t.pop(f"text_encoder.cls.predictions.transform.dense.{k}")
                        for k in ("weight", "bias")],
-            "lacks text_encoder.cls.predictions.transform.dense.bias and 1 more",
+            "lack text_encoder.cls.predictions.transform.dense.weight and 1 more;",
         ),
         (
             lambda t: t.update({"visual_encoder.head.weight": torch.zeros(2, 2)}),
-            "has what ALBEF has not: visual_encoder.head.weight;",
+            "visual_encoder.head.weight: the model has no such tensor; is it ALBEF's 'pretrain'?",
         ),
         (
             lambda t: t.update({"text_proj.weight": torch.zeros(16, 31)}),
-            r"text_proj.weight has shape (16, 31), the model wants (16, 32)",
+            "text_proj.weight: has shape (16, 31), the model wants (16, 32)",
         ),
         (
             lambda t: t.pop("visual_encoder.pos_embed"),

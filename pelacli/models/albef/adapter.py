@@ -53,7 +53,7 @@ def open_directory(directory: Path, *, random: bool, num_classes: int | None) ->
         return Albef(_with_classes(config, num_classes))
     albef = _empty(config)
     tensors = {name: t for file in files for name, t in checkpoint.read(file).items()}
-    checkpoint.fill(albef, checkpoint.from_original(tensors, str(directory)), str(directory))
+    checkpoint.fill(albef, checkpoint.from_original(tensors, str(directory)), directory)
     if num_classes is not None and num_classes != config.num_classes:
         set_classes(albef, num_classes)
     return albef

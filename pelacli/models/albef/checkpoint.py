@@ -20,6 +20,7 @@ from pelacli.errors import RequestError
 from pelacli.models.albef import config as albef_config
 from pelacli.models.albef.config import PARTS
 from pelacli.models.albef.network import Albef, resampled
+from pelacli.models.weight_files import StoredTensor, load_strictly, stored_tensors
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _DROPPED = re.compile(
@@ -44,7 +45,7 @@ def open_file(file: Path, settings: Mapping[str, Any]) -> Albef:
     config = albef_config.from_json({**described, **settings}, "model_args")
     with torch.device("meta"):
         network = Albef(config)
-    fill(network, tensors, str(file))
+    fill(network, tensors, file)
     return network
 
 
@@ -55,13 +56,7 @@ def read(file: Path) -> dict[str, Tensor]:
         RequestError: it is damaged, or holds what only unpickling could load.
     """
     if file.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return dict(load_file(file))
-        except (SafetensorError, OSError) as error:
-            raise RequestError(f"{file}: not a whole safetensors file ({error})") from None
+        return {name: tensor for _, name, tensor in stored_tensors([file])}
     import pickle
 
     try:
@@ -159,42 +154,23 @@ def describe(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     return settings
 
 
-def fill(network: Albef, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Put the tensors in their places, all of them, and have every place filled.
-
-    Position embeddings of another image size are resampled. Not by ``load_state_dict``: it wants a
-    tied tensor under each of its names, and original checkpoints have it under one.
+def fill(network: Albef, tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Fill the network, which may be on "meta", with all of the tensors. Position embeddings of
+    another image size are resampled.
 
     Raises:
         RequestError: a tensor is missing, unknown or of another shape; the message names it.
     """
     network.tie()
-    parameters = dict(network.named_parameters())
     tensors = dict(tensors)
     key = "visual_encoder.pos_embed"
     if key in tensors:
         tensors[key] = resampled(tensors[key], network.config.patches)
-    missing, extra = (
-        sorted(parameters.keys() - tensors.keys()),
-        sorted(tensors.keys() - parameters.keys()),
+    copies = (
+        StoredTensor(file, name, tensor.clone() if tensor.is_floating_point() else tensor.float())
+        for name, tensor in tensors.items()
     )
-    for names, what in ((missing, "lacks"), (extra, "has what ALBEF has not:")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise RequestError(
-                f"{where}: {what} {names[0]}{more}; is it ALBEF's {network.config.variant!r}?"
-            )
-    for name, parameter in parameters.items():
-        tensor = tensors[name]
-        if tensor.shape != parameter.shape:
-            raise RequestError(
-                f"{where}: {name} has shape {tuple(tensor.shape)}, the model wants "
-                f"{tuple(parameter.shape)}"
-            )
-        owner, _, attribute = name.rpartition(".")
-        value = nn.Parameter(tensor.clone() if tensor.is_floating_point() else tensor.float())
-        setattr(network.get_submodule(owner), attribute, value)
-    network.tie()
+    load_strictly(network, copies, file, hint=f"; is it ALBEF's {network.config.variant!r}?")
     fill_buffers(network)
 
 
