@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from pelacli.models.inputs import Inputs
+from pelacli.models.pairs.view import PairModel
 
 
 class Adapter(Protocol):
@@ -38,6 +39,10 @@ class Adapter(Protocol):
         Raises:
             RequestError: it has none that can be exchanged.
         """
+
+    def pairs(self, module: nn.Module) -> PairModel | None:
+        """What the tasks on images with texts ask of the model; None where it isn't made for
+        these."""
 
 
 class OwnAdapter(Adapter, Protocol):

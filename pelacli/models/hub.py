@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pelacli.console import verbosity
 from pelacli.errors import PelaError, RequestError
+from pelacli.messages import one_line
 
 # Configurations, processors, tokenizers: everything small a model directory may hold.
 _SIDE_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "1_Pooling/*"]
@@ -61,9 +62,8 @@ def fetch(repo: str, *, weights: bool, file: str | None = None) -> Path:
     except RevisionNotFoundError:
         raise RequestError(f"{repo}: the hub has no revision {revision!r} of this model") from None
     except Exception as error:  # the client's transport errors have no common ancestor of their own
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PelaError(
-            f"{repo}: the hub can't be reached ({cause[:120]}); what works without it: "
+            f"{repo}: the hub can't be reached ({one_line(error, 120)}); what works without it: "
             "--weights random, a local directory, or a safetensors file with --arch"
         ) from None
     if weights and not any(folder.glob(file or "*.safetensors")):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from torch import nn
+
 from pelacli.errors import RequestError
 from pelacli.models.adapters import Adapter, OwnAdapter
 from pelacli.models.upstream import UPSTREAM
@@ -37,6 +39,18 @@ def library(name: str) -> Adapter:
         known = ", ".join(adapters)
         raise RequestError(f"library {name!r}: this version of pela knows {known} only")
     return adapters[name]()
+
+
+def of(module: nn.Module) -> str | None:
+    """The library that a module is a model of, by what these set on their models; None where it
+    is of none. No library is imported to answer this."""
+    if hasattr(module, "pela_model"):
+        return str(module.pela_model)
+    if hasattr(module, "pretrained_cfg"):
+        return "timm"
+    if hasattr(getattr(module, "config", None), "to_json_string"):
+        return "transformers"
+    return None
 
 
 def own(name: str) -> OwnAdapter:

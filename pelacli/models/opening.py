@@ -11,7 +11,7 @@ import torch
 
 from pelacli.errors import RequestError
 from pelacli.manifest.digests import digest_file
-from pelacli.messages import closest
+from pelacli.messages import did_you_mean
 from pelacli.models import directory, hub
 from pelacli.models.directory import Request
 from pelacli.models.libraries import OWN_NAMES, own
@@ -87,10 +87,8 @@ def _open(request: Request) -> OpenModel:
     from pelacli.models.timm import adapter as timm_adapter
 
     names = [*ALIASES, *OWN_NAMES, *timm_adapter.names(), *hf_adapter.types()]
-    near = closest(request.name, names)
-    hint = (
-        f"did you mean {', '.join(near)}?" if near else "see `timm.list_models()`, or give a hub id"
-    )
+    otherwise = "see `timm.list_models()`, or give a hub id"
+    hint = did_you_mean(request.name, names, n=3, otherwise=otherwise)
     raise RequestError(f"{request.ref}: unknown model; {hint}")
 
 
@@ -207,8 +205,7 @@ def _weights_file(request: Request, file: Path, arch: str) -> OpenModel:
     from pelacli.models.timm import adapter as timm_adapter
 
     if not timm_adapter.is_model(arch):
-        near = closest(arch, [*ALIASES, *timm_adapter.names()])
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        hint = did_you_mean(arch, [*ALIASES, *timm_adapter.names()], n=3, before="; ")
         raise RequestError(f"--arch {arch}: timm has no such architecture{hint}")
     file_classes = _classes_of(shapes(file), arch)
     module = timm_adapter.build(

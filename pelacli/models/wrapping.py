@@ -10,7 +10,7 @@ from torch import nn
 
 from pelacli.errors import RequestError
 from pelacli.manifest.document import SourceRecord
-from pelacli.models.libraries import library
+from pelacli.models import libraries
 from pelacli.models.opened import OpenModel
 
 
@@ -43,13 +43,9 @@ def wrap(module: nn.Module, *, must: bool = True) -> OpenModel | None:
         RequestError: the module is neither timm's nor transformers'.
     """
     name = type(module).__name__
-    origin = Origin(name, "in memory")
-    if hasattr(module, "pela_model"):
-        return describe(name, module, str(module.pela_model), origin)
-    if hasattr(module, "pretrained_cfg"):
-        return describe(name, module, "timm", origin)
-    if hasattr(getattr(module, "config", None), "to_json_string"):
-        return describe(name, module, "transformers", origin)
+    library_name = libraries.of(module)
+    if library_name is not None:
+        return describe(name, module, library_name, Origin(name, "in memory"))
     if must:
         raise RequestError(f"{name}: neither timm's nor transformers', so it can't be rebuilt")
     return None
@@ -68,7 +64,7 @@ def describe(
         ref: what the user calls the model.
         folder: its directory, where its preprocessor or tokenizer may lie.
     """
-    adapter = library(library_name)
+    adapter = libraries.library(library_name)
     config = adapter.config(module)
     source = SourceRecord(
         model=origin.model,

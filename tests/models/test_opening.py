@@ -16,6 +16,7 @@ from pelacli.lowrank import find, replace
 from pelacli.models import blocks, examples, heads, libraries, opening, prediction, wrapping
 from pelacli.models.inputs import ImageInput, TextInput
 from pelacli.models.outputs import main_output
+from pelacli.models.pairs.families import find_view
 from pelacli.recipe.aliases import ALIASES, SHAPES
 from pelacli.train import regularisation
 
@@ -255,3 +256,21 @@ def test_wrap_needs_a_known_library():
         wrapping.wrap(nn.Linear(2, 2))
     with pytest.raises(RequestError, match="this version of pela knows timm, transformers"):
         libraries.library("jax")
+
+
+def test_a_module_tells_its_library():
+    import timm
+
+    class Own(nn.Module):
+        pela_model = "albef"
+
+    assert libraries.of(timm.create_model("test_vit")) == "timm"
+    assert libraries.of(bert()) == "transformers"
+    assert libraries.of(Own()) == "albef"
+    assert libraries.of(nn.Linear(2, 2)) is None
+
+
+def test_only_models_of_images_with_texts_have_a_view_of_pairs():
+    assert find_view(tiny().module) is None
+    assert find_view(bert()) is None
+    assert find_view(nn.Linear(2, 2)) is None

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pelacli.errors import RequestError
+from pelacli.messages import one_line
 from pelacli.models.albef import config as albef_config
 from pelacli.models.albef.config import PARTS
 from pelacli.models.albef.network import Albef, resampled
@@ -68,8 +69,7 @@ def read(file: Path) -> dict[str, Tensor]:
             '["model"] with safetensors.torch.save_file'
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError) as error:
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise RequestError(f"{file}: not a whole checkpoint ({line})") from None
+        raise RequestError(f"{file}: not a whole checkpoint ({one_line(error)})") from None
     inner = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(inner, dict) or not all(isinstance(t, Tensor) for t in inner.values()):
         raise RequestError(f'{file}: no dictionary of tensors, nor one under "model"')

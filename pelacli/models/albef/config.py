@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pelacli.errors import RequestError
-from pelacli.messages import closest
+from pelacli.messages import did_you_mean
 
 LIBRARY = "albef"  # under "pela_model" in config.json
 # What each variant has beside the two encoders; see `network.Albef`.
@@ -95,8 +95,7 @@ def from_json(values: Mapping[str, Any], where: str = "config.json") -> Config:
     settings = {name: value for name, value in values.items() if name != "pela_model"}
     for name, value in settings.items():
         if name not in kinds:
-            near = closest(name, list(kinds), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(name, kinds, before="; ")
             raise RequestError(f"{where}: ALBEF has no setting {name!r}{hint}")
         allowed = {"str": (str,), "int": (int,), "float": (int, float)}[str(kinds[name])]
         if not isinstance(value, allowed) or isinstance(value, bool):

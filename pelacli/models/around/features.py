@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pelacli.errors import RequestError
+from pelacli.messages import one_line
 from pelacli.models.blocks import blocks
 from pelacli.models.outputs import main_output
 
@@ -62,9 +63,9 @@ def shapes(
     except RequestError:
         raise
     except Exception as error:  # each architecture checks its input in its own way
-        line = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = one_line(error, 200)
         raise RequestError(
-            f"{type(backbone).__name__}: gives no feature maps of {size} px images ({line[:200]}); "
+            f"{type(backbone).__name__}: gives no feature maps of {size} px images ({reason}); "
             "another data.image_size may do"
         ) from None
     finally:

@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 
 from pelacli.errors import RequestError
-from pelacli.messages import closest
+from pelacli.messages import did_you_mean, one_line
 from pelacli.models import class_names, pooling
 from pelacli.models.around import timm_backbone
 from pelacli.models.hf import detectors, segmenters
@@ -23,8 +23,9 @@ from pelacli.models.hf.heads import causal as _causal
 from pelacli.models.hf.heads import own_classes as _own_classes
 from pelacli.models.hf.heads import with_head as with_head
 from pelacli.models.inputs import ImageInput, Inputs, PairInput, TextInput
-from pelacli.models.pairs import hf
+from pelacli.models.pairs import hf as pair_views
 from pelacli.models.pairs.repairs import repair
+from pelacli.models.pairs.view import PairModel
 
 _ANY_SIZE = 224  # pixels a side of an image, where neither model nor processor says
 
@@ -50,7 +51,7 @@ def build_random(model_type: str, model_args: dict[str, Any], num_classes: int |
         config = transformers.AutoConfig.for_model(model_type, **model_args)
         return from_config(_with_classes(config, num_classes))
     except Exception as error:  # each architecture checks in its own way
-        raise RequestError(f"{model_type}: model_args don't fit: {_first(error)}") from None
+        raise RequestError(f"{model_type}: model_args don't fit: {one_line(error)}") from None
 
 
 def open_directory(
@@ -86,7 +87,7 @@ def open_directory(
             )
         except Exception as error:  # transformers raises whatever its file readers raise
             raise RequestError(
-                f"{directory}: the weights can't be loaded: {_first(error)}"
+                f"{directory}: the weights can't be loaded: {one_line(error)}"
             ) from None
     repair(module)
     pooling.hold(module, directory)
@@ -105,7 +106,7 @@ def read_config(directory: Path, model_args: dict[str, Any]) -> Any:
     except RequestError:
         raise
     except Exception as error:
-        raise RequestError(f"{directory}/config.json: {_first(error)}") from None
+        raise RequestError(f"{directory}/config.json: {one_line(error)}") from None
 
 
 def from_config(config: Any) -> nn.Module:
@@ -192,7 +193,7 @@ def _text_input(module: nn.Module, config: Any, directory: Path | None) -> TextI
         tokenizer,
         min(longest, limit),
         fill="siglip" in str(getattr(module.config, "model_type", "")),
-        marks=hf.marks(module),
+        marks=pair_views.marks(module),
         classes=_own_classes(module),
         causal=_causal(module),
     )
@@ -203,7 +204,7 @@ def head(module: nn.Module) -> frozenset[str]:
     names: set[str] = set()
     get: Any = getattr(module, "get_output_embeddings", lambda: None)
     output = get()
-    names |= hf.head(module)
+    names |= pair_views.head(module)
     base = getattr(module, "base_model", module)
     for name, child in module.named_modules():
         if output is not None and child is output:
@@ -246,6 +247,11 @@ def num_classes(module: nn.Module) -> int | None:
     return int(labels) if labels and (classifies or hasattr(module, "classifier")) else None
 
 
+def pairs(module: nn.Module) -> PairModel | None:
+    """What the tasks on images with texts ask of the model; None where it isn't made for these."""
+    return pair_views.view(module)
+
+
 def _image_input(vision: Any, directory: Path | None) -> ImageInput:
     processor: dict[str, Any] = {}
     if directory is not None and (directory / "preprocessor_config.json").is_file():
@@ -281,8 +287,7 @@ def _refuse_unknown(config: Any, model_args: dict[str, Any], where: str) -> None
     """transformers would keep a misspelt setting and do nothing with it."""
     for name in model_args:
         if not hasattr(config, name) and not hasattr(config, f"_{name}"):
-            near = closest(name, list(config.to_dict()), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(name, config.to_dict(), before="; ")
             raise RequestError(f"{where}: model_args: its configuration has no {name!r}{hint}")
 
 
@@ -296,14 +301,6 @@ def _class(config: Any) -> Any:
     """The class a config names; AutoModel where it names none that exists here."""
     named = [getattr(transformers, name, None) for name in config.architectures or []]
     return next((cls for cls in named if cls is not None), transformers.AutoModel)
-
-
-def _first(error: Exception) -> str:
-    """The one informative line of a library's long message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return (lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0])[:300]
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pelacli.errors import RequestError
 from pelacli.lowrank.linear import LowRankLinear
+from pelacli.messages import one_line
 from pelacli.models import class_names
 from pelacli.models.inputs import ImageInput
 from pelacli.system import processes
@@ -157,8 +158,7 @@ def _processor(settings: str) -> Any:
         try:
             return transformers.AutoImageProcessor.from_pretrained(folder)
         except Exception as error:  # each processor checks in its own way
-            line = next(iter(str(error).splitlines()), type(error).__name__)
-            raise RequestError(f"preprocessor_config.json: {line[:200]}") from None
+            raise RequestError(f"preprocessor_config.json: {one_line(error, 200)}") from None
 
 
 def run(module: nn.Module, batch: Mapping[str, Tensor], **more: Any) -> Any:

@@ -5,21 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from pelacli.errors import RequestError
-from pelacli.models.libraries import library
+from pelacli.models import libraries
 from pelacli.models.pairs.view import PairModel
 
 
 def find_view(module: nn.Module) -> PairModel | None:
     """The view of a module; None where it doesn't work on pairs."""
-    name = getattr(module, "pela_model", None)
-    if name is not None:
-        view = getattr(library(str(name)), "pairs", None)
-        return None if view is None else view(module)
-    if not hasattr(getattr(module, "config", None), "to_json_string"):
-        return None
-    from pelacli.models.pairs import hf  # transformers is imported already, its models are not
-
-    return hf.view(module)
+    library_name = libraries.of(module)
+    return None if library_name is None else libraries.library(library_name).pairs(module)
 
 
 def view_of(module: nn.Module) -> PairModel:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from pelacli.errors import RequestError
+from pelacli.messages import one_line
 from pelacli.models.inputs import ImageInput, Inputs
 
 _CLASS_NAMES = ("label_names", "label_descriptions")  # in timm's pretrained_cfg
@@ -88,9 +89,9 @@ def build(
             raise RequestError(
                 f"{name}: timm has no pretrained weights of it; use --weights random or a path"
             ) from None
-        raise RequestError(f"{file or name}: the weights don't fit: {_first(text)}") from None
+        raise RequestError(f"{file or name}: the weights don't fit: {one_line(text)}") from None
     except TypeError as error:
-        raise RequestError(f"{name}: model_args don't fit: {_first(str(error))}") from None
+        raise RequestError(f"{name}: model_args don't fit: {one_line(error)}") from None
 
 
 def rebuild(directory: Path) -> nn.Module:
@@ -140,7 +141,7 @@ def config(module: nn.Module) -> dict[str, Any]:
             timm.models._hub.save_config_for_hf(module, str(path))
         except ValueError as error:
             raise RequestError(
-                f"{type(module).__name__}: timm can't describe it: {_first(str(error))}"
+                f"{type(module).__name__}: timm can't describe it: {one_line(error)}"
             ) from None
         result: dict[str, Any] = json.loads(path.read_text())
     return result
@@ -190,10 +191,8 @@ def set_classes(module: nn.Module, num_classes: int) -> None:
     network.pretrained_cfg = {k: v for k, v in about.items() if k not in _CLASS_NAMES}
 
 
-def _first(text: str) -> str:
-    """The one informative line of a library's long message."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0])[:300]
+def pairs(module: nn.Module) -> None:
+    """None: timm's models read no texts."""
 
 
 @contextmanager
