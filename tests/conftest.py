@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
 
 from pelacli import console
@@ -19,6 +20,10 @@ from pelacli.__main__ import main
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+# The same examples in every run, and no test fails for being slow on a busy machine.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 
 # Nothing may reach for a hub; the tests of the hub start their own on loopback.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

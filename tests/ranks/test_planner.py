@@ -17,8 +17,6 @@ from pelacli.ranks.planner import measure, plan
 from pelacli.ranks.size import ModelSize
 from pelacli.ranks.spectrum import Spectrum
 
-REPEATABLE = settings(deadline=None, derandomize=True)
-
 
 def spectrum(name, out, in_, decay=0.9, tokens=1.0):
     return Spectrum(name, (out, in_), decay ** np.arange(min(out, in_)), tokens)
@@ -119,7 +117,7 @@ shapes_of_layers = st.lists(
     pin=st.none() | st.sampled_from(["dense", "full"]) | st.integers(0, 12),
     unit=st.sampled_from(["params", "flops"]),
 )
-@settings(REPEATABLE, max_examples=300)
+@settings(max_examples=300)
 def test_budget_limits_and_pins_hold(
     shapes, ratio, policy, scope, fixed, min_rank, extra, multiple, pin, unit
 ):
@@ -253,7 +251,7 @@ def test_threshold_reports_what_it_cost_and_holds_a_budget_if_given():
 
 
 @given(shapes=shapes_of_layers, threshold=st.floats(0.05, 1.0))
-@settings(REPEATABLE, max_examples=100)
+@settings(max_examples=100)
 def test_threshold_is_met_by_the_plans_own_energies(shapes, threshold):
     layers = layers_of(*shapes)
     chosen = plan(layers, Budget("threshold", threshold=threshold, min_rank=0))
@@ -393,7 +391,7 @@ def test_a_layer_too_small_for_the_multiple_goes_by_single_ranks():
 
 
 @given(st.data())
-@settings(REPEATABLE, max_examples=50)
+@settings(max_examples=50)
 def test_order_of_layers_does_not_matter(data):
     layers = layers_of(*data.draw(shapes_of_layers))
     policy = data.draw(st.sampled_from(["energy", "uniform"]))

@@ -18,7 +18,6 @@ from pelacli.ranks.policies.base import Target
 from pelacli.ranks.size import ModelSize
 from pelacli.ranks.spectrum import Spectrum
 
-REPEATABLE = settings(deadline=None, derandomize=True)
 MAX = 6
 
 
@@ -76,7 +75,7 @@ def energy_plan(layers, ratio, **how):
 
 
 @given(spectra(), ratios)
-@settings(REPEATABLE, max_examples=300)
+@settings(max_examples=300)
 def test_energy_is_optimal_up_to_one_item(layers, ratio):
     chosen = energy_plan(layers, ratio)
     limit = int(ratio * total(layers))
@@ -102,7 +101,7 @@ def test_energy_is_optimal_up_to_one_item(layers, ratio):
 
 
 @given(spectra(max_layers=4), ratios, ratios, st.integers(0, 2), st.integers(1, 3))
-@settings(REPEATABLE, max_examples=200)
+@settings(max_examples=200)
 def test_energy_grows_with_the_budget(layers, a, b, min_rank, multiple):
     try:
         low, high = (
@@ -116,7 +115,7 @@ def test_energy_grows_with_the_budget(layers, a, b, min_rank, multiple):
 
 
 @given(spectra(max_layers=4), ratios, st.randoms(use_true_random=False), st.integers(-20, 20))
-@settings(REPEATABLE, max_examples=100)
+@settings(max_examples=100)
 def test_neither_order_nor_unit_of_energy_changes_the_plan(layers, ratio, random, power):
     chosen = energy_plan(layers, ratio)
     shuffled = list(layers)
@@ -160,7 +159,7 @@ def test_energy_buys_nothing_that_keeps_nothing():
 
 
 @given(spectra(), ratios, st.integers(1, 3))
-@settings(REPEATABLE, max_examples=150)
+@settings(max_examples=150)
 def test_uniform_in_the_model_is_the_largest_common_ratio(layers, ratio, multiple):
     how = {"min_rank": 0, "multiple": multiple}
     assume(ratio * (total(layers) + 1) >= 1)
@@ -262,7 +261,7 @@ def cheapest(layers, share):
 
 
 @given(spectra(), st.floats(0.01, 1))
-@settings(REPEATABLE, max_examples=300)
+@settings(max_examples=300)
 def test_a_share_is_kept_at_the_least_cost_up_to_one_item(layers, share):
     chosen = share_plan(layers, share)
     assert chosen.energy >= share
@@ -272,7 +271,7 @@ def test_a_share_is_kept_at_the_least_cost_up_to_one_item(layers, share):
 
 
 @given(spectra(max_layers=4), st.floats(0.01, 1), st.integers(0, 2), st.integers(1, 3))
-@settings(REPEATABLE, max_examples=200)
+@settings(max_examples=200)
 def test_a_share_and_the_budget_that_it_costs_give_one_plan(layers, share, min_rank, multiple):
     how = {"min_rank": min_rank, "multiple": multiple}
     chosen = share_plan(layers, share, **how)
@@ -288,7 +287,7 @@ def test_a_share_and_the_budget_that_it_costs_give_one_plan(layers, share, min_r
 
 
 @given(spectra(max_layers=4), st.floats(0.01, 1), st.floats(0.01, 1))
-@settings(REPEATABLE, max_examples=100)
+@settings(max_examples=100)
 def test_a_larger_share_costs_no_less(layers, a, b):
     low, high = (share_plan(layers, share) for share in sorted((a, b)))
     assert low.used <= high.used

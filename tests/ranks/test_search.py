@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pelacli.ranks.search import Trial, best, walk
 
-REPEATABLE = settings(deadline=None, derandomize=True)
 WHOLE, TOLERANCE, EVALUATIONS = 10_000, 100, 7
 
 
@@ -48,7 +47,6 @@ def answer(trials):
     return WHOLE if cheapest is None else cheapest.cost
 
 
-@REPEATABLE
 @given(st.integers(0, WHOLE - 1), st.sampled_from([0.3, 1, 2, 6]), st.floats(0.1, 5))
 def test_a_falling_curve_is_crossed_within_the_tolerance(crossing, power, max_drop):
     """The drop is a power of the energy lost, and ``max_drop`` at the crossing."""
@@ -57,7 +55,6 @@ def test_a_falling_curve_is_crossed_within_the_tolerance(crossing, power, max_dr
     assert crossing <= answer(trials) <= crossing + TOLERANCE + 1
 
 
-@REPEATABLE
 @given(st.data(), st.integers(1, WHOLE - 1))
 def test_any_curve_ends_within_the_tolerance(data, least):
     """Not monotone, with no rule: still the bracket closes, in the evaluations that there are."""
@@ -73,7 +70,6 @@ def test_any_curve_ends_within_the_tolerance(data, least):
     assert cost == min([WHOLE, *(t.cost for t in trials if t.accepted)])
 
 
-@REPEATABLE
 @given(st.integers(500, 9_500), st.integers(0, 2**32 - 1))
 def test_noise_moves_the_answer_no_further_than_it_reaches(crossing, seed):
     """Within 300 of the crossing the drop says anything, as on few samples."""
