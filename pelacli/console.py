@@ -24,6 +24,7 @@ from pelacli.system import processes
 
 # A pipe has no width, and nothing may be cut to fit one.
 _PIPE_WIDTH = 1_000
+_DIGITS = 6  # of a measurement in JSON and CSV
 
 
 @dataclass
@@ -59,11 +60,17 @@ def stderr() -> Console:
     return Console(stderr=True, width=None if sys.stderr.isatty() else _PIPE_WIDTH)
 
 
-def print_json(document: Any) -> None:
-    """Print one JSON document on standard output; NaN and infinity, which JSON lacks, as null."""
+def print_json(document: Any, *, exact: bool = False) -> None:
+    """Print one JSON document on standard output.
+
+    Args:
+        exact: the numbers are what a user wrote, and none is rounded; else `figures` says how they
+            are printed.
+    """
     if not processes.is_first():
         return
-    json.dump(_finite(document), sys.stdout, indent=2, allow_nan=False)
+    shown = document if exact else figures(document)
+    json.dump(shown, sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
 
 
@@ -156,12 +163,16 @@ def _progress_bar() -> RichProgress:
     )
 
 
-def _finite(value: Any) -> Any:
-    """The value with None for every number in it that is not finite."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+def figures(value: Any) -> Any:
+    """A value, or what is nested in it, as scripts get to read it.
+
+    Floats are measurements, and their digits past the sixth are noise. NaN and infinity, which
+    JSON lacks, are None. All else, whole numbers and text among it, is as it was.
+    """
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: figures(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [figures(item) for item in value]
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 
 import pytest
@@ -71,3 +72,30 @@ def test_figures_of_training_are_readable_at_80_columns(monkeypatch):
     words = " ".join(lines).replace("  ", " ")
     for figure in ("loss 2.346", "perturbation 0.01", "lr 1.25e-05", "best accuracy 81.25"):
         assert figure in words
+
+
+def test_measurements_in_json_have_six_digits_and_whole_numbers_all_of_theirs(capsys):
+    document = {
+        "seconds": 0.12345678901234,
+        "damage": (123456789.123, 1e-300),
+        "params": 12_345_678_901,
+        "seed": 2**60,
+        "energy": float("nan"),
+        "requested": "2/3",
+        "done": True,
+    }
+    console.print_json(document)
+    assert json.loads(capsys.readouterr().out) == {
+        "seconds": 0.123457,
+        "damage": [123457000.0, 1e-300],
+        "params": 12_345_678_901,
+        "seed": 2**60,
+        "energy": None,
+        "requested": "2/3",
+        "done": True,
+    }
+
+
+def test_what_a_user_wrote_is_printed_to_its_last_digit(capsys):
+    console.print_json({"lr": 0.00012345678}, exact=True)
+    assert json.loads(capsys.readouterr().out) == {"lr": 0.00012345678}

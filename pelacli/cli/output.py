@@ -117,10 +117,9 @@ def print_trained(result: Outcome, json: bool) -> None:
 
 
 def print_evaluated(results: Sequence[Evaluated], json: bool) -> None:
-    """``eval``: models side by side, each after its baseline; as JSON one document, or a list."""
+    """``eval``: models side by side, each after its baseline; as JSON a list, also of one."""
     if json:
-        documents = [evaluated_document(result) for result in results]
-        console.print_json(documents[0] if len(documents) == 1 else documents)
+        console.print_json([evaluated_document(result) for result in results])
         return
     models: dict[str, dict[str, str]] = {}  # model → figure → value
     for result in results:
@@ -136,7 +135,7 @@ def print_evaluated(results: Sequence[Evaluated], json: bool) -> None:
 
 
 def evaluated_document(result: Evaluated) -> dict[str, Any]:
-    """The document of ``eval --json``."""
+    """An entry of ``eval --json``, and the evaluation in ``run --json``."""
     keys = ["artefact", "params", "flops", "metrics", "latency_ms"]
     if result.baseline is not None:
         keys += ["baseline", "drop", "agreement"]

@@ -49,7 +49,7 @@ def check(recipe: RecipeFile, set_: Set = None, json: Json = False) -> None:
 
     resolved = schema.resolved(reading.load(recipe, set_ or []))
     if json:
-        console.print_json(resolved)
+        console.print_json(resolved, exact=True)
     else:
         typer.echo(f"{recipe}: ok")
 
@@ -59,4 +59,4 @@ def print_schema() -> None:
     from pelacli import console
     from pelacli.recipe import schema
 
-    console.print_json(schema.json_schema())
+    console.print_json(schema.json_schema(), exact=True)

@@ -12,17 +12,19 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pelacli.console import figures
+
 Row = dict[str, Any]
 
 UNKNOWN = "–"
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """The rows as CSV, with a header; values as they are, None as nothing."""
+    """The rows as CSV, with a header; values as in JSON, None as nothing."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(figures(row) for row in rows)
     return text.getvalue()
 
 

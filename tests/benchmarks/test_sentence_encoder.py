@@ -45,7 +45,7 @@ def test_calibrated_beats_plain_and_the_artefact_reloads(pela, here, sentences):
             "eval", name, "--against", MODEL, "--data", "unseen.txt", "--no-latency", "--json"
         )
         assert code == 0, err
-        cosine[name] = json.loads(out)["agreement"]["cosine"]
+        cosine[name] = json.loads(out)[0]["agreement"]["cosine"]
     assert cosine["calibrated"] > 0.6
     assert cosine["calibrated"] > cosine["plain"] + 0.25
     assert (here / "calibrated" / "tokenizer.json").is_file()

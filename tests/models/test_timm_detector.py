@@ -445,7 +445,7 @@ def test_a_compressed_backbone_becomes_a_detector_on_the_command_line(here, pela
     }
     code, out, err = pela("eval", "run/finetune", "--no-latency", "--json")
     assert code == 0, err
-    assert json.loads(out)["metrics"]["ap"] >= 0
+    assert json.loads(out)[0]["metrics"]["ap"] >= 0
     code, out, err = pela("report", "run/finetune", "--json")
     assert code == 0, err
     [row] = json.loads(out)
@@ -537,7 +537,7 @@ def test_a_detector_learns_falls_and_is_healed(name, here, pela):
     healed, dense = found["metrics"], found["baseline"]["metrics"]
     code, out, err = pela("eval", "run/decompose", "--no-latency", "--json")
     assert code == 0, err
-    fallen = json.loads(out)["metrics"]
+    fallen = json.loads(out)[0]["metrics"]
     assert dense["ap"] > 25
     assert fallen["ap"] < dense["ap"] / 3
     assert healed["ap"] > dense["ap"] - 8

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import pelacli
+from pelacli.console import figures
 from pelacli.data.dataset import open_dataset
 from pelacli.data.loader import loader
 from pelacli.errors import RequestError
@@ -93,11 +94,11 @@ def test_a_quality_budget_finds_the_smallest_model_that_keeps_it(pela, digits, h
     assert (dense["ratio"], dense["drop"], dense["energy"], dense["asked"]) == (1.0, 0.0, 1.0, None)
     assert 1 <= len(tried) <= 7
     for row in tried:
-        assert row["drop"] == pytest.approx(dense["score"] - row["score"])
+        assert row["drop"] == pytest.approx(dense["score"] - row["score"], abs=1e-3)
         assert row["accepted"] == (row["drop"] <= 5)
         assert row["damage"] > 0
         assert 0 < row["energy"] < 1
-        assert row["params"] / dense["params"] == row["ratio"] <= float(row["asked"])
+        assert figures(row["params"] / dense["params"]) == row["ratio"] <= float(row["asked"])
         assert row["flops"] < dense["flops"]
     kept = [row for row in tried if row["accepted"]]
     assert done["ratio"] == min(row["ratio"] for row in kept) < 1
@@ -108,8 +109,8 @@ def test_a_quality_budget_finds_the_smallest_model_that_keeps_it(pela, digits, h
     written = accuracy(pelacli.load(here / "small"), inputs)
     assert dense["score"] - written == pytest.approx(done["drop"], abs=0.3)  # a sample is 0.28
     last = manifest_document.read(here / "small").history[-1]
-    assert last.metrics["curve"] == done["curve"]
-    assert (last.metrics["max_drop"], last.metrics["drop"]) == (5, done["drop"])
+    assert figures(last.metrics["curve"]) == done["curve"]
+    assert (last.metrics["max_drop"], figures(last.metrics["drop"])) == (5, done["drop"])
     # The ratio that was found is one that --ratio takes.
     how = ("--calibrate", "digits", "--samples", "64", "--dry-run", "--json")
     again = document(pela("decompose", digits, "--ratio", done["requested"], *how))
@@ -162,7 +163,7 @@ def test_without_labels_the_agreement_counts(pela, digits, images):
     done = document(pela("decompose", digits, *how, "--dry-run", "--json"))
     assert done["metric"] == "same_class"
     assert done["curve"][0]["score"] == 100
-    assert all(row["drop"] == 100 - row["score"] for row in done["curve"])
+    assert all(row["drop"] == pytest.approx(100 - row["score"], abs=1e-3) for row in done["curve"])
     assert {round(row["score"] * 0.4, 6) % 1 for row in done["curve"]} == {0.0}  # of 40 images
     assert done["drop"] <= 10
 

@@ -259,7 +259,7 @@ def test_a_detector_learns_falls_and_is_healed(here, pela):
     healed, dense = found["metrics"], found["baseline"]["metrics"]
     code, out, err = pela("eval", "run/decompose", "--no-latency", "--json")
     assert code == 0, err
-    fallen = json.loads(out)["metrics"]
+    fallen = json.loads(out)[0]["metrics"]
     assert dense["ap"] > 15
     assert fallen["ap"] < dense["ap"] / 2
     assert healed["ap"] > dense["ap"] - 6

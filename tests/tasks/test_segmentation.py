@@ -197,7 +197,7 @@ def test_eval_and_report_give_the_segmenter_s_figures(healed, shapes, pela):
     against = ("--against", output / "dense", "--max-drop", 30, "--json")
     code, out, err = pela("eval", output / "finetune", *against)
     assert code == 0, err
-    [found] = [json.loads(out)] if out.startswith("{") else json.loads(out)
+    [found] = json.loads(out)
     want = score(spec, output / "finetune")
     assert found["metrics"] == pytest.approx(want)
     drop = found["baseline"]["metrics"]["miou"] - want["miou"]

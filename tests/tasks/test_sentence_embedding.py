@@ -234,7 +234,7 @@ def test_it_learns_falls_and_heals_without_labels(pela, here):
         code, out, err = pela("eval", name, "--data", "pairs", "--task", "sentence-embedding",
                               "--no-latency", "--json")  # fmt: skip
         assert code == 0, err
-        found[name.removeprefix("run/")] = json.loads(out)["metrics"]["spearman"]
+        found[name.removeprefix("run/")] = json.loads(out)[0]["metrics"]["spearman"]
     last = document.read(Path("run/pretrain")).history[-1].metrics
     assert last["spearman"] == pytest.approx(found["pretrain"], abs=1e-3)  # judged by the labels
     assert set(last["losses"]) == {"loss", "feature", "cosine"}  # and trained without
@@ -291,7 +291,7 @@ def test_healing_without_labels_brings_the_real_encoder_back(pela, here, documen
     healed = json.loads(out)["metrics"]
     code, out, err = pela("eval", "run/decompose", "--against", "encoder", "--no-latency", "--json")
     assert code == 0, err
-    cut = json.loads(out)
+    [cut] = json.loads(out)
     assert cut["baseline"]["metrics"]["spearman"] == pytest.approx(100, abs=0.1)
     # Measured: from 29.6 to 54.6, and from 0.35 to 0.67, by 200 sentences seen five times.
     assert cut["drop"] > 60

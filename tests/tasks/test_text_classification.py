@@ -57,7 +57,7 @@ eval_every = 20
 def figures(pela, ref, *more):
     code, out, err = pela("eval", ref, "--no-latency", "--json", *more)
     assert code == 0, err
-    return json.loads(out)["metrics"]
+    return json.loads(out)[0]["metrics"]
 
 
 def test_a_headless_encoder_learns_falls_and_comes_back(pela, here):
