@@ -40,7 +40,7 @@ def load(path: Path) -> Artefact:
     adapter = libraries.library(manifest.library)
     config = read_config(path)
     module = rebuild(path, manifest)
-    load_strictly(module, stored_tensors(digests.weight_files(path)), path)
+    load_strictly(module, stored_tensors(digests.weight_files(path)), path, tied=manifest.tied)
     module.eval()
     opened = OpenModel(
         module,

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pelacli.artefact.rebuilding import rebuild
 from pelacli.errors import RequestError
 from pelacli.manifest.document import Manifest
 from pelacli.models import heads
 from pelacli.models.opened import OpenModel
+from pelacli.models.weight_files import ties
 
 
 def check_readable(opened: OpenModel, manifest: Manifest) -> None:
@@ -55,23 +55,11 @@ def _other_tensors(module: nn.Module, rebuilt: nn.Module) -> str | None:
     for name in theirs:
         if name not in ours:
             return f"config.json builds {name}, and the model has no such tensor"
-    for first, *others in _ties(theirs):
-        for name in others:
-            if ours[name] is not ours[first] and not torch.equal(ours[name], ours[first]):
-                return f"config.json ties {name} to {first}, and here they differ"
-    for first, *others in _ties(ours):
-        for name in others:
-            if theirs[name] is not theirs[first]:
-                return f"{name} is tied to {first}, and config.json does not tie them"
+    # What config.json ties and here differs is stored twice, and comes back as it is.
+    for name, first in ties(module).items():
+        if theirs[name] is not theirs[first]:
+            return f"{name} is tied to {first}, and config.json does not tie them"
     return None
-
-
-def _ties(state: Mapping[str, Tensor]) -> list[list[str]]:
-    """The names of each tensor that has several."""
-    names: dict[int, list[str]] = {}
-    for name, tensor in state.items():
-        names.setdefault(id(tensor), []).append(name)
-    return [group for group in names.values() if len(group) > 1]
 
 
 def _other_class(module: nn.Module, rebuilt: nn.Module) -> str | None:

@@ -25,6 +25,7 @@ from pelacli.errors import PelaError, RequestError
 from pelacli.manifest import document
 from pelacli.manifest.document import Manifest
 from pelacli.models.opened import OpenModel
+from pelacli.models.weight_files import ties
 from pelacli.system import files
 
 
@@ -64,7 +65,8 @@ def save(
     check_output(path)
     try:
         with files.replacing(path) as folder:
-            _write_weights(opened.module, folder)
+            manifest.tied = ties(opened.module)
+            _write_weights(opened.module, manifest.tied, folder)
             opened.describe(folder)
             for name, content in (extra or {}).items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -76,13 +78,20 @@ def save(
         raise PelaError(f"{path}: can't be written: {error.strerror or error}") from None
 
 
-def _write_weights(module: nn.Module, folder: Path) -> None:
+def _write_weights(module: nn.Module, tied: Mapping[str, str], folder: Path) -> None:
     from huggingface_hub import save_torch_state_dict
 
-    seen: set[int] = set()
+    storages: set[int] = set()
     tensors: dict[str, Tensor] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:  # a shared parameter is stored under its first name
-            seen.add(id(tensor))
-            tensors[name] = tensor.detach().contiguous()
+    for name, value in module.state_dict().items():
+        if name in tied:  # a shared parameter is stored under its first name
+            continue
+        tensor = value.contiguous()
+        # Parameters may be views of one memory, which safetensors refuses, or of which it leaves
+        # out one: each gets its own.
+        storage = tensor.untyped_storage()
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in storages:
+            tensor = tensor.clone()
+        storages.add(tensor.untyped_storage().data_ptr())
+        tensors[name] = tensor
     save_torch_state_dict(tensors, folder)

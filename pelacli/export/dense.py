@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from pelacli.lowrank.find import low_rank_layers
+from pelacli.lowrank.linear import LowRankLinear
 from pelacli.lowrank.replace import Exchange, exchange
 
 
 def fold(module: nn.Module) -> nn.Module:
-    """Turn every `LowRankLinear` back into a dense ``nn.Linear`` of the same map, in place."""
+    """Turn every `LowRankLinear` back into a dense layer of the same map and of the kind that it
+    replaced, ``nn.Linear`` or transformers' ``Conv1D``, in place."""
     exchanges: list[Exchange] = []
     for low in low_rank_layers(module).values():
-        bias = low.bias
-        dense = nn.Linear(low.in_features, low.out_features, bias is not None, device="meta")
-        dense.weight = nn.Parameter((low.up.weight @ low.down.weight).detach())
-        if bias is not None:
-            dense.bias = nn.Parameter(bias.detach().clone())
+        dense = _conv1d(low) if low.replaces == "conv1d" else _linear(low)
         exchanges.append((low, dense.train(low.training)))
     exchange(module, exchanges)
     return module
+
+
+def _linear(low: LowRankLinear) -> nn.Module:
+    dense = nn.Linear(low.in_features, low.out_features, low.bias is not None, device="meta")
+    dense.weight = nn.Parameter((low.up.weight @ low.down.weight).detach())
+    if low.bias is not None:
+        dense.bias = nn.Parameter(low.bias.detach().clone())
+    return dense
+
+
+def _conv1d(low: LowRankLinear) -> nn.Module:
+    """Its weight is in × out: of a square layer, another kind would be read back transposed."""
+    from transformers.pytorch_utils import Conv1D
+
+    dense: Any = Conv1D(low.out_features, 0)
+    dense.nx = low.in_features
+    dense.weight = nn.Parameter((low.up.weight @ low.down.weight).detach().T.contiguous())
+    if low.bias is None:
+        dense.bias = nn.Parameter(dense.weight.new_zeros(low.out_features))
+    else:
+        dense.bias = nn.Parameter(low.bias.detach().clone())
+    folded: nn.Module = dense
+    return folded

@@ -21,6 +21,10 @@ class LowRankLinear(nn.Module):
         rank: inner width r, 0 ≤ r. It costs r·(in + out) parameters instead of in·out.
         bias: whether ``up`` has a bias.
 
+    Attributes:
+        replaces: the kind of the dense layer whose place it takes, "linear" or "conv1d", which
+            stores its weight the other way round. Folding gives that kind back.
+
     Shapes: x is [..., in], the result [..., out]; ``down.weight`` is [r, in], ``up.weight``
     [out, r], ``up.bias`` [out].
 
@@ -33,6 +37,7 @@ class LowRankLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.replaces = "linear"
         if rank:
             self.down = nn.Linear(in_features, rank, bias=False, **kwargs)
             self.up = nn.Linear(rank, out_features, bias=bias, **kwargs)

@@ -94,6 +94,8 @@ def _low_rank(module: nn.Module, factors: Mapping[str, Factors]) -> list[Exchang
             device="meta",
             dtype=down.dtype,
         )
+        kind = describe(dense)
+        low.replaces = low.replaces if kind is None else kind.kind
         low.down.weight, low.up.weight = _parameter(down, dense), _parameter(up, dense)
         if bias is not None:
             low.up.bias = _parameter(bias, dense)

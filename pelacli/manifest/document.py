@@ -97,6 +97,9 @@ class Manifest(_Record):
         pela: version of the program that wrote it.
         policy, scope, unit, ratio, energy: of the plan; None for a dense model.
         params, flops: of the whole model; flops None where unknown.
+        tied: each further name of a tensor that several modules share → the name that it is stored
+            under. config.json may say otherwise, and is not asked. None in an artefact of an older
+            pela: there it is.
         history: the steps that made it, the first one first.
     """
 
@@ -112,6 +115,7 @@ class Manifest(_Record):
     params: Count
     flops: Count | None = None
     layers: list[LayerRecord]
+    tied: dict[str, str] | None = None
     history: list[StepRecord] = Field(default_factory=list)
 
 

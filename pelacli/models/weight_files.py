@@ -3,11 +3,12 @@ from them so that nothing is missing and nothing is left over."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from pelacli.errors import RequestError
@@ -52,12 +53,29 @@ def stored_tensors(files: Sequence[Path]) -> Iterator[StoredTensor]:
                 yield StoredTensor(file, name, tensors.get_tensor(name).clone())
 
 
+def ties(module: nn.Module) -> dict[str, str]:
+    """Each name of a shared tensor but the first → its first name, in the module's state."""
+    first_names: dict[int, str] = {}
+    state = module.state_dict(keep_vars=True)
+    firsts = {name: first_names.setdefault(id(tensor), name) for name, tensor in state.items()}
+    return {name: first for name, first in firsts.items() if name != first}
+
+
 def load_strictly(
-    module: nn.Module, tensors: Iterable[StoredTensor], where: Path, *, hint: str = ""
+    module: nn.Module,
+    tensors: Iterable[StoredTensor],
+    where: Path,
+    *,
+    hint: str = "",
+    tied: Mapping[str, str] | None = None,
 ) -> None:
     """Fill a module, which may be on "meta". Every tensor must fit into the module, and every
     parameter and persistent buffer must be filled. A tensor that several modules share stays
     shared, and needs to be stored under one of its names only.
+
+    What is shared may be another question in the files than in the module, which was built from a
+    configuration: the files' answer counts. Where they hold different tensors under two names of
+    one, these come apart.
 
     torch's ``load_state_dict(assign=True)`` would want all tensors in memory at once and a shared
     one under each of its names, would make several tensors of a shared one, and would not name the
@@ -66,41 +84,78 @@ def load_strictly(
     Args:
         where: file or directory that an error names when a tensor is missing.
         hint: what an error says about a missing or unknown tensor beside its name.
+        tied: `ties` of the module that was stored, which decide in the place of this module's.
 
     Raises:
         RequestError: a tensor is missing, unknown, of another shape or not finite.
     """
-    slots = _slots(module)
-    filled: set[int] = set()
+    slots = _slots(module, tied)
+    stored: dict[int, str] = {}  # slots of a tensor → the name that filled them
+    own: set[str] = set()  # names that came apart from others
     for file, name, tensor in tensors:
-        if name not in slots:
+        group = slots.get(name)
+        if group is None:
             raise RequestError(f"{file}: {name}: the model has no such tensor{hint}")
-        _fill(slots[name], tensor, f"{file}: {name}")
-        filled.add(id(slots[name]))
-    missing = [name for name, group in slots.items() if id(group) not in filled]
+        first = stored.setdefault(id(group), name)
+        if first == name:
+            _fill(group, tensor, f"{file}: {name}")
+        elif not _equal(_held(group[0]), tensor):
+            _fill([_apart(module, name, first, file)], tensor, f"{file}: {name}")
+            own.add(name)
+    missing = [name for name, group in slots.items() if id(group) not in stored and name not in own]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise RequestError(f"{where}: its weights lack {missing[0]}{more}{hint}")
 
 
-def _slots(module: nn.Module) -> dict[str, list[_Slot]]:
+def _slots(module: nn.Module, tied: Mapping[str, str] | None) -> dict[str, list[_Slot]]:
     """Under each name of the module's state the slots that hold this tensor. Names of the same
-    shared tensor have the very same list."""
+    shared tensor have the very same list.
+
+    Args:
+        tied: name → first name, of shared tensors; None: those of the module.
+    """
     slots: dict[str, list[_Slot]] = {}
-    slots_of: dict[int, list[_Slot]] = {}
+    slots_of: dict[int | str, list[_Slot]] = {}
     persistent = module.state_dict(keep_vars=True).keys()
     for prefix, child in module.named_modules(remove_duplicate=False):
         for key, tensor in [*child._parameters.items(), *child._buffers.items()]:
             name = f"{prefix}.{key}" if prefix else key
             if tensor is not None and name in persistent:
-                slots[name] = slots_of.setdefault(id(tensor), [])
+                shared = id(tensor) if tied is None else tied.get(name, name)
+                slots[name] = slots_of.setdefault(shared, [])
                 slots[name].append((child, key))
     return slots
 
 
+def _apart(module: nn.Module, name: str, first: str, file: Path) -> _Slot:
+    """The slot of one name of a shared tensor alone.
+
+    Raises:
+        RequestError: both names lead to the very same module, which can't hold two tensors.
+    """
+    (owner, key), (other, other_key) = (
+        (module.get_submodule(parent), last)
+        for parent, _, last in (name.rpartition("."), first.rpartition("."))
+    )
+    if owner is other and key == other_key:
+        raise RequestError(
+            f"{file}: {name}: differs from {first}, and the model has one layer under both names"
+        )
+    return owner, key
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _held(slot: _Slot) -> Tensor:
+    owner, key = slot
+    return cast(Tensor, owner._parameters.get(key, owner._buffers.get(key)))
+
+
 def _fill(slots: list[_Slot], tensor: Tensor, where: str) -> None:
-    child, key = slots[0]
-    old = cast(Tensor, child._parameters.get(key, child._buffers.get(key)))
+    old = _held(slots[0])
     if old.shape != tensor.shape:
         raise RequestError(
             f"{where}: has shape {tuple(tensor.shape)}, the model wants {tuple(old.shape)}"

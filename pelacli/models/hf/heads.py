@@ -38,7 +38,7 @@ def with_head(
     if old_base is not module and new_base is not new:
         adopt(new, module)
     adopt(new_base, old_base)
-    new.tie_weights()  # type: ignore[operator]
+    _tie(new, module)
     if hasattr(module, "pela_pooling"):
         new.pela_pooling = module.pela_pooling
     return new
@@ -60,6 +60,16 @@ def adopt(new: nn.Module, old: nn.Module) -> None:
                 target = new_modules[name]._parameters.get(key)
                 if parameter is not None and target is not None and target.shape == parameter.shape:
                     new_modules[name]._parameters[key] = parameter
+
+
+def _tie(new: Any, old: nn.Module) -> None:
+    """Tie what the configuration ties, but what both models have and the old one holds apart: its
+    checkpoint had a head of its own, whatever its configuration says."""
+    parameters = dict(old.named_parameters(remove_duplicate=False))
+    for target, source in list(new.all_tied_weights_keys.items()):
+        if parameters.get(target) is not parameters.get(source, parameters.get(target)):
+            del new.all_tied_weights_keys[target]
+    new.tie_weights(recompute_mapping=False)
 
 
 def _base(module: nn.Module) -> nn.Module:
