@@ -4,18 +4,28 @@ name that a misspelt one probably means."""
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 _LONGEST = 300  # characters of another library's message
+
+# A sentence that sends the reader to what is not shown here ("look at the above report!").
+_ELSEWHERE = re.compile(
+    r"[^.!?]*\b(?:(?:the|see|messages?|errors?|shown|listed) above|above (?:report|message|error|"
+    r"exception|traceback|warning)s?)\b[^.!?]*[.!?]?",
+    re.IGNORECASE,
+)
 
 
 def one_line(error: BaseException | str, longest: int = _LONGEST) -> str:
     """The informative line of a library's error, at most ``longest`` characters.
 
     That is its first line; the second where the first only announces it ("Error(s) in loading:");
-    the name of the error's class where it has no message.
+    the name of the error's class where it has no message. Sentences about what the library has
+    printed elsewhere are left out.
     """
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    lines = [" ".join(_ELSEWHERE.sub("", line).split()) for line in str(error).splitlines()]
+    lines = [line for line in lines if line]
     if not lines:
         return type(error).__name__
     announced = len(lines) > 1 and lines[0].endswith(":")

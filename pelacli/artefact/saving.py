@@ -29,14 +29,20 @@ from pelacli.models.weight_files import ties
 from pelacli.system import files
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, source: str | None = None) -> None:
     """Refuse a path that holds something that is not ours, before any work is done.
+
+    Args:
+        source: what the step reads, which is left as it is.
 
     Raises:
         RequestError: the path exists and is neither an artefact nor an empty directory, or is one
-            that can't be put in another's place.
+            that can't be put in another's place, or is where the source lies.
     """
+    files.check_place(path)
     at = path.resolve()
+    if source is not None and Path(source).exists():
+        _refuse_source(path, Path(source))
     if at == Path.cwd() or at.is_mount():
         what = "the current directory" if at == Path.cwd() else "a mount point"
         raise RequestError(f"{path}: is {what}, which can't be replaced; name a directory in it")
@@ -46,11 +52,17 @@ def check_output(path: Path) -> None:
         raise RequestError(f"{path}: exists and is not an artefact; choose another output")
     if path.exists():
         raise RequestError(f"{path}: exists and is not an artefact; choose another output")
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise RequestError(
-            f"{path}: {above.name} is a file, not a directory; choose another output"
-        )
+
+
+def _refuse_source(path: Path, source: Path) -> None:
+    """Refuse to write where the model is read from, above it, or into its directory."""
+    at, read = path.resolve(), source.resolve()
+    if at == read:
+        raise RequestError(f"{path}: is the model that is read; choose another output")
+    if at in read.parents and document.is_artefact(path):
+        raise RequestError(f"{path}: {source} lies in it and would go; choose another output")
+    if read in at.parents and document.is_artefact(source):
+        raise RequestError(f"{path}: lies in the model that is read; choose another output")
 
 
 def save(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pelacli import console
+from pelacli.errors import RequestError
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Set = Annotated[
@@ -24,6 +27,27 @@ Output = Annotated[
 ]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe (TOML).")]
 Format = Annotated[str, typer.Option("--format", help="table, json, csv or markdown.")]
+
+
+# These hold no paths, so "~" means nothing in them.
+_NO_PATHS = ("include", "exclude", "pin", "set_")
+
+
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse arguments that are empty, which a shell makes of a variable that is not set.
+
+    Raises:
+        RequestError: naming the option whose value is empty, or the place of the argument.
+    """
+    for number, argument in enumerate(arguments, 1):
+        before = arguments[number - 2] if number > 1 else ""
+        if argument == "":
+            what = before if before.startswith("-") else f"argument {number}"
+        elif re.fullmatch(r"--[a-z-]+=", argument):
+            what = argument[:-1]
+        else:
+            continue
+        raise RequestError(f"{what}: is empty; give it a value (is a shell variable not set?)")
 
 
 def _verbosity_flag(name: str, *short: str, help: str) -> Any:
@@ -56,7 +80,9 @@ def add_command(app: typer.Typer, name: str, function: Callable[..., None]) -> N
 
     @functools.wraps(function)
     def command(**values: Any) -> None:
-        function(**{key: value for key, value in values.items() if key not in _COMMON})
+        if values["quiet"] and values["verbose"]:
+            raise RequestError("--quiet and --verbose contradict each other; give one")
+        function(**{k: _with_home(k, value) for k, value in values.items() if k not in _COMMON})
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     signature = inspect.signature(function, eval_str=True)
@@ -69,3 +95,14 @@ def add_command(app: typer.Typer, name: str, function: Callable[..., None]) -> N
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     app.command(name)(command)
+
+
+def _with_home(name: str, value: Any) -> Any:
+    """The value with "~" at its start spelt out, which shells leave as it is in --output=~/runs."""
+    if name in _NO_PATHS:
+        return value
+    if isinstance(value, list):
+        return [_with_home(name, item) for item in value]
+    if isinstance(value, Path):
+        return Path(os.path.expanduser(value))
+    return os.path.expanduser(value) if isinstance(value, str) else value

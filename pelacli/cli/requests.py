@@ -13,7 +13,7 @@ from pelacli.manifest import document, lookup
 from pelacli.planning.settings import check_has_budget
 from pelacli.ranks.budget import BUDGETS
 from pelacli.ranks.policies import registry
-from pelacli.recipe import fields, reading, stored
+from pelacli.recipe import fields, reading, stored, validation
 from pelacli.recipe.aliases import ALIASES
 from pelacli.recipe.evaluation import Evaluation, NamedModel
 from pelacli.recipe.flags import from_flags, with_flags, without_none
@@ -210,7 +210,10 @@ def _data(dataset: str, base: Data | None) -> Data:
     """The data of a dataset that a flag names, with the recipe's settings where it is its own."""
     if base is not None and base.dataset == dataset:
         return base
-    return Data(dataset=dataset)
+    try:
+        return validation.section(Data, {"dataset": dataset})
+    except RequestError as error:
+        raise RequestError(f"--data: {str(error).removeprefix('dataset: ')}") from None
 
 
 def refuse_without_sweep(flags: Mapping[str, Any]) -> None:

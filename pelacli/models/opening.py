@@ -165,6 +165,8 @@ def _hub_id(request: Request) -> OpenModel | None:
         return None
     if Path(name).suffix == ".safetensors" or name.startswith((".", "/", "~")):
         raise RequestError(f"{request.ref}: there is no such file or directory")
+    if (first := Path(name).parts[0]) and Path(first).is_file():
+        raise RequestError(f"{request.ref}: {first} is a file, not a directory")
     repo = name.removeprefix("hf-hub:").removeprefix("hf_hub:")
     folder = hub.fetch(repo, weights=request.weights == "pretrained")
     return directory.open_directory(request, folder, hub_id=repo)

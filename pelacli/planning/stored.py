@@ -124,11 +124,9 @@ def check_target(path: Path) -> None:
     Raises:
         RequestError: the path holds something else than spectra, or lies below a file.
     """
+    files.check_place(path)
     if path.exists() and not is_spectra(path):
         raise RequestError(f"{path}: exists and holds no spectra; choose another file")
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise RequestError(f"{path}: {above.name} is a file, not a directory; choose another file")
 
 
 def load(path: Path) -> Spectra:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -58,6 +59,8 @@ def _check_ratio(value: Any) -> str:
 
 
 def _check_pattern(value: str) -> str:
+    if not value:
+        raise ValueError("is empty, and would match every name")
     try:
         re.compile(value)
     except (re.error, OverflowError, RecursionError) as error:
@@ -90,10 +93,18 @@ def _check_device(value: str) -> str:
     return value
 
 
-def _not_empty(value: Any) -> Any:
+def _check_name(value: Any) -> Any:
+    """A name of a file, a model or a dataset, with "~" at its start spelt out."""
     if value == "":
         raise ValueError("is empty")
-    return value
+    if not isinstance(value, str):
+        return value
+    if "\0" in value:
+        raise ValueError("holds a NUL character, which no name can have; take it out")
+    expanded = os.path.expanduser(value)
+    if expanded.startswith("~"):
+        raise ValueError(f"{value!r}: there is no such home directory; './~…' is a name with a ~")
+    return expanded
 
 
 def _check_pair(value: Any) -> Any:
@@ -108,7 +119,7 @@ def _check_range(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, BeforeValidator(_check_name)]
 Device = Annotated[str, AfterValidator(_check_device)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
 Scalar = bool | int | float | str
@@ -119,7 +130,7 @@ Ratio = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "null"}]}),
 ]
 # Files have lists for tuples and text for paths, hence not strict.
-FilePath = Annotated[Path, Strict(False), BeforeValidator(_not_empty)]
+FilePath = Annotated[Path, Strict(False), BeforeValidator(_check_name)]
 Positive = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 _PAIR = (Strict(False), BeforeValidator(_check_pair))

@@ -49,14 +49,14 @@ class Augment(Section):
     hflip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     vflip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip")
     color_jitter: float | None = Field(0.4, ge=0, description="strength of colour jitter")
-    auto_augment: str | None = Field(None, description="timm's policy, as rand-m9-mstd0.5-inc1")
+    auto_augment: Text | None = Field(None, description="timm's policy, as rand-m9-mstd0.5-inc1")
     reprob: float = Field(0.0, ge=0, le=1, description="probability of random erasing")
     mixup: float = Field(0.0, ge=0, description="mixup's alpha; 0 is off")
     cutmix: float = Field(0.0, ge=0, description="cutmix's alpha; 0 is off")
     mixup_prob: float = Field(1.0, ge=0, le=1, description="share of batches that are mixed")
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
     repeats: int = Field(1, ge=1, description="times each sample comes in an epoch (RepeatAug)")
-    interpolation: str | None = Field(
+    interpolation: Text | None = Field(
         None, description="of training crops; the model's own if unset"
     )
     crop_pct: float | None = Field(None, gt=0, le=1, description="centre crop of evaluation")
@@ -68,8 +68,8 @@ class Data(Section):
     dataset: Text = Field(
         description="digits, a folder, hfds/NAME, torch/NAME, wds/DIRECTORY, or a text file"
     )
-    train: str = Field("train", description="name of the split to train on")
-    val: str = Field("validation", description="name of the split to evaluate on")
+    train: Text = Field("train", description="name of the split to train on")
+    val: Text = Field("validation", description="name of the split to evaluate on")
     image_size: int | None = Field(
         None, ge=1, description="pixels a side; the model's own if unset"
     )
@@ -81,18 +81,18 @@ class Data(Section):
 class Train(Section):
     """How to train: [teacher] and [finetune]."""
 
-    task: str | None = Field(None, description="task, where it is not the recipe's")
+    task: Text | None = Field(None, description="task, where it is not the recipe's")
     task_args: dict[str, Argument] | None = Field(None, description="settings of that task")
     data: Data | None = Field(None, description="data, where it is not the recipe's")
     epochs: float = Field(1, gt=0, description="passes over the data; a fraction will do")
     steps: int | None = Field(None, ge=1, description="stop after so many updates")
     batch_size: int | None = Field(None, ge=1, description="in place of data.batch_size")
-    opt: str = Field("adamw", description="timm's name of the optimizer")
+    opt: Text = Field("adamw", description="timm's name of the optimizer")
     lr: float = Field(1e-3, ge=0, description="learning rate")
     min_lr: float = Field(1e-6, ge=0, description="where the schedule ends")
     warmup_lr: float = Field(1e-6, ge=0, description="where the warm-up starts")
     warmup_epochs: float = Field(0, ge=0, description="length of the warm-up")
-    sched: str = Field("cosine", description="timm's name of the schedule, or none")
+    sched: Text = Field("cosine", description="timm's name of the schedule, or none")
     weight_decay: float = Field(0.05, ge=0, description="not for norms, biases, position tables")
     betas: Betas | None = Field(None, description="of Adam's averages")
     momentum: float = Field(0.9, ge=0, le=1, description="of SGD and its kin")
@@ -121,7 +121,7 @@ class Train(Section):
     )
     log_every: int = Field(10, ge=1, description="updates between lines of metrics.jsonl")
     eval_every: int = Field(1, ge=1, description="epochs between evaluations")
-    trackers: list[str] = Field([], description="accelerate's trackers: tensorboard, wandb")
+    trackers: list[Text] = Field([], description="accelerate's trackers: tensorboard, wandb")
 
     @model_validator(mode="after")
     def _check_learning_rates(self) -> Self:
@@ -209,8 +209,8 @@ class Decompose(Section):
         None, ge=0, description="as small as loses no more points of the main metric"
     )
     data: Data | None = Field(None, description="max_drop's samples, where not the recipe's data")
-    split: str | None = Field(None, description="of max_drop's samples, in place of data.val")
-    task: str | None = Field(None, description="of max_drop, where it is not the recipe's")
+    split: Text | None = Field(None, description="of max_drop's samples, in place of data.val")
+    task: Text | None = Field(None, description="of max_drop, where it is not the recipe's")
     task_args: dict[str, Argument] | None = Field(None, description="settings of that task")
     policy: PolicyName = Field("energy", description="how ranks are chosen")
     threshold: float | None = Field(None, gt=0, le=1, description="share of energy a layer keeps")
@@ -287,12 +287,12 @@ class Eval(Section):
     """How to measure."""
 
     data: Data | None = Field(None, description="data, where it is not the recipe's")
-    task: str | None = Field(None, description="task, where it is not the recipe's")
+    task: Text | None = Field(None, description="task, where it is not the recipe's")
     task_args: dict[str, Argument] | None = Field(None, description="settings of that task")
     batch_size: int | None = Field(None, ge=1, description="in place of data.batch_size")
-    split: str | None = Field(None, description="in place of data.val")
+    split: Text | None = Field(None, description="in place of data.val")
     latency: bool = Field(True, description="time the forward pass")
-    against: str | None = Field(None, description="baseline; the recipe's dense model if unset")
+    against: Text | None = Field(None, description="baseline; the recipe's dense model if unset")
     max_drop: float | None = Field(None, description="points the main metric may drop by")
 
 
@@ -301,12 +301,14 @@ class Recipe(Section):
 
     model: Text = Field(description="timm name or alias, hub id, directory, file, artefact")
     weights: Text = Field("pretrained", description="pretrained, random, or a path")
-    arch: str | None = Field(None, description="architecture of a bare safetensors file")
+    arch: Text | None = Field(None, description="architecture of a bare safetensors file")
     model_args: dict[str, Argument] = Field({}, description="for the architecture")
     num_classes: int | None = Field(None, ge=1, description="outputs, if not the checkpoint's")
     output: FilePath = Field(description="directory of the run; each step writes into it")
     seed: int = Field(0, ge=0, description="of everything random")
-    task: str = Field("image-classification", description="what the model is trained and judged on")
+    task: Text = Field(
+        "image-classification", description="what the model is trained and judged on"
+    )
     task_args: dict[str, Argument] = Field({}, description="settings of the task")
     device: Device = Field("auto", description="auto, cpu, cuda, mps")
     data: Data | None = Field(None, description="data of all steps that name none of their own")

@@ -10,6 +10,7 @@ from typing import Any
 from pelacli import console
 from pelacli.artefact import description, loading, saving
 from pelacli.data import loader
+from pelacli.errors import RequestError
 from pelacli.factorize.batches import BATCH_SIZE, join
 from pelacli.factorize.engine import Keep
 from pelacli.lowrank.find import Selection
@@ -93,9 +94,13 @@ def run(
 def check_targets(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> None:
     """Refuse what can't be written to, before any work is done."""
     if not dry_run:
-        saving.check_output(step.output)
+        saving.check_output(step.output, step.source)
     if spectra_file is not None:
         planning_stored.check_target(spectra_file)
+        if not dry_run and spectra_file.resolve() == step.output.resolve():
+            raise RequestError(
+                f"{spectra_file}: is the artefact's directory too; name another file"
+            )
 
 
 def dense_model(opened: OpenModel, settings: Decompose) -> DenseModel:

@@ -20,7 +20,7 @@ from pelacli.train.splits import Splits, open_splits
 
 def run(step: Step[Train], *, resume: bool = False) -> Outcome:
     """Train the step's model on its task and write the artefact."""
-    saving.check_output(step.output)
+    saving.check_output(step.output, step.source)
     model = _fit(step, _open(step))
     data = open_splits(step, model.opened)
     return training.train(step, model, data, _objective(data), resume=resume)

@@ -24,7 +24,7 @@ from pelacli.train.splits import Splits, open_splits
 
 def run(step: Step[Pretrain], *, resume: bool = False) -> Outcome:
     """Train the student under its teacher and write the artefact."""
-    saving.check_output(step.output)
+    saving.check_output(step.output, step.source)
     student = _open_student(lookup.require(step.source, step.name))
     teacher = open_teacher(step, student)
     data = open_splits(step, student.opened, labelled=step.settings.labels)

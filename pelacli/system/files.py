@@ -10,6 +10,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pelacli.errors import RequestError
+
+_LONGEST_NAME = 230  # bytes; file systems take 255, and temporary neighbours have longer names
+
+
+def check_place(path: Path) -> None:
+    """Refuse a path that nothing can be written to, before any work is done.
+
+    Raises:
+        RequestError: its name is too long, it lies below a file, or in a directory that can't be
+            written to.
+    """
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise RequestError(
+            f"{path.name[:40]}…: a name of {len(path.name)} letters is too long; give a shorter one"
+        )
+    try:
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+    except OSError as error:
+        name = str(path)
+        raise RequestError(
+            f"{name if len(name) < 100 else name[:100] + '…'}: {error.strerror}; choose another"
+        ) from None
+    if not above.is_dir():
+        raise RequestError(
+            f"{path}: {above.name} is a file, not a directory; choose another output"
+        )
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise RequestError(f"{path}: {above} can't be written to; choose another output")
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

@@ -3,7 +3,6 @@ every existing file as it was."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from refusals import refused as refused
 from safetensors.torch import load_file, save_file
 
 from pelacli.errors import RequestError
@@ -19,34 +19,6 @@ from pelacli.recipe import flags
 HALF = ("--ratio", "0.5")
 RANDOM = ("decompose", "test_vit", "--weights", "random")
 QKV = "blocks.0.attn.qkv.weight"
-
-
-def tree(root: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        if path.is_file()
-        else "directory"
-        for path in sorted(root.rglob("*"))
-    }
-
-
-@pytest.fixture
-def refused(pela, here):
-    """Call, and check all that holds for every refusal; gives the error line."""
-
-    def check(*args: object, code: int = 2) -> str:
-        before = tree(here)
-        got, out, err = pela(*args)
-        assert got == code, err
-        assert out == ""
-        assert err.startswith("pela: error: ")
-        assert err.count("\n") == 1
-        assert "Traceback" not in err
-        assert "(unexpected;" not in err
-        assert tree(here) == before
-        return err
-
-    return check
 
 
 @pytest.mark.parametrize(

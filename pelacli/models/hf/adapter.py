@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,15 +83,30 @@ def open_directory(
                 config=config,
                 use_safetensors=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=num_classes is not None,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
             )
         except Exception as error:  # transformers raises whatever its file readers raise
             raise RequestError(
                 f"{directory}: the weights can't be loaded: {one_line(error)}"
             ) from None
+    if num_classes is None:
+        _refuse_mismatched(info["mismatched_keys"], directory)
     repair(module)
     pooling.hold(module, directory)
     return module, sorted(info["missing_keys"])
+
+
+def _refuse_mismatched(mismatched: Iterable[tuple[str, Any, Any]], directory: Path) -> None:
+    """Refuse weights of other shapes than the configuration's.
+
+    Args:
+        mismatched: (name, shape in the file, shape in the model) each.
+    """
+    for name, in_file, in_model in sorted(mismatched, key=lambda entry: entry[0]):
+        raise RequestError(
+            f"{directory}: {name}: is {list(in_file)} in the weights, and {list(in_model)} by "
+            "config.json; take the config.json that belongs to these weights"
+        )
 
 
 def read_config(directory: Path, model_args: dict[str, Any]) -> Any:

@@ -1,0 +1,87 @@
+"""What the command line says of an error, and the exit code that goes with it.
+
+Steps raise `pelacli.errors.PelaError` in words of their own. What gets by them here is the system's
+refusal of a file, memory that ran out, or a mistake of pela's.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from dataclasses import dataclass
+
+from pelacli.errors import PelaError
+from pelacli.messages import one_line
+
+INTERRUPTED = 130  # what shells expect after Ctrl-C
+_LONGEST_NAME = 100  # characters of a file's name that a message quotes
+
+# The system's refusals that a user's request causes → the remedy.
+_REFUSALS = {
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOENT: "name one that is there",
+    errno.ENOTDIR: "a part of its path is a file; name a directory",
+    errno.EISDIR: "name a file",
+    errno.EEXIST: "choose another name",
+    errno.ENOTEMPTY: "choose another name",
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EPERM: "change its permissions, or choose another place",
+    errno.EROFS: "choose a place that can be written to",
+    errno.ELOOP: "its links lead in a circle; mend them",
+    errno.EINVAL: "choose another name",
+}
+# … and those that it does not.
+_FAILURES = {
+    errno.ENOSPC: "free some space, or choose another disk",
+    errno.EDQUOT: "free some space, or choose another disk",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What to say, in one line, and the exit code."""
+
+    message: str
+    exit_code: int
+
+
+def describe(error: BaseException) -> Failure:
+    """What to say of an error that ended a command."""
+    usage = getattr(error, "format_message", None)  # what the parser raises
+    if isinstance(error, PelaError):
+        return Failure(str(error), error.exit_code)
+    if isinstance(error, KeyboardInterrupt):
+        return Failure("interrupted", INTERRUPTED)
+    if usage is not None:
+        # Without a command the parser prints the help and has nothing more to say.
+        text = usage()
+        return Failure(text and text + _hint(error), 2)
+    if isinstance(error, OSError) and error.errno is not None:
+        return _of_system(error)
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        return Failure(
+            f"the memory is not enough ({one_line(error, 120)}); take smaller batches or images, "
+            "or fewer samples",
+            1,
+        )
+    return Failure(f"{type(error).__name__}: {error} (unexpected; --debug shows where)", 1)
+
+
+def _of_system(error: OSError) -> Failure:
+    name = "" if error.filename is None else f"{shortened(str(error.filename))}: "
+    reason = error.strerror or type(error).__name__
+    remedy = _REFUSALS.get(error.errno or 0) or _FAILURES.get(error.errno or 0)
+    message = f"{name}{reason[:1].lower()}{reason[1:]}{'; ' + remedy if remedy else ''}"
+    return Failure(message, 2 if error.errno in _REFUSALS else 1)
+
+
+def shortened(name: str) -> str:
+    """A file's name as a message quotes it: of a very long one the beginning."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
+
+
+def _hint(error: BaseException) -> str:
+    path = getattr(getattr(error, "ctx", None), "command_path", None)
+    return f" (see `{path} --help`)" if path else ""
