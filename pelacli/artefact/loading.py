@@ -13,6 +13,7 @@ from pelacli.errors import RequestError
 from pelacli.manifest import digests, document, lookup
 from pelacli.manifest.document import Manifest
 from pelacli.models import carried, libraries, opening
+from pelacli.models.inputs import tokenizer_of
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import load_strictly, stored_tensors
 
@@ -42,14 +43,15 @@ def load(path: Path) -> Artefact:
     module = rebuild(path, manifest)
     load_strictly(module, stored_tensors(digests.weight_files(path)), path, tied=manifest.tied)
     module.eval()
+    inputs = adapter.inputs(module, path)
     opened = OpenModel(
         module,
         str(path),
         manifest.library,
         config,
-        carried.carried(path),
+        carried.carried(path, tokenizer_of(inputs)),
         manifest.source,
-        adapter.inputs(module, path),
+        inputs,
         adapter.head(module),
     )
     return Artefact(opened, manifest)

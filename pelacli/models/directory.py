@@ -11,6 +11,7 @@ from pelacli.console import warn
 from pelacli.errors import RequestError
 from pelacli.manifest.digests import digest_files, plain_weight_files
 from pelacli.models.carried import carried
+from pelacli.models.inputs import tokenizer_of
 from pelacli.models.libraries import library, own
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import shapes
@@ -121,7 +122,9 @@ def _of_timm(request: Request, directory: _Directory) -> OpenModel:
         model_args=request.model_args,
         weights=request.weights,
     )
-    return describe(request.ref, module, "timm", directory.origin(request))
+    opened = describe(request.ref, module, "timm", directory.origin(request))
+    opened.carried = carried(directory.folder)
+    return opened
 
 
 def _of_transformers(request: Request, directory: _Directory) -> OpenModel:
@@ -136,7 +139,7 @@ def _of_transformers(request: Request, directory: _Directory) -> OpenModel:
     opened = describe(
         request.ref, module, "transformers", directory.origin(request), directory.folder
     )
-    opened.carried = carried(directory.folder)
+    opened.carried = carried(directory.folder, tokenizer_of(opened.inputs))
     if fresh:
         warn(f"{request.ref}: the checkpoint lacks {', '.join(fresh[:4])}; randomly initialised")
     return opened

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pelacli.errors import RequestError
+from pelacli.models.carried import without_sentence_modules
 from pelacli.models.inputs import ImageInput, TextInput
 from pelacli.models.libraries import library
 from pelacli.models.opened import OpenModel
@@ -81,10 +82,14 @@ def with_head(
     inputs, before = adapter.inputs(module, None), opened.inputs
     if isinstance(inputs, TextInput) and isinstance(before, TextInput):
         inputs = replace(inputs, tokenizer=before.tokenizer, max_length=before.max_length)
+    files = opened.carried if not kind else without_sentence_modules(opened.carried)
+    if not module.can_generate():
+        files = {name: text for name, text in files.items() if name != "generation_config.json"}
     return replace(
         opened,
         module=module,
         config=adapter.config(module),
+        carried=files,
         head=adapter.head(module),
         inputs=inputs,
     )

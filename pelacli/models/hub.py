@@ -10,7 +10,13 @@ from pelacli.errors import PelaError, RequestError
 from pelacli.messages import one_line
 
 # Configurations, processors, tokenizers: everything small a model directory may hold.
-_SIDE_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "1_Pooling/*"]
+_SIDE_FILES = [
+    "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "1_Pooling/*",
+    "LICENSE*", "NOTICE*",
+]  # fmt: skip
+# Weights in folders are other forms of the model, except those of sentence-transformers' modules,
+# whose folders begin with their number ("2_Dense").
+_OTHER_WEIGHTS = ["[!0-9]*/*.safetensors", "open_clip*.safetensors"]
 
 
 def fetch(repo: str, *, weights: bool, file: str | None = None) -> Path:
@@ -39,7 +45,7 @@ def fetch(repo: str, *, weights: bool, file: str | None = None) -> Path:
 
     name, _, revision = repo.partition("@")
     patterns = [*_SIDE_FILES, *([file or "*.safetensors"] if weights else [])]
-    ignore = [] if file else ["*/*.safetensors", "open_clip*.safetensors"]
+    ignore = [] if file else _OTHER_WEIGHTS
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     if not verbosity.shows_messages:
         disable_progress_bars()

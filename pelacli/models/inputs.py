@@ -62,3 +62,9 @@ class PairInput:
 
 
 Inputs = ImageInput | TextInput | PairInput
+
+
+def tokenizer_of(inputs: Inputs) -> Any:
+    """The tokenizer of a model that reads texts; None without one."""
+    text = inputs.text if isinstance(inputs, PairInput) else inputs
+    return getattr(text, "tokenizer", None)

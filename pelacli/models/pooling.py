@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pelacli.console import warn
 from pelacli.errors import RequestError
+from pelacli.models.carried import module_folders
+from pelacli.models.sentence_modules import Step, dense, layer_norm, normalise
 
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 # Up to version 5 each mode had a switch of its own in the file.
@@ -30,15 +30,21 @@ class Pooling:
     Attributes:
         modes: their vectors are put one after another.
         normalise: the result gets length 1.
+        steps: what is done to the vector before that, one after another: sentence-transformers'
+            modules with weights.
     """
 
     modes: tuple[str, ...] = ("mean",)
     normalise: bool = False
+    steps: tuple[Step, ...] = ()
 
     def __call__(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """[B, N, C] and a mask [B, N] of the tokens that are no padding → [B, C · modes]."""
+        """[B, N, C] and a mask [B, N] of the tokens that are no padding → [B, C · modes],
+        or what the steps make of it."""
         pooled = torch.cat([_pool(mode, hidden, mask) for mode in self.modes], dim=-1)
-        return F.normalize(pooled, dim=-1) if self.normalise else pooled
+        for step in self.steps:
+            pooled = step(pooled)
+        return normalise(pooled) if self.normalise else pooled
 
 
 def _pool(mode: str, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -58,22 +64,43 @@ def read(directory: Path) -> Pooling | None:
     """The pooling that modules.json and its neighbours describe; None where there are none.
 
     Raises:
-        RequestError: a file is damaged, or asks for a pooling that nobody knows.
+        RequestError: a file is damaged, or asks for a pooling or a module that pela doesn't apply:
+            the embeddings would be others than the model's.
     """
-    if not (directory / "modules.json").is_file():
+    file = directory / "modules.json"
+    if not file.is_file():
         return None
+    modules = _json(file)
+    if not isinstance(modules, list) or not all(isinstance(row, dict) for row in modules):
+        raise RequestError(f"{file}: not a list of modules; restore the file")
     modes: tuple[str, ...] = ("mean",)
-    normalise = False
-    for module in _json(directory / "modules.json"):
-        kind = str(module.get("type", "")).rpartition(".")[2]
-        if kind == "Pooling":
-            modes = _modes(directory / str(module.get("path", "")) / "config.json")
-        elif kind == "Normalize":
-            normalise = True
-        elif kind != "Transformer":
-            warn(f"{directory}: its module {kind!r} is not applied; embeddings are those before it")
-            break
-    return Pooling(modes, normalise)
+    steps: list[Step] = []
+    for module in modules:
+        kind, folder = str(module.get("type", "")), str(module.get("path", ""))
+        name = kind.rpartition(".")[2]
+        if folder not in ("", *module_folders(modules)):
+            raise RequestError(f"{file}: path {folder!r} leads out of the directory")
+        if not kind.startswith("sentence_transformers."):
+            raise _not_applied(file, kind)
+        if name == "Pooling" and not steps:
+            modes = _modes(directory / folder / "config.json")
+        elif name == "Normalize":
+            steps.append(normalise)
+        elif name == "Dense":
+            steps.append(dense(directory, folder, _json(directory / folder / "config.json")))
+        elif name == "LayerNorm":
+            steps.append(layer_norm(directory, folder))
+        elif name not in ("Transformer", "Dropout"):
+            raise _not_applied(file, name)
+    last = bool(steps) and steps[-1] is normalise
+    return Pooling(modes, last, tuple(steps[:-1] if last else steps))
+
+
+def _not_applied(file: Path, name: str) -> RequestError:
+    return RequestError(
+        f"{file}: pela does not apply its module {name!r}, so embeddings would not be the model's; "
+        "to compress the encoder alone, give a copy of the directory without modules.json"
+    )
 
 
 def _modes(file: Path) -> tuple[str, ...]:

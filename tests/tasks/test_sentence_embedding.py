@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from generated_text import counted, labelled, save_model, tokenizer, write
+from safetensors.torch import save_file
 from scipy import stats
 
 from pelacli.artefact import loading
@@ -73,7 +74,7 @@ def test_the_real_encoder_pools_as_its_files_say(here):
 def pooled(folder, pooling):
     path = save_model("bert", "", folder)
     kinds = ["Transformer", "Pooling", "Normalize"]
-    modules = [{"path": p, "type": f"sentence_transformers.models.{k}"}
+    modules = [{"name": k, "path": p, "type": f"sentence_transformers.models.{k}"}
                for p, k in zip(["", "1_Pooling", "2_Normalize"], kinds, strict=True)]  # fmt: skip
     (path / "modules.json").write_text(json.dumps(modules))
     (path / "1_Pooling").mkdir()
@@ -109,6 +110,104 @@ def test_mistakes_in_pooling_files_are_named(here):
         opening.open(str(path))
     (path / "1_Pooling" / "config.json").write_text("{")
     with pytest.raises(RequestError, match=r"config.json: not readable JSON"):
+        opening.open(str(path))
+
+
+# Modules with weights ---------------------------------------------------------------------------
+
+
+def with_modules(path, *modules):
+    """Put (kind, config, weights) behind the pooling of a model."""
+    rows = json.loads((path / "modules.json").read_text())[:2]
+    for number, (kind, config, tensors) in enumerate(modules, start=2):
+        folder = path / f"{number}_{kind}"
+        folder.mkdir(exist_ok=True)
+        rows.append(
+            {
+                "idx": number,
+                "name": str(number),
+                "path": folder.name,
+                "type": f"sentence_transformers.models.{kind}",
+            }
+        )
+        (folder / "config.json").write_text(json.dumps(config))
+        if tensors:
+            save_file(tensors, folder / "model.safetensors")
+    (path / "modules.json").write_text(json.dumps(rows))
+    return path
+
+
+def dense_layer(out=3, in_=32, **config):
+    generator = torch.Generator().manual_seed(3)
+    tensors = {
+        "linear.weight": torch.randn(out, in_, generator=generator),
+        "linear.bias": torch.randn(out, generator=generator),
+    }
+    return "Dense", {"in_features": in_, "out_features": out, "bias": True, **config}, tensors
+
+
+MEAN = {"pooling_mode": "mean", "embedding_dimension": 32}
+
+
+def test_what_follows_the_pooling_is_applied_and_carried_with_its_weights(pela, here):
+    gelu = "torch.nn.modules.activation.GELU"
+    norm = {"norm.weight": torch.arange(3.0) + 1, "norm.bias": torch.ones(3)}
+    path = with_modules(
+        pooled(here / "model", MEAN),
+        dense_layer(),
+        ("LayerNorm", {"dimension": 3}, norm),
+        dense_layer(3, 3, activation_function=gelu, use_residual=True),
+        ("Normalize", {}, {}),
+    )
+    code, _, err = pela("decompose", path, "--ratio", "0.6", "--scope", "layers", "-o", "a")
+    assert code == 0, err
+    for name in ("2_Dense", "3_LayerNorm", "4_Dense"):
+        for file in ("config.json", "model.safetensors"):
+            assert Path("a", name, file).read_bytes() == (path / name / file).read_bytes()
+    back = loading.load(Path("a"))
+    batch = data_tokens.Tokens.of(back.opened.inputs, "x")(["w1 w2 k3", "w4"])
+    first, second = dense_layer()[2], dense_layer(3, 3)[2]
+    with torch.no_grad():
+        hidden = back.module(**batch).last_hidden_state
+        mean = Pooling(("mean",))(hidden, batch["attention_mask"])
+        x = torch.tanh(mean @ first["linear.weight"].T + first["linear.bias"])
+        spread = x.var(1, keepdim=True, unbiased=False)
+        x = (x - x.mean(1, keepdim=True)) / (spread + 1e-5).sqrt()
+        x = x * norm["norm.weight"] + norm["norm.bias"]
+        y = x @ second["linear.weight"].T + second["linear.bias"]
+        y = x + y * 0.5 * (1 + torch.erf(y / 2**0.5))
+        wanted = y / y.norm(dim=1, keepdim=True)
+        assert torch.allclose(prediction.predict(back.module, batch), wanted, atol=1e-5)
+
+
+def test_sentence_transformers_gives_the_same_embeddings_of_the_dense_model(here):
+    library = pytest.importorskip("sentence_transformers")
+    path = with_modules(
+        pooled(here / "model", MEAN), dense_layer(), ("Normalize", {}, {}), dense_layer(2, 3)
+    )
+    texts = ["w1 w2 k3", "w4"]
+    opened = opening.open(str(path))
+    with torch.no_grad():
+        ours = prediction.predict(opened.module, data_tokens.Tokens.of(opened.inputs, "x")(texts))
+    theirs = library.SentenceTransformer(str(path), device="cpu").encode(texts)
+    assert torch.allclose(ours, torch.tensor(theirs), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        (("CNN", {}, {}), r"modules\.json: pela does not apply its module 'CNN'"),
+        ((*dense_layer()[:2], {}), r"2_Dense/model\.safetensors: is missing, .* never unpickles"),
+        (dense_layer(activation_function="own.Swish"), r"activation_function 'own\.Swish' is none"),
+        (dense_layer(activation_function="torch.nn.functional"), "is none of torch"),
+        (dense_layer(module_input_name="token_embeddings"), "to a sentence's vector only"),
+        (("Dense", {"in_features": 9, "out_features": 3}, dense_layer()[2]), "another layer"),
+        (("LayerNorm", {}, {"x": torch.ones(1)}), r"does not hold norm\.weight and norm\.bias"),
+    ],
+)
+def test_modules_that_can_not_be_applied_are_named(here, module, says):
+    path = with_modules(pooled(here / "model", MEAN), module)
+    with pytest.raises(RequestError, match=says):
         opening.open(str(path))
 
 

@@ -39,7 +39,7 @@ def with_head(
         adopt(new, module)
     adopt(new_base, old_base)
     _tie(new, module)
-    if hasattr(module, "pela_pooling"):
+    if hasattr(module, "pela_pooling") and not kind:
         new.pela_pooling = module.pela_pooling
     return new
 
