@@ -1,8 +1,8 @@
 """What pela prints: results to standard output, messages and progress to standard error.
 
-Messages and progress appear where standard error is a terminal or ``--verbose`` is given, and never
-under ``--quiet``. Errors always appear, and `pelacli.__main__` prints them. Under a launcher only
-the first process prints. rich honours ``NO_COLOR``.
+Messages and progress appear where standard error is a terminal or ``--verbose`` is given; warnings
+also without. None does under ``--quiet``. Errors always appear, and `pelacli.__main__` prints them.
+Under a launcher only the first process prints. rich honours ``NO_COLOR``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,16 +29,23 @@ _DIGITS = 6  # of a measurement in JSON and CSV
 
 @dataclass
 class Verbosity:
-    """The flags that every command has: ``--verbose``, ``--quiet`` and ``--debug``."""
+    """The flags that every command has: ``--verbose``, ``--quiet`` and ``--debug``; and the kinds
+    of warnings that are said only once and have been ``said``."""
 
     verbose: bool = False
     quiet: bool = False
     debug: bool = False
+    said: set[str] = field(default_factory=set)
 
     @property
     def shows_messages(self) -> bool:
         """Whether messages and progress are printed."""
-        return processes.is_first() and not self.quiet and (self.verbose or sys.stderr.isatty())
+        return self.shows_warnings and (self.verbose or sys.stderr.isatty())
+
+    @property
+    def shows_warnings(self) -> bool:
+        """Whether warnings are printed: a script's log wants them as much as a terminal does."""
+        return processes.is_first() and not self.quiet
 
 
 # One for the process; the command line sets it.
@@ -82,8 +89,15 @@ def info(message: str) -> None:
 
 def warn(message: str) -> None:
     """Print a line on standard error that the user should know of; it starts with ``note:``."""
-    if verbosity.shows_messages:
+    if verbosity.shows_warnings:
         stderr().print(f"note: {message}", style="yellow", markup=False, highlight=False)
+
+
+def warn_once(kind: str, message: str) -> None:
+    """`warn`, if nothing of this kind has been said in this process."""
+    if kind not in verbosity.said:
+        verbosity.said.add(kind)
+        warn(message)
 
 
 class Progress:

@@ -36,6 +36,7 @@ def pela(capsys, monkeypatch):
     def call(*args: object) -> tuple[int, str, str]:
         for flag in ("verbose", "quiet", "debug"):
             monkeypatch.setattr(console.verbosity, flag, False)
+        monkeypatch.setattr(console.verbosity, "said", set())
         monkeypatch.setattr(sys, "argv", ["pela", *map(str, args)])
         capsys.readouterr()
         try:

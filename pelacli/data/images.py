@@ -1,19 +1,18 @@
-"""Images: decoded from whatever a source gives, and transformed for a model."""
+"""Images transformed for a model."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import Tensor
 
 if TYPE_CHECKING:
     from pelacli.models.inputs import ImageInput
     from pelacli.recipe.schema import Augment
 
+from pelacli.data.decoding import decode
 from pelacli.errors import RequestError
 
 
@@ -26,20 +25,6 @@ class PrepareImage:
 
     def __call__(self, raw: Any, where: str) -> Tensor:
         return self.transform(decode(raw, self.mode, where))
-
-
-def decode(raw: Any, mode: str, where: str) -> Any:
-    """A PIL image of the mode from a path, bytes, an array or an image; ``where`` names it."""
-    from PIL import Image
-
-    try:
-        if isinstance(raw, np.ndarray):
-            raw = Image.fromarray(raw)
-        elif not isinstance(raw, Image.Image):
-            raw = Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw)
-        return raw.convert(mode)
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ValueError …
-        raise RequestError(f"{where}: not a readable image ({error}): mend or remove it") from None
 
 
 def image_transform(

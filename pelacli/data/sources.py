@@ -7,15 +7,16 @@ Formats are those the community has; what a folder or file may look like is told
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pelacli.data import class_folders
 from pelacli.data.hub import one_line_errors, open_split
-from pelacli.data.splits import SPLITS, choose_split, unknown_dataset
+from pelacli.data.splits import SPLITS, choose_split
 from pelacli.errors import RequestError
 
 # A source, the name of the split (None where there are no splits), the class names where known.
@@ -30,9 +31,11 @@ def open_source(spec: str, split: str, *, training: bool, unlabelled: bool) -> O
     if spec == "digits":
         split_name = choose_split(split, ("train", "validation"), spec)
         return _digits(split_name), split_name, [str(digit) for digit in range(10)]
-    root, name = _split_folder(spec, split)
-    images, classes = _folder(root, None if unlabelled else _class_folders(spec))
-    return images, name, classes
+    if unlabelled:
+        files, name = class_folders.read_unlabelled(spec, split)
+        return _Images(files, [None] * len(files)), name, None
+    files, labels, name, classes = class_folders.read_labelled(spec, split)
+    return _Images(files, labels), name, classes
 
 
 @dataclass
@@ -66,77 +69,6 @@ def _digits(split: str) -> _Images:
     chosen = np.sort(parts[split != "train"])
     images = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
     return _Images(list(images), digits.target[chosen].tolist())
-
-
-# Folders -----------------------------------------------------------------------------------------
-
-
-def _folder(root: Path, classes: list[str] | None) -> tuple[_Images, list[str] | None]:
-    """The images under a folder: in its class folders, or, without classes, anywhere."""
-    if classes is None:
-        files = sorted(_walk(root), key=_natural)
-        if not files:
-            raise RequestError(f"{root}: no images in it or below")
-        return _Images(files, [None] * len(files)), None
-    unknown = sorted({d.name for d in _folders(root) if any(_walk(d))} - set(classes))
-    if unknown:
-        raise RequestError(f"{root / unknown[0]}: the training split has no such class")
-    labelled_files = [(file, label) for label, name in enumerate(classes)
-             for file in sorted(_walk(root / name), key=_natural)]  # fmt: skip
-    if not labelled_files:
-        raise RequestError(f"{root}: no images in its class folders")
-    return _Images(
-        [file for file, _ in labelled_files], [label for _, label in labelled_files]
-    ), classes
-
-
-def _class_folders(spec: str) -> list[str]:
-    """Class names, of the training split where there is one, so that all splits agree."""
-    root, _ = _split_folder(spec, None)
-    names = [folder.name for folder in _folders(root) if any(_walk(folder))]
-    if not names:
-        raise RequestError(
-            f"{root}: no class folders with images in it"
-            + (" (its images lie outside of any class folder)" if any(_walk(root)) else "")
-        )
-    return sorted(names, key=_natural)
-
-
-def _split_folder(spec: str, split: str | None) -> tuple[Path, str | None]:
-    """The folder of a split (None: of training, or the first there is); see `open_dataset`."""
-    root = Path(spec).expanduser()
-    if root.is_file():
-        raise RequestError(f"{spec}: is a file; images are read from folders")
-    if not root.is_dir():
-        raise unknown_dataset(spec)
-    names = [name for family in SPLITS for name in family if (root / name).is_dir()]
-    if split is not None and split not in names and (root / split).is_dir():
-        names.append(split)
-    if not names:
-        return root, None
-    name = names[0] if split is None else choose_split(split, names, spec)
-    return root / name, name
-
-
-def _folders(root: Path) -> list[Path]:
-    return [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-
-
-def _walk(root: Path) -> Iterator[str]:
-    from timm.data.readers.img_extensions import get_img_extensions
-
-    kinds = get_img_extensions(as_set=True) | {".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff"}
-    for directory, _, files in os.walk(root, followlinks=True):
-        for name in files:
-            if os.path.splitext(name)[1].lower() in kinds and not name.startswith("."):
-                yield os.path.join(directory, name)
-
-
-def _natural(name: str) -> list[Any]:
-    """The order in which timm numbers classes: 2 before 10."""
-    from timm.utils.misc import natural_key
-
-    return list(natural_key(name))
 
 
 # Datasets that libraries fetch -------------------------------------------------------------------

@@ -30,7 +30,7 @@ SPLITS: tuple[tuple[str, ...], ...] = (
 
 
 def choose_split(split: str, names: Sequence[str], spec: str) -> str:
-    """The name under which a dataset has the split: "val" finds "validation".
+    """The name under which a dataset has the split: "val" finds "validation", and "Val".
 
     Args:
         names: of the dataset's splits.
@@ -39,12 +39,13 @@ def choose_split(split: str, names: Sequence[str], spec: str) -> str:
     Raises:
         RequestError: it has no such split.
     """
+    spelt = {name.casefold(): name for name in reversed(names)} | {name: name for name in names}
     for name in (split, *split_names(split)):
-        if name in names:
-            return name
+        if (own := spelt.get(name) or spelt.get(name.casefold())) is not None:
+            return own
     raise RequestError(f"{spec}: no split {split!r}; it has {', '.join(names)}")
 
 
 def split_names(split: str) -> tuple[str, ...]:
     """All names of the split that has this one; this one alone where it is of no usual split."""
-    return next((names for names in SPLITS if split in names), (split,))
+    return next((names for names in SPLITS if split.casefold() in names), (split,))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 from pelacli.data.dataset import Dataset
 from pelacli.data.formats import referring
+from pelacli.data.formats.objects import check_inside
 from pelacli.data.formats.referring import Box, Referring
 from pelacli.data.loader import Batch
 from pelacli.errors import RequestError
@@ -182,6 +183,8 @@ class PrepareExpression(PreparePair):
         if self.judged:
             _check(raw)
         original = self.picture.decode(raw.image, where)
+        if self.judged:
+            _check_boxes(raw, original.size)
         image, mirrored = self.picture.prepare(original)
         text = self.wording(swap_sides(raw.text) if mirrored else raw.text)
         return {
@@ -197,6 +200,13 @@ def _check(expression: Referring) -> None:
         )
     if not expression.boxes:
         raise RequestError(f"{expression.where}: no boxes to choose from; give task_args.boxes")
+
+
+def _check_boxes(expression: Referring, size: tuple[int, int]) -> None:
+    """Refuse boxes outside of the picture: they are those of a larger original."""
+    boxes = [box for box in (expression.box, *expression.boxes) if box is not None]
+    corners = [(x, y, x + width, y + height) for x, y, width, height in boxes]
+    check_inside(corners, *size, f"{expression.where} ({expression.image})")
 
 
 @dataclass

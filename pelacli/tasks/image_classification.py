@@ -47,7 +47,14 @@ class Task(Base):
             image_size=data.image_size,
             unlabelled=unlabelled,
         )
-        return _numbered(dataset, getattr(inputs, "labels", ()), training)
+        numbered = _numbered(dataset, getattr(inputs, "labels", ()), training)
+        classes = dataset.classes or []
+        if dataset.labelled and len(classes) == 1 and numbered is dataset:
+            raise RequestError(
+                f"{data.dataset}: has one class only ({classes[0]}), and a classifier "
+                "tells two or more apart; give the folder of all class folders"
+            )
+        return numbered
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """A fresh head where the data has other classes than the model, or only some of them; the

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 from pelacli.console import info
 from pelacli.data.dataset import Dataset
 from pelacli.data.formats import masks
+from pelacli.data.formats.mask_numbers import refuse_single_class
 from pelacli.data.loader import Batch
 from pelacli.data.sources import open_source
 from pelacli.errors import RequestError
@@ -85,7 +86,16 @@ class Task(Base):
             names = None
         else:
             source, split_name, names = masks.open_masks(spec, split, images_only=unlabelled)
-        count = self._count(names, spec) if not unlabelled else None
+        count = None
+        if not unlabelled:
+            count = self._count(names, spec)
+            refuse_single_class(
+                source,
+                spec,
+                ignore=self.ignore_index,
+                reduce=self.reduce_labels,
+                training=training,
+            )
         _, height, width = inputs.size
         size = (data.image_size, data.image_size) if data.image_size else (height, width)
         transform = None

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pelacli.data.formats.masks import open_masks, read_mask
+from pelacli.data.formats.mask_numbers import class_numbers
+from pelacli.data.formats.masks import open_masks
 from pelacli.data.loader import loader
 from pelacli.data.seeding import seeded
 from pelacli.errors import RequestError
@@ -102,9 +103,8 @@ def test_a_hub_dataset(tmp_path):
 def test_other_is_no_class(ade):
     """ADE20K: 0 is what nobody named; 255 stays what does not count."""
     numbers = np.array([[0, 1, 2, 3, 255]])
-    found = read_mask(
-        numbers.astype(np.uint8), "x", size=(1, 5), classes=3, ignore=255, reduce=True
-    )
+    picture = Image.fromarray(numbers.astype(np.uint8))
+    found = class_numbers(picture, "x", size=(1, 5), classes=3, ignore=255, reduce=True)
     assert found.tolist() == [[255, 0, 1, 2, 255]]
     mask(ade / "annotations/training/0.png", np.full((10, 12), 3))
     assert opened(ade, reduce_labels=True)[0]["masks"].unique().tolist() == [2]
@@ -146,6 +146,7 @@ def test_a_coloured_mask_is_named(ade):
 def test_a_broken_mask_and_a_broken_image_are_named(ade):
     (ade / "annotations/training/0.png").write_bytes(b"no picture")
     fails(lambda: opened(ade)[0], "annotations/training/0.png: not a readable mask")
+    mask(ade / "annotations/training/0.png")
     (ade / "images/training/1.jpg").write_bytes(b"no picture")
     fails(lambda: opened(ade)[1], "images/training/1.jpg: not a readable image")
 

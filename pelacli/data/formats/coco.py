@@ -18,44 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pelacli.console import warn
 from pelacli.data.formats import json_files
+from pelacli.data.formats.objects import OVER, Objects
 from pelacli.data.splits import choose_split
 from pelacli.errors import RequestError
 
-# How far a box may reach over its image's edge, in pixels: tools round in their own ways.
-_OVER = 2.0
 _YEAR = re.compile(r"\d{4}$")
-
-
-@dataclass(frozen=True)
-class Objects:
-    """The objects of one image.
-
-    Attributes:
-        boxes: [n, 4] left, top, right, bottom, in pixels of the image.
-        labels: [n], places of their classes in the list of class names.
-        crowd: [n], whether the box is around a crowd, whose members have none of their own.
-        area: [n], pixels of the objects themselves, by which COCO tells small from large.
-    """
-
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    crowd: NDArray[np.bool_]
-    area: NDArray[np.float32]
-
-    @classmethod
-    def of(cls, rows: Sequence[tuple[Sequence[float], int, bool, float]]) -> Objects:
-        """From (box, label, crowd, area) of each."""
-        return cls(
-            np.array([row[0] for row in rows], np.float32).reshape(-1, 4),
-            np.array([row[1] for row in rows], np.int64),
-            np.array([row[2] for row in rows], np.bool_),
-            np.array([row[3] for row in rows], np.float32),
-        )
 
 
 @dataclass
@@ -166,7 +135,11 @@ def read(file: Path, folders: Sequence[Path]) -> tuple[Coco, list[str]]:
     if empty:
         warn(f"{file}: {empty} boxes have no area and are left out")
     samples = [
-        (_image_file(file, folders, image), Objects.of(rows[key])) for key, image in images.items()
+        (
+            _image_file(file, folders, image),
+            Objects.of(rows[key], image.get("width"), image.get("height")),
+        )
+        for key, image in images.items()
     ]
     if not samples:
         raise RequestError(f"{file}: has no images")
@@ -199,7 +172,10 @@ def _side(image: Mapping[str, Any], side: str, where: str) -> None:
     value = image.get(side)
     good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
     if value is not None and not good:
-        raise RequestError(f"{where}: {side!r} is no number of pixels: {value!r:.40}")
+        raise RequestError(
+            f"{where}: {side!r} is no number of pixels: {value!r:.40}; give the image's, or leave "
+            "it out"
+        )
 
 
 def _area(annotation: Mapping[str, Any], box: Sequence[float], where: str) -> float:
@@ -242,7 +218,7 @@ def corners(
     if not all(map(math.isfinite, (left, top, right, bottom))) or right < left or bottom < top:
         raise RequestError(f"{where}: bbox {list(box)} is degenerate; it is read as {form}")
     if width is not None and height is not None:
-        if min(left, top) < -_OVER or right > width + _OVER or bottom > height + _OVER:
+        if min(left, top) < -OVER or right > width + OVER or bottom > height + OVER:
             raise RequestError(
                 f"{where}: bbox {list(box)} (read as {form}) lies outside of the image, "
                 f"{width}x{height}"

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pelacli.data.formats.coco import Objects, corners
+from pelacli.data.formats.coco import corners
+from pelacli.data.formats.objects import Objects
 from pelacli.data.hub import open_split
 from pelacli.errors import RequestError
 
@@ -47,7 +48,7 @@ class Rows:
             if box is not None:
                 area = float(entry.get("area") or (box[2] - box[0]) * (box[3] - box[1]))
                 objects.append((box, label, bool(entry.get("iscrowd", 0)), area))
-        return raw, int(index), Objects.of(objects)
+        return raw, int(index), Objects.of(objects, row.get("width"), row.get("height"))
 
 
 def find(spec: str, split: str, form: str) -> tuple[Rows, list[str], str]:

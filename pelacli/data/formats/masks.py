@@ -8,25 +8,21 @@ top, a name a line, says which classes there are.
 
 from __future__ import annotations
 
-import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
+from pelacli.console import warn
+from pelacli.data import image_files
 from pelacli.data.hub import open_split
 from pelacli.data.splits import choose_split
 from pelacli.errors import RequestError
 
 IMAGES = ("images", "image", "img")
 MASKS = ("annotations", "masks", "labels", "mask", "annotation", "segmentation")
-_IMAGE_FILES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-_MASK_FILES = (".png", ".bmp", ".tif", ".tiff")
-_PLAIN = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}  # Pillow's modes of one whole number
+_MASK_FILES = {".png", ".bmp", ".tif", ".tiff", ".gif", ".pgm"}  # that keep numbers as they are
 
 
 @dataclass
@@ -66,7 +62,7 @@ def is_masks(spec: str) -> bool:
     """Whether a folder is laid out as images and masks."""
     root = Path(spec).expanduser()
     return root.is_dir() and any(
-        _child(folder, IMAGES) for folder in [root, *root.iterdir()] if folder.is_dir()
+        _child(folder, IMAGES) for folder in [root, *image_files.folders(root)]
     )
 
 
@@ -91,93 +87,76 @@ def open_masks(
     if not root.is_dir():
         raise RequestError(f"{spec}: no such folder")
     images, masks, name = _folders(root, split, spec)
-    names = sorted(_below(images, _IMAGE_FILES))
-    if not names:
-        raise RequestError(f"{images}: no images in it or below")
+    files = image_files.below(images)
+    if not files.images:
+        raise image_files.no_images(images, files.others)
+    image_files.tell(images, files.others)
+    names = sorted(Path(file).relative_to(images) for file in files.images)
     if images_only:
         return Files([str(images / one) for one in names], [""] * len(names)), name, None
     if masks is None:
         raise RequestError(
             f"{spec}: no folder of masks beside {images}; call it one of {', '.join(MASKS[:3])}"
         )
-    mask_of = {one.with_suffix(""): one for one in _below(masks, _MASK_FILES)}
-    for one in names:
-        if one.with_suffix("") not in mask_of:
-            raise RequestError(
-                f"{images / one}: has no mask {masks / one.with_suffix('.png')}; add it, or take "
-                "the image out"
-            )
-    pairs = [(str(images / one), str(masks / mask_of[one.with_suffix("")])) for one in names]
+    pairs = _pairs(images, names, masks)
     return Files([i for i, _ in pairs], [m for _, m in pairs]), name, _class_names(root)
 
 
-def read_mask(
-    raw: Any,
-    where: str,
-    *,
-    size: tuple[int, int],
-    classes: int,
-    ignore: int,
-    reduce: bool,
-) -> Tensor:
-    """The class of each pixel, [height, width], int64.
-
-    Args:
-        raw: a path, bytes, an array or a Pillow image.
-        where: what to call it in errors, unless it is a path.
-        size: (height, width) of its image.
-        classes: how many there are; any other number but ``ignore`` is an error.
-        ignore: the number of pixels that don't count.
-        reduce: 0 is no class but "other", which becomes ``ignore``; 1 becomes class 0, and so on.
+def _pairs(images: Path, names: Sequence[Path], masks: Path) -> list[tuple[str, str]]:
+    """(image, mask) paths of the same name but for the ending.
 
     Raises:
-        RequestError: unreadable, of another size than its image, or with a number that is no class.
+        RequestError: an image without a mask, or two files of one name.
     """
-    from PIL import Image
+    given = [Path(file).relative_to(masks) for file in image_files.below(masks).images]
+    mask_of = _by_name(masks, [one for one in given if one.suffix.lower() in _MASK_FILES])
+    image_of = _by_name(images, names)
+    for name, one in image_of.items():
+        if name not in mask_of:
+            raise RequestError(
+                f"{images / one}: has no mask {masks / name}.png; {_remedy(name, masks, given)}"
+            )
+    if extra := sorted(set(mask_of) - set(image_of)):
+        first = masks / mask_of[extra[0]]
+        warn(f"{masks}: {len(extra)} masks have no image and are left out ({first.name}, …)")
+    return [(str(images / one), str(masks / mask_of[name])) for name, one in image_of.items()]
 
-    where = raw if isinstance(raw, str) else f"{where} (mask)"
-    try:
-        if isinstance(raw, np.ndarray):
-            raw = Image.fromarray(raw)
-        elif not isinstance(raw, Image.Image):
-            raw = Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw)
-        numbers = np.array(raw).astype(np.int64)
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ValueError …
-        raise RequestError(f"{where}: not a readable mask ({error}): mend or remove it") from None
-    if raw.mode not in _PLAIN:
-        raise RequestError(
-            f"{where}: is a picture of mode {raw.mode}; a mask has one class number per pixel "
-            "(grey or palette)"
-        )
-    if numbers.shape != size:
-        (height, width), (tall, wide) = size, numbers.shape
-        raise RequestError(f"{where}: is {wide}×{tall} px, and its image {width}×{height}")
-    mask = torch.from_numpy(numbers)
-    if reduce:
-        mask = torch.where((mask == 0) | (mask == ignore), ignore, mask - 1)
-    outside = mask[(mask != ignore) & ((mask < 0) | (mask >= classes))]
-    if len(outside):
-        worst = int(outside.max()) + reduce
-        last = classes - 1 + reduce
-        hint = "" if reduce else "; where 0 means other, set task_args.reduce_labels = true"
-        raise RequestError(
-            f"{where}: has the label {worst}, outside the {classes} classes "
-            f"({int(reduce)} to {last}){hint}"
-        )
-    return mask
+
+def _by_name(folder: Path, files: Iterable[Path]) -> dict[Path, Path]:
+    """Files by their names without ending, each of which may come once."""
+    by_name: dict[Path, Path] = {}
+    for one in files:
+        other = by_name.setdefault(one.with_suffix(""), one)
+        if other != one:
+            raise RequestError(
+                f"{folder / one}: has the name of {other.name}, so their masks can't be told "
+                "apart; rename one, and its mask"
+            )
+    return by_name
+
+
+def _remedy(name: Path, masks: Path, given: Sequence[Path]) -> str:
+    """What to do for an image without a mask, of the files that there are."""
+    for one in given:
+        if one.with_suffix("") == name:
+            return f"{one.name} can't be one: its format changes numbers; save it as PNG"
+    for one in given:
+        if one.stem == name.name or re.match(rf"{re.escape(name.name)}[^0-9A-Za-z]", one.stem):
+            return f"if {masks / one} is it, give it that name"
+    return "add it, or take the image out"
 
 
 def _folders(root: Path, split: str, spec: str) -> tuple[Path, Path | None, str | None]:
     """(folder of images, folder of masks, name of the split) of one of the layouts."""
     images, masks = _child(root, IMAGES), _child(root, MASKS)
     if images is not None:
-        parts = [d.name for d in sorted(images.iterdir()) if d.is_dir()]
+        parts = [folder.name for folder in image_files.folders(images)]
         if not parts:
             return images, masks, None
         name = choose_split(split, parts, spec)
-        beside = masks / name if masks is not None and (masks / name).is_dir() else None
+        beside = None if masks is None else _child(masks, (name.casefold(),))
         return images / name, beside, name
-    parts = [d.name for d in sorted(root.iterdir()) if d.is_dir() and _child(d, IMAGES)]
+    parts = [folder.name for folder in image_files.folders(root) if _child(folder, IMAGES)]
     if not parts:
         raise RequestError(
             f"{spec}: is not laid out as images/SPLIT and annotations/SPLIT, nor as SPLIT/images "
@@ -189,17 +168,10 @@ def _folders(root: Path, split: str, spec: str) -> tuple[Path, Path | None, str 
     return folder, _child(root / name, MASKS), name
 
 
-def _child(folder: Path, names: Iterable[str]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
-
-
-def _below(folder: Path, suffixes: Iterable[str]) -> list[Path]:
-    wanted = set(suffixes)
-    return [
-        path.relative_to(folder)
-        for path in folder.rglob("*")
-        if path.suffix.lower() in wanted and not path.name.startswith(".")
-    ]
+def _child(folder: Path, names: Sequence[str]) -> Path | None:
+    """The first folder in a folder of one of the names, whose case does not count."""
+    present = {child.name.casefold(): child for child in reversed(image_files.folders(folder))}
+    return next((present[name] for name in names if name in present), None)
 
 
 def _class_names(root: Path) -> list[str] | None:

@@ -16,8 +16,8 @@ from torchvision.tv_tensors import BoundingBoxes
 if TYPE_CHECKING:
     from pelacli.recipe.schema import Augment
 
-from pelacli.data.formats.coco import Objects
-from pelacli.data.images import decode
+from pelacli.data.decoding import decode
+from pelacli.data.formats.objects import Objects
 from pelacli.data.loader import Batch
 
 _MIN_SIDE = 1.0  # pixels; a crop may leave less of a box, which is then left out
@@ -48,7 +48,9 @@ class PrepareBoxes:
 
     def __call__(self, sample: tuple[Any, int, Objects | None], where: str) -> Batch:
         raw, number, objects = sample
-        picture = decode(raw, self.mode, where)
+        picture = decode(raw, self.mode, where, objects.size if objects is not None else None)
+        if objects is not None:
+            objects = objects.fitted(picture.width, picture.height, where)
         original_size = torch.tensor([picture.height, picture.width])
         image: Any = v2.functional.pil_to_tensor(picture)
         item: Batch = {"sizes": original_size, "numbers": torch.tensor(number)}

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pelacli.recipe.fields import Range
     from pelacli.recipe.schema import Augment
 
-from pelacli.data.formats.masks import read_mask
-from pelacli.data.images import decode
+from pelacli.data.decoding import decode
+from pelacli.data.formats.mask_numbers import class_numbers, open_mask
 from pelacli.data.loader import Batch
 
 
@@ -28,7 +28,7 @@ class PrepareMask:
         transform: random, of image and mask together; None in evaluation, where the image is
             stretched and the mask stays as it is.
         classes: how many there are; None where there are no masks.
-        ignore, reduce: as for `pelacli.data.formats.masks.read_mask`.
+        ignore, reduce: as for `pelacli.data.formats.mask_numbers.class_numbers`.
     """
 
     image_input: ImageInput
@@ -42,12 +42,16 @@ class PrepareMask:
         from torchvision import tv_tensors
         from torchvision.transforms.v2 import functional as V
 
-        image = decode(sample[0], "L" if self.image_input.size[0] == 1 else "RGB", where)
+        mode = "L" if self.image_input.size[0] == 1 else "RGB"
         mask = None
-        if self.classes is not None:
-            mask = read_mask(
-                sample[1],
-                where,
+        if self.classes is None:
+            image = decode(sample[0], mode, where)
+        else:
+            numbers, name = open_mask(sample[1], where)
+            image = decode(sample[0], mode, where, numbers.size)
+            mask = class_numbers(
+                numbers,
+                name,
                 size=(image.height, image.width),
                 classes=self.classes,
                 ignore=self.ignore,

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pelacli.models.inputs import ImageInput, PairInput
     from pelacli.recipe.schema import Data
 
-from pelacli.data.images import decode, image_transform
+from pelacli.data.decoding import decode
+from pelacli.data.images import image_transform
 from pelacli.errors import RequestError
 from pelacli.recipe.schema import Augment
 
