@@ -16,7 +16,7 @@ def model_card(manifest: Manifest) -> str:
         "tags: [pela, low-rank]",
         "---",
         "",
-        f"# {manifest.source.model}, made smaller by pela",
+        f"# {manifest.source.name}, made smaller by pela",
         "",
     ]
     if factorised:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -66,6 +66,15 @@ class SourceRecord(_Record):
     architecture: str | None = None
     weights: str | None = None
     digest: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the model is called by anybody, anywhere: the last part of a path; a hub id and the
+        name of an architecture as they are."""
+        path = PurePath(self.model)
+        is_hub_id = len(path.parts) == 2 and not self.model.startswith((".", "/", "~"))
+        known_as = self.model if is_hub_id else path.name
+        return known_as if known_as.strip(".") else str(self.architecture or "model")
 
 
 class StepRecord(_Record):

@@ -1,41 +1,28 @@
-"""Names of a model's classes: read from its configuration, kept there, and met by the data's."""
+"""Names of a model's classes: kept where its library reads them, and met by the data's."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
 
 from pelacli.models.inputs import ImageInput
+from pelacli.models.libraries import library
 from pelacli.models.opened import OpenModel
-
-_UNNAMED = re.compile(r"LABEL_\d+")
-
-
-def read(config: Any) -> tuple[str, ...]:
-    """The names in a configuration of transformers, by number; empty where it has none."""
-    names = [str(name) for _, name in sorted(config.id2label.items())]
-    return () if all(_UNNAMED.fullmatch(name) for name in names) else tuple(names)
 
 
 def write(opened: OpenModel, names: Sequence[str]) -> None:
-    """Keep the names in the configuration of a model of transformers that takes images."""
-    config: Any = opened.module.config
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: number for number, name in enumerate(names)}
-    opened.config |= {
-        "id2label": {str(number): name for number, name in enumerate(names)},
-        "label2id": dict(config.label2id),
-    }
-    opened.inputs = replace(cast(ImageInput, opened.inputs), labels=tuple(names))
+    """Keep the names of its classes in a model that takes images, where its library reads them; a
+    library that has no place for them keeps none.
 
-
-def forget(config: Any) -> None:
-    """Take the names out of a configuration of transformers: they were another head's. Its own
-    setter of ``num_labels`` keeps them where the number is the same."""
-    config.id2label = {number: f"LABEL_{number}" for number in range(config.num_labels)}
-    config.label2id = {name: number for number, name in config.id2label.items()}
+    Args:
+        names: one for each output.
+    """
+    adapter = library(opened.library)
+    keep = getattr(adapter, "name_classes", None)
+    if keep is not None and isinstance(opened.inputs, ImageInput):
+        keep(opened.module, names)
+        opened.config = adapter.config(opened.module)
+        opened.inputs = replace(opened.inputs, labels=tuple(names))
 
 
 def positions(classes: Sequence[str], labels: Sequence[str]) -> list[int] | None:

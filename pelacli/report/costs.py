@@ -57,7 +57,7 @@ def documents(models: Mapping[str, Manifest]) -> list[Row]:
 
 def kinds_markdown(manifest: Manifest) -> str:
     """One model's Markdown table per kind of layer."""
-    return to_markdown(human_rows({manifest.source.model: manifest}, "kind"))
+    return to_markdown(human_rows({manifest.source.name: manifest}, "kind"))
 
 
 def kind_of(name: str) -> str:

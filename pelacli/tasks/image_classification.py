@@ -71,7 +71,7 @@ class Task(Base):
             info(f"a fresh head of {count} classes")
         elif labels or not names:
             return opened
-        if names and opened.library == "transformers":
+        if names:
             class_names.write(opened, all_named(names, count))
         return opened
 

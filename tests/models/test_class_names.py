@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 import transformers
 from PIL import Image
 
-from pelacli.artefact import description
+import pelacli
+from pelacli.artefact import description, loading, saving
 from pelacli.artefact.loading import Artefact
 from pelacli.errors import GateError
 from pelacli.lowrank import find
@@ -128,3 +130,60 @@ def test_a_drop_that_is_no_number_does_not_pass_the_gate():
     )
     with pytest.raises(GateError, match="accuracy drops by nan points"):
         steps_eval.gate([evaluated])
+
+
+def timms_vit(**about):
+    import timm
+
+    torch.manual_seed(0)
+    size = {"img_size": 8, "patch_size": 4, "num_classes": 3}
+    model = timm.create_model("test_vit", **size, pretrained_cfg_overlay=about)
+    return wrapping.wrap(model.eval())
+
+
+def test_a_fine_tuned_timm_classifier_keeps_the_names_where_timm_reads_them(folders, tmp_path):
+    import timm
+
+    opened = timms_vit()
+    before = opened.module.head.weight.clone()
+    dataset = numbers(opened, folders, training=True)[1]
+    fitted = registry.get("image-classification").fit(opened, dataset, None, 0)
+    assert torch.equal(fitted.module.head.weight, before)  # the head had as many classes
+    layers = find.find_layers(fitted.module, head=fitted.head)
+    saving.save(fitted, description.describe(fitted, layers, None), tmp_path / "a")
+    back = loading.load(tmp_path / "a")
+    pelacli.save(pelacli.load(tmp_path / "a"), tmp_path / "b")
+    assert back.opened.inputs.labels == ("bird", "cat", "dog")
+    for name in ("a", "b"):
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config["label_names"] == ["bird", "cat", "dog"]
+        theirs = timm.create_model(f"local-dir:{tmp_path / name}", pretrained=False)
+        assert list(theirs.pretrained_cfg["label_names"]) == ["bird", "cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (["dog", "cat", "bird"], [2, 1, 0]),
+        ({"0": "dog", "1": "bird", "2": "cat"}, [1, 2, 0]),
+        ({0: "dog", 1: "bird", 2: "cat"}, [1, 2, 0]),
+        ({"0": "dog", "7": "bird", "9": "cat"}, [0, 1, 2]),
+        (["dog", "cat"], [0, 1, 2]),
+        (["dog", "cat", None], [0, 1, 2]),
+        (None, [0, 1, 2]),
+    ],
+)
+def test_a_timm_model_is_judged_by_its_own_names_where_it_has_one_for_each_class(
+    folders, names, wanted
+):
+    opened = timms_vit(label_names=names)
+    assert numbers(opened, folders)[0] == wanted
+
+
+def test_other_names_take_the_place_of_a_timm_models_own(folders):
+    opened = timms_vit(label_names=["a", "b", "c"], label_descriptions={"a": "A"})
+    assert opened.config["label_names"] == ["a", "b", "c"]
+    dataset = numbers(opened, folders, training=True)[1]
+    fitted = registry.get("image-classification").fit(opened, dataset, None, 0)
+    assert fitted.config["label_names"] == ["bird", "cat", "dog"]
+    assert "label_descriptions" not in fitted.config

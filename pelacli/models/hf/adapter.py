@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from torch import nn
 
 from pelacli.errors import RequestError
 from pelacli.messages import did_you_mean, one_line
-from pelacli.models import class_names, pooling
+from pelacli.models import pooling
 from pelacli.models.around import timm_backbone
-from pelacli.models.hf import detectors, segmenters
+from pelacli.models.hf import detectors, labels, segmenters
 from pelacli.models.hf.examples import arguments, longest_text, sees
 from pelacli.models.hf.examples import example as example
 from pelacli.models.hf.heads import causal as _causal
@@ -172,7 +172,7 @@ def inputs(module: nn.Module, directory: Path | None) -> Inputs:
     if takes_images and "input_ids" not in takes:
         images = _image_input(vision, directory)
         if type(module).__name__.endswith("ForImageClassification"):
-            images = replace(images, labels=class_names.read(config))
+            images = replace(images, labels=labels.read(config))
         return images
     text = _text_input(module, getattr(config, "text_config", None) or config, directory)
     return PairInput(_image_input(vision, directory), text) if takes_images else text
@@ -239,7 +239,7 @@ def set_classes(module: nn.Module, num_classes: int) -> None:
         segmenters.set_classes(module, num_classes)
     else:
         _set_classifier(module, num_classes)
-    class_names.forget(module.config)
+    labels.forget(module.config)
 
 
 def _set_classifier(module: nn.Module, num_classes: int) -> None:
@@ -251,6 +251,11 @@ def _set_classifier(module: nn.Module, num_classes: int) -> None:
         )
     module.classifier = nn.Linear(old.in_features, num_classes, old.bias is not None)
     module.num_labels = module.config.num_labels = num_classes  # type: ignore[union-attr,assignment]
+
+
+def name_classes(module: nn.Module, names: Sequence[str]) -> None:
+    """Keep the names of the model's classes in its configuration."""
+    labels.write(module.config, names)
 
 
 def num_classes(module: nn.Module) -> int | None:

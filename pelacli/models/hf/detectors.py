@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pelacli.errors import RequestError
 from pelacli.lowrank.linear import LowRankLinear
 from pelacli.messages import one_line
-from pelacli.models import class_names
+from pelacli.models.hf.labels import read as read_labels
 from pelacli.models.inputs import ImageInput
 from pelacli.system import processes
 
@@ -85,7 +85,7 @@ def describe(module: nn.Module, processor: Mapping[str, Any]) -> ImageInput:
         1.0,
         settings,
         mask="pixel_mask" in inspect.signature(module.forward).parameters,
-        labels=class_names.read(config),
+        labels=read_labels(config),
     )
 
 

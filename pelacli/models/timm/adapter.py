@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,8 +137,13 @@ def config(module: nn.Module) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
+        # At the top of the file, where timm and the hub look for them first.
+        about = dict(getattr(module, "pretrained_cfg", {}))
+        named = (
+            {key: about[key] for key in _CLASS_NAMES if about.get(key)} if _labels(module) else {}
+        )
         try:
-            timm.models._hub.save_config_for_hf(module, str(path))
+            timm.models._hub.save_config_for_hf(module, str(path), model_config=named)
         except ValueError as error:
             raise RequestError(
                 f"{type(module).__name__}: timm can't describe it: {one_line(error)}"
@@ -156,8 +161,19 @@ def inputs(module: nn.Module, directory: Path | None = None) -> ImageInput:
         tuple(data["std"]),
         data["interpolation"],
         float(data["crop_pct"]),
+        labels=_labels(module),
         fixed=True,
     )
+
+
+def _labels(module: nn.Module) -> tuple[str, ...]:
+    """The names of the model's classes by number; none where they are not known for each."""
+    named: Any = getattr(module, "pretrained_cfg", {}).get("label_names") or ()
+    if isinstance(named, dict):  # number → name, the numbers perhaps as strings
+        by_number = {str(number): name for number, name in named.items()}
+        named = [by_number.get(str(number)) for number in range(len(by_number))]
+    names = [name for name in named if isinstance(name, str)]
+    return tuple(names) if len(names) == len(named) == num_classes(module) else ()
 
 
 def head(module: nn.Module) -> frozenset[str]:
@@ -189,6 +205,13 @@ def set_classes(module: nn.Module, num_classes: int) -> None:
     network.reset_classifier(num_classes)
     about = network.pretrained_cfg  # its names of classes were the old head's
     network.pretrained_cfg = {k: v for k, v in about.items() if k not in _CLASS_NAMES}
+
+
+def name_classes(module: nn.Module, names: Sequence[str]) -> None:
+    """Keep the names of the model's classes where timm does."""
+    network: Any = module
+    about = {k: v for k, v in network.pretrained_cfg.items() if k not in _CLASS_NAMES}
+    network.pretrained_cfg = about | {"label_names": list(names)}
 
 
 def pairs(module: nn.Module) -> None:
