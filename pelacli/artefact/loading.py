@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from pelacli.artefact.rebuilding import read_config, rebuild
+from pelacli.artefact import changes, unrecorded
+from pelacli.artefact.rebuilding import ranks_of, read_config, rebuild_dense
 from pelacli.errors import RequestError
+from pelacli.lowrank import replace
 from pelacli.manifest import digests, document, lookup
-from pelacli.manifest.document import Manifest
+from pelacli.manifest.document import Manifest, SourceRecord
 from pelacli.models import carried, libraries, opening
 from pelacli.models.inputs import tokenizer_of
 from pelacli.models.opened import OpenModel
@@ -38,23 +42,52 @@ def load(path: Path) -> Artefact:
             names the file and the tensor.
     """
     manifest = document.read(path)
-    adapter = libraries.library(manifest.library)
-    config = read_config(path)
-    module = rebuild(path, manifest)
+    module = _low_rank(path, manifest.library, ranks_of(manifest))
     load_strictly(module, stored_tensors(digests.weight_files(path)), path, tied=manifest.tied)
+    return Artefact(_opened(path, module, manifest.library, manifest.source), manifest)
+
+
+def load_unrecorded(path: Path) -> Artefact | None:
+    """A low-rank model whose pela.json is missing, with a manifest of what can be seen of it; None
+    where the directory holds none.
+
+    Raises:
+        RequestError: a file is damaged or doesn't fit.
+    """
+    known = unrecorded.ranks_and_source(path)
+    if known is None:
+        return None
+    ranks, source = known
+    module = _low_rank(path, source.library, ranks)
+    computed = unrecorded.computed_tensors(path, module)
+    load_strictly(module, chain(stored_tensors(digests.weight_files(path)), computed), path)
+    opened = _opened(path, module, source.library, source)
+    return Artefact(opened, changes.current(opened))
+
+
+def _low_rank(path: Path, library: str, ranks: Mapping[str, int]) -> nn.Module:
+    """The architecture that config.json describes, with layers of these ranks, to be filled."""
+    read_config(path)  # or its error, before the library's own
+    module = rebuild_dense(path, library)
+    replace.replace_empty(module, ranks)
+    return module
+
+
+def _opened(path: Path, module: nn.Module, library: str, source: SourceRecord) -> OpenModel:
+    """The filled module with what its directory says about it."""
     module.eval()
+    adapter = libraries.library(library)
     inputs = adapter.inputs(module, path)
-    opened = OpenModel(
+    return OpenModel(
         module,
         str(path),
-        manifest.library,
-        config,
+        library,
+        read_config(path),
         carried.carried(path, tokenizer_of(inputs)),
-        manifest.source,
+        source,
         inputs,
         adapter.head(module),
     )
-    return Artefact(opened, manifest)
 
 
 def open(ref: str, **how: Any) -> tuple[OpenModel, Manifest | None]:
@@ -68,7 +101,12 @@ def open(ref: str, **how: Any) -> tuple[OpenModel, Manifest | None]:
     """
     path = lookup.latest(Path(ref))
     if path is None:
-        return opening.open(ref, **how), None
+        weights = how.get("weights") or "pretrained"
+        artefact = None if weights == "random" else load_unrecorded(Path(ref))
+        if artefact is None:
+            return opening.open(ref, **how), None
+        unrecorded.check_settings(ref, how.get("model_args"), weights)
+        return artefact.opened, artefact.manifest
     if how.get("weights", "pretrained") != "pretrained":
         raise RequestError(f"{ref}: is an artefact and has its weights; leave --weights out")
     artefact = load(path)

@@ -33,13 +33,23 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def rebuild(path: Path, manifest: Manifest) -> nn.Module:
     """The low-rank architecture that config.json and the manifest describe."""
+    module = rebuild_dense(path, manifest.library)
+    replace.replace_empty(module, ranks_of(manifest))
+    return module
+
+
+def rebuild_dense(path: Path, library: str) -> nn.Module:
+    """The dense architecture that config.json describes."""
     try:
-        module: nn.Module = libraries.library(manifest.library).rebuild(path)
+        module: nn.Module = libraries.library(library).rebuild(path)
     except RequestError:
         raise
     except Exception as error:  # the libraries raise whatever their builders raise
         reason = one_line(error)
         raise RequestError(f"{path / 'config.json'}: can't be rebuilt from it: {reason}") from None
-    ranks = {layer.name: layer.rank for layer in manifest.layers if layer.rank is not None}
-    replace.replace_empty(module, ranks)
     return module
+
+
+def ranks_of(manifest: Manifest) -> dict[str, int]:
+    """The rank of each low-rank layer."""
+    return {layer.name: layer.rank for layer in manifest.layers if layer.rank is not None}

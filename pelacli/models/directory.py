@@ -9,12 +9,13 @@ from typing import Any
 
 from pelacli.console import warn
 from pelacli.errors import RequestError
+from pelacli.lowrank import find
 from pelacli.manifest.digests import digest_files, plain_weight_files
 from pelacli.models.carried import carried
 from pelacli.models.inputs import tokenizer_of
 from pelacli.models.libraries import library, own
 from pelacli.models.opened import OpenModel
-from pelacli.models.weight_files import shapes
+from pelacli.models.weight_files import factor_ranks, shapes
 from pelacli.models.wrapping import Origin, describe
 
 
@@ -70,15 +71,45 @@ def open_directory(request: Request, folder: Path, hub_id: str | None = None) ->
         RequestError: it is none of these, or a file of it is damaged.
     """
     directory = _read(request, folder, hub_id)
-    if directory.has("pela_model"):
-        return _of_pela(request, directory)
-    if directory.has("architecture"):
-        return _of_timm(request, directory)
-    if directory.has("model_type"):
-        return _of_transformers(request, directory)
-    raise RequestError(
-        f"{folder / 'config.json'}: names neither a timm architecture nor a transformers model_type"
-    )
+    name = library_of(directory.config)
+    if name is None:
+        raise RequestError(
+            f"{folder / 'config.json'}: names neither a timm architecture nor a transformers "
+            "model_type"
+        )
+    open_kind = {"timm": _of_timm, "transformers": _of_transformers}.get(name, _of_pela)
+    opened = open_kind(request, directory)
+    _refuse_factors(request, directory, opened)
+    return opened
+
+
+def library_of(config: Any) -> str | None:
+    """The library that a config.json is of; None where it names none."""
+    if not isinstance(config, dict):
+        return None
+    if "pela_model" in config:
+        return str(config["pela_model"])
+    libraries = {"architecture": "timm", "model_type": "transformers"}
+    return next((name for key, name in libraries.items() if key in config), None)
+
+
+def _refuse_factors(request: Request, directory: _Directory, opened: OpenModel) -> None:
+    """Refuse weights whose factors the dense model has no places for: its layers would be fresh.
+
+    Raises:
+        RequestError: naming one of the layers.
+    """
+    if request.weights != "pretrained" or not directory.has_weights:
+        return
+    files = plain_weight_files(directory.folder)
+    stored = {name: shape for file in files for name, shape in shapes(file).items()}
+    ranks = factor_ranks(stored)
+    low_rank = sorted(ranks.keys() & find.linear_modules(opened.module).keys()) if ranks else []
+    if low_rank:
+        raise RequestError(
+            f"{request.ref}: holds low-rank layers ({low_rank[0]}), as an artefact does; give its "
+            "local directory as the model"
+        )
 
 
 def _read(request: Request, folder: Path, hub_id: str | None) -> _Directory:

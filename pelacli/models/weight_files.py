@@ -36,6 +36,19 @@ def shapes(file: Path) -> dict[str, tuple[int, ...]]:
         return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
 
 
+def factor_ranks(shapes_of: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The rank of each layer that is stored as ``down.weight`` [r, in] and ``up.weight`` [out, r],
+    and not as a weight, by the layer's name. Modules of a model's own may be called so too."""
+    ranks = {}
+    for key, shape in shapes_of.items():
+        name = key.removesuffix(".down.weight")
+        up = shapes_of.get(f"{name}.up.weight", ())
+        is_pair = name != key and len(shape) == len(up) == 2 and shape[0] == up[1]
+        if is_pair and f"{name}.weight" not in shapes_of:
+            ranks[name] = shape[0]
+    return ranks
+
+
 def stored_tensors(files: Sequence[Path]) -> Iterator[StoredTensor]:
     """The tensors of safetensors files, read one after another, so that only one of them is in
     memory beside what the caller keeps.

@@ -149,14 +149,15 @@ def _manifests(ref: str, arch: str | None) -> dict[str, Manifest]:
 
 def _count(ref: str, arch: str | None) -> Manifest:
     """The manifest that a plain model would have. Only here torch is needed: the model is built."""
-    from pelacli.artefact import description
+    from pelacli.artefact import description, loading
     from pelacli.lowrank import find
-    from pelacli.models import opening
 
     local = Path(ref).exists()
-    opened = opening.open(
+    opened, manifest = loading.open(
         ref, weights="pretrained" if local else "random", arch=arch, meta=not local
     )
+    if manifest is not None:  # a low-rank model without its pela.json
+        return manifest
     layers = find.find_layers(opened.module, head=opened.head)
     cost = description.cost(opened, layers)
     layers = description.with_read_weights_dense(layers, cost)
