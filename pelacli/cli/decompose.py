@@ -41,7 +41,7 @@ def decompose(
 ) -> None:
     """Factorise a model into a smaller one that loads where the old one loaded."""
     from pelacli.cli import output as cli_output
-    from pelacli.cli import requests
+    from pelacli.cli import requests, unused
     from pelacli.errors import DropError
     from pelacli.planning import dry_run as planning_dry_run
     from pelacli.system import processes
@@ -71,13 +71,16 @@ def decompose(
         "plan": plan,
     }
     if stored := planning_dry_run.spectra_file(model, dry_run):
-        top["spectra"] = spectra
+        unused.refuse_in_plan_of_spectra(stored, output, spectra, set_ or [])
         cli_output.print_decomposed(planning_dry_run.run(stored, top, section, set_ or []), json)
         return
     step = requests.decompose(model, top, section, set_ or [], output)
+    from pelacli.artefact import saving
     from pelacli.steps import decompose as steps_decompose
 
     try:
+        if dry_run and output is not None:
+            saving.check_output(output, step.source)
         result = steps_decompose.run(step, dry_run=dry_run, spectra_file=spectra)
     except DropError as error:
         cli_output.print_tried(error, json)

@@ -66,7 +66,9 @@ def report(
         list[str] | None,
         typer.Argument(metavar="ARTEFACT…", help="Artefacts or models; default: all in runs/."),
     ] = None,
-    by: Annotated[str, typer.Option(help="Rows: layer, kind or whole.")] = "kind",
+    by: Annotated[
+        str | None, typer.Option(help="Rows: layer, kind (the default) or whole.")
+    ] = None,
     sweep: Annotated[
         str | None,
         typer.Option(
@@ -86,30 +88,32 @@ def report(
         bool,
         typer.Option("--curves", help="Only the curves of training, of runs going on too."),
     ] = False,
-    format_: Format = "table",
+    format_: Format = None,
     arch: Annotated[
         str | None, typer.Option(help="Architecture of a bare safetensors file.")
     ] = None,
     json: Json = False,
 ) -> None:
     """Parameters, FLOPs, ranks, kept energy and curves of artefacts and plain models."""
-    from pelacli.cli import reports, requests
+    from pelacli.cli import reports, requests, unused
     from pelacli.errors import RequestError
     from pelacli.steps import report as steps_report
 
-    format_ = "json" if json else format_
+    if json and format_ not in (None, "json"):
+        raise RequestError(f"--json and --format {format_} are two formats; give one")
+    style = reports.style_of("json" if json else format_ or "table")
     of_sweep = {"scope": scope, "policy": policy, "unit": unit}
     if sweep is None:
         requests.refuse_without_sweep(of_sweep)
     elif curves:
         raise RequestError("--sweep and --curves are two reports; give one")
+    kind = "--sweep" if sweep is not None else "--curves" if curves else None
+    unused.refuse_in_report(models or [], kind, by, style, arch)
     if sweep is not None:
-        style = reports.style_of(format_)
         reports.print_sweeps(steps_report.run_sweep(models or [], sweep, of_sweep), style)
     elif curves:
-        style = reports.style_of(format_)
         reports.print_curves(steps_report.run_curves(models or []), style)
     else:
-        level, style = reports.level_of(by), reports.style_of(format_)
+        level = reports.level_of(by or "kind")
         result = steps_report.run(models or [], arch=arch)
         reports.print_report(result, level, style, with_curves=bool(models))

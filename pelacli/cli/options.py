@@ -26,7 +26,9 @@ Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Directory of the artefact to write.")
 ]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe (TOML).")]
-Format = Annotated[str, typer.Option("--format", help="table, json, csv or markdown.")]
+Format = Annotated[
+    str | None, typer.Option("--format", help="table (the default), json, csv or markdown.")
+]
 
 
 # These hold no paths, so "~" means nothing in them.

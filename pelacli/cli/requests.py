@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pelacli.cli import unused
 from pelacli.console import info, warn
 from pelacli.errors import RequestError
 from pelacli.manifest import document, lookup
@@ -17,6 +18,7 @@ from pelacli.recipe import fields, reading, stored, validation
 from pelacli.recipe.aliases import ALIASES
 from pelacli.recipe.evaluation import Evaluation, NamedModel
 from pelacli.recipe.flags import from_flags, with_flags, without_none
+from pelacli.recipe.idle import PLANNED
 from pelacli.recipe.schema import MEASURED_ON, Data, Decompose
 from pelacli.recipe.step import Opening, Step, step_of
 from pelacli.steps import pipeline
@@ -40,20 +42,27 @@ def decompose(
     Raises:
         RequestError: flags that don't go together, or none that says how small.
     """
+    unused.refuse_other_sections("decompose", overrides)
     flags = without_none(section)
     if "threshold" in flags:
         flags.setdefault("policy", "threshold")
     if model.endswith(".toml"):
         step = _decompose_recipe(Path(model), top, flags, overrides)
+        unused.refuse_in_decompose(step, top, overrides)
         return replace(step, output=output) if output else step
     check_has_budget(flags)
     if model in ALIASES:
         info(f"{model} is {ALIASES[model]}")
-    output = output or Path("runs") / _folder_name(model, flags)
+    place = output or Path("runs") / _folder_name(model, flags)
     recipe = from_flags(
-        {"model": model, "output": str(output), **top}, {"decompose": flags}, overrides
+        {"model": model, "output": str(place), **top}, {"decompose": flags}, overrides
     )
-    return replace(step_of(recipe, "decompose"), output=output)
+    if recipe.model != model:
+        raise RequestError(f"--set model={recipe.model}: MODEL is {model}; give one")
+    unused.refuse_idle(recipe, ["decompose"], overrides, flags)
+    step = replace(step_of(recipe, "decompose"), output=output or recipe.output)
+    unused.refuse_in_decompose(step, top, overrides)
+    return step
 
 
 def _decompose_recipe(
@@ -65,6 +74,7 @@ def _decompose_recipe(
         flags = flags | {"data": data.model_dump(mode="json", exclude_unset=True)}
     replaced = _replaced_keys(recipe.decompose, flags)
     recipe = with_flags(recipe, "decompose", instead_of=replaced, **flags)
+    unused.refuse_idle(recipe, ["decompose"], overrides, flags)
     step = step_of(recipe, "decompose")
     lookup.require(step.source, step.name)
     return step
@@ -76,6 +86,8 @@ def _replaced_keys(section: Decompose | None, flags: Mapping[str, Any]) -> set[s
     if section is None or not budgets:
         return set()
     replaced = {"energy", "max_drop"}
+    if "plan" in budgets:
+        replaced |= {"ratio", "threshold", *PLANNED}
     if budgets & {"energy", "max_drop"}:
         replaced |= set(BUDGETS)
         if section.policy not in registry.with_budget("ratio"):
@@ -132,11 +144,13 @@ class EvalFlags:
     weights: str | None = None
     arch: str | None = None
 
-    @property
-    def opening(self) -> Opening:
-        """How to open plain models."""
+    def opening(self, ref: str) -> Opening:
+        """How to open a plain model: a file holds weights and needs ``arch``, a name needs
+        ``weights``, which may be a file."""
+        if Path(ref).is_file():
+            return Opening(arch=self.arch)
         weights = "pretrained" if self.weights is None else self.weights
-        return Opening(weights=weights, arch=self.arch)
+        return Opening(weights=weights, arch=self.arch if Path(weights).is_file() else None)
 
 
 def evaluations(
@@ -152,6 +166,8 @@ def evaluations(
     Raises:
         RequestError: a recipe, or the data that an artefact's recipe names, can't be read.
     """
+    models = [*refs, flags.against] if flags.against else refs
+    unused.refuse_in_eval(models, {"weights": flags.weights, "arch": flags.arch}, overrides)
     return [_evaluation(ref, flags, overrides) for ref in refs]
 
 
@@ -170,12 +186,15 @@ def _evaluation(ref: str, flags: EvalFlags, overrides: Sequence[str]) -> Evaluat
         changes["data"] = _data(flags.data, request.data)
     if flags.against is not None:
         changes["baseline"] = _named_model(flags.against, flags)
-    return replace(request, **changes)
+    request = replace(request, **changes)
+    of_data = {"split": flags.split, "task": flags.task, "batch-size": flags.batch_size}
+    unused.refuse_without_data(request, of_data)
+    return request
 
 
 def _named_model(ref: str, flags: EvalFlags) -> NamedModel:
     """A run directory is named by its last step."""
-    return NamedModel(str(lookup.latest(Path(ref)) or ref), flags.opening)
+    return NamedModel(str(lookup.latest(Path(ref)) or ref), flags.opening(ref))
 
 
 def _stored_data(

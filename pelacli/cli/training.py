@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,12 +16,16 @@ def pretrain(
 ) -> None:
     """Heal a low-rank model under the frozen original."""
     from pelacli.cli import output as cli_output
+    from pelacli.cli import unused
     from pelacli.recipe import reading
     from pelacli.recipe.step import step_of
     from pelacli.system import malloc
 
     malloc.large_pages()
-    step = step_of(reading.load(recipe, set_ or []), "pretrain")
+    unused.refuse_other_sections("pretrain", set_ or [])
+    read = reading.load(recipe, set_ or [])
+    unused.refuse_idle(read, ["pretrain"], set_ or [])
+    step = step_of(read, "pretrain")
     from pelacli.steps import pretrain as steps_pretrain
 
     cli_output.print_trained(steps_pretrain.run(step, resume=resume), json)
@@ -38,12 +42,17 @@ def finetune(
 ) -> None:
     """Train a model on a task; with --dense, the dense model that a recipe asks for."""
     from pelacli.cli import output as cli_output
+    from pelacli.cli import unused
     from pelacli.recipe import reading
     from pelacli.recipe.step import step_of
     from pelacli.system import malloc
 
     malloc.large_pages()
-    step = step_of(reading.load(recipe, set_ or []), "teacher" if dense else "finetune")
+    name: Literal["teacher", "finetune"] = "teacher" if dense else "finetune"
+    unused.refuse_other_sections("finetune --dense" if dense else "finetune", set_ or [])
+    read = reading.load(recipe, set_ or [])
+    unused.refuse_idle(read, [name], set_ or [])
+    step = step_of(read, name)
     from pelacli.steps import finetune as steps_finetune
 
     cli_output.print_trained(steps_finetune.run(step, resume=resume), json)
@@ -57,11 +66,14 @@ def run(
 ) -> None:
     """Run the steps of a recipe in order, skipping those that are done."""
     from pelacli.cli import output as cli_output
-    from pelacli.recipe import reading
+    from pelacli.cli import unused
+    from pelacli.recipe import layout, reading
     from pelacli.steps import pipeline
     from pelacli.system import malloc
 
     malloc.large_pages()
-    result = pipeline.run(reading.load(recipe, set_ or []), force=force)
+    read = reading.load(recipe, set_ or [])
+    unused.refuse_idle(read, layout.sections(read), set_ or [])
+    result = pipeline.run(read, force=force)
     cli_output.print_run(result, json)
     pipeline.gate(result)

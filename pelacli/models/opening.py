@@ -79,6 +79,11 @@ def _refuse_non_finite(opened: OpenModel) -> None:
 
 def _open(request: Request) -> OpenModel:
     """Ask each kind of reference in turn; the first that knows the name opens it."""
+    if request.arch and not any(Path(name).is_file() for name in (request.name, request.weights)):
+        raise RequestError(
+            f"--arch {request.arch}: is for a bare safetensors file, and {request.ref} is none; "
+            "leave it out"
+        )
     for open_kind in KINDS:
         opened = open_kind(request)
         if opened is not None:
@@ -122,6 +127,10 @@ def _local_file(request: Request) -> OpenModel | None:
         raise RequestError(
             f"{request.ref}: pela reads safetensors files and model directories only; a checkpoint "
             f"of {', '.join(OWN_NAMES)} needs --arch"
+        )
+    if request.weights == "random":
+        raise RequestError(
+            f"{request.ref}: holds weights; --weights random is for an architecture's name"
         )
     if not request.arch:
         raise RequestError(f"{request.ref}: a bare safetensors file needs --arch, a timm name")

@@ -82,8 +82,9 @@ def run(request: Evaluation) -> Evaluated:
         max_drop=request.max_drop,
         main_metric=None if test_data is None else test_data.main_metric,
     )
-    if dense is None or comparison is None:
+    if dense is None:
         return evaluated
+    comparison = comparison or _Comparison(same_task=True, metrics={}, agreement={})
     dense_latency = latencies[1] if len(latencies) > 1 else None
     return _with_baseline(evaluated, dense, comparison, dense_latency)
 

@@ -61,7 +61,7 @@ def test_the_nearest_ratio_that_is_named_works(pela, here):
         ([*RANDOM, *HALF, "--calibrate", "train"], "add [data]"),
         ([*RANDOM, *HALF, "--correct"], "needs samples"),
         ([*RANDOM, *HALF, "--set", "decompose.polcy=1"], "did you mean 'policy'"),
-        ([*RANDOM, *HALF, "--plan", "none.json"], "none.json"),
+        ([*RANDOM, "--plan", "none.json"], "none.json"),
         (["run", "none.toml"], "there is no such recipe"),
         (["recipes", "show", "quickstar"], "did you mean 'quickstart'"),
         (["recipes", "check", "."], "is a directory"),

@@ -39,7 +39,7 @@ LONG = "n" * 256
         (*RANDOM, "-o", "n" * 245),  # its temporary neighbour's name would be too long
         (*RANDOM, "-o", "/".join(["d" * 200] * 30)),
         (*RANDOM, "--spectra", LONG),
-        (*RANDOM, "--plan", LONG),
+        ("decompose", "test_vit", "--weights", "random", "--plan", LONG),
         (*RANDOM, "--calibrate", LONG),
     ],
 )
@@ -71,7 +71,10 @@ def test_a_name_that_is_too_long_is_refused(refused, args):
         ((*RANDOM, "-o", "r.toml"), "exists and is not an artefact"),
         ((*RANDOM, "--spectra", "r.toml/below"), "r.toml is a file, not a directory"),
         ((*RANDOM, "--spectra", "a", "-o", "a"), "is the artefact's directory too"),
-        ((*RANDOM, "--plan", "."), ".: can't be read: Is a directory"),
+        (
+            ("decompose", "test_vit", "--weights", "random", "--plan", "."),
+            ".: can't be read: Is a directory",
+        ),
         (("recipes", "copy", "quickstart", "r.toml/below"), "can't be written"),
     ],
 )

@@ -52,7 +52,7 @@ def test_a_thousand_ratios_are_all_different():
     ("text", "says"),
     [
         ("0.3", "give a range as 0.9..0.3"),
-        ("", "give a range as 0.9..0.3"),
+        ("", "--sweep: is empty"),
         ("x..y", "'x' is no ratio"),
         ("0.9..", "give a range as 0.9..0.3"),
         ("..0.3", "give a range as 0.9..0.3"),

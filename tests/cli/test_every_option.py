@@ -1,0 +1,362 @@
+"""Every option of every command acts, or is refused with the reason where it can't.
+
+The tables below hold a case for each option. One that is added to the command line and to no table
+fails `test_every_option_has_a_case`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from PIL import Image
+from refusals import refused as refused
+
+from pelacli.cli.app import make_app
+
+RECIPE = """
+model = "vit_tiny_patch16_224"
+weights = "random"
+model_args = { img_size = 16, patch_size = 8, embed_dim = 32, depth = 2, num_heads = 2 }
+num_classes = 2
+output = "runs/tiny"
+[data]
+dataset = "images"
+batch_size = 4
+[teacher]
+steps = 1
+[decompose]
+ratio = "0.7"
+[pretrain]
+steps = 1
+[finetune]
+steps = 1
+[eval]
+latency = false
+"""
+TINY = (
+    "decompose", "vit_tiny_patch16_224", "--weights", "random", "--dry-run", "--json",
+    "--set", "model_args={img_size=16,patch_size=8,embed_dim=32,depth=2,num_heads=2}",
+    "--set", "num_classes=2",
+)  # fmt: skip
+PLAN = ("decompose", "a", "--dry-run", "--json")  # of stored spectra
+EVAL = ("eval", "small", "--no-latency", "--json")
+
+# command → option → two command lines whose results differ by the option alone
+ACTS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "decompose": {
+        "model": (("decompose", "a", "--ratio", "0.8", "--dry-run", "--json"),
+                  ("decompose", "b", "--ratio", "0.8", "--dry-run", "--json")),
+        "--ratio": ((*PLAN, "--ratio", "0.8"), (*PLAN, "--ratio", "0.6")),
+        "--unit": ((*PLAN, "--ratio", "0.8"), (*PLAN, "--ratio", "0.8", "--unit", "flops")),
+        "--scope": ((*PLAN, "--ratio", "0.8"), (*PLAN, "--ratio", "0.8", "--scope", "layers")),
+        "--energy": ((*PLAN, "--energy", "0.9"), (*PLAN, "--energy", "0.6")),
+        "--policy": ((*PLAN, "--ratio", "0.8"), (*PLAN, "--ratio", "0.8", "--policy", "uniform")),
+        "--threshold": ((*PLAN, "--threshold", "0.9"), (*PLAN, "--threshold", "0.6")),
+        "--pin": ((*PLAN, "--ratio", "0.8"), (*PLAN, "--ratio", "0.8", "--pin", "qkv=3")),
+        "--min-rank": ((*PLAN, "--ratio", "0.5"), (*PLAN, "--ratio", "0.5", "--min-rank", "20")),
+        "--max-rank": ((*PLAN, "--ratio", "0.8"), (*PLAN, "--ratio", "0.8", "--max-rank", "9")),
+        "--multiple": ((*PLAN, "--ratio", "0.8"), (*PLAN, "--ratio", "0.8", "--multiple", "7")),
+        "--plan": ((*PLAN, "--ratio", "0.8"), (*PLAN, "--plan", "plan.json")),
+        "--set": ((*PLAN, "--ratio", "0.8"),
+                  (*PLAN, "--ratio", "0.8", "--set", "decompose.max_rank=9")),
+        "--dry-run": ((*PLAN, "--ratio", "0.8"), ("decompose", "a", "--ratio", "0.8", "--json")),
+        "--json": ((*PLAN, "--ratio", "0.8"), ("decompose", "a", "--ratio", "0.8", "--dry-run")),
+        "--include": ((*TINY, "--ratio", "0.8"), (*TINY, "--ratio", "0.8", "--include", "qkv")),
+        "--exclude": ((*TINY, "--ratio", "0.8"), (*TINY, "--ratio", "0.8", "--exclude", "qkv")),
+        "--seed": ((*TINY, "--ratio", "0.8"), (*TINY, "--ratio", "0.8", "--seed", "5")),
+        "--calibrate": ((*TINY, "--ratio", "0.8"),
+                        (*TINY, "--ratio", "0.8", "--calibrate", "images")),
+        "--samples": ((*TINY, "--ratio", "0.8", "--calibrate", "images"),
+                      (*TINY, "--ratio", "0.8", "--calibrate", "images", "--samples", "2")),
+        "--max-drop": ((*TINY, "--max-drop", "100", "--data", "images"),
+                       (*TINY, "--max-drop", "3", "--data", "images", "--task", "unlabelled")),
+        "--data": ((*TINY, "--max-drop", "100", "--data", "images"),
+                   (*TINY, "--max-drop", "100", "--data", "digits", "--set", "num_classes=10")),
+        "--split": ((*TINY, "--max-drop", "60", "--data", "images"),
+                    (*TINY, "--max-drop", "60", "--data", "images", "--split", "test")),
+        "--task": ((*TINY, "--max-drop", "100", "--data", "images"),
+                   (*TINY, "--max-drop", "100", "--data", "images", "--task", "unlabelled")),
+        "--weights": (("decompose", "test_vit", "--weights", "vit.safetensors", "--ratio", "0.8",
+                       "--dry-run", "--json"),
+                      ("decompose", "test_vit", "--weights", "random", "--ratio", "0.8",
+                       "--dry-run", "--json")),
+        "--arch": (("decompose", "vit.safetensors", "--ratio", "0.8", "--dry-run", "--json"),
+                   ("decompose", "vit.safetensors", "--arch", "test_vit", "--ratio", "0.8",
+                    "--dry-run", "--json")),
+    },
+    "eval": {
+        "artefacts": (EVAL, ("eval", "a", "--no-latency", "--json")),
+        "--against": (EVAL, (*EVAL, "--against", "a")),
+        "--data": (EVAL, (*EVAL, "--data", "images")),
+        "--split": ((*EVAL, "--data", "images"), (*EVAL, "--data", "images", "--split", "train")),
+        "--task": ((*EVAL, "--data", "images"),
+                   (*EVAL, "--data", "images", "--task", "unlabelled")),
+        "--max-drop": ((*EVAL, "--data", "images", "--against", "small"),
+                       (*EVAL, "--data", "images", "--against", "small", "--max-drop", "-1")),
+        "--batch-size": ((*EVAL, "--data", "images"),
+                         (*EVAL, "--data", "images", "--batch-size", "0")),
+        "--latency": (EVAL, ("eval", "small", "--latency", "--json")),
+        "--weights": (("eval", "small", "--against", "test_vit", "--no-latency"),
+                      ("eval", "small", "--against", "test_vit", "--no-latency",
+                       "--weights", "random")),
+        "--arch": (("eval", "vit.safetensors", "--no-latency"),
+                   ("eval", "vit.safetensors", "--no-latency", "--arch", "test_vit")),
+        "--set": (("eval", "eval.toml"), ("eval", "eval.toml", "--set", "eval.split=train")),
+        "--json": (EVAL, ("eval", "small", "--no-latency")),
+    },
+    "report": {
+        "models": (("report", "a"), ("report", "small")),
+        "--by": (("report", "a"), ("report", "a", "--by", "layer")),
+        "--sweep": (("report", "a"), ("report", "a", "--sweep", "0.9,0.5")),
+        "--scope": (("report", "a", "--sweep", "0.9,0.5"),
+                    ("report", "a", "--sweep", "0.9,0.5", "--scope", "layers")),
+        "--policy": (("report", "a", "--sweep", "0.9,0.5"),
+                     ("report", "a", "--sweep", "0.9,0.5", "--policy", "uniform")),
+        "--unit": (("report", "a", "--sweep", "0.9,0.5"),
+                   ("report", "a", "--sweep", "0.9,0.5", "--unit", "flops")),
+        "--curves": (("report", "course.jsonl", "a"), ("report", "course.jsonl", "--curves")),
+        "--format": (("report", "a"), ("report", "a", "--format", "csv")),
+        "--arch": (("report", "vit.safetensors"),
+                   ("report", "vit.safetensors", "--arch", "test_vit")),
+        "--json": (("report", "a"), ("report", "a", "--json")),
+    },
+    "recipes list": {"--json": (("recipes", "list"), ("recipes", "list", "--json"))},
+    "recipes show": {"name": (("recipes", "show", "quickstart"), ("recipes", "show", "vit_base"))},
+    "recipes copy": {
+        "name": (("recipes", "copy", "quickstart"), ("recipes", "copy", "vit_base")),
+        "target": (("recipes", "copy", "quickstart"), ("recipes", "copy", "quickstart", "x.toml")),
+    },
+    "recipes check": {
+        "recipe": (("recipes", "check", "eval.toml"), ("recipes", "check", "none.toml")),
+        "--set": (("recipes", "check", "eval.toml", "--json"),
+                  ("recipes", "check", "eval.toml", "--json", "--set", "seed=3")),
+        "--json": (("recipes", "check", "eval.toml"), ("recipes", "check", "eval.toml", "--json")),
+    },
+    "recipes schema": {},
+}  # fmt: skip
+
+# These write an artefact or need a trained one: what they do is seen in the test that is named.
+ELSEWHERE: dict[str, dict[str, str]] = {
+    "decompose": {
+        "--correct": "test_correction_is_left_out_where_the_flag_says_so",
+        "--output": "test_output_and_spectra_are_written_where_they_are_asked_for",
+        "--spectra": "test_output_and_spectra_are_written_where_they_are_asked_for",
+    },
+    "pretrain": dict.fromkeys(
+        ("recipe", "--resume", "--set", "--json"), "test_the_options_of_training_act"
+    ),
+    "finetune": dict.fromkeys(
+        ("recipe", "--dense", "--resume", "--set", "--json"), "test_the_options_of_training_act"
+    ),
+    "run": dict.fromkeys(
+        ("recipe", "--force", "--set", "--json"), "test_the_options_of_training_act"
+    ),
+}
+COMMON = {"--verbose", "--quiet", "--debug"}  # test_the_common_options_act
+
+
+def options_of(command: Any, path: str = "") -> dict[str, set[str]]:
+    """Command → its options, each by its first long name; an argument by its own."""
+    if hasattr(command, "commands"):
+        found: dict[str, set[str]] = {}
+        for name, child in command.commands.items():
+            found |= options_of(child, f"{path} {name}".strip())
+        return found
+    return {path: {max(p.opts, key=lambda name: name.startswith("--")) for p in command.params}}
+
+
+def test_every_option_has_a_case():
+    for command, options in options_of(typer.main.get_command(make_app())).items():
+        cases = set(ACTS.get(command, {})) | set(ELSEWHERE.get(command, {})) | COMMON
+        assert options == cases, command
+    for tests in ELSEWHERE.values():
+        assert set(tests.values()) <= set(globals())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, decomposed, checkpoint) -> Path:
+    """A directory with what the cases name: artefacts a, b and small, a dense file, and data."""
+    import shutil
+
+    from pelacli.cli import requests
+    from pelacli.steps import decompose
+
+    root = tmp_path_factory.mktemp("world")
+    shutil.copytree(decomposed, root / "a")
+    shutil.copy(checkpoint, root / "vit.safetensors")
+    for split in ("train", "validation"):
+        for shade, name in enumerate(("dark", "light")):
+            (root / "images" / split / name).mkdir(parents=True)
+            for n in range(4 if split == "train" else 3):
+                image = Image.new("RGB", (16, 16), (90 * shade + 20 * n, 9 * n, 200 - 60 * shade))
+                image.save(root / "images" / split / name / f"{n}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        sets = [TINY[TINY.index("--set") + 1], "num_classes=2"]
+        for name, seed in (("small", 0), ("b", 1)):
+            top = {"weights": "random", "seed": seed}
+            step = requests.decompose(TINY[1], top, {"ratio": "0.7"}, sets, Path(name))
+            decompose.run(step)
+    layers = json.loads((root / "a" / "pela.json").read_text())["layers"]
+    plan = [la | ({"rank": 5} if la["rank"] else {}) for la in layers]
+    (root / "plan.json").write_text(json.dumps({"layers": plan}))
+    (root / "eval.toml").write_text(
+        'model = "small"\noutput = "r"\n[data]\ndataset = "images"\n[eval]\nlatency = false\n'
+    )
+    line = {"step": 1, "epoch": 1.0, "loss": 0.5}
+    (root / "course.jsonl").write_text(json.dumps(line) + "\n")
+    return root
+
+
+@pytest.fixture
+def there(world, monkeypatch) -> Path:
+    monkeypatch.setattr("pelacli.steps.eval._SECONDS", 0.01)
+    monkeypatch.chdir(world)
+    return world
+
+
+def outcome(pela: Callable[..., tuple[int, str, str]], args: tuple[str, ...]) -> Any:
+    code, out, err = pela(*args)
+    assert "(unexpected" not in err
+    try:
+        document = json.loads(out)
+    except ValueError:
+        document = [line for line in out.splitlines() if " parameters (ratio " not in line]
+    return code, without_seconds(document), err
+
+
+def without_seconds(document: Any) -> Any:
+    if isinstance(document, dict):
+        return {k: without_seconds(value) for k, value in document.items() if k != "seconds"}
+    return [without_seconds(item) for item in document] if isinstance(document, list) else document
+
+
+CASES = [(command, name) for command, table in ACTS.items() for name in table]
+
+
+@pytest.mark.parametrize(("command", "option"), CASES, ids=[" ".join(case) for case in CASES])
+def test_an_option_changes_what_comes_out(pela, there, monkeypatch, tmp_path, command, option):
+    if command == "recipes copy":
+        monkeypatch.chdir(tmp_path)
+    without, with_it = ACTS[command][option]
+    first = outcome(pela, without)
+    assert first != outcome(pela, with_it)
+    if command != "recipes copy":
+        assert first == outcome(pela, without)  # it is the option that changes it
+
+
+def test_correction_is_left_out_where_the_flag_says_so(pela, there, tmp_path):
+    ask = [part for part in TINY if part != "--dry-run"]
+    written = []
+    for name, flag in (("x", "--correct"), ("y", "--no-correct")):
+        place = str(tmp_path / name)
+        code, _, err = pela(*ask, "--ratio", "0.6", "--calibrate", "images", flag, "-o", place)
+        assert code == 0, err
+        written.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert written[0] != written[1]
+
+
+def test_output_and_spectra_are_written_where_they_are_asked_for(pela, there, tmp_path):
+    ask = [part for part in TINY if part != "--dry-run"]
+    place, spectra = tmp_path / "x", tmp_path / "s"
+    assert pela(*ask, "--ratio", "0.6", "-o", place, "--spectra", spectra)[0] == 0
+    assert (place / "pela.json").is_file()
+    assert pela("decompose", spectra, "--ratio", "0.5", "--dry-run")[0] == 0
+
+
+def test_the_options_of_training_act(pela, world, here, monkeypatch):
+    """``--resume`` goes on from checkpoints: tests/cli/test_training.py stops a run for that."""
+    (here / "r.toml").write_text(RECIPE)
+    (here / "images").symlink_to(world / "images")
+    first = json.loads(pela("run", "r.toml", "--json")[1])
+    assert [step["skipped"] for step in first["steps"]] == [False] * 4
+    again = json.loads(pela("run", "r.toml", "--json", "--force")[1])
+    assert [step["skipped"] for step in again["steps"]] == [False] * 4
+    assert "done already" in pela("run", "r.toml")[1]
+    for command, key, folder in (
+        (("pretrain",), "pretrain", "pretrain"),
+        (("finetune",), "finetune", "finetune"),
+        (("finetune", "--dense"), "teacher", "dense"),
+    ):
+        sets = ("--set", f"{key}.steps=2", "--set", f"{key}.epochs=9")
+        done = json.loads(pela(*command, "r.toml", "--resume", *sets, "--json")[1])
+        assert (done["steps"], Path(done["artefact"]).name) == (2, folder)
+        assert "artefact" in pela(*command, "r.toml")[1]
+
+
+def test_the_common_options_act(pela, there):
+    ask = ("decompose", "test_vit", "--weights", "random", "--ratio", "0.5", "--dry-run", "--json")
+    assert pela(*ask)[2] == ""
+    assert "no calibration samples" in pela(*ask, "--verbose")[2]
+    assert "Traceback" in pela("report", "no_such_model", "--debug")[2]
+    code, _, err = pela(*ask, "--quiet", "--verbose")
+    assert (code, "contradict each other" in err) == (2, True)
+
+
+MODEL = ("decompose", "test_vit", "--weights", "random", "--ratio", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        # an artefact, a recipe, stored spectra: none of them is opened by these
+        (("eval", "a", "--set", "data.batch_size=8"), "--set data.batch_size=8: changes a recipe"),
+        (("eval", "a", "--set", "nonsense"), "--set nonsense: changes a recipe, and a is none"),
+        (("eval", "a", "--weights", "random"), "--weights random: artefacts and files hold"),
+        (("eval", "a", "--arch", "test_vit"), "--arch test_vit: is for a bare safetensors file"),
+        (("eval", "eval.toml", "--weights", "random"), "--weights random: a recipe says"),
+        (("eval", "eval.toml", "--arch", "test_vit"), "--arch test_vit: is for a bare"),
+        (("eval", "test_vit", "--weights", "random", "--arch", "test_vit"), "--arch test_vit: is"),
+        (("eval", "vit.safetensors", "--arch", "test_vit", "--weights", "random"), "--weights ran"),
+        (("eval", "a", "--split", "train"), "--split train: a has no data of its own"),
+        (("eval", "a", "--task", "unlabelled"), "--task unlabelled: a has no data of its own"),
+        (("eval", "a", "--batch-size", "8"), "--batch-size 8: a has no data of its own"),
+        (("eval", "a", "--max-drop", "1"), "--max-drop needs --against"),
+        (("eval", "eval.toml", "--set", "decompose.ratio=0.3"), "does not read [decompose]"),
+        (("decompose", "vit.safetensors", "--arch", "test_vit", "--weights", "random", "--ratio",
+          "0.5"), "vit.safetensors: holds weights"),
+        ((*MODEL, "--arch", "test_vit"), "--arch test_vit: is for a bare safetensors file"),
+        ((*MODEL, "--samples", "9"), "--samples: is about calibrate"),
+        ((*MODEL, "--no-correct"), "--correct: is about calibrate"),
+        ((*MODEL, "--correct"), "--correct: needs samples"),
+        ((*MODEL, "--threshold", "0.9", "--policy", "energy"), "--threshold: belongs to policy"),
+        ((*MODEL, "--plan", "plan.json"), "--ratio: chooses ranks, and plan brings them along"),
+        ((*MODEL[:4], "--plan", "plan.json", "--max-rank", "3"), "--max-rank: chooses ranks"),
+        ((*MODEL[:4], "--threshold", "0.9", "--unit", "flops"), "--unit: says what a ratio counts"),
+        ((*MODEL, "--data", "images"), "--data: is what max_drop measures on"),
+        ((*MODEL, "--split", "train"), "--split: is what max_drop measures on"),
+        ((*MODEL, "--task", "unlabelled"), "--task: is what max_drop measures on"),
+        ((*MODEL, "--set", "pretrain.epochs=5"), "`pela decompose` does not read [pretrain]"),
+        ((*MODEL, "--set", "data.dataset=images"), "is read with --calibrate train or --max-drop"),
+        ((*MODEL, "--set", "task=vqa"), "--set task=vqa: is of use with --calibrate or --max-drop"),
+        ((*MODEL, "--set", "device=cpu"), "--set device=cpu: decompose computes on the CPU"),
+        ((*MODEL, "--set", "model=vit_base"), "--set model=vit_base: MODEL is test_vit"),
+        ((*PLAN, "--ratio", "0.5", "-o", "x"), "--output x: a/spectra.safetensors holds spectra"),
+        ((*PLAN, "--ratio", "0.5", "--spectra", "x"), "leave --spectra out"),
+        ((*PLAN, "--ratio", "0.5", "--seed", "1"), "leave --seed out"),
+        ((*PLAN, "--ratio", "0.5", "--set", "seed=1"), "--set seed=1: a plan from stored spectra"),
+        ((*PLAN, "--ratio", "0.5", "--samples", "9"), "stored spectra can't tell what samples"),
+        (("decompose", "dense.toml", "--weights", "random"), "small is an artefact, which says"),
+        (("decompose", "dense.toml", "--set", "model_args={x=1}"), "leave model_args out"),
+        (("pretrain", "eval.toml", "--set", "finetune.lr=1"), "does not read [finetune]"),
+        (("finetune", "eval.toml", "--set", "teacher.lr=1"), "`pela finetune --dense`"),
+        (("report", "a", "--by", "layer", "--json"), "JSON holds layers and kinds alike"),
+        (("report", "a", "--by", "layer", "--sweep", "0.9,0.5"), "--sweep has rows of its own"),
+        (("report", "a", "--by", "layer", "--curves"), "--curves has rows of its own"),
+        (("report", "a", "--json", "--format", "csv"), "--json and --format csv are two formats"),
+        (("report", "a", "--arch", "test_vit"), "--arch test_vit: is for a bare safetensors file"),
+        (("report", "a", "--arch", "test_vit", "--sweep", "0.9,0.5"), "--sweep builds no model"),
+        (("report", "a", "--scope", "layers"), "belongs to --sweep"),
+        (("report", "a", "--sweep", "0.9,0.5", "--curves"), "are two reports"),
+    ],
+)  # fmt: skip
+def test_an_option_that_could_do_nothing_is_refused(refused, here, world, args, says):
+    for path in world.iterdir():
+        (here / path.name).symlink_to(path)
+    (here / "dense.toml").write_text('model = "small"\noutput = "r"\n[decompose]\n')
+    assert says in refused(*args)
