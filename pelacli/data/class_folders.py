@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from pelacli.console import warn
+from pelacli.console import warn_once
 from pelacli.data import image_files
 from pelacli.data.splits import SPLITS, choose_split, unknown_dataset
 from pelacli.errors import RequestError
@@ -41,17 +41,22 @@ def read_labelled(spec: str, split: str) -> tuple[list[str], list[int], str | No
     others = image_files.below(root, deep=False)
     files: list[str] = []
     labels: list[int] = []
+    class_of: dict[str, str] = {}
     for label, folder in enumerate(classes):
         in_class = image_files.below(root / folder)
+        for directory in in_class.directories:
+            if class_of.setdefault(directory, folder) != folder:
+                raise RequestError(
+                    f"{root}: {class_of[directory]} and {folder} are, by a link, one folder; give "
+                    "each class images of its own"
+                )
         files += in_class.images
         labels += [label] * len(in_class.images)
         others.others += in_class.others
     image_files.tell(root, others.others)
     if others.images:
-        warn(
-            f"{root}: {len(others.images)} images lie outside of any class folder and are left "
-            f"out ({Path(others.images[0]).name}, …)"
-        )
+        message = f"{root}: {len(others.images)} images lie outside of any class folder"
+        warn_once(message, f"{message} and are left out ({Path(others.images[0]).name}, …)")
     return files, labels, name, classes
 
 
@@ -114,7 +119,8 @@ def _class_names(root: Path) -> list[str]:
         if others.keys() & image_files.UNREAD:
             raise image_files.no_images(folder, others)
     if without:
-        warn(f"{root}: folders without images are no classes: {_listed(without)}")
+        message = f"{root}: folders without images are no classes: {_listed(without)}"
+        warn_once(message, message)
     names = sorted((folder.name for folder in named), key=image_files.natural)
     _refuse_names(names, root)
     return names
@@ -128,8 +134,15 @@ def _no_classes(root: Path) -> RequestError:
             return image_files.no_images(root, others)
         return RequestError(f"{root}: no class folders with images in it")
     remedy = "put them into a folder for each class"
+    beside = [d for d in image_files.folders(root.parent) if d.name.casefold() not in _SPLIT_NAMES]
+    beside = [folder for folder in beside if image_files.any_below(folder, deep=False)]
     if any((root / f"metadata.{ending}").is_file() for ending in ("csv", "jsonl", "parquet")):
-        remedy = f"as its metadata names their classes, give hfds/{root}"
+        remedy = "as its metadata names their classes, put hfds/ before the dataset's path"
+    elif root.name.casefold() in _SPLIT_NAMES and beside:
+        remedy = (
+            f"{root.name} is read as a split; if it is a class, as {_listed(beside)} may be, move "
+            f"all of them into {root.parent / 'train'}"
+        )
     return RequestError(
         f"{root}: no class folders with images in it (its images lie outside of any class folder): "
         f"{remedy}"

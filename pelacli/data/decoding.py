@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,13 @@ def load(raw: Any, where: str, what: str = "image") -> Any:
         image.load()
         return image
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ValueError …
-        raise _unreadable(error, where, what) from None
+        raise _unreadable(error, where, what, is_empty=_is_empty(raw)) from None
+
+
+def _is_empty(raw: Any) -> bool:
+    if isinstance(raw, bytes):
+        return not raw
+    return isinstance(raw, str | Path) and Path(raw).is_file() and Path(raw).stat().st_size == 0
 
 
 def upright(image: Any) -> Any:
@@ -114,6 +121,8 @@ def _eight_bits(image: Any, where: str) -> Any:
         return Image.fromarray(_within(image, 255, where).astype(np.uint8))
     if image.mode == "F":
         return Image.fromarray(np.round(_within(image, 1, where) * 255).astype(np.uint8))
+    if image.mode == "LAB":
+        return image.convert("RGB")
     if not image.has_transparency_data:
         return image
     seen = image.convert("RGBA")
@@ -138,11 +147,13 @@ def _within(image: Any, white: int, where: str) -> Any:
     return values
 
 
-def _unreadable(error: Exception, where: str, what: str) -> RequestError:
+def _unreadable(error: Exception, where: str, what: str, *, is_empty: bool = False) -> RequestError:
     from PIL import Image, UnidentifiedImageError
 
     remedy = "mend or remove it"
-    if isinstance(error, UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError) and is_empty:
+        reason = "it is empty"
+    elif isinstance(error, UnidentifiedImageError):
         reason = "no format that Pillow knows"
         remedy = "save it as PNG or JPEG, or remove it"
     elif isinstance(error, Image.DecompressionBombError | MemoryError):
@@ -150,6 +161,4 @@ def _unreadable(error: Exception, where: str, what: str) -> RequestError:
         remedy = "make it smaller, or cut it into pieces"
     else:
         reason = one_line(error)
-        if "conversion from" in reason:
-            remedy = "save it as RGB"
     return RequestError(f"{where}: not a readable {what} ({reason}): {remedy}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from pelacli.console import warn
+from pelacli.console import warn_once
 from pelacli.errors import RequestError
 
 # Pillow knows these by their first bytes, but needs other programs or libraries to read them.
@@ -39,10 +39,12 @@ class Files:
         images: paths that begin with the folder's, in the order in which timm numbers them (2
             before 10).
         others: how many files are not read, by ending.
+        directories: the folders they lie in, without links.
     """
 
     images: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
+    directories: set[str] = field(default_factory=set)
 
 
 @cache
@@ -76,10 +78,11 @@ def below(root: Path, *, deep: bool = True) -> Files:
         deep: False: only those directly in it.
     """
     files = Files()
-    for path in _walk(root, deep):
+    for directory, path in _walk(root, deep):
         ending = os.path.splitext(path)[1].lower()
         if ending in endings():
             files.images.append(path)
+            files.directories.add(directory)
         else:
             files.others[ending] += 1
     files.images.sort(key=lambda path: (natural(path), path))
@@ -88,7 +91,7 @@ def below(root: Path, *, deep: bool = True) -> Files:
 
 def any_below(root: Path, *, deep: bool = True) -> bool:
     """Whether there is an image below a folder."""
-    return any(os.path.splitext(path)[1].lower() in endings() for path in _walk(root, deep))
+    return any(os.path.splitext(path)[1].lower() in endings() for _, path in _walk(root, deep))
 
 
 def natural(name: str) -> list[int | str]:
@@ -109,11 +112,9 @@ def counted(others: Counter[str]) -> str:
 def tell(root: Path | str, others: Counter[str]) -> None:
     """Say which files below a folder are not read."""
     if others:
-        is_one = others.total() == 1
-        warn(
-            f"{root}: {others.total()} {'file is' if is_one else 'files are'} left out, for no "
-            f"image that Pillow reads ends so: {counted(others)}"
-        )
+        subject = "1 file is" if others.total() == 1 else f"{others.total()} files are"
+        message = f"{root}: {subject} left out, by the ending no image that Pillow reads"
+        warn_once(message, f"{message}: {counted(others)}")
 
 
 def no_images(root: Path, others: Counter[str]) -> RequestError:
@@ -126,18 +127,20 @@ def no_images(root: Path, others: Counter[str]) -> RequestError:
     )
 
 
-def _walk(root: Path, deep: bool) -> Iterator[str]:
-    """Paths of files; links to folders are followed, but never twice to the same one."""
+def _walk(root: Path, deep: bool) -> Iterator[tuple[str, str]]:
+    """(folder without links, path) of files. Links to folders are followed, but not up, and never
+    twice to the same one."""
+    above = {str(parent) for parent in Path(os.path.realpath(root)).parents}
     seen: set[str] = set()
     for directory, names, files in os.walk(root, followlinks=True):
         real = os.path.realpath(directory)
-        if real in seen:
+        if real in seen or real in above:
             names.clear()
             continue
         seen.add(real)
         names[:] = _kept(names) if deep else []
         for name in _kept(files):
-            yield os.path.join(directory, name)
+            yield real, os.path.join(directory, name)
 
 
 def _kept(names: Iterable[str]) -> list[str]:

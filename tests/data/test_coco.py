@@ -6,9 +6,12 @@ import json
 import math
 
 import pytest
-from PIL import Image
+import torch
+from PIL import ExifTags, Image
 from tiny_detectors import detection_data, tiny_detector
+from torchvision.ops import box_convert
 
+from pelacli import console
 from pelacli.data.formats import coco, hub_objects
 from pelacli.errors import RequestError
 from pelacli.tasks import registry
@@ -102,6 +105,93 @@ def test_a_file_may_begin_with_a_byte_order_mark_and_leave_sizes_out(tmp_path):
     file = one_image(tmp_path, lambda c: c["images"][0].update(width=None, height=None))
     file.write_text(file.read_text(), encoding="utf-8-sig")
     assert len(coco.read(file, [tmp_path / "train"])[0]) == 1
+
+
+# The picture that was annotated and the picture of the file --------------------------------------
+
+
+def sample(root, stored, orientation=1, **annotated):
+    """The first sample of a file of this size whose annotation says what is given."""
+    one_image(root, lambda content: content["images"][0].update(annotated))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    left, top = stored[0] // 10, stored[1] // 6  # of the first box, in 40×30: 4, 5
+    image = Image.new("L", stored)
+    image.paste(255, (left, top, stored[0] * 14 // 40, stored[1] * 25 // 30))
+    image.save(root / "train" / "a.png", exif=exif)
+    task, inputs = registry.get("detection"), tiny_detector("yolos").inputs
+    return task.open(detection_data(root), "train", inputs=inputs)[0]
+
+
+def bright(item):
+    """(left, top, right, bottom) of what is bright in the image, in shares of it."""
+    rows, columns = torch.nonzero(item["inputs"][0] > 0, as_tuple=True)
+    height, width = item["inputs"].shape[-2:]
+    edges = [columns.min() / width, rows.min() / height]
+    return [*edges, (columns.max() + 1) / width, (rows.max() + 1) / height]
+
+
+@pytest.mark.parametrize(
+    ("stored", "orientation", "annotated"),
+    [
+        ((40, 30), 1, {}),
+        ((40, 30), 6, {}),  # boxes of the picture as it is stored: 40×30 is not the size upright
+        ((80, 60), 1, {}),
+        ((400, 300), 1, {"width": 40.0, "height": 30.0}),
+        ((40, 30), 1, {"width": None, "height": None}),
+    ],
+)
+def test_boxes_lie_around_what_was_annotated(tmp_path, stored, orientation, annotated):
+    item = sample(tmp_path, stored, orientation, **annotated)
+    box = box_convert(item["boxes"][:1], "cxcywh", "xyxy")[0]
+    assert box.tolist() == pytest.approx([4 / 40, 5 / 30, 14 / 40, 25 / 30])
+    assert [float(v) for v in bright(item)] == pytest.approx(box.tolist(), abs=0.05)
+    assert item["sizes"].tolist() == [stored[1], stored[0]]
+    assert item["area"][1] == stored[0] * stored[1]
+
+
+def test_boxes_of_an_upright_picture_are_its_own(tmp_path):
+    item = sample(tmp_path, (30, 40), 6)
+    assert item["sizes"].tolist() == [30, 40]
+    assert box_convert(item["boxes"][:1], "cxcywh", "xyxy")[0, 0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("stored", "annotated", "told"),
+    [
+        ((30, 40), {}, "is 30×40 px, but its annotation says 40×30: not a resized copy"),
+        ((40, 20), {}, "is 40×20 px, but its annotation says 40×30"),
+        ((32, 32), {}, "is 32×32 px, but its annotation says 40×30"),
+        ((20, 15), {"width": None, "height": None}, "lies outside of the picture, 20×15 px"),
+        ((20, 15), {"height": None}, "lies outside of the picture, 20×15 px"),
+    ],
+)
+def test_boxes_of_another_picture_are_refused(tmp_path, stored, annotated, told):
+    with pytest.raises(RequestError, match=told) as error:
+        sample(tmp_path, stored, **annotated)
+    assert "a.png: " in str(error.value)
+
+
+@pytest.mark.parametrize("value", [0, -1, True, "40"])
+def test_a_size_that_is_none_is_refused_with_what_to_do(tmp_path, value):
+    file = one_image(tmp_path, lambda c: c["images"][0].update(width=value))
+    with pytest.raises(RequestError, match=r"'width' is no number of pixels.*leave it out"):
+        coco.read(file, [tmp_path / "train"])
+
+
+def test_resized_copies_are_told_of_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console.verbosity, "said", set())
+    for name in "ab":
+        sample(tmp_path / name, (20, 15))
+    said = capsys.readouterr().err
+    assert "is 20×15 px, but its annotation says 40×30; boxes of such resized copies" in said
+    assert said.count("note:") == 1
+
+
+def test_the_case_of_a_split_s_folder_does_not_count(tmp_path):
+    one_image(tmp_path, layout="Train", name="_annotations.coco.json")
+    Image.new("RGB", (40, 30)).save(tmp_path / "Train" / "a.png")
+    assert coco.find(str(tmp_path), "train")[2] == "Train"
 
 
 def test_splits_and_folders_that_are_not_there(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from pelacli.data.formats.mask_numbers import class_numbers
 from pelacli.data.formats.masks import open_masks
@@ -149,6 +149,117 @@ def test_a_broken_mask_and_a_broken_image_are_named(ade):
     mask(ade / "annotations/training/0.png")
     (ade / "images/training/1.jpg").write_bytes(b"no picture")
     fails(lambda: opened(ade)[1], "images/training/1.jpg: not a readable image")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "I"])
+def test_masks_of_every_depth_are_numbers_not_colours(ade, mode):
+    numbers = np.arange(120).reshape(10, 12) % 2
+    file = ade / "annotations/training/0.png"
+    if mode == "1":
+        Image.fromarray(numbers.astype(bool)).save(file)
+    elif mode == "I":
+        file.unlink()
+        Image.fromarray(numbers.astype(np.int32)).save(file.with_suffix(".tif"))
+    else:
+        mask(file, numbers, mode)
+    assert torch.equal(opened(ade)[0]["masks"], torch.from_numpy(numbers))
+
+
+def turned(file, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.open(file).save(file, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+@pytest.mark.parametrize("both", [True, False])
+def test_image_and_mask_stay_together_whatever_the_camera_wrote(tmp_path, orientation, both):
+    """Image and mask are one picture; the mask is drawn on the image as it is shown, or its file is
+    turned by EXIF too."""
+    numbers = np.kron(np.array([[0, 1, 1], [1, 0, 1]]), np.ones((8, 8), int))
+    image, file = tmp_path / "images/a.png", tmp_path / "masks/a.png"
+    mask(image, 200 * numbers)
+    turned(image, orientation)
+    mask(file, numbers if both else np.rot90(numbers, {3: 2, 6: 3, 8: 1}[orientation]))
+    if both:
+        turned(file, orientation)
+    grey = ImageInput((1, 16, 24), (0.0,), (1.0,), interpolation="nearest")
+    if orientation != 3:
+        grey = ImageInput((1, 24, 16), (0.0,), (1.0,), interpolation="nearest")
+    item = opened(tmp_path, inputs=grey, classes=2)[0]
+    assert torch.equal(item["masks"], (item["inputs"][0] > 0.5).long())
+
+
+def test_a_mask_of_the_picture_as_it_is_stored_keeps_it_so(tmp_path):
+    numbers = np.kron(np.array([[0, 1, 1], [1, 0, 1]]), np.ones((8, 8), int))
+    mask(tmp_path / "images/a.png", 200 * numbers)
+    turned(tmp_path / "images/a.png", 6)
+    mask(tmp_path / "masks/a.png", numbers)
+    grey = ImageInput((1, 16, 24), (0.0,), (1.0,), interpolation="nearest")
+    item = opened(tmp_path, inputs=grey, classes=2)[0]
+    assert torch.equal(item["masks"], (item["inputs"][0] > 0.5).long())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("values", "args", "told"),
+    [
+        ((0, 255), {}, "only class 0 counts in its 3 masks, for their 255 stands for"),
+        ((255, 255), {}, "no class counts in its 3 masks, for their 255 stands for"),
+        ((0, 255), {"reduce_labels": True}, "no class counts"),
+        ((0, 2), {"ignore_index": -1, "reduce_labels": True}, "their 0 .*task_args.reduce_labels"),
+        ((1, 7), {"ignore_index": 7}, r"only class 1 .*7 .*\(task_args\.ignore_index\)"),
+    ],
+)
+def test_masks_in_which_one_class_counts_are_refused(ade, values, args, told, training):
+    for index in range(3):
+        numbers = np.full((10, 12), values[0])
+        numbers[3:6] = values[1]
+        mask(ade / f"annotations/training/{index}.png", numbers)
+    with pytest.raises(RequestError, match=told) as error:
+        opened(ade, training=training, **args)
+    assert "write that class's number" in str(error.value)
+    mask(ade / "annotations/training/2.png")  # one mask with others is enough
+    opened(ade, training=training, **args)
+
+
+def test_empty_masks_alone_are_nothing_to_learn(ade):
+    for index in range(3):
+        mask(ade / f"annotations/training/{index}.png", np.zeros((10, 12)))
+    fails(lambda: opened(ade, training=True), "only class 0 is in its 3 masks", "nothing to learn")
+    assert opened(ade)[0]["masks"].unique().tolist() == [0]
+
+
+def test_masks_by_other_names_are_offered(ade):
+    file = ade / "annotations/training/1.png"
+    file.rename(file.with_name("1_mask.png"))
+    fails(lambda: opened(ade), "1.jpg: has no mask", "1_mask.png is it, give it that name")
+    picture(file.with_suffix(".jpg"))
+    fails(lambda: opened(ade), "1.jpg: has no mask", "its format changes numbers; save it as PNG")
+
+
+def test_two_files_of_one_name_are_refused_and_masks_without_images_told_of(ade, capsys):
+    mask(ade / "annotations/training/9.png")
+    opened(ade)
+    assert "1 masks have no image and are left out (9.png, …)" in capsys.readouterr().err
+    picture(ade / "images/training/1.png")
+    fails(lambda: opened(ade), "images/training/1.png: has the name of 1.jpg")
+    (ade / "images/training/1.png").unlink()
+    mask(ade / "annotations/training/1.tif")
+    fails(lambda: opened(ade), "annotations/training/1.tif: has the name of 1.png")
+
+
+def test_folders_of_masks_in_any_case_and_with_what_was_left_behind(ade):
+    (ade / "images").rename(ade / "Images")
+    (ade / "annotations").rename(ade / "Annotations")
+    (ade / "Images/training").rename(ade / "Images/Training")
+    for folder in (ade / "Images", ade / "Images/Training", ade / "Annotations", ade):
+        picture(folder / ".ipynb_checkpoints" / "0-checkpoint.jpg")
+        picture(folder / "__MACOSX" / "0.jpg")
+        (folder / "._0.jpg").write_bytes(b"x")
+    dataset = opened(ade)
+    assert (len(dataset), dataset.split) == (3, "Training")
+    assert len(opened(ade, "val")) == 2
 
 
 def test_the_loader_tells_it_too(ade):
