@@ -47,17 +47,12 @@ def load(path: Path) -> Artefact:
     return Artefact(_opened(path, module, manifest.library, manifest.source), manifest)
 
 
-def load_unrecorded(path: Path) -> Artefact | None:
-    """A low-rank model whose pela.json is missing, with a manifest of what can be seen of it; None
-    where the directory holds none.
+def _load_unrecorded(path: Path, ranks: Mapping[str, int], source: SourceRecord) -> Artefact:
+    """A low-rank model whose pela.json is missing, with a manifest of what can be seen of it.
 
     Raises:
         RequestError: a file is damaged or doesn't fit.
     """
-    known = unrecorded.ranks_and_source(path)
-    if known is None:
-        return None
-    ranks, source = known
     module = _low_rank(path, source.library, ranks)
     computed = unrecorded.computed_tensors(path, module)
     load_strictly(module, chain(stored_tensors(digests.weight_files(path)), computed), path)
@@ -101,11 +96,11 @@ def open(ref: str, **how: Any) -> tuple[OpenModel, Manifest | None]:
     """
     path = lookup.latest(Path(ref))
     if path is None:
-        weights = how.get("weights") or "pretrained"
-        artefact = None if weights == "random" else load_unrecorded(Path(ref))
-        if artefact is None:
+        seen = unrecorded.ranks_and_source(Path(ref))
+        if seen is None:
             return opening.open(ref, **how), None
-        unrecorded.check_settings(ref, how.get("model_args"), weights)
+        unrecorded.check_settings(ref, how.get("model_args"), how.get("weights", "pretrained"))
+        artefact = _load_unrecorded(Path(ref), *seen)
         return artefact.opened, artefact.manifest
     if how.get("weights", "pretrained") != "pretrained":
         raise RequestError(f"{ref}: is an artefact and has its weights; leave --weights out")

@@ -90,5 +90,5 @@ def check_settings(ref: str, model_args: object, weights: str) -> None:
     """
     if model_args:
         raise RequestError(f"{ref}: is a low-rank model as it is; leave model_args out")
-    if weights not in ("pretrained", "random"):
+    if weights != "pretrained":
         raise RequestError(f"{ref}: is a low-rank model and has its weights; leave --weights out")

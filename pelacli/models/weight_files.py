@@ -105,7 +105,13 @@ def load_strictly(
     slots = _slots(module, tied)
     stored: dict[int, str] = {}  # slots of a tensor → the name that filled them
     own: set[str] = set()  # names that came apart from others
+    file_of: dict[str, Path] = {}
     for file, name, tensor in tensors:
+        other = file_of.setdefault(name, file)
+        if other != file:
+            raise RequestError(
+                f"{file}: {name}: is in {other.name} too; remove the files of the older model"
+            )
         group = slots.get(name)
         if group is None:
             raise RequestError(f"{file}: {name}: the model has no such tensor{hint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,26 @@ def test_what_timm_saves_of_a_loaded_artefact_gives_the_same_outputs(artefact, t
         assert torch.equal(pelacli.load(tmp_path / "b")(x), model(x))
 
 
+@pytest.mark.parametrize("name", ["T5ForConditionalGeneration", "BertForMaskedLM"])
+def test_save_pretrained_into_an_artefact_leaves_an_artefact(name, tmp_path):
+    model = loading.open(str(checkpoint(name, tmp_path / "model", "tied", True)))[0].module
+    pelacli.decompose(model, 0.6, scope="layers")
+    pelacli.save(model, tmp_path / "a")
+    changed = pelacli.load(tmp_path / "a")
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.mul_(1.5)
+    changed.save_pretrained(tmp_path / "a")
+    assert torch.equal(logits(pelacli.load(tmp_path / "a")), logits(changed))
+
+
+def test_weights_of_two_models_in_one_directory_are_refused(artefact):
+    """As where a model is saved in shards beside one file of weights."""
+    shutil.copy("a/model.safetensors", "a/model-00001-of-00001.safetensors")
+    with pytest.raises(RequestError, match=r"a/model\.safetensors: \S+: is in model-00001-of-"):
+        pelacli.load("a")
+
+
 def test_commands_take_an_artefact_without_its_record(pela, artefact):
     code, before, err = pela("report", "a", "--json")
     assert code == 0, err
@@ -77,6 +98,8 @@ def test_commands_take_an_artefact_without_its_record(pela, artefact):
         for text in (after, before)
     )
     assert ranks == ranks_before
+    code, _, err = pela("eval", "a", "--weights", "random", "--data", "x")
+    assert (code, "leave --weights out" in err) == (2, True)
     code, _, err = pela("decompose", "a", "--ratio", "0.5", "-o", "b")
     assert (code, Path("b").exists()) == (2, False)
     assert "a: is low-rank already" in err

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import timm
 from generated_text import save_model, write
+from timm.models import _hub
 
 from pelacli.artefact import loading
 from pelacli.errors import RequestError
 from pelacli.models import carried as carried_module
-from pelacli.models import opening
+from pelacli.models import heads, opening
 from pelacli.models.carried import carried
 
 KNOWN = [
@@ -126,3 +128,23 @@ def test_a_classifier_made_of_a_sentence_encoder_does_not_claim_to_be_one(pela, 
         "modules.json", "1_Pooling/config.json", "config_sentence_transformers.json",
     } & classifier.opened.carried.keys()  # fmt: skip
     assert classifier.opened.inputs.max_length == encoder.opened.inputs.max_length == 20
+
+
+def test_what_generates_nothing_carries_no_generation_config(tmp_path):
+    save_model("gpt2", "CausalLM", tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text("{}")
+    opened = opening.open(str(tmp_path / "m"))
+    assert "generation_config.json" in opened.carried
+    classifier = heads.with_head(opened, "SequenceClassification", 0, ["a", "b"])
+    assert "generation_config.json" not in classifier.carried
+    assert "tokenizer.json" in classifier.carried
+
+
+def test_terms_of_use_go_along_with_a_timm_model(pela, here):
+    model = timm.create_model("test_vit", num_classes=3)
+    _hub.save_for_hf(model, here / "m", safe_serialization="both")
+    (here / "m" / "LICENSE").write_text("terms")
+    code, _, err = pela("decompose", "m", "--ratio", "0.6", "-o", "a")
+    assert code == 0, err
+    assert (here / "a" / "LICENSE").read_text() == "terms"
+    assert not (here / "a" / "pytorch_model.bin").exists()

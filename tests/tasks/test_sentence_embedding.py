@@ -111,6 +111,10 @@ def test_mistakes_in_pooling_files_are_named(here):
     (path / "1_Pooling" / "config.json").write_text("{")
     with pytest.raises(RequestError, match=r"config.json: not readable JSON"):
         opening.open(str(path))
+    for text, says in (("{}", "not a list"), ("[1]", "not a list"), ("{", "not readable JSON")):
+        (path / "modules.json").write_text(text)
+        with pytest.raises(RequestError, match=rf"modules.json: {says}"):
+            opening.open(str(path))
 
 
 # Modules with weights ---------------------------------------------------------------------------
