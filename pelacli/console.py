@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 from pelacli.system import processes
 
 # A pipe has no width, and nothing may be cut to fit one.
-_PIPE_WIDTH = 1_000
+_PIPE_WIDTH = 1_000_000
 _DIGITS = 6  # of a measurement in JSON and CSV
 
 

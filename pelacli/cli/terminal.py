@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,11 +13,45 @@ from pelacli.report import tables
 from pelacli.report.tables import Row
 
 _NAME_WIDTH = 20  # characters that a column keeps for its longest word on a narrow terminal
+_GAP, _EDGES = 3, 2  # spaces between columns, and beside the outer ones
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Print rows as a table."""
-    console.stdout().print(table(rows))
+    """Print rows as a table. Columns that the terminal has no room for follow in a table below."""
+    out = console.stdout()
+    parts = parts_that_fit(rows, out.width)
+    for number, part in enumerate(parts, 1):
+        if len(parts) > 1:
+            print_text(f"part {number} of {len(parts)}: the terminal is {out.width} columns wide")
+        out.print(table(part, out.width))
+
+
+def parts_that_fit(rows: Sequence[Row], width: int) -> list[list[Row]]:
+    """The rows with as many of their columns as fit a width, then with the others; the first column
+    is there each time."""
+    columns = tables.cells(rows)
+    names = list(columns)
+    parts = [names[:1]]
+    for name in names[1:]:
+        wanted = [*parts[-1], name]
+        if len(parts[-1]) > 1 and _room({n: columns[n] for n in wanted}, width) < 0:
+            parts.append(names[:1])
+        parts[-1].append(name)
+    return [[{name: row.get(name) for name in part} for row in rows] for part in parts]
+
+
+def _room(columns: Mapping[str, Sequence[str]], width: int) -> int:
+    """What is left of a terminal's width when each column has its least."""
+    least = sum(_least_width(name, cells) for name, cells in columns.items())
+    return width - _EDGES - _GAP * (len(columns) - 1) - least
+
+
+def _least_width(name: str, cells: Sequence[str]) -> int:
+    """Of a column: figures stay in one piece, and words up to a certain length."""
+    words = [len(word) for text in (name, *cells) for word in text.split()]
+    if tables.is_numeric(cells):
+        return max([*map(len, cells), *words], default=1)
+    return min(max(words, default=1), _NAME_WIDTH)
 
 
 def print_heading(text: str) -> None:
@@ -30,25 +64,28 @@ def print_text(text: str, end: str = "\n") -> None:
     console.stdout().print(text, markup=False, highlight=False, end=end)
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[Row], width: int = 1_000_000) -> Table:
     """Rows as a table for the terminal; columns of numbers are aligned to the right.
 
-    On a narrow terminal a cell goes on in the next line, and nothing is cut off. Numbers and short
-    names keep their width as long as there is any to share out.
+    On a narrow terminal a name goes on in the next line, and nothing is cut off. Figures stay in
+    one piece.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     columns = tables.cells(rows)
+    room = _room(columns, width)
     result = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name, cells in columns.items():
-        longest = max((len(word) for cell in cells for word in cell.split()), default=1)
+        least = _least_width(name, cells)
+        more = max(0, min(max(map(len, (name, *cells))) - least, room))
+        room -= more
         result.add_column(
             Text(name),
             justify="right" if tables.is_numeric(cells) else "left",
             overflow="fold",
-            min_width=min(longest, _NAME_WIDTH),
+            width=least + more,
         )
     for line in zip(*columns.values(), strict=True):
         result.add_row(*(Text(cell) for cell in line))

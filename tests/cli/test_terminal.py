@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -12,7 +13,7 @@ from pelacli.cli import terminal
 
 def printed(rows, width):
     stream = io.StringIO()
-    Console(file=stream, width=width).print(terminal.table(rows))
+    Console(file=stream, width=width).print(terminal.table(rows, width))
     return stream.getvalue()
 
 
@@ -45,3 +46,50 @@ def test_columns_of_numbers_are_aligned_to_the_right():
 def test_brackets_in_a_name_are_no_markup():
     assert "[bold]x" in printed([{"[i]name": "[bold]x"}], 80)
     assert "[i]name" in printed([{"[i]name": "[bold]x"}], 80)
+
+
+SWEEP = [
+    {
+        "ratio": "0.9", "achieved": "0.8997", "parameters": "33.4 M", "FLOPs": "67.7 G",
+        "energy kept": "88.63%", "damage": "11.14", "factorised": 8, "dense": 17,
+        "ranks, median": "17–29, 28", "note": "not possible: smallest 0.3525",
+    }
+]  # fmt: skip
+KINDS = [
+    {
+        "kind": "encoder.layer.*.attention.self.query", "layers": "12", "shape": "768×768",
+        "rank": "dense (output head)", "energy": "34.80%", "params": "73.7 M → 17.4 M",
+        "FLOPs": "14.9 G → 3.52 G",
+    }
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 103, 104, 200])
+@pytest.mark.parametrize("rows", [SWEEP, KINDS])
+def test_columns_that_do_not_fit_follow_below_and_no_figure_is_broken(monkeypatch, rows, width):
+    stream = io.StringIO()
+    monkeypatch.setattr(
+        "pelacli.console.stdout", lambda: Console(file=stream, width=width, no_color=True)
+    )
+    terminal.print_table(rows)
+    lines = stream.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    for name, cell in rows[0].items():
+        if re.match(r"[\d.]", str(cell)):
+            assert any(str(cell) in line for line in lines), name
+    for word in " ".join(map(str, rows[0].values())).split():
+        assert any(word[:20] in line for line in lines), word
+    parts = sum("columns wide" in line for line in lines)
+    assert parts != 1
+    assert (width < 200) or not parts
+
+
+def test_a_pipe_cuts_and_folds_nothing(pela, artefact, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    name = "/".join(["a" + "b" * 199] * 8)
+    (artefact.parent / name).parent.mkdir(parents=True)
+    artefact.rename(artefact.parent / name)
+    out = pela("report", name, "--by", "whole")[1]
+    [line] = [line for line in out.splitlines() if "factorised" in line]
+    assert name in line
+    assert line.rstrip().endswith("%")
