@@ -43,11 +43,14 @@ def copy(
 
 
 def check(recipe: RecipeFile, set_: Set = None, json: Json = False) -> None:
-    """Validate a recipe and print it as resolved."""
+    """Validate a recipe, look for its model and its data, and print it as resolved."""
     from pelacli import console
     from pelacli.recipe import reading, schema
+    from pelacli.steps import preflight
 
-    resolved = schema.resolved(reading.load(recipe, set_ or []))
+    read, place_of = reading.load_with_places(recipe, set_ or [])
+    preflight.check(read, place_of)
+    resolved = schema.resolved(read)
     if json:
         console.print_json(resolved, exact=True)
     else:

@@ -40,6 +40,19 @@ def open_split(spec: str, split: str) -> tuple[Any, str]:
         return datasets.load_dataset(name, config, split=split), split
 
 
+def check_split(spec: str, split: str) -> None:
+    """Look whether a Hugging Face dataset has a split, without fetching its rows.
+
+    Raises:
+        RequestError: one line that says why it can't be opened.
+    """
+    with one_line_errors(spec, split):
+        import datasets
+
+        name, config = _name_and_config(spec)
+        choose_split(split.partition("[")[0], datasets.get_dataset_split_names(name, config), spec)
+
+
 @contextmanager
 def one_line_errors(spec: str, split: str) -> Iterator[None]:
     """While active, an error of a library that opens a dataset becomes one line.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +25,22 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RequestError: one line with file, line, key, what is wrong and the remedy.
     """
+    return load_with_places(path, overrides)[0]
+
+
+def load_with_places(
+    path: str | Path, overrides: Sequence[str] = ()
+) -> tuple[Recipe, Callable[[Key], str]]:
+    """Read and validate a recipe, as `load` does.
+
+    Returns:
+        (the recipe, key → where it is set and its name: "r.toml:3: data.dataset").
+    """
     file = toml_file.read(Path(path))
     document = copy.deepcopy(file.document)
     applied = recipe_overrides.apply(document, overrides)
-    return validate(document, _FileAndOverrides(str(path), file, applied))
+    origin = _FileAndOverrides(str(path), file, applied)
+    return validate(document, origin), origin.locate
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shutil
 import time
 from fractions import Fraction
@@ -13,6 +12,7 @@ from statistics import median
 
 import numpy as np
 import pytest
+from json_output import document
 from safetensors.torch import load_file
 
 from pelacli.console import figures
@@ -77,12 +77,6 @@ def test_what_is_no_range_nor_list_of_ratios_is_refused_in_one_line(pela, artefa
     assert err.startswith(f"pela: error: --sweep {text}".rstrip())
     assert says in err
     assert err.count("\n") == 1
-
-
-def document(answer):
-    code, out, err = answer
-    assert (code, err) == (0, "")
-    return json.loads(out)
 
 
 def swept(pela, *args):
