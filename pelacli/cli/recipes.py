@@ -46,9 +46,10 @@ def check(recipe: RecipeFile, set_: Set = None, json: Json = False) -> None:
     """Validate a recipe, look for its model and its data, and print it as resolved."""
     from pelacli import console
     from pelacli.recipe import reading, schema
-    from pelacli.steps import preflight
 
     read, place_of = reading.load_with_places(recipe, set_ or [])
+    from pelacli.steps import preflight
+
     preflight.check(read, place_of)
     resolved = schema.resolved(read)
     if json:

@@ -14,6 +14,7 @@ from pelacli.recipe.schema import Data, Train
 from pelacli.recipe.step import Step
 from pelacli.tasks import registry
 from pelacli.tasks.base import Base
+from pelacli.train import passed_over
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def open_splits(step: Step[Train], opened: OpenModel, *, labelled: bool | None =
     assert data is not None  # the recipe's validation has seen to it
     task = registry.get(step.task.name, step.task.settings)
     training, labelled = _open_training(task, step, opened, labelled)
+    passed_over.say(step, opened, labelled)
     validation, judged = None, labelled
     if training.split is not None:
         validation, judged = _open_validation(task, data, opened, labelled)
