@@ -198,9 +198,9 @@ def _double(batch: Any) -> Any:
 
 def _count(opened: OpenModel, layers: Sequence[Layer]) -> Cost:
     """As `record.cost`, which only warns where it can't."""
-    return flops.count(
-        opened.module, layers, lambda m: prediction.predict(m, examples.example(opened))
-    )
+    sample = examples.example(opened)
+    assert sample is not None  # timm and transformers have one
+    return flops.count(opened.module, layers, lambda m: prediction.predict(m, sample))
 
 
 def _routes(opened: OpenModel, layers: Sequence[Layer], spent: Cost, batch: Any) -> bool:

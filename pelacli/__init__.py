@@ -8,24 +8,44 @@ From Python::
     plan = pelacli.decompose(model, ratio=0.5, batches=…)   # any nn.Module, in place
     pelacli.save(model, "smaller")
 
-Importing this package costs nothing: torch comes with the first call.
+What was asked for and can't be done is a `RequestError`, what fails on the way another `PelaError`;
+both are one line. Importing this package costs nothing: torch comes with the first call.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pelacli.errors import PelaError, RequestError
 from pelacli.version import __version__
 
 if TYPE_CHECKING:
     from pelacli.api import decompose, load, plan, save
+    from pelacli.ranks.plan import Plan
 
-__all__ = ["__version__", "decompose", "load", "plan", "save"]
+__all__ = [
+    "PelaError",
+    "Plan",
+    "RequestError",
+    "__version__",
+    "decompose",
+    "load",
+    "plan",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "Plan":
+        from pelacli.ranks.plan import Plan
+
+        return Plan
     if name in __all__:
         from pelacli import api
 
         return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

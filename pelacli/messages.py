@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 
 _LONGEST = 300  # characters of another library's message
+_SHOWN = 60  # characters of a value that a user gave
 
 # A sentence that sends the reader to what is not shown here ("look at the above report!").
 _ELSEWHERE = re.compile(
@@ -30,6 +31,15 @@ def one_line(error: BaseException | str, longest: int = _LONGEST) -> str:
         return type(error).__name__
     announced = len(lines) > 1 and lines[0].endswith(":")
     return lines[1 if announced else 0][:longest]
+
+
+def shown(value: object) -> str:
+    """A value that a user gave, as Python writes it, cut to at most 60 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more than 4,300 digits
+        text = f"a {type(value).__name__} of many digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def closest(name: str, known: Iterable[str], n: int = 3) -> list[str]:

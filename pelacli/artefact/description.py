@@ -27,9 +27,10 @@ _LONGEST = 120  # characters of a model's own error in our message
 def cost(opened: OpenModel, layers: Sequence[Layer]) -> Cost | None:
     """FLOPs of one sample through the dense model; None where it can't be run on a plain sample."""
     try:
-        return flops.count(
-            opened.module, layers, lambda m: prediction.predict(m, examples.example(opened))
-        )
+        sample = examples.example(opened)
+        if sample is None:
+            return None
+        return flops.count(opened.module, layers, lambda m: prediction.predict(m, sample))
     except Exception as error:  # any model may want inputs that we can't guess
         reason = one_line(error, _LONGEST)
         warn(f"{opened.ref}: FLOPs unknown: it can't be run on a plain sample ({reason})")

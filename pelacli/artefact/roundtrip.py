@@ -25,9 +25,7 @@ def check_readable(opened: OpenModel, manifest: Manifest) -> None:
     Raises:
         RequestError: naming the first layer that would not come back.
     """
-    for name, parameter in opened.module.named_parameters():
-        if not parameter.isfinite().all():
-            raise RequestError(f"{opened.ref}: {name} holds values that are not finite")
+    check_finite(opened)
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         opened.describe(Path(folder))
         try:
@@ -41,6 +39,17 @@ def check_readable(opened: OpenModel, manifest: Manifest) -> None:
             f"{opened.ref}: could not be read back: {difference}; change the configuration with "
             "the layer (model.config of transformers, reset_classifier of timm)"
         )
+
+
+def check_finite(opened: OpenModel) -> None:
+    """Refuse a module that training has ruined: `load` would refuse its file.
+
+    Raises:
+        RequestError: naming the first parameter that is not finite.
+    """
+    for name, parameter in opened.module.named_parameters():
+        if not parameter.isfinite().all():
+            raise RequestError(f"{opened.ref}: {name} holds values that are not finite")
 
 
 def _other_tensors(module: nn.Module, rebuilt: nn.Module) -> str | None:

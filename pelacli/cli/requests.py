@@ -230,7 +230,7 @@ def _data(dataset: str, base: Data | None) -> Data:
     if base is not None and base.dataset == dataset:
         return base
     try:
-        return validation.section(Data, {"dataset": dataset})
+        return validation.section(Data, {"dataset": dataset}, names={})
     except RequestError as error:
         raise RequestError(f"--data: {str(error).removeprefix('dataset: ')}") from None
 

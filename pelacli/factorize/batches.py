@@ -40,8 +40,9 @@ def join(batches: Iterable[Any]) -> list[Any]:
 
 
 def samples_in(batch: Any) -> int:
-    """How many samples a batch holds: a tensor [B, …], or a dict of such tensors."""
-    return len(batch if isinstance(batch, Tensor) else next(iter(batch.values())))
+    """How many samples a batch holds: a tensor [B, …], or a dict with such tensors."""
+    values = [batch] if isinstance(batch, Tensor) else batch.values()
+    return next(len(value) for value in values if isinstance(value, Tensor) and value.ndim)
 
 
 def _form(batch: Any) -> tuple[Any, int]:

@@ -111,19 +111,22 @@ def factors(
     moments: Mapping[str, Moments],
     plan: Plan,
     *,
+    refitted: Mapping[str, Factors] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Factors]:
     """Factors of every layer that the plan factorises; the model stays dense.
 
     Args:
         solutions: from `solve`. Where a layer's vectors are not there, it is solved again.
+        refitted: factors that are known already, from `pelacli.factorize.refit`.
     """
     ranks = plan.ranks()
+    factors_of = dict(refitted or {})
     planned = [layer for layer in layers if layer.name in ranks]
-    factors_of: dict[str, Factors] = {}
 
     def work(layer: Layer) -> None:
-        factors_of[layer.name] = _cut(layer, ranks[layer.name], moments, solutions)
+        if layer.name not in factors_of:
+            factors_of[layer.name] = _cut(layer, ranks[layer.name], moments, solutions)
 
     _for_each(planned, work, moments, tight=False, advance=advance)
     return {layer.name: factors_of[layer.name] for layer in planned}

@@ -68,11 +68,20 @@ def replace_empty(module: nn.Module, ranks: Mapping[str, int]) -> None:
 
 def exchange(module: nn.Module, exchanges: Iterable[Exchange]) -> None:
     """Put new modules in the places of old ones: under all their names, and in the plain lists that
-    some models keep beside their modules and run (Mask2Former's heads)."""
+    some models keep beside their modules and run (Mask2Former's heads). All or none: an error, or
+    Ctrl-C, puts the old ones back."""
     new_of = dict(exchanges)
+    try:
+        _put(module, new_of)
+    except BaseException:
+        _put(module, {new: old for old, new in new_of.items()})
+        raise
+
+
+def _put(module: nn.Module, new_of: Mapping[nn.Module, nn.Module]) -> None:
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):  # named_children would skip a twin
-            if child in new_of:
+            if child is not None and child in new_of:
                 setattr(parent, name, new_of[child])
         for value in vars(parent).values():
             if type(value) is list:
@@ -96,14 +105,28 @@ def _low_rank(module: nn.Module, factors: Mapping[str, Factors]) -> list[Exchang
         )
         kind = describe(dense)
         low.replaces = low.replaces if kind is None else kind.kind
-        low.down.weight, low.up.weight = _parameter(down, dense), _parameter(up, dense)
+        weight = cast(Tensor, dense.weight)
+        low.down.weight, low.up.weight = _parameter(down, weight), _parameter(up, weight)
         if bias is not None:
-            low.up.bias = _parameter(bias, dense)
+            low.up.bias = _parameter(bias, weight)
+            dense_bias = getattr(dense, "bias", None)
+            if dense_bias is not None:  # it may be trained where the weight is frozen
+                low.up.bias.requires_grad_(dense_bias.requires_grad)
+        if "weight" in dense._parameters:  # else the hooks may be what computes it
+            for hooks in _HOOKS:  # the very dicts: who holds a handle can still remove the hook
+                setattr(low, hooks, getattr(dense, hooks))
         exchanges.append((dense, low.train(dense.training)))
     return exchanges
 
 
-def _parameter(tensor: Tensor, dense: nn.Module) -> nn.Parameter:
+# What a caller registered on a layer, as torch keeps it.
+_HOOKS = (
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks",
+    "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_backward_pre_hooks",
+    "_backward_hooks", "_is_full_backward_hook",
+)  # fmt: skip
+
+
+def _parameter(tensor: Tensor, like: Tensor) -> nn.Parameter:
     """A parameter like the weight that it stands for: of its device, precision and training."""
-    weight = cast(Tensor, dense.weight)
-    return nn.Parameter(tensor.to(weight.device, weight.dtype).contiguous(), weight.requires_grad)
+    return nn.Parameter(tensor.to(like.device, like.dtype).contiguous(), like.requires_grad)

@@ -24,8 +24,8 @@ class Adapter(Protocol):
     def inputs(self, module: nn.Module, directory: Path | None) -> Inputs:
         """What a sample looks like, from the model's own files where there are any."""
 
-    def example(self, module: nn.Module, inputs: Any) -> Tensor | dict[str, Tensor]:
-        """A sample to count FLOPs at, as a batch of one."""
+    def example(self, module: nn.Module, inputs: Any) -> Tensor | dict[str, Tensor] | None:
+        """A sample to count FLOPs at, as a batch of one; None where pela can't know any."""
 
     def head(self, module: nn.Module) -> frozenset[str]:
         """Names of the modules that make the output and stay dense."""

@@ -1,4 +1,4 @@
-"""The table of all libraries: timm, transformers, and pela's own models."""
+"""The table of all libraries: timm, transformers, pela's own models, and plain modules of torch."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ def _segmenter() -> OwnAdapter:
     return segmenter
 
 
+def _torch() -> Adapter:
+    from pelacli.models import torch_module
+
+    return torch_module
+
+
 # The config.json of pela's own models names their library under "pela_model".
 _OWN: Mapping[str, Callable[[], OwnAdapter]] = {"albef": _albef, "segmenter": _segmenter}
 OWN_NAMES: dict[str, str] = {"albef": "albef"}  # the name that `open` takes → its library
@@ -34,15 +40,15 @@ def library(name: str) -> Adapter:
     Raises:
         RequestError: this version of pela doesn't know it.
     """
-    adapters = {**UPSTREAM, **_OWN}
+    adapters: dict[str, Callable[[], Adapter]] = {**UPSTREAM, **_OWN, "torch": _torch}
     if name not in adapters:
         known = ", ".join(adapters)
         raise RequestError(f"library {name!r}: this version of pela knows {known} only")
     return adapters[name]()
 
 
-def of(module: nn.Module) -> str | None:
-    """The library that a module is a model of, by what these set on their models; None where it
+def of(module: nn.Module) -> str:
+    """The library that a module is a model of, by what these set on their models; "torch" where it
     is of none. No library is imported to answer this."""
     if hasattr(module, "pela_model"):
         return str(module.pela_model)
@@ -50,7 +56,7 @@ def of(module: nn.Module) -> str | None:
         return "timm"
     if hasattr(getattr(module, "config", None), "to_json_string"):
         return "transformers"
-    return None
+    return "torch"
 
 
 def own(name: str) -> OwnAdapter:

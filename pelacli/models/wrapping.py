@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 from torch import nn
 
-from pelacli.errors import RequestError
 from pelacli.manifest.document import SourceRecord
 from pelacli.models import libraries
 from pelacli.models.opened import OpenModel
@@ -29,26 +27,10 @@ class Origin:
     digest: str | None = None
 
 
-@overload
-def wrap(module: nn.Module) -> OpenModel: ...
-@overload
-def wrap(module: nn.Module, *, must: bool) -> OpenModel | None: ...
-def wrap(module: nn.Module, *, must: bool = True) -> OpenModel | None:
-    """What `open` would have given for a module that the caller built.
-
-    Args:
-        must: raise where the module's library is unknown; else give None.
-
-    Raises:
-        RequestError: the module is neither timm's nor transformers'.
-    """
+def wrap(module: nn.Module) -> OpenModel:
+    """What `open` would have given for a module that the caller built."""
     name = type(module).__name__
-    library_name = libraries.of(module)
-    if library_name is not None:
-        return describe(name, module, library_name, Origin(name, "in memory"))
-    if must:
-        raise RequestError(f"{name}: neither timm's nor transformers', so it can't be rebuilt")
-    return None
+    return describe(name, module, libraries.of(module), Origin(name, "in memory"))
 
 
 def describe(

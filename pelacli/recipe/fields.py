@@ -19,6 +19,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from pelacli.messages import shown
+
 # A decimal or a fraction. Exponents end at three digits: Fraction("1e-999999999") never returns.
 _RATIO = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?|[+-]?\d+/\d+", re.IGNORECASE)
 
@@ -47,9 +49,9 @@ def parse_ratio(value: str | float | Fraction) -> Fraction:
     except (ValueError, ZeroDivisionError):
         ratio = None
     if ratio is None:
-        raise ValueError(f"{value!r} is no ratio; give a decimal or a fraction: 0.5, 2/3")
+        raise ValueError(f"{shown(value)} is no ratio; give a decimal or a fraction: 0.5, 2/3")
     if not 0 < ratio <= 1:
-        raise ValueError(f"{text} is out of range; a ratio is above 0 and at most 1")
+        raise ValueError(f"{shown(text)[1:-1]} is out of range; a ratio is above 0 and at most 1")
     return ratio
 
 
@@ -64,14 +66,14 @@ def _check_pattern(value: str) -> str:
     try:
         re.compile(value)
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{value!r} is no regular expression ({error})") from None
+        raise ValueError(f"{shown(value)} is no regular expression ({error})") from None
     return value
 
 
 def _check_pin(value: Any) -> Any:
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if not whole and value not in ("dense", "full"):
-        raise ValueError(f"{value!r} is no rank; give a whole number, 'dense' or 'full'")
+        raise ValueError(f"{shown(value)} is no rank; give a whole number, 'dense' or 'full'")
     return value
 
 

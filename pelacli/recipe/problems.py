@@ -6,7 +6,7 @@ import re
 from itertools import takewhile
 from typing import Any
 
-from pelacli.messages import did_you_mean
+from pelacli.messages import did_you_mean, shown
 from pelacli.recipe.keys import Key, dotted, parse_value
 from pelacli.recipe.schema import sections
 
@@ -46,10 +46,10 @@ def describe(error: Any, key: Key) -> str:
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", context["expected"])
         hint = did_you_mean(str(value), choices, quoted=True)
-        return f"{value!r} is none of {', '.join(choices)}{'; ' + hint if hint else ''}"
+        return f"{shown(value)} is none of {', '.join(choices)}{'; ' + hint if hint else ''}"
     if kind in _LIMITS:
         name, words = _LIMITS[kind]
-        return f"{value} is out of range; {words} {context[name]:g}"
+        return f"{shown(value)} is out of range; {words} {context[name]:g}"
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind]}, not {_show(value)}{_remedy(kind, value)}"
     return str(error["msg"])

@@ -53,8 +53,13 @@ def validate(document: dict[str, Any], origin: Origin) -> Recipe:
 SectionType = TypeVar("SectionType", bound=Section)
 
 
-def section(kind: type[SectionType], values: Mapping[str, Any]) -> SectionType:
+def section(
+    kind: type[SectionType], values: Mapping[str, Any], names: Mapping[str, str]
+) -> SectionType:
     """A section of its own, made of arguments in Python; None is not given.
+
+    Args:
+        names: key → what the argument is called, where that differs.
 
     Raises:
         RequestError: the first argument that is no good, by its name.
@@ -65,7 +70,8 @@ def section(kind: type[SectionType], values: Mapping[str, Any]) -> SectionType:
         first = error.errors()[0]
         cause = first.get("ctx", {}).get("error")
         key = cause.keys[0] if isinstance(cause, SectionError) and cause.keys else first["loc"][:1]
-        raise RequestError(f"{dotted(key)}: {describe(first, key)}") from None
+        name = names.get(dotted(key), dotted(key))
+        raise RequestError(f"{name}: {describe(first, key)}") from None
 
 
 def _existing_key(location: Key, document: Any, kind: str) -> Key:

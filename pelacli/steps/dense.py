@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pelacli.artefact import description
 from pelacli.errors import RequestError
+from pelacli.factorize.batches import samples_in
 from pelacli.lowrank import find
 from pelacli.lowrank.find import Selection
 from pelacli.lowrank.layer import Layer
@@ -29,14 +30,14 @@ class DenseModel:
         ref: what the user calls the model.
         layers: all linear maps, each with the reason why it stays dense, if any.
         cost: FLOPs of one sample; None where they are unknown.
-        opened: the model as its library describes it; None where pela does not know the library.
+        opened: the model as its library describes it.
     """
 
     module: nn.Module
     ref: str
     layers: Sequence[Layer]
     cost: Cost | None
-    opened: OpenModel | None
+    opened: OpenModel
 
     @property
     def free(self) -> list[Layer]:
@@ -62,9 +63,10 @@ def examine(
     module: nn.Module,
     selection: Selection,
     ref: str,
-    opened: OpenModel | None,
+    opened: OpenModel,
     *,
     batch: Any = None,
+    run: Callable[[nn.Module, Any], Tensor] = predict,
     flag_prefix: str = "",
 ) -> DenseModel:
     """Find the layers of a dense model and count its FLOPs.
@@ -72,6 +74,7 @@ def examine(
     Args:
         selection: which layers may be factorised.
         batch: to count FLOPs on where no plain sample can be made, as `predict` takes it.
+        run: runs the model on a batch.
         flag_prefix: stands before "include" and "exclude" in messages ("--" on a command line).
 
     Raises:
@@ -79,9 +82,9 @@ def examine(
             expression of the selection matches nothing.
     """
     layers = find.find_dense(module, selection, ref, flag_prefix)
-    cost = None if opened is None else description.cost(opened, layers)
+    cost = description.cost(opened, layers)
     if cost is None and batch is not None:
-        cost = _count(module, layers, batch)
+        cost = _count(module, layers, batch, run)
     layers = description.with_read_weights_dense(layers, cost)
     find.free_layers(layers, ref)
     return DenseModel(module, ref, layers, cost, opened)
@@ -97,7 +100,11 @@ def check_flops_known(dense: DenseModel, unit: str, remedy: str) -> None:
         raise RequestError(f"{dense.ref}: its FLOPs are unknown{remedy}")
 
 
-def _count(module: nn.Module, layers: Sequence[Layer], batch: Any) -> Cost:
+def _count(
+    module: nn.Module,
+    layers: Sequence[Layer],
+    batch: Any,
+    run: Callable[[nn.Module, Any], Tensor],
+) -> Cost:
     """FLOPs of one sample of the batch."""
-    inputs = next(iter(batch.values())) if isinstance(batch, Mapping) else batch
-    return flops.count(module, layers, lambda m: predict(m, batch), len(inputs))
+    return flops.count(module, layers, lambda m: run(m, batch), samples_in(batch))

@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor, nn
+
 from pelacli import console
 from pelacli.artefact import description
 from pelacli.factorize import calibration, engine, refit
@@ -25,6 +27,8 @@ from pelacli.steps.dense import DenseModel
 
 # (what is being done, how many parts it has) → the block in which it is done
 ShowProgress = Callable[[str, float], AbstractContextManager[console.Progress]]
+# (the model, a batch) → its main output [B, …]
+Run = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class SolvedModel:
         solutions: layer → what solving it gave.
         spectra: of the layers that may be factorised.
         corrects: whether layers are refitted to the inputs that the compressed model gives them.
+        run: runs the model on a batch.
     """
 
     dense: DenseModel
@@ -46,6 +51,7 @@ class SolvedModel:
     spectra: Sequence[Spectrum]
     corrects: bool
     show_progress: ShowProgress
+    run: Run
 
     @property
     def samples(self) -> int:
@@ -54,8 +60,13 @@ class SolvedModel:
 
     def factors(self, plan: Plan) -> dict[str, Factors]:
         """Factors of every layer that the plan factorises; the model stays dense."""
-        factors = engine.factors(self.dense.free, self.solutions, self.moments, plan)
-        return factors | self.corrected_factors(plan)
+        return engine.factors(
+            self.dense.free,
+            self.solutions,
+            self.moments,
+            plan,
+            refitted=self.corrected_factors(plan),
+        )
 
     def corrected_factors(self, plan: Plan) -> dict[str, Factors]:
         """The factors, refitted front to back to the inputs that the compressed model really gives;
@@ -69,7 +80,7 @@ class SolvedModel:
                 plan.ranks(),
                 self.moments,
                 self.batches,
-                predict,
+                self.run,
                 advance=bar.advance,
             )
 
@@ -99,6 +110,7 @@ def solve(
     correct: bool,
     seed: int = 0,
     show_progress: ShowProgress = console.progress,
+    run: Run = predict,
 ) -> SolvedModel:
     """Calibrate a dense model and solve its layers.
 
@@ -108,8 +120,9 @@ def solve(
             solve a layer again where its vectors are missing.
         correct: refit each layer to the inputs that it really gets, where there are samples.
         seed: of the random signs that calibration propagates back.
+        run: runs the model on a batch.
     """
-    moments = _moments(dense, batches, seed, show_progress) if batches else {}
+    moments = _moments(dense, batches, seed, show_progress, run) if batches else {}
     with show_progress("reading spectra", len(dense.free)) as bar:
         solutions = engine.solve(dense.free, moments, keep=keep, advance=bar.advance)
     spectra = engine.spectra(dense.free, solutions, moments)
@@ -121,18 +134,19 @@ def solve(
         spectra=description.at_counted_tokens(spectra, dense.cost),
         corrects=correct and bool(batches),
         show_progress=show_progress,
+        run=run,
     )
 
 
 def _moments(
-    dense: DenseModel, batches: Sequence[Any], seed: int, show_progress: ShowProgress
+    dense: DenseModel, batches: Sequence[Any], seed: int, show_progress: ShowProgress, run: Run
 ) -> dict[str, Moments]:
     with show_progress("calibrating", sum(map(samples_in, batches))) as bar:
         moments = calibration.collect(
             dense.module,
             dense.free,
             batches,
-            predict,
+            run,
             calibration.Passes(seed=seed),
             advance=bar.advance,
         )

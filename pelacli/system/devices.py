@@ -58,8 +58,8 @@ def on_cpu(module: nn.Module) -> Iterator[None]:
     if len(devices) > 1:
         names = ", ".join(sorted(map(str, devices)))
         raise RequestError(f"{name}: lies on several devices ({names}); move it to one")
-    module.cpu()
     try:
+        module.cpu()
         yield
     finally:
         module.to(home)

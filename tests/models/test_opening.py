@@ -250,10 +250,7 @@ def test_the_main_output():
         main_output([None])
 
 
-def test_wrap_needs_a_known_library():
-    assert wrapping.wrap(nn.Linear(2, 2), must=False) is None
-    with pytest.raises(RequestError, match="neither timm's nor transformers'"):
-        wrapping.wrap(nn.Linear(2, 2))
+def test_a_library_that_pela_does_not_know_is_refused():
     with pytest.raises(RequestError, match="this version of pela knows timm, transformers"):
         libraries.library("jax")
 
@@ -267,7 +264,7 @@ def test_a_module_tells_its_library():
     assert libraries.of(timm.create_model("test_vit")) == "timm"
     assert libraries.of(bert()) == "transformers"
     assert libraries.of(Own()) == "albef"
-    assert libraries.of(nn.Linear(2, 2)) is None
+    assert libraries.of(nn.Linear(2, 2)) == "torch"
 
 
 def test_only_models_of_images_with_texts_have_a_view_of_pairs():

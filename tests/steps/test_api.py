@@ -414,14 +414,12 @@ def test_a_model_is_planned_decomposed_saved_and_loaded(here):
     assert sum(p.numel() for p in again.parameters()) <= 0.6 * dense
 
 
-def test_a_module_of_no_library_is_decomposed_but_not_saved():
+def test_a_module_of_no_library_is_decomposed():
     net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Linear(64, 32))
     before = sum(p.numel() for p in net.parameters())
     plan = pelacli.decompose(net, ratio="1/2", policy="uniform")
     assert set(plan.ranks()) == {"0", "2"}
     assert sum(p.numel() for p in net.parameters()) <= before / 2
-    with pytest.raises(RequestError, match="can't be rebuilt"):
-        pelacli.save(net, "nowhere")
 
 
 # Arguments ---------------------------------------------------------------------------------------
@@ -431,7 +429,7 @@ def test_a_module_of_no_library_is_decomposed_but_not_saved():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({}, "policy energy needs a ratio"),
+        ({}, "ratio: policy energy needs one"),
         ({"ratio": 1.5}, "ratio: "),
         ({"ratio": 0.5, "unit": "bytes"}, "unit: 'bytes' is none of params, flops"),
         ({"ratio": 0.5, "multiple": 0}, "multiple: 0 is out of range; at least 1"),
@@ -439,7 +437,7 @@ def test_a_module_of_no_library_is_decomposed_but_not_saved():
         ({"policy": "threshold"}, "policy: 'threshold' needs threshold too"),
         ({"ratio": 0.5, "min_rank": 9, "max_rank": 8}, "max_rank: max_rank 8 is below min_rank 9"),
         ({"ratio": 0.5, "include": ["("]}, "include: "),
-        ({"ratio": 0.5, "pins": {"fc1": "thin"}}, "pin: "),
+        ({"ratio": 0.5, "pins": {"fc1": "thin"}}, "pins: "),
     ],
 )
 def test_an_argument_that_is_no_good_is_named_and_the_model_stays_as_it_is(call, arguments, says):

@@ -11,8 +11,7 @@ from pelacli.models.pairs.view import PairModel
 
 def find_view(module: nn.Module) -> PairModel | None:
     """The view of a module; None where it doesn't work on pairs."""
-    library_name = libraries.of(module)
-    return None if library_name is None else libraries.library(library_name).pairs(module)
+    return libraries.library(libraries.of(module)).pairs(module)
 
 
 def view_of(module: nn.Module) -> PairModel:

@@ -1,0 +1,226 @@
+"""Plan and decompose any module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import nn
+
+from pelacli import console
+from pelacli.api import arguments
+from pelacli.api.files import keep, kept
+from pelacli.artefact import description
+from pelacli.data import in_memory
+from pelacli.factorize.engine import Keep
+from pelacli.lowrank.find import Selection
+from pelacli.lowrank.replace import replace
+from pelacli.manifest.document import Manifest
+from pelacli.models import wrapping
+from pelacli.planning.choice import choose
+from pelacli.ranks.budget import Scope, Unit
+from pelacli.ranks.plan import Plan
+from pelacli.recipe.schema import Decompose
+from pelacli.steps.dense import DenseModel, check_flops_known, examine
+from pelacli.steps.factorization import SolvedModel, solve
+from pelacli.system import devices
+
+
+@arguments.suggesting
+def plan(
+    model: nn.Module,
+    ratio: float | str | Fraction | None = None,
+    policy: str = "energy",
+    batches: Iterable[Any] | None = None,
+    *,
+    unit: Unit = "params",
+    scope: Scope = "model",
+    energy: float | None = None,
+    threshold: float | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    head: Sequence[str] | None = None,
+    pins: Mapping[str, Any] | None = None,
+    min_rank: int = 1,
+    max_rank: int | None = None,
+    multiple: int | None = None,
+) -> Plan:
+    """The ranks that `decompose` would choose; the model stays as it is.
+
+    Args:
+        model, ratio, policy, batches, …: as there.
+
+    Returns:
+        The plan. Print it, or ask for its `ranks`, layer → rank.
+
+    Raises:
+        RequestError: as there.
+
+    Example::
+
+        >>> model = timm.create_model("test_vit")
+        >>> planned = pelacli.plan(model, ratio=0.6)
+        >>> planned.used <= planned.limit
+        True
+        >>> planned.layers["blocks.0.attn.qkv"].shape
+        (192, 64)
+    """
+    arguments.dense_module(model)
+    settings = arguments.settings(
+        ratio=ratio,
+        policy=policy,
+        unit=unit,
+        scope=scope,
+        energy=energy,
+        threshold=threshold,
+        include=include,
+        exclude=exclude,
+        pins=pins,
+        min_rank=min_rank,
+        max_rank=max_rank,
+        multiple=multiple,
+    )
+    with torch.inference_mode(False), _on_cpu(model, batches) as samples:
+        solved = _solved(model, settings, samples, head, correct=False, only_plan=True)
+        return choose(solved.spectra, solved.dense.size, settings)
+
+
+@arguments.suggesting
+def decompose(
+    model: nn.Module,
+    ratio: float | str | Fraction | None = None,
+    policy: str = "energy",
+    batches: Iterable[Any] | None = None,
+    *,
+    unit: Unit = "params",
+    scope: Scope = "model",
+    energy: float | None = None,
+    threshold: float | None = None,
+    correct: bool = True,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    head: Sequence[str] | None = None,
+    pins: Mapping[str, Any] | None = None,
+    min_rank: int = 1,
+    max_rank: int | None = None,
+    multiple: int | None = None,
+) -> Plan:
+    """Factorise a module in place, on the CPU; where it was on another device, it is again after.
+
+    Args:
+        model: any ``nn.Module``, on one device.
+        ratio: what is left of ``unit``, 0 < ratio ≤ 1; "2/3" and Fraction are exact.
+        policy: "energy", "uniform", or "threshold" (then ``threshold=`` is the share to keep).
+        batches: calibration samples: tensors [B, …] that the model takes, dicts of its arguments,
+            (input, label) pairs of either with labels, which are left out, or a DataLoader; also
+            one such batch alone. They have the model's precision and may be on any device. They are
+            read once and kept, so give some: a few hundred samples make all the difference. Small
+            batches of equal shapes are joined to batches of up to 32 samples.
+        unit: "params" or "flops": what the ratio counts. FLOPs are those of one sample: a plain
+            one of timm's or transformers' models, else one of ``batches``.
+        scope: "model", or "layers": whose it counts.
+        energy: in place of a ratio: as small as keeps this share, 0 to 1, of all layers' energy
+            together.
+        correct: refit each layer to the inputs it really gets, where there are batches.
+        include, exclude: lists of regular expressions, searched in module names.
+        head: names of modules that stay dense; by default the output head, where it can be told.
+        pins: regular expression → rank, "dense" or "full".
+        threshold, min_rank, max_rank, multiple: as in `pelacli.ranks.budget.Budget`.
+
+    Returns:
+        The plan: every layer's rank and kept energy.
+
+    Raises:
+        RequestError: an argument is no good, the budget can't be met, the model fails on the
+            batches, is low-rank already, has nothing to factorise, or lies on several devices.
+            After this and any other error, Ctrl-C too, the model is as it was.
+
+    Example::
+
+        >>> model = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+        >>> plan = pelacli.decompose(model, ratio=0.5, batches=torch.randn(64, 16, 32))
+        >>> sum(p.numel() for p in model.parameters()) <= plan.limit < plan.total
+        True
+        >>> model[0].rank == plan.ranks()["0"]
+        True
+        >>> pelacli.decompose(model, ratio=0.5)
+        Traceback (most recent call last):
+        pelacli.errors.RequestError: Sequential: is low-rank already; decompose the dense model
+    """
+    arguments.dense_module(model)
+    settings = arguments.settings(
+        ratio=ratio,
+        policy=policy,
+        unit=unit,
+        scope=scope,
+        energy=energy,
+        threshold=threshold,
+        include=include,
+        exclude=exclude,
+        pins=pins,
+        min_rank=min_rank,
+        max_rank=max_rank,
+        multiple=multiple,
+    )
+    arguments.switch("correct", correct)
+    with torch.inference_mode(False), _on_cpu(model, batches) as samples:
+        solved = _solved(model, settings, samples, head, correct=correct)
+        plan = choose(solved.spectra, solved.dense.size, settings)
+        manifest = _manifest(solved.dense, plan)
+        # All factors before the first layer is exchanged: what fails, leaves the model as it was.
+        replace(model, solved.factors(plan))
+    keep(solved.dense.opened, manifest)
+    return plan
+
+
+@contextmanager
+def _on_cpu(model: nn.Module, batches: Any) -> Iterator[list[Any]]:
+    """Model and samples on the CPU. The samples come first: a caller's loader may use the model."""
+    samples = arguments.samples(batches)
+    with devices.on_cpu(model):
+        yield samples
+
+
+def _solved(
+    model: nn.Module,
+    settings: Decompose,
+    samples: list[Any],
+    head: Sequence[str] | None,
+    *,
+    correct: bool,
+    only_plan: bool = False,
+) -> SolvedModel:
+    """The model's spectra, and what its factors will be made of."""
+    opened = kept(model)[0] or wrapping.wrap(model)
+    head = sorted(opened.head) if head is None else arguments.modules_of(model, "head", head)
+    run = in_memory.predicting(opened.ref, model)
+    dense = examine(
+        model,
+        Selection(head, settings.include, settings.exclude),
+        opened.ref,
+        opened,
+        batch=samples[0] if samples and settings.unit == "flops" else None,
+        run=run,
+    )
+    check_flops_known(
+        dense, settings.unit, "; give batches to count them on, or budget in parameters"
+    )
+    keep = Keep.NOTHING if only_plan or (samples and correct) else Keep.PLANNED
+    return solve(dense, samples, keep, correct=correct, show_progress=_no_progress, run=run)
+
+
+def _manifest(dense: DenseModel, plan: Plan) -> Manifest:
+    """What the plan will make of the model."""
+    manifest = description.describe(dense.opened, dense.layers, dense.cost, plan)
+    before = kept(dense.module)[1]
+    manifest.history = [] if before is None else before.history
+    return manifest
+
+
+@contextmanager
+def _no_progress(description: str, total: float) -> Iterator[console.Progress]:
+    """A library shows no progress of its own accord."""
+    yield console.Progress()
