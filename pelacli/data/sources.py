@@ -106,10 +106,9 @@ def _remote(kind: str, name: str, spec: str, split: str, training: bool) -> Open
     with one_line_errors(spec, split):
         if kind == "torch":
             return _torchvision(name, spec, split)
-        from timm.data import create_dataset
+        from pelacli.data.shards import open_shards
 
-        source = create_dataset("wds/", root=name, split=split, is_training=training)
-        return source, split, None
+        return open_shards(name, split, training=training), split, None
 
 
 def _hub(spec: str, split: str) -> Opened:

@@ -1,0 +1,91 @@
+"""WebDataset shards: images of any kind, and samples that can't be read."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from pelacli.data.dataset import open_dataset
+from pelacli.data.loader import loader
+from pelacli.errors import RequestError
+from pelacli.models.inputs import ImageInput
+
+pytest.importorskip("webdataset")
+GREY = ImageInput((1, 8, 8), (0.0,), (1.0,))
+
+
+def encoded(image, kind="PNG", **how):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **how)
+    return buffer.getvalue()
+
+
+def shards(root, samples, info=None):
+    """One shard of samples, each {ending: bytes}."""
+    with tarfile.open(root / "x-train-0.tar", "w") as tar:
+        for number, files in enumerate(samples):
+            for ending, data in files.items():
+                member = tarfile.TarInfo(f"{number:04}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    split = {
+        "name": "train", "num_samples": len(samples), "filenames": ["x-train-0.tar"],
+        "shard_lengths": [len(samples)],
+    }  # fmt: skip
+    (root / "_info.json").write_text(json.dumps({"splits": {"train": split | (info or {})}}))
+    return open_dataset(f"wds/{root}", "train", inputs=GREY)
+
+
+def batch(dataset):
+    return next(iter(loader(dataset, batch_size=8)))
+
+
+def test_images_of_every_ending_and_depth_are_read_upright(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    half = Image.fromarray(np.repeat([[0] * 8, [255] * 8], 4, 0).astype(np.uint8))
+    found = batch(
+        shards(
+            tmp_path,
+            [
+                {"bmp": encoded(Image.new("L", (8, 8), 51), "BMP"), "cls": b"0"},
+                {"jpeg": encoded(Image.new("L", (8, 8), 51), "JPEG"), "cls": b"1"},
+                {"png": encoded(Image.new("I;16", (8, 8), 51 * 257)), "cls": b"2"},
+                {"PNG": encoded(half, exif=exif), "cls": b"3"},
+            ],
+        )
+    )
+    assert found["labels"].tolist() == [0, 1, 2, 3]
+    assert found["inputs"][:3].unique().tolist() == pytest.approx([0.2])
+    assert found["inputs"][3, 0, :, 0].tolist() == pytest.approx([1] * 4 + [0] * 4)
+
+
+def test_a_label_may_be_in_json(tmp_path):
+    files = {"png": encoded(Image.new("L", (8, 8))), "json": b'{"kind": 3}'}
+    assert batch(shards(tmp_path, [files], {"alt_label": "kind"}))["labels"].tolist() == [3]
+    with pytest.raises(RequestError, match=r"0000: has no number 'sort' in its .json"):
+        batch(shards(tmp_path, [files], {"alt_label": "sort"}))
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"png": encoded(Image.new("L", (99, 99)))[:60], "cls": b"0"}, "not a readable image"),
+        ({"png": b"", "cls": b"0"}, "it is empty"),
+        ({"heic": b"x", "cls": b"0"}, "has no image among heic, cls"),
+        ({"png": encoded(Image.new("L", (8, 8)))}, "has no class number in a .cls file"),
+        ({"png": encoded(Image.new("L", (8, 8))), "cls": b"cat"}, "has no class number"),
+    ],
+)
+def test_a_sample_that_cannot_be_read_is_refused_by_shard_and_key(tmp_path, files, told):
+    good = {"png": encoded(Image.new("L", (8, 8))), "cls": b"1"}
+    with pytest.raises(RequestError) as error:
+        batch(shards(tmp_path, [good, files]))
+    assert str(error.value).startswith(f"{tmp_path}/x-train-0.tar, 0001: ")
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
