@@ -188,6 +188,14 @@ def test_resized_copies_are_told_of_once(tmp_path, capsys, monkeypatch):
     assert said.count("note:") == 1
 
 
+def test_an_image_that_would_have_no_pixels_is_refused_with_what_to_do(tmp_path):
+    one_image(tmp_path)
+    task, inputs = registry.get("detection"), tiny_detector("yolos").inputs
+    dataset = task.open(detection_data(tmp_path, side=5), "train", inputs=inputs)
+    with pytest.raises(RequestError, match=r"a\.png: its 40×30 px can't .* larger data.image_size"):
+        dataset[0]
+
+
 def test_the_case_of_a_split_s_folder_does_not_count(tmp_path):
     one_image(tmp_path, layout="Train", name="_annotations.coco.json")
     Image.new("RGB", (40, 30)).save(tmp_path / "Train" / "a.png")

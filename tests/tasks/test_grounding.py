@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from albef_tiny import pairs, tiny
+from PIL import Image
 
 from pelacli.artefact import loading
 from pelacli.data.loader import loader
@@ -273,3 +274,12 @@ def test_blip_learns_where_things_are_falls_and_comes_back(pela, here):
     assert other["accuracy"] < scores["dense"] - 20  # the text tells it which of the two is meant
     assert scores["decompose"] < scores["dense"] - 5
     assert scores["finetune"] > scores["dense"] - 8
+
+
+def test_boxes_of_a_larger_original_are_refused(here):
+    world.referring(here / "data", 2, name="val")
+    model = opening.open(str(world.model("BlipForImageTextRetrieval", here / "m")))
+    for file in (here / "data").glob("*.png"):
+        Image.open(file).resize((16, 16)).save(file)
+    with pytest.raises(RequestError, match=r"val.json, entry 1 .*outside of the picture, 16×16 px"):
+        list(batches(model))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 from pelacli.data.decoding import decode
 from pelacli.data.formats.objects import Objects
 from pelacli.data.loader import Batch
+from pelacli.errors import RequestError
+from pelacli.messages import one_line
 
 _MIN_SIDE = 1.0  # pixels; a crop may leave less of a box, which is then left out
 
@@ -62,7 +64,14 @@ class PrepareBoxes:
         size = self.sizes[0]
         if len(self.sizes) > 1:
             size = self.sizes[int(torch.randint(len(self.sizes), ()))]
-        processed = self.processor(images=[image], size=size, do_pad=False, return_tensors="pt")
+        try:
+            processed = self.processor(images=[image], size=size, do_pad=False, return_tensors="pt")
+        except (ValueError, RuntimeError) as error:  # a side becomes 0
+            asked = ", ".join(f"{name} {value}" for name, value in size.items())
+            raise RequestError(
+                f"{where}: its {picture.width}×{picture.height} px can't be resized to {asked} "
+                f"({one_line(error, 80)} …): set a larger data.image_size, or remove it"
+            ) from None
         return item | {"inputs": processed["pixel_values"][0]}
 
     def _with_objects(self, image: Tensor, objects: Objects) -> tuple[Tensor, dict[str, Tensor]]:
