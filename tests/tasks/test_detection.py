@@ -263,7 +263,7 @@ def test_a_detector_learns_falls_and_is_healed(here, pela):
     assert dense["ap"] > 15
     assert fallen["ap"] < dense["ap"] / 2
     assert healed["ap"] > dense["ap"] - 6
-    assert found["drop"] == pytest.approx(dense["ap"] - healed["ap"])
+    assert found["drop"] == pytest.approx(dense["ap"] - healed["ap"], abs=1e-4)  # rounded
     assert found["params"] < 0.75 * found["baseline"]["params"]
 
     course = here / "run" / "pretrain" / "metrics.jsonl"

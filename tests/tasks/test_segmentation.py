@@ -201,7 +201,7 @@ def test_eval_and_report_give_the_segmenter_s_figures(healed, shapes, pela):
     want = score(spec, output / "finetune")
     assert found["metrics"] == pytest.approx(want)
     drop = found["baseline"]["metrics"]["miou"] - want["miou"]
-    assert found["drop"] == pytest.approx(drop)
+    assert found["drop"] == pytest.approx(drop, abs=1e-4)  # of rounded figures
     assert found["agreement"]["same_class"] > 90
     code, out, err = pela("report", output / "finetune", "--json")
     assert code == 0, err
