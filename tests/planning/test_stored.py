@@ -222,7 +222,7 @@ def test_the_digest_of_an_artefact_is_that_of_its_weights(artefact):
 
 def document(answer):
     code, out, err = answer
-    assert (code, err) == (0, "")
+    assert code == 0, err
     return {k: v for k, v in json.loads(out).items() if k != "seconds"}
 
 
