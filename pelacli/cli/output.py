@@ -64,6 +64,8 @@ def decomposed_document(result: Decomposed | DryRun) -> dict[str, Any]:
         "unit": manifest.unit,
         "requested": manifest.ratio,
         "calibrated": result.calibrated,
+        "samples": result.samples,
+        "tokens": result.sample_tokens,
         "params": manifest.params.model_dump(),
         "flops": None if flops is None else flops.model_dump(),
         "ratio": manifest.params.after / manifest.params.before,

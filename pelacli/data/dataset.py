@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pelacli.models.inputs import Inputs
     from pelacli.recipe.schema import Augment
 
+from pelacli.data.formats.chat import Chat
 from pelacli.data.formats.text import Columns, open_texts
 from pelacli.data.images import image_transform
 from pelacli.data.loader import Batch
@@ -89,8 +90,8 @@ def open_dataset(
     Args:
         spec: "digits" (scikit-learn's, 80 % train and 20 % validation); a folder of class folders,
             or of ``train/``, ``validation/`` (or ``val/``), ``test/`` that hold class folders; a
-            .txt file (a sentence a line), .jsonl, .csv or .tsv (`pelacli.data.formats.text`), or a
-            folder of such files named after splits; "hfds/NAME" (Hugging Face, see
+            .txt file (a sentence a line), .jsonl, .csv or .tsv (`pelacli.data.formats.text`), also
+            with .gz, or a folder of such files named after splits; "hfds/NAME" (Hugging Face, see
             `pelacli.data.hub.open_split`), "torch/NAME" (torchvision's small ones),
             "wds/DIRECTORY" (WebDataset shards).
         split: "train", "validation", "test" or what the dataset has. A folder without folders of
@@ -137,7 +138,13 @@ def open_text(
     """
     collate = partial(_collate_text, Tokens.of(inputs, spec))
     texts = open_texts(
-        spec, split, columns, unlabelled=unlabelled, scores=scores, order=inputs.classes
+        spec,
+        split,
+        columns,
+        unlabelled=unlabelled,
+        scores=scores,
+        order=inputs.classes,
+        chat=Chat(inputs.tokenizer),
     )
     labelled = texts.labels is not None
     return Dataset(spec, texts, Make(_as_it_is, labelled), collate, texts.split, texts.classes,

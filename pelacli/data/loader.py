@@ -22,12 +22,15 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 if TYPE_CHECKING:
     from pelacli.recipe.schema import Augment
 
+from pelacli.console import warn
 from pelacli.data.order import Order
 from pelacli.data.seeding import BATCH, SAMPLE, seeded
+from pelacli.data.tokens import Cuts, counting_cuts
 from pelacli.errors import PelaError, RequestError
 from pelacli.system import processes
 
 Batch = dict[str, Any]
+_CUTS = "cuts"  # of a batch's texts, on their way from a worker; no user of batches sees it
 
 
 class Samples(Protocol):
@@ -118,6 +121,7 @@ class Loader:
         self.order, self._batches, self._workers = order, batches, workers
         self._pinned = torch.cuda.is_available() if pinned is None else pinned
         self._torch: DataLoader[Any] | None = None
+        self._told = False  # that texts were cut
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -128,11 +132,27 @@ class Loader:
         self.order.epoch, self.order.start = epoch, start
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loaded():
-            if isinstance(batch, PelaError):
-                self.close()
-                raise batch
-            yield batch
+        cut = Cuts()
+        try:
+            for batch in self._loaded():
+                if isinstance(batch, PelaError):
+                    self.close()
+                    raise batch
+                cuts = batch.pop(_CUTS, None)
+                if cuts is not None:
+                    cut.texts, cut.limit = cut.texts + cuts.texts, cuts.limit
+                yield batch
+        finally:
+            self._tell(cut)
+
+    def _tell(self, cut: Cuts) -> None:
+        """Say how many texts of the first epoch were cut."""
+        if cut.texts and not self._told:
+            self._told = True
+            warn(
+                f"{self.dataset.spec}: texts that are longer than the {cut.limit} tokens that the "
+                f"model reads, and were cut there: {cut.texts}",
+            )
 
     def close(self) -> None:
         """Send the workers home. Iterating again calls new ones."""
@@ -188,7 +208,10 @@ class _Batches:
 
     def finish(self, items: list[Batch], epoch: int, number: int) -> Batch:
         """Collate, check the labels, mix."""
-        batch = self.dataset.collate(items)
+        with counting_cuts() as cuts:
+            batch = self.dataset.collate(items)
+        if cuts.texts:
+            batch[_CUTS] = cuts
         inputs, labels = batch["inputs"], batch.get("labels")
         if labels is not None and self.num_classes:
             _check(labels, self.num_classes, self.dataset.spec)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pelacli.lowrank.padding import padding_mask
+
 BATCH_SIZE = 32  # calibration samples that walk through the model together
 
 
@@ -43,6 +45,14 @@ def samples_in(batch: Any) -> int:
     """How many samples a batch holds: a tensor [B, …], or a dict with such tensors."""
     values = [batch] if isinstance(batch, Tensor) else batch.values()
     return next(len(value) for value in values if isinstance(value, Tensor) and value.ndim)
+
+
+def tokens_in(batch: Any) -> int | None:
+    """How many tokens of text a batch holds, without padding; None of a batch without text."""
+    if not isinstance(batch, Mapping) or "input_ids" not in batch:
+        return None
+    mask = padding_mask(batch)
+    return int(batch["input_ids"].numel() if mask is None else mask.sum())
 
 
 def _form(batch: Any) -> tuple[Any, int]:

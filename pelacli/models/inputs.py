@@ -43,6 +43,11 @@ class TextInput:
             has no classes, or only numbers for them.
         causal: whether it predicts the next token (True) or masked ones (False); None where it
             has no output for tokens.
+        answers: whether it has an encoder for one text and a decoder for another.
+        vocabulary: how many tokens it knows; None where that is not shown.
+        padding: the token by which it knows padding, where the mask does not tell it; None: any
+            does.
+        padding_side: where padding stands; "left" for models that read their last position.
     """
 
     tokenizer: Any
@@ -51,6 +56,10 @@ class TextInput:
     marks: tuple[int, int] | None = None
     classes: tuple[str, ...] | None = None
     causal: bool | None = None
+    answers: bool = False
+    vocabulary: int | None = None
+    padding: int | None = None
+    padding_side: str = "right"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -28,6 +29,25 @@ def predict(module: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
         view = find_view(module)
         if view is not None:
             return view.output(inputs)
+    if isinstance(inputs, Mapping):
+        inputs = _with_decoder_inputs(module, inputs)
     result = module(**inputs) if isinstance(inputs, Mapping) else module(inputs)
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
     return main_output(result, mask, getattr(module, "pela_pooling", None))
+
+
+def _with_decoder_inputs(module: nn.Module, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The inputs of an encoder-decoder with what its decoder reads: the same text, shifted by one.
+
+    BART and its kin do so themselves, and this is what they do; T5 and its kin refuse.
+    """
+    if "input_ids" not in inputs or "decoder_input_ids" in inputs:
+        return inputs
+    if "decoder_input_ids" not in inspect.signature(module.forward).parameters:
+        return inputs
+    # The first is of models with an output for tokens, the second of T5's without one.
+    for name in ("prepare_decoder_input_ids_from_labels", "_shift_right"):
+        shift = getattr(module, name, None)
+        if shift is not None:
+            return {**inputs, "decoder_input_ids": shift(inputs["input_ids"])}
+    return inputs

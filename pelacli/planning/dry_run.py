@@ -24,6 +24,7 @@ class DryRun:
     Attributes:
         manifest: what the plan would make of the model.
         calibrated: whether the spectra are.
+        samples, sample_tokens: that they were calibrated on; see `pelacli.planning.stored.About`.
         path: None, as nothing is written; search: None, as no ratio is searched for.
     """
 
@@ -31,6 +32,8 @@ class DryRun:
     plan: Plan
     calibrated: bool
     seconds: float
+    samples: int = 0
+    sample_tokens: int | None = None
     path: None = None
     search: None = None
 
@@ -82,4 +85,11 @@ def run(
         settings.from_stored(about.section, section, str(file), overrides),
     )
     manifest = planned_manifest(about.dense, plan)
-    return DryRun(manifest, plan, about.samples > 0, time.perf_counter() - start)
+    return DryRun(
+        manifest=manifest,
+        plan=plan,
+        calibrated=about.samples > 0,
+        seconds=time.perf_counter() - start,
+        samples=about.samples,
+        sample_tokens=about.sample_tokens,
+    )

@@ -50,6 +50,7 @@ class About(BaseModel):
             are None where unknown.
         obstacles: owner → its part of fixed_params.
         samples: how many the spectra are calibrated on; 0 where they come from the weights alone.
+        sample_tokens: tokens of text that these samples have, without padding; None without text.
         section: the keys that were set in the recipe's [decompose].
     """
 
@@ -64,6 +65,7 @@ class About(BaseModel):
     fixed_flops: int | None = Field(None, ge=0)
     obstacles: dict[str, int] = Field(default_factory=dict)
     samples: int = Field(0, ge=0)
+    sample_tokens: int | None = Field(None, ge=0)
     section: dict[str, Any] = Field(default_factory=dict)
 
     @property

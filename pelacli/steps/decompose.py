@@ -41,6 +41,7 @@ class Decomposed:
 
     Attributes:
         path: None after a dry run, which writes nothing.
+        samples, sample_tokens: that it was calibrated on; see `pelacli.planning.stored.About`.
         search: for the smallest model within a quality budget, where one was asked for.
     """
 
@@ -49,6 +50,8 @@ class Decomposed:
     plan: Plan
     calibrated: bool
     seconds: float
+    samples: int = 0
+    sample_tokens: int | None = None
     search: QualitySearch | None = None
 
 
@@ -68,6 +71,8 @@ def run(
     judge = None if step.settings.max_drop is None else judge_of(opened, step)
     batches = calibration_batches(opened, step)
     solved = solved_model(dense, batches, step, dry_run)
+    if solved.sample_tokens is not None:
+        console.info(f"calibrated on {solved.samples} samples, {solved.sample_tokens:,} tokens")
     spectra = storable(solved, step)
     candidate = chosen(solved, step.settings, judge, dry_run)
     manifest = planned_manifest(spectra.about.dense, candidate.plan)
@@ -87,6 +92,8 @@ def run(
         plan=candidate.plan,
         calibrated=bool(solved.moments),
         seconds=time.perf_counter() - start,
+        samples=spectra.about.samples,
+        sample_tokens=spectra.about.sample_tokens,
         search=candidate.search,
     )
 
@@ -169,6 +176,7 @@ def storable(solved: SolvedModel, step: Step[Decompose]) -> Spectra:
         fixed_flops=size.fixed_flops,
         obstacles=dict(size.obstacles),
         samples=solved.samples,
+        sample_tokens=solved.sample_tokens,
         section=step.settings.model_dump(mode="json", exclude_unset=True),
     )
     return Spectra(solved.spectra, about)
@@ -189,7 +197,10 @@ def record(
     step: Step[Decompose], spectra: Spectra, candidate: Candidate, seconds: float
 ) -> StepRecord:
     """What the manifest's history says of the step."""
-    metrics = {"energy": candidate.plan.energy, "samples": spectra.about.samples}
+    about = spectra.about
+    metrics = {"energy": candidate.plan.energy, "samples": about.samples}
+    if about.sample_tokens is not None:
+        metrics["tokens"] = about.sample_tokens
     if candidate.search is not None:
         metrics |= candidate.search.document()
     return StepRecord(

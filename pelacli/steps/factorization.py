@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pelacli import console
 from pelacli.artefact import description
 from pelacli.factorize import calibration, engine, refit
-from pelacli.factorize.batches import samples_in
+from pelacli.factorize.batches import samples_in, tokens_in
 from pelacli.factorize.engine import Keep, Solution
 from pelacli.factorize.moments import Moments
 from pelacli.lowrank.replace import Factors
@@ -57,6 +57,12 @@ class SolvedModel:
     def samples(self) -> int:
         """How many samples the spectra are calibrated on."""
         return sum(map(samples_in, self.batches))
+
+    @property
+    def sample_tokens(self) -> int | None:
+        """How many tokens of text these samples have, without padding; None without text."""
+        counts = [count for batch in self.batches if (count := tokens_in(batch)) is not None]
+        return sum(counts) if counts else None
 
     def factors(self, plan: Plan) -> dict[str, Factors]:
         """Factors of every layer that the plan factorises; the model stays dense."""

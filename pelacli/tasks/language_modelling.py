@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 from pelacli.console import info
 from pelacli.data.dataset import Dataset
+from pelacli.data.formats.chat import Chat
 from pelacli.data.formats.text import Columns, Texts, open_texts
 from pelacli.data.loader import Batch
 from pelacli.data.tokens import Tokens
@@ -61,15 +62,23 @@ class Task(Base):
     ) -> Dataset:
         tokens = Tokens.of(inputs, data.dataset)
         assert isinstance(inputs, TextInput)
+        if inputs.answers and inputs.causal is None and not unlabelled:
+            raise RequestError(
+                f"{data.dataset}: the model writes a text in answer to another, and language "
+                "modelling judges how a text goes on; compare it with its dense model instead "
+                "(--task unlabelled --against MODEL)"
+            )
         if self.block is not None and self.block > inputs.max_length:
             raise RequestError(
                 f"task_args.block: {self.block} tokens are more than the {inputs.max_length} that "
                 "the model reads"
             )
         column = None if self.text is None else Columns((self.text,))
-        texts = open_texts(data.dataset, split, column, unlabelled=True)
+        chat = Chat(tokens.tokenizer)
+        texts = open_texts(data.dataset, split, column, unlabelled=True, chat=chat)
         size = self.block or min(_BLOCK, inputs.max_length)
         blocks = _Blocks.of(texts, tokens.tokenizer, size)
+        tokens.check_known(blocks.ids)
         make: Any = _plain
         if not unlabelled:
             make = _next if _causal(inputs) else _Masked.of(tokens.tokenizer, self.mask)
@@ -170,7 +179,10 @@ class _Blocks:
             encoded = tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
             tokens = [token for text in encoded for token in (*text, *separator)]
             chunks.append(np.array(tokens, dtype=np.int32))
-        return cls(np.concatenate(chunks), block - len(empty), around)
+        ids = np.concatenate(chunks)
+        if not len(ids):
+            raise RequestError(f"{texts.table.origin}: its texts have no tokens; give other texts")
+        return cls(ids, block - len(empty), around)
 
     def __len__(self) -> int:
         return -(-len(self.ids) // self.width)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pelacli.recipe.schema import Data
 
 from pelacli.data.dataset import Dataset, Make
+from pelacli.data.formats.chat import Chat
 from pelacli.data.formats.similarity import open_pairs
 from pelacli.data.formats.text import Columns
 from pelacli.data.loader import Batch
@@ -60,7 +61,8 @@ class Task(Base):
         if judged and not Path(spec).expanduser().exists() and not spec.startswith("hfds/"):
             raise RequestError(f"task_args.similarity: {spec}: no such file")
         columns = Columns(None if self.text is None else tuple(self.text), self.label)
-        texts = open_pairs(spec, split, columns, unlabelled=unlabelled)
+        chat = Chat(tokens.tokenizer)
+        texts = open_pairs(spec, split, columns, unlabelled=unlabelled, chat=chat)
         if judged and texts.labels is None and not unlabelled:
             raise RequestError(f"{spec}: has no pairs of sentences with a score")
         labelled = texts.labels is not None

@@ -32,7 +32,7 @@ class Words:
 
     pad_token, eos_token = None, "."
 
-    def __call__(self, texts, padding, truncation, max_length, return_tensors):
+    def __call__(self, texts, *, max_length, **options):
         rows = [[len(word) for word in text.split()][:max_length] for text in texts]
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
@@ -362,7 +362,7 @@ def test_text_errors(tmp_path):
         ("a.txt", "\n \n", "no sentences"),
         ("b.jsonl", '{"text": "x"}\n{oops', "line 2: not JSON"),
         ("c.csv", "words\nhello\n", "no field 'text'.*it has words"),
-        ("f.jsonl", '{"text": "x"}\n{"label": 1}', "entry 2: no field 'text'"),
+        ("f.jsonl", '{"text": "x"}\n{"label": 1}', "line 2: no field 'text'"),
         ("d.md", "x", "read from .txt"),
     ]:
         (tmp_path / name).write_text(content)

@@ -20,7 +20,7 @@ def test_all_splits_number_as_training_does(tmp_path):
     assert held_out.classes == ["maybe", "no", "yes"]
     assert held_out.labels == [2, 1]  # by itself it would say 1, 0
     lines(tmp_path / "validation.jsonl", ("d", "yes"), ("e", "never"))
-    with pytest.raises(RequestError, match=r"validation.jsonl, entry 2: label 'never'.*maybe, no"):
+    with pytest.raises(RequestError, match=r"validation.jsonl, line 2: label 'never'.*maybe, no"):
         open_texts(str(tmp_path), "val")
 
 
@@ -31,7 +31,7 @@ def test_numbers_are_classes_of_the_training_split(tmp_path):
     assert (len(train), train.labels) == (2, [0, 3])  # -1 is no label
     assert train.classes == open_texts(str(tmp_path), "test").classes == ["0", "1", "2", "3"]
     lines(tmp_path / "test.jsonl", ("d", 4))
-    with pytest.raises(RequestError, match=r"entry 1: label 4 is no class of the training split"):
+    with pytest.raises(RequestError, match=r"line 1: label 4 is no class of the training split"):
         open_texts(str(tmp_path), "test")
     lines(tmp_path / "test.jsonl", ("d", -1))
     assert open_texts(str(tmp_path), "test").labels is None
@@ -39,11 +39,9 @@ def test_numbers_are_classes_of_the_training_split(tmp_path):
 
 def test_a_number_is_no_class_where_classes_have_names(tmp_path):
     lines(tmp_path / "train.jsonl", ("a", "no"), ("b", "yes"), ("c", "1"))
-    for label in (0, "2", 1.0):
+    for label in (0, "2", 1.5):
         lines(tmp_path / "validation.jsonl", ("d", "1"), ("e", label))
-        message = (
-            rf"validation.jsonl, entry 2: label {label!r} is no class .*, which has 1, no, yes"
-        )
+        message = rf"validation.jsonl, line 2: label {label!r} is no class .*, which has 1, no, yes"
         with pytest.raises(RequestError, match=message):
             open_texts(str(tmp_path), "val")
 
@@ -95,10 +93,10 @@ def test_the_models_own_names_come_first(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"text": "a", "label": 1}\n{"text": "b", "label": ""}\n', "entry 2: no 'label'"),
+        ('{"text": "a", "label": 1}\n{"text": "b", "label": ""}\n', "line 2: no 'label'"),
         ('{"text": "a", "label": 1.5}\n{"text": "b", "label": 2}\n', "are scores, no classes"),
         ('{"text": "a", "label": -3}\n', "label -3 is no class"),
-        ('{"text": 5}\n', "entry 1: 'text' is not a text but int"),
+        ('{"text": 5}\n', "line 1: 'text' is not a text but int"),
         ("[1]\n", "line 1: not a JSON object"),
         ('{"premise": "a"}\n', "no field 'text'.*it has premise"),
     ],

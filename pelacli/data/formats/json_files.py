@@ -82,18 +82,52 @@ def read(file: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{file}: cannot be read as UTF-8 text ({error})") from None
     if file.suffix != ".jsonl":
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise RequestError(f"{file}: not JSON ({error})") from None
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines() parts texts at U+2028 too
-        try:
-            if line.strip():
-                rows.append(json.loads(line))
-        except ValueError as error:
-            raise RequestError(f"{file}, line {number}: not JSON ({error})") from None
-    return rows
+        return parsed(text, str(file))
+    # splitlines() parts texts at U+2028 too
+    return [
+        parsed(line, f"{file}, line {number}")
+        for number, line in enumerate(text.split("\n"), 1)
+        if line.strip()
+    ]
+
+
+def parsed(text: str, where: str, remedy: str = "mend or leave it out") -> Any:
+    """What a JSON text says.
+
+    Raises:
+        RequestError: it is no JSON; or it says what no reader could know how to take: a key twice,
+            half of a surrogate pair, which is no character.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_single_keys)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except _KeyTwiceError as error:
+        raise RequestError(f"{where}: the key {error.args[0]!r} comes twice; keep one") from None
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise RequestError(
+            f"{where}: {half} is half of a character (a surrogate without its other half); "
+            "leave it out"
+        ) from None
+    except RecursionError:
+        raise RequestError(f"{where}: lists or objects nested too deeply; {remedy}") from None
+    except ValueError as error:  # also of a number with thousands of digits
+        raise RequestError(f"{where}: not JSON ({error}); {remedy}") from None
+    return value
+
+
+class _KeyTwiceError(Exception):
+    """An object has a key twice."""
+
+
+def _single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's pairs; of a key that comes twice, json would keep the last one."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _KeyTwiceError(next(key for key in keys if keys.count(key) > 1))
+    return entries
 
 
 def entries(file: Path) -> list[tuple[dict[str, Any], str]]:
@@ -105,12 +139,12 @@ def listed(rows: Any, file: Path, key: str | None = None) -> list[tuple[dict[str
     """`entries` of what was read from a file already; ``key`` is under which it stands there."""
     source = str(file) if key is None else f"{file}, {key}"
     if not isinstance(rows, list):
-        raise RequestError(f"{source}: expected a list of entries, found {_kind(rows)}")
+        raise RequestError(f"{source}: expected a list of entries, found {kind(rows)}")
     numbered = []
     for number, row in enumerate(rows, 1):
         where = f"{source}, entry {number}"
         if not isinstance(row, dict):
-            raise RequestError(f"{where}: expected an object, found {_kind(row)}")
+            raise RequestError(f"{where}: expected an object, found {kind(row)}")
         numbered.append((row, where))
     return numbered
 
@@ -150,6 +184,7 @@ def image(entry: Mapping[str, Any], where: str, root: str | None, key: str = "im
     return str(base / name)
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """What a JSON value is, in words."""
     kinds = {dict: "an object", list: "a list", str: "text", type(None): "null"}
     return kinds.get(type(value), "a number")

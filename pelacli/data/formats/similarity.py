@@ -6,16 +6,23 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
 
-from pelacli.data.formats.text import Columns, Texts, open_texts, score
+from pelacli.data.formats.chat import Chat
+from pelacli.data.formats.classes import score
+from pelacli.data.formats.rows import Table, kind, records
+from pelacli.data.formats.text import Columns, Texts, open_texts
 from pelacli.errors import RequestError
 
 _SCORE, _FIRST, _SECOND = 4, 5, 6  # fields of an STS table
 
 
 def open_pairs(
-    spec: str, split: str, columns: Columns | None = None, *, unlabelled: bool = False
+    spec: str,
+    split: str,
+    columns: Columns | None = None,
+    *,
+    unlabelled: bool = False,
+    chat: Chat | None = None,
 ) -> Texts:
     """Sentences, each alone or with a second one and a score.
 
@@ -23,42 +30,33 @@ def open_pairs(
         RequestError: one line that names the file and what is wrong with it.
     """
     path = Path(spec).expanduser()
-    if path.is_file() and path.suffix in (".csv", ".tsv") and (rows := _sts(path)):
-        labels = [score(row["score"], f"{path}, line {n}") for n, row in enumerate(rows, 1)]
-        names = ("sentence1", "sentence2")
-        return Texts(rows, names, None if unlabelled else labels, str(path), None)
-    texts = open_texts(spec, split, columns, unlabelled=True)
+    if path.is_file() and kind(path) in (".csv", ".tsv") and (table := _sts(path)):
+        labels = [score(row["score"], table.name(i)) for i, row in enumerate(table.rows)]
+        return Texts(table, ("sentence1", "sentence2"), None if unlabelled else labels)
+    texts = open_texts(spec, split, columns, unlabelled=True, chat=chat)
     if unlabelled or len(texts.columns) == 1:  # scores belong to pairs
         return texts
     return open_texts(spec, split, columns, scores=True)
 
 
-def _sts(path: Path) -> list[dict[str, Any]] | None:
+def _sts(path: Path) -> Table | None:
     """The rows of an STS table; None where the file is none."""
-    rows = []
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for number, line in enumerate(
-                csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 1
-            ):
-                fits = len(line) > _SECOND
-                if number == 1 and not (fits and _is_number(line[_SCORE])):
-                    return None
-                if not fits:
-                    raise RequestError(
-                        f"{path}, line {number}: {len(line)} fields; an STS table has a score and "
-                        f"two sentences in fields {_SCORE + 1} to {_SECOND + 1}"
-                    )
-                rows.append(
-                    {
-                        "score": line[_SCORE],
-                        "sentence1": line[_FIRST],
-                        "sentence2": line[_SECOND],
-                    }
-                )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RequestError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    return rows
+    rows: list[dict[str, str]] = []
+    numbers: list[int] = []
+    for number, fields in records(path, "\t", csv.QUOTE_NONE):
+        fits = len(fields) > _SECOND
+        if not rows and not (fits and _is_number(fields[_SCORE])):
+            return None
+        if not fits:
+            raise RequestError(
+                f"{path}, line {number}: {len(fields)} fields; an STS table has a score and "
+                f"two sentences in fields {_SCORE + 1} to {_SECOND + 1}"
+            )
+        numbers.append(number)
+        rows.append(
+            {"score": fields[_SCORE], "sentence1": fields[_FIRST], "sentence2": fields[_SECOND]}
+        )
+    return Table(rows, ("score", "sentence1", "sentence2"), str(path), None, numbers)
 
 
 def _is_number(text: str) -> bool:

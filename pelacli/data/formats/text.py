@@ -1,26 +1,29 @@
 """Texts, alone or in pairs, each with a label or none.
 
-From .txt (a text a line), .jsonl, .csv and .tsv files, from a folder of such files named after
-splits, and from hub datasets (`pelacli.data.hub`). The columns go by the names that
-the community gives them (GLUE, SNLI, STS, sentence-transformers), or by those that the user gives.
+From files (`pelacli.data.formats.rows`), from a folder of such files named after splits, and from
+hub datasets (`pelacli.data.hub`). The columns go by the names that the community gives them (GLUE,
+SNLI, STS, sentence-transformers), or by those that the user gives. Conversations become texts
+(`pelacli.data.formats.chat`).
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pelacli.console import warn
+from pelacli.data.formats import chat as formats_chat
 from pelacli.data.formats import classes as formats_classes
+from pelacli.data.formats import rows as formats_rows
+from pelacli.data.formats.chat import Chat
+from pelacli.data.formats.rows import FILES, Table, some
 from pelacli.data.hub import open_split
 from pelacli.data.splits import SPLITS, choose_split, unknown_dataset
 from pelacli.errors import RequestError
 
-FILES = (".txt", ".jsonl", ".csv", ".tsv")
 PAIRS = (
     ("text", "text_pair"),
     ("sentence1", "sentence2"),
@@ -33,7 +36,6 @@ PAIRS = (
 )
 SINGLE = ("text", "sentence", "content", "document")
 LABELS = ("label", "labels", "gold_label", "score", "similarity_score")
-_NO_LABEL = {"-1", "-"}  # GLUE's and SNLI's words for it
 
 
 @dataclass(frozen=True)
@@ -54,40 +56,42 @@ class Texts:
     """Raw samples (text or pair of texts, label or None) by index.
 
     Attributes:
-        rows: of the file or hub dataset, each a mapping.
+        columns: of the text, of the pair, or of the conversation.
         labels: what the task wants, one per row; None: there are none, or none are wanted.
-        origin: of the rows, in errors.
-        split: name of the split; None where the data has no splits.
         classes: names of the classes; None where the labels are scores, or there are none.
         own_classes: the classes of the data, where ``classes`` are those of the model, which may
             have more.
+        chat: makes texts of conversations; None where the columns hold texts.
     """
 
-    rows: Any
+    table: Table
     columns: tuple[str, ...]
-    labels: Sequence[int | float] | None
-    origin: str
-    split: str | None
+    labels: Sequence[int | float] | None = None
     classes: list[str] | None = None
     own_classes: list[str] | None = None
+    chat: Chat | None = None
+
+    @property
+    def split(self) -> str | None:
+        """Name of the split; None where the data has no splits."""
+        return self.table.split
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.table)
 
     def __getitem__(self, index: int) -> tuple[str | tuple[str, str], int | float | None]:
-        row = self.rows[int(index)]
-        texts = [row[column] for column in self.columns]
-        for column, text in zip(self.columns, texts, strict=True):
-            if not isinstance(text, str):
-                raise RequestError(
-                    f"{self.name(index)}: {column!r} is not a text but {type(text).__name__}"
-                )
-        texts = [text.strip() for text in texts]
+        row = self.table.rows[int(index)]
         label = None if self.labels is None else self.labels[int(index)]
+        fields = [row[column] for column in self.columns]
+        if self.chat is not None:
+            return self.chat.text(fields, self.name(index)), label
+        for column, text in zip(self.columns, fields, strict=True):
+            check_text(text, column, self.name(index))
+        texts = [text.strip() for text in fields]
         return (texts[0] if len(texts) == 1 else (texts[0], texts[1])), label
 
     def name(self, index: int) -> str:
-        return f"{self.origin}, entry {index + 1}"
+        return self.table.name(int(index))
 
 
 def open_texts(
@@ -98,6 +102,7 @@ def open_texts(
     unlabelled: bool = False,
     scores: bool = False,
     order: Sequence[str] | None = None,
+    chat: Chat | None = None,
 ) -> Texts:
     """Read one split.
 
@@ -109,91 +114,70 @@ def open_texts(
         scores: the labels are numbers to be met, no classes.
         order: the model's names of its classes. Where the data's are among them, they are numbered
             as there.
+        chat: what makes texts of conversations; None refuses them as columns that nobody knows.
 
     Raises:
         RequestError: one line that names the file and what is wrong with it.
     """
     columns = columns or Columns()
-    rows, origin, split_name = _read(spec, split)
-    texts, label = _columns(rows, origin, columns)
-    if not spec.startswith("hfds/"):
-        rows = _filled(rows, texts, origin)
+    table = _read(spec, split)
+    names, label, is_chat = _columns(table, columns, chat)
+    if is_chat:
+        assert chat is not None
+        chat.check(table.origin, names)
+    else:
+        table = _with_text(table, names, labelled=not unlabelled and label is not None)
+    texts = Texts(table, names, chat=chat if is_chat else None)
     if unlabelled or label is None:
-        return Texts(rows, texts, None, origin, split_name)
-    values = _values(rows, label)
-    none = [i for i, value in enumerate(values) if value in (None, "")]
-    if len(none) == len(values):
-        return Texts(rows, texts, None, origin, split_name)
-    if none:
-        raise RequestError(
-            f"{origin}, entry {none[0] + 1}: no {label!r}, which other entries have; fill it in"
-        )
-    kept = [i for i, value in enumerate(values) if scores or str(value) not in _NO_LABEL]
-    if not kept:
-        return Texts(rows, texts, None, origin, split_name)
-    if len(kept) < len(values):
-        rows, values = _chosen(rows, kept), [values[i] for i in kept]
-    made = Texts(rows, texts, None, origin, split_name)
+        return texts
+    table, values = _labelled(table, label, scores)
+    if not values:
+        return texts
+    texts.table = table
     if scores:
-        made.labels = [score(value, made.name(i)) for i, value in enumerate(values)]
-        return made
-    declared = _declared(rows, label)
-    names = declared or formats_classes.names_of(
-        _training_values(spec, split_name, label, values), origin
-    )
-    model_names = formats_classes.in_order(names, order)
-    made.classes, made.own_classes = model_names or names, names
-    model_numbers = [
-        made.classes.index(formats_classes.spelling(name, model_names)) for name in names
-    ]
-    known = {} if declared else {name: number for number, name in enumerate(names)}
-    numbers = declared is not None or formats_classes.are_numbers(
-        names
-    )  # else 0 is no class of theirs
-    for i, value in enumerate(values):
-        number = known.get(str(value), formats_classes.whole_number(value) if numbers else None)
-        if number is None or not 0 <= number < len(names):
-            raise RequestError(
-                f"{made.name(i)}: {label} {value!r} is no class of the training split, which has "
-                f"{_some(names)}"
-            )
-        values[i] = model_numbers[number]
-    made.labels = values
-    return made
+        texts.labels = [
+            formats_classes.score(value, table.name(i)) for i, value in enumerate(values)
+        ]
+    else:
+        _number(texts, spec, label, values, order)
+    return texts
 
 
-def score(value: Any, where: str) -> float:
-    """A finite number."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise RequestError(f"{where}: {value!r} is no score; give a number")
-    return number
+def check_text(text: Any, column: str, where: str) -> None:
+    """Refuse what is no text.
+
+    Raises:
+        RequestError: it is none, or a word that programs write for a missing one.
+    """
+    if not isinstance(text, str):
+        raise RequestError(
+            f"{where}: {column!r} is not a text but {type(text).__name__}; put it in quotes, or "
+            "leave it out"
+        )
 
 
 # Rows --------------------------------------------------------------------------------------------
 
 
-def _read(spec: str, split: str) -> tuple[Any, str, str | None]:
-    """(rows, their place in errors, the split's name)."""
+def _read(spec: str, split: str) -> Table:
     if spec.startswith("hfds/"):
         rows, split_name = open_split(spec, split)
         if len(rows) == 0:
             raise RequestError(f"{spec}: the split {split_name} is empty")
-        return rows, f"{spec}, {split_name}", split_name
+        columns = list(rows.column_names)
+        return Table(rows, columns, f"{spec}, {split_name}", split_name, range(len(rows)), "row")
     file, name = _file(spec, split)
-    return rows_of(file), str(file), name
+    return formats_rows.read(file, name)
 
 
 def _file(spec: str, split: str) -> tuple[Path, str | None]:
+    """(the file of a split, the split's name; None where a file is all of the data)."""
     path = Path(spec).expanduser()
     if path.is_dir():
         files: dict[str, list[Path]] = {}
         for file in sorted(path.iterdir()):
-            if file.suffix in FILES:
-                files.setdefault(file.stem, []).append(file)
+            if formats_rows.kind(file) in FILES and not file.name.startswith("."):
+                files.setdefault(formats_rows.stem(file), []).append(file)
         if not files:
             kinds = ", ".join(FILES)
             raise RequestError(f"{spec}: no text files in it (split names ending in {kinds})")
@@ -204,121 +188,221 @@ def _file(spec: str, split: str) -> tuple[Path, str | None]:
         return files[name][0], name
     if not path.is_file():
         raise unknown_dataset(spec)
-    if path.suffix not in FILES:
-        raise RequestError(f"{spec}: text is read from {', '.join(FILES)} files")
+    if formats_rows.kind(path) not in FILES:
+        raise RequestError(
+            f"{spec}: text is read from {', '.join(FILES)} files; write JSON with one object a "
+            "line into a .jsonl file"
+        )
     return path, None
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """All rows of a file."""
-    try:
-        rows = list(_rows(path))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RequestError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    if not rows:
-        raise RequestError(f"{path}: no sentences")
-    return rows
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    table = path.suffix in (".csv", ".tsv")
-    with path.open(encoding="utf-8-sig", newline="" if table else None) as file:
-        if path.suffix == ".txt":
-            yield from ({"text": line.strip()} for line in file if line.strip())
-        elif path.suffix == ".csv":
-            yield from csv.DictReader(file)
-        elif path.suffix == ".tsv":  # GLUE's files have quotes in them that mean nothing
-            yield from csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        else:
-            yield from _json_rows(path, file)
-
-
-def _json_rows(path: Path, file: Any) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(file, 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError as error:
-            raise RequestError(f"{path}, line {number}: not JSON ({error})") from None
-        if row is not None:
-            if not isinstance(row, dict):
-                raise RequestError(f"{path}, line {number}: not a JSON object")
-            yield row
-
-
-def _columns(rows: Any, origin: str, wanted: Columns) -> tuple[tuple[str, ...], str | None]:
-    """(names of the text columns, name of the label column or None)."""
-    fields = _fields(rows)
-    for name in (*(wanted.text or ()), *([wanted.label] if wanted.label else ())):
-        if name not in fields:
-            raise RequestError(f"{origin}: no column {name!r}; it has {_some(fields)}")
-    known = [names for names in (*PAIRS, *((name,) for name in SINGLE)) if {*names} <= {*fields}]
-    text = wanted.text or next(iter(known), None)
+def _columns(
+    table: Table, wanted: Columns, chat: Chat | None
+) -> tuple[tuple[str, ...], str | None, bool]:
+    """(names of the text columns, name of the label column or None, whether the first hold
+    conversations)."""
+    known: list[tuple[str, ...]] = [*PAIRS, *((name,) for name in SINGLE)]
+    known += formats_chat.COLUMNS if chat is not None else ()
+    if wanted.text is not None:
+        text: tuple[str, ...] | None = tuple(_wanted(table, name) for name in wanted.text)
+    else:
+        text = next((columns for names in known if (columns := _all(table, names))), None)
     if text is None:
         raise RequestError(
-            f"{origin}: no field 'text', nor another known one; it has {_some(fields)}: name the "
-            "columns in task_args.text"
+            f"{table.origin}: no field 'text', nor another known one; it has "
+            f"{some(table.columns)}: name the columns in task_args.text (the first line of a table "
+            "must name them)"
         )
-    label = wanted.label or next((name for name in LABELS if name in fields), None)
-    return tuple(text), label
+    if wanted.label is not None:
+        label: str | None = _wanted(table, wanted.label)
+    else:
+        label = next((name for known in LABELS if (name := _column(table, known))), None)
+    plain_names = tuple(name.strip().casefold() for name in text)
+    return text, label, chat is not None and plain_names in formats_chat.COLUMNS
 
 
-def _fields(rows: Any) -> list[str]:
-    """The columns that any row has."""
-    return list(getattr(rows, "column_names", None) or {key: 0 for row in rows for key in row})
+def _all(table: Table, names: Sequence[str]) -> tuple[str, ...] | None:
+    """The table's columns of these names, if it has all."""
+    columns = [_column(table, name) for name in names]
+    present = tuple(column for column in columns if column is not None)
+    return present if len(present) == len(names) else None
 
 
-def _some(names: Sequence[Any]) -> str:
-    return ", ".join(map(str, names[:8])) + (" …" if len(names) > 8 else "")
+def _column(table: Table, name: str) -> str | None:
+    """The table's column of a name; capitals and blanks around it don't count where only one
+    column has the name without them."""
+    if name in table.columns:
+        return name
+    alike = [c for c in table.columns if c.strip().casefold() == name.strip().casefold()]
+    return alike[0] if len(alike) == 1 else None
 
 
-def _filled(
-    rows: list[dict[str, Any]], columns: Sequence[str], origin: str
-) -> list[dict[str, Any]]:
-    """The rows that have a text; one without the field is an error."""
-    for number, row in enumerate(rows, 1):
-        for column in columns:
-            if row.get(column) is None:
-                raise RequestError(f"{origin}, entry {number}: no field {column!r}")
-    kept = [row for row in rows if any(str(row[column]).strip() for column in columns)]
+def _wanted(table: Table, name: str) -> str:
+    column = _column(table, name)
+    if column is None:
+        raise RequestError(f"{table.origin}: no column {name!r}; it has {some(table.columns)}")
+    return column
+
+
+def _with_text(table: Table, columns: Sequence[str], *, labelled: bool) -> Table:
+    """The rows that have a text.
+
+    Args:
+        labelled: whether rows without one are left out of hub datasets too. Language models read
+            an empty row of those as the end of a text.
+
+    Raises:
+        RequestError: a row lacks the field, or has something else than a text there.
+    """
+    if table.unit == "row":
+        _check_hub_texts(table, columns)
+        if not labelled:
+            return table
+    fields = [table.values(column) for column in columns]
+    kept = []
+    for i, texts in enumerate(zip(*fields, strict=True)):
+        for column, text in zip(columns, texts, strict=True):
+            if text is None:
+                raise RequestError(
+                    f"{table.name(i)}: no field {column!r}; fill it in, or leave the line out"
+                )
+            check_text(text, column, table.name(i))
+            if table.unit == "line" and len(table.columns) > 1:
+                _check_is_said(text, column, table.name(i))
+        if any(text.strip() for text in texts):
+            kept.append(i)
     if not kept:
-        raise RequestError(f"{origin}: no sentences")
-    return kept
+        raise RequestError(f"{table.origin}: no sentences: {some(columns)} is empty in all rows")
+    if len(kept) == len(table):
+        return table
+    empty = next(i for i in range(len(table)) if i >= len(kept) or kept[i] != i)
+    warn(
+        f"{len(table) - len(kept)} of {len(table)} rows have no text and are left out, the first "
+        f"is {table.name(empty)}",
+    )
+    return table.chosen(kept)
 
 
-def _chosen(rows: Any, indices: Sequence[int]) -> Any:
-    return rows.select(indices) if hasattr(rows, "select") else [rows[i] for i in indices]
+def _check_is_said(text: str, column: str, where: str) -> None:
+    if formats_classes.is_missing_word(text):
+        raise RequestError(
+            f"{where}: {column} is {text!r}, which programs write for a missing text; fill it in, "
+            "or leave the line out"
+        )
+
+
+def _check_hub_texts(table: Table, columns: Sequence[str]) -> None:
+    """Refuse columns of a hub dataset that hold no texts, and rows without one, before all work."""
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+    for column in columns:
+        feature = table.rows.features[column]
+        if getattr(feature, "dtype", None) not in ("string", "large_string"):
+            raise RequestError(
+                f"{table.origin}: {column!r} holds no texts but {feature}; name the columns of "
+                "text in task_args.text"
+            )
+        cells = table.rows.with_format("arrow")[column]
+        cells = cells[:] if hasattr(cells, "source") else cells
+        if cells.null_count:
+            row = pc.index(pc.is_null(cells), True).as_py()
+            raise RequestError(f"{table.name(row)}: has no {column!r}; leave the row out")
 
 
 # Labels ------------------------------------------------------------------------------------------
 
 
-def _values(rows: Any, label: str) -> list[Any]:
-    return list(rows[label]) if hasattr(rows, "select") else [row.get(label) for row in rows]
+def _labelled(table: Table, label: str, scores: bool) -> tuple[Table, list[Any]]:
+    """The rows that have a label, and the labels; none of either where no row has one.
+
+    Raises:
+        RequestError: some rows have one and some have not; or a label is no class.
+    """
+    values = [formats_classes.plain(value) for value in table.values(label)]
+    if all(value is None for value in values):
+        return table, []
+    absent = [
+        i for i, value in enumerate(values) if value is None or (not scores and _is_nan(value))
+    ]
+    if absent:
+        raise RequestError(
+            f"{table.name(absent[0])}: no {label!r}, which other entries have; fill it in, or "
+            "leave the entry out"
+        )
+    if scores:  # where −1 may be one
+        return table, values
+    kept = [i for i, value in enumerate(values) if not formats_classes.is_none(value)]
+    if not kept:
+        return table, []
+    for i in kept:
+        formats_classes.check(values[i], table.name(i), label)
+    if len(kept) == len(values):
+        return table, values
+    return table.chosen(kept), [values[i] for i in kept]
 
 
-def _declared(rows: Any, label: str) -> list[str] | None:
-    """Names of the classes that the dataset declares itself."""
-    feature = getattr(rows, "features", {}).get(label) if hasattr(rows, "features") else None
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _number(
+    texts: Texts, spec: str, label: str, values: list[Any], order: Sequence[str] | None
+) -> None:
+    """Give the texts their class numbers and the names of the classes."""
+    table = texts.table
+    declared = _declared(table, label)
+    names = declared or formats_classes.names_of(*_training_labels(spec, table, label, values))
+    model_names = formats_classes.in_order(names, order)
+    texts.classes, texts.own_classes = model_names or names, names
+    model_numbers = [
+        texts.classes.index(formats_classes.spelling(name, model_names)) for name in names
+    ]
+    known = {} if declared else {name: number for number, name in enumerate(names)}
+    numbers = declared is not None or formats_classes.are_numbers(
+        names
+    )  # else 0 is no class of theirs
+    labels = []
+    for i, value in enumerate(values):
+        number = known.get(str(value), formats_classes.whole_number(value) if numbers else None)
+        if number is None or not 0 <= number < len(names):
+            raise RequestError(
+                f"{table.name(i)}: {label} {value!r} is no class of the training split, which has "
+                f"{some(names)}"
+            )
+        labels.append(model_numbers[number])
+    texts.labels = labels
+
+
+def _declared(table: Table, label: str) -> list[str] | None:
+    """Names of the classes that a hub dataset declares itself."""
+    feature = getattr(table.rows, "features", {}).get(label)
     names = getattr(feature, "names", None)
     return None if names is None else list(names)
 
 
-def _training_values(spec: str, split: str | None, label: str, values: list[Any]) -> list[Any]:
-    """The labels of the training split, where there is one that has some; else those of this one,
-    of the whole of it where it is a part ("test[:50%]")."""
+def _training_labels(
+    spec: str, table: Table, label: str, values: list[Any]
+) -> tuple[list[Any], str]:
+    """(labels, their origin) of the training split, where there is one that has some; else those
+    of this one, of the whole of it where it is a part ("test[:50%]")."""
+    split = table.split
     if split is None or split in SPLITS[0]:
-        return values
+        return values, table.origin
     whole = split.partition("[")[0]
     for name in ("train", whole) if whole != split and "+" not in split else ("train",):
         try:
-            rows, _, _ = _read(spec, name)
+            other = _read(spec, name)
         except RequestError as error:
             if "no split" in str(error):
                 continue
             raise
-        if label in _fields(rows):
-            labels = [v for v in _values(rows, label) if v not in (None, "")]
-            labels = [v for v in labels if str(v) not in _NO_LABEL]
-            if labels:
-                return labels
-    return values
+        column = _column(other, label)
+        if column is not None:
+            labels = [formats_classes.plain(value) for value in other.values(column)]
+            kept = [i for i, v in enumerate(labels)
+                    if v is not None and not formats_classes.is_none(v)]  # fmt: skip
+            for i in kept:
+                formats_classes.check(labels[i], other.name(i), label)
+            if kept:
+                return [labels[i] for i in kept], other.origin
+    return values, table.origin

@@ -17,12 +17,11 @@ from pelacli.messages import did_you_mean, one_line
 from pelacli.models import pooling
 from pelacli.models.around import timm_backbone
 from pelacli.models.hf import detectors, labels, segmenters
-from pelacli.models.hf.examples import arguments, longest_text, sees
+from pelacli.models.hf.examples import arguments, sees
 from pelacli.models.hf.examples import example as example
-from pelacli.models.hf.heads import causal as _causal
-from pelacli.models.hf.heads import own_classes as _own_classes
 from pelacli.models.hf.heads import with_head as with_head
-from pelacli.models.inputs import ImageInput, Inputs, PairInput, TextInput
+from pelacli.models.hf.texts import text_input
+from pelacli.models.inputs import ImageInput, Inputs, PairInput
 from pelacli.models.pairs import hf as pair_views
 from pelacli.models.pairs.repairs import repair
 from pelacli.models.pairs.view import PairModel
@@ -174,44 +173,9 @@ def inputs(module: nn.Module, directory: Path | None) -> Inputs:
         if type(module).__name__.endswith("ForImageClassification"):
             images = replace(images, labels=labels.read(config))
         return images
-    text = _text_input(module, getattr(config, "text_config", None) or config, directory)
+    with _quiet():
+        text = text_input(module, getattr(config, "text_config", None) or config, directory)
     return PairInput(_image_input(vision, directory), text) if takes_images else text
-
-
-def _text_input(module: nn.Module, config: Any, directory: Path | None) -> TextInput:
-    tokenizer = None
-    if directory is not None and any(directory.glob("tokenizer*")):
-        with _quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-        takes = arguments(module)
-        one_kind = int(getattr(config, "type_vocab_size", 0) or 0) < 2
-        tokenizer.model_input_names = [
-            name
-            for name in tokenizer.model_input_names
-            if name in takes and not (name == "token_type_ids" and one_kind)
-        ]
-    longest = longest_text(config) or 512
-    for name, table in module.named_modules():  # RoBERTa and its kin count from the padding on
-        offset = getattr(table, "padding_idx", None)
-        if name.endswith("position_embeddings") and offset is not None:
-            longest -= offset + 1
-            break
-    limit = int(getattr(tokenizer, "model_max_length", longest) or longest)
-    if directory is not None and (directory / "sentence_bert_config.json").is_file():
-        # sentence-transformers trained the model on shorter texts than its positions allow.
-        limit = int(
-            json.loads((directory / "sentence_bert_config.json").read_text()).get(
-                "max_seq_length", limit
-            )
-        )
-    return TextInput(
-        tokenizer,
-        min(longest, limit),
-        fill="siglip" in str(getattr(module.config, "model_type", "")),
-        marks=pair_views.marks(module),
-        classes=_own_classes(module),
-        causal=_causal(module),
-    )
 
 
 def head(module: nn.Module) -> frozenset[str]:

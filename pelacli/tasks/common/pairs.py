@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 from pelacli.data.dataset import Dataset
 from pelacli.data.loader import Batch, Samples
-from pelacli.data.tokens import tokenise
+from pelacli.data.tokens import Tokens
 from pelacli.errors import RequestError
 from pelacli.models import libraries
 from pelacli.models.inputs import PairInput
@@ -174,6 +174,7 @@ def stack(items: Iterable[Mapping[str, Any]], key: str) -> Tensor:
 
 
 def _tokenise(text_input: TextInput, limit: int, texts: Sequence[str]) -> dict[str, Tensor]:
-    tokens = tokenise(text_input.tokenizer, list(texts), limit, fill=text_input.fill)
+    read = Tokens(text_input.tokenizer, limit, text_input.fill, text_input.vocabulary)
+    tokens = read(list(texts))
     # BERT's tokenizer adds types of tokens, which the models choose for themselves.
     return {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
