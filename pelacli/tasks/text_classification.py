@@ -71,6 +71,10 @@ class Task(Base):
         if not dataset.labelled:
             raise RequestError(f"{dataset.spec}: the texts have no labels, which the task needs")
         names, count = head_classes(dataset, classes)
+        if count < 2:
+            raise RequestError(
+                f"{dataset.spec}: all texts have the class {names[0]!r}; a classifier needs two"
+            )
         numbers = [str(number) for number in range(len(names), count)]
         return with_outputs(opened, dataset, names + numbers, seed)
 

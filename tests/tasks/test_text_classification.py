@@ -168,6 +168,15 @@ def test_a_pair_is_read_as_one(tmp_path):
     assert batch["labels"].tolist() == [0, 1]
 
 
+def test_texts_of_one_class_make_no_classifier(here):
+    save_model("bert", "", here / "model")
+    train = write(here / "a.jsonl", [{"text": "w1", "label": "yes"}] * 4)
+    opened, task = opening.open("./model"), registry.get("text-classification")
+    dataset = task.open(Data(dataset=str(train)), "train", inputs=opened.inputs)
+    with pytest.raises(RequestError, match="all texts have the class 'yes'"):
+        task.fit(opened, dataset, None, 0)
+
+
 def test_a_text_has_one_column_or_two():
     with pytest.raises(RequestError, match=r"task_args.text: name one column, or two"):
         registry.get("text-classification", {"text": ["a", "b", "c"]})
