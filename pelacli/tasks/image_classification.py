@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pelacli.models.opened import OpenModel
     from pelacli.recipe.schema import Data
 
-from pelacli.console import info
+from pelacli.console import info, warn_once
 from pelacli.data.dataset import Dataset, open_dataset
 from pelacli.data.loader import Batch
 from pelacli.errors import RequestError
@@ -92,6 +92,8 @@ def _numbered(dataset: Dataset, labels: Sequence[str], training: bool) -> Datase
     train on only some of the model's classes, the data's own numbers stay: `fit` makes a head for
     them."""
     numbers = class_names.positions(dataset.classes or [], labels) if dataset.labelled else None
+    if numbers is None and dataset.labelled and not training:
+        _check_names(dataset, labels)
     if numbers is None or (training and len(numbers) < len(labels)):
         return dataset
     return replace(
@@ -99,6 +101,31 @@ def _numbered(dataset: Dataset, labels: Sequence[str], training: bool) -> Datase
         make=_Renumbered(dataset.make, numbers),
         classes=list(labels),
         own_classes=dataset.classes,
+    )
+
+
+def _check_names(dataset: Dataset, labels: Sequence[str]) -> None:
+    """Refuse to judge a model by classes of which it names only some. Where it names none, the data
+    may have other words for the same classes, such as ImageNet's numbers: they count in order,
+    which is said.
+
+    Args:
+        labels: the model's names; empty where it has none.
+    """
+    classes = dataset.classes or []
+    unknown = [name for name in classes if class_names.positions([name], labels) is None]
+    if not labels or not unknown:
+        return
+    some = ", ".join(labels[:3])
+    if len(unknown) < len(classes):
+        raise RequestError(
+            f"{dataset.spec}: the model has no class {unknown[0]!r}, but {some}, …; rename or "
+            "remove it, or fine-tune the model on these classes"
+        )
+    warn_once(
+        f"{dataset.spec}: other names",
+        f"{dataset.spec}: none of its classes ({', '.join(classes[:3])}, …) is called as one of "
+        f"the model's ({some}, …), so the first counts as the model's first, and so on",
     )
 
 

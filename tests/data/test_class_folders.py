@@ -147,6 +147,23 @@ def test_one_class_is_nothing_to_classify_unless_the_model_names_it(tmp_path):
     assert task.open(data, "val", inputs=named)[0]["labels"] == 1
 
 
+def test_a_model_is_not_judged_by_classes_that_it_lacks(tmp_path, capsys):
+    task, data = registry.get("image-classification"), Data(dataset=str(tree(tmp_path)))
+
+    def labels(*names):
+        named = ImageInput((3, 8, 8), (0.5,) * 3, (0.5,) * 3, labels=names)
+        dataset = task.open(data, "val", inputs=named)
+        return [dataset[i]["labels"] for i in range(2)]
+
+    assert labels("Dog", "bird", "Cat") == [2, 0]
+    with pytest.raises(RequestError, match="the model has no class 'cat', but dog, bird"):
+        labels("dog", "bird")
+    capsys.readouterr()
+    assert labels("tench", "goldfish") == [0, 1]
+    said = capsys.readouterr().err
+    assert "none of its classes (cat, dog, …) is called as one of the model's (tench" in said
+
+
 def test_empty_class_folders_are_told_of(tmp_path, capsys):
     (tree(tmp_path) / "train" / "bird").mkdir()
     for _ in range(2):

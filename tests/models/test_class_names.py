@@ -13,7 +13,7 @@ from PIL import Image
 import pelacli
 from pelacli.artefact import description, loading, saving
 from pelacli.artefact.loading import Artefact
-from pelacli.errors import GateError
+from pelacli.errors import GateError, RequestError
 from pelacli.lowrank import find
 from pelacli.models import class_names, heads, wrapping
 from pelacli.recipe.schema import Augment, Data, Recipe
@@ -59,7 +59,9 @@ def test_folders_get_the_numbers_that_the_model_gives_their_names(folders):
         found, dataset = numbers(vit("dog", "Cat ", "bird"), folders, training)
         assert (found, dataset.classes) == ([2, 1, 0], ["dog", "Cat ", "bird"])
         assert numbers(vit("LABEL_0", "LABEL_1", "LABEL_2"), folders, training)[0] == [0, 1, 2]
-        assert numbers(vit("dog", "cat", "fish"), folders, training)[0] == [0, 1, 2]
+    assert numbers(vit("dog", "cat", "fish"), folders, True)[0] == [0, 1, 2]  # for a fresh head
+    with pytest.raises(RequestError, match="the model has no class 'bird', but dog, cat, fish"):
+        numbers(vit("dog", "cat", "fish"), folders, False)
 
 
 def test_some_of_the_models_classes_are_judged_among_all_and_learned_alone(folders):
