@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pelacli.data import class_folders
+from pelacli.data import class_folders, image_files
 from pelacli.data.hub import one_line_errors, open_split
 from pelacli.data.splits import SPLITS, choose_split
 from pelacli.errors import RequestError
@@ -124,6 +124,10 @@ def _hub(spec: str, split: str) -> Opened:
     named = [c for c, feature in columns.items() if isinstance(feature, datasets.ClassLabel)]
     label = named[0] if named else next((c for c in ("label", "labels") if c in columns), None)
     classes = list(columns[named[0]].names) if named else None
+    if left_behind := [name for name in classes or () if image_files.is_left_behind(name)]:
+        raise RequestError(
+            f"{spec}: {left_behind[0]} was left behind by a program and is no class; remove it"
+        )
     return _Hub(rows, images[0], label, spec), split_name, classes
 
 

@@ -233,6 +233,13 @@ def test_what_editors_and_archives_leave_behind_is_neither_class_nor_sample(tmp_
     assert capsys.readouterr().err == ""
 
 
+def test_what_was_left_behind_is_no_class_of_a_hub_dataset(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    picture(tree(tmp_path / "set") / "train" / "@eaDir" / "0.png")
+    refused(f"hfds/{tmp_path / 'set'}", "@eaDir was left behind by a program and is no class")
+
+
 def test_links_are_followed_once_and_never_up(tmp_path):
     root = tree(tmp_path / "set")
     (root / "train/cat/self").symlink_to(".")
