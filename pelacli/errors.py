@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+_LONGEST = 600  # characters of a message
+
 
 class PelaError(Exception):
     """Something failed while running. Exit code 1."""
@@ -14,8 +16,12 @@ class PelaError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        """The message in one line, even where it quotes several lines of another library."""
-        return " ".join(super().__str__().split())
+        """The message in one line, even where it quotes several lines of another library. Of a
+        very long one, as a file with a name of thousands of letters causes, beginning and end."""
+        line = " ".join(super().__str__().split())
+        if len(line) <= _LONGEST:
+            return line
+        return f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 3 :]}"
 
 
 class RequestError(PelaError):

@@ -5,9 +5,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from pelacli.errors import PelaError, RequestError
 
 _LONGEST = 300  # characters of another library's message
+_CAUSE = 160  # … of one that is quoted between a place and a remedy
+_BARE = (LookupError, AttributeError, TypeError, ArithmeticError)
 _SHOWN = 60  # characters of a value that a user gave
 
 # A sentence that sends the reader to what is not shown here ("look at the above report!").
@@ -31,6 +36,31 @@ def one_line(error: BaseException | str, longest: int = _LONGEST) -> str:
         return type(error).__name__
     announced = len(lines) > 1 and lines[0].endswith(":")
     return lines[1 if announced else 0][:longest]
+
+
+@contextmanager
+def naming(where: str, remedy: str) -> Iterator[None]:
+    """Whatever a library raises over what a user gave it, as a refusal in one line.
+
+    The system's own refusals (a full disk, no permission) and memory that runs out pass.
+
+    Args:
+        where: begins the message: the file, or what the user calls the model.
+        remedy: ends it.
+
+    Raises:
+        RequestError: in place of any other error of the block.
+    """
+    try:
+        yield
+    except (PelaError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        # These say little without their names: KeyError: 'num_classes'.
+        kind = f"{type(error).__name__}: " if isinstance(error, _BARE) and str(error) else ""
+        raise RequestError(f"{where}: {kind}{one_line(error, _CAUSE)}; {remedy}") from error
 
 
 def shown(value: object) -> str:

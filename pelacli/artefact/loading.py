@@ -11,11 +11,12 @@ from typing import Any
 from torch import nn
 
 from pelacli.artefact import changes, unrecorded
-from pelacli.artefact.rebuilding import ranks_of, read_config, rebuild_dense
+from pelacli.artefact.rebuilding import REMEDY, ranks_of, read_config, rebuild_dense
 from pelacli.errors import RequestError
 from pelacli.lowrank import replace
 from pelacli.manifest import digests, document, lookup
 from pelacli.manifest.document import Manifest, SourceRecord
+from pelacli.messages import naming
 from pelacli.models import carried, libraries, opening
 from pelacli.models.inputs import tokenizer_of
 from pelacli.models.opened import OpenModel
@@ -72,7 +73,8 @@ def _opened(path: Path, module: nn.Module, library: str, source: SourceRecord) -
     """The filled module with what its directory says about it."""
     module.eval()
     adapter = libraries.library(library)
-    inputs = adapter.inputs(module, path)
+    with naming(str(path), REMEDY):
+        inputs = adapter.inputs(module, path)
     return OpenModel(
         module,
         str(path),

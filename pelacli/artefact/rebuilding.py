@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from pelacli.errors import RequestError
 from pelacli.lowrank import replace
 from pelacli.manifest.document import Manifest
-from pelacli.messages import one_line
-from pelacli.models import libraries
+from pelacli.messages import naming
+from pelacli.models import config_file, libraries
+
+REMEDY = "make the artefact anew"
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -21,14 +21,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         RequestError: it is missing, or no JSON object.
     """
-    file = path / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{file}: not JSON ({error}); make the artefact anew") from None
-    if not isinstance(config, dict):
-        raise RequestError(f"{file}: not a configuration; make the artefact anew")
-    return config
+    return config_file.read(path, REMEDY)
 
 
 def rebuild(path: Path, manifest: Manifest) -> nn.Module:
@@ -40,14 +33,8 @@ def rebuild(path: Path, manifest: Manifest) -> nn.Module:
 
 def rebuild_dense(path: Path, library: str) -> nn.Module:
     """The dense architecture that config.json describes."""
-    try:
-        module: nn.Module = libraries.library(library).rebuild(path)
-    except RequestError:
-        raise
-    except Exception as error:  # the libraries raise whatever their builders raise
-        reason = one_line(error)
-        raise RequestError(f"{path / 'config.json'}: can't be rebuilt from it: {reason}") from None
-    return module
+    with naming(f"{path / config_file.FILE}: can't be rebuilt from it", REMEDY):
+        return libraries.library(library).rebuild(path)
 
 
 def ranks_of(manifest: Manifest) -> dict[str, int]:

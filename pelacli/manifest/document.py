@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pelacli.errors import RequestError
+from pelacli.system import json_files
 from pelacli.version import __version__
 
 FILE = "pela.json"
@@ -135,18 +135,11 @@ def read(directory: Path) -> Manifest:
         RequestError: no artefact, not JSON, of a newer format, or with wrong fields.
     """
     path = Path(directory) / FILE
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.is_file():
         raise RequestError(
             f"{directory}: not an artefact: there is no {FILE}; `pela decompose` makes artefacts"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path}: can't be read ({error}); make the artefact anew") from None
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise RequestError(f"{path}: not valid JSON ({error}); make the artefact anew") from None
+        )
+    document = json_files.read(path, "make the artefact anew")
     version = document.get("format") if isinstance(document, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):
         raise RequestError(f'{path}: no record of an artefact: it has no "format"; make it anew')

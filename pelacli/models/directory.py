@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,16 @@ from pelacli.console import warn
 from pelacli.errors import RequestError
 from pelacli.lowrank import find
 from pelacli.manifest.digests import digest_files, plain_weight_files
+from pelacli.messages import naming
+from pelacli.models import config_file
 from pelacli.models.carried import carried
 from pelacli.models.inputs import tokenizer_of
 from pelacli.models.libraries import library, own
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import factor_ranks, shapes
 from pelacli.models.wrapping import Origin, describe
+
+REMEDY = "restore the file"
 
 
 @dataclass(frozen=True)
@@ -113,15 +116,11 @@ def _refuse_factors(request: Request, directory: _Directory, opened: OpenModel) 
 
 
 def _read(request: Request, folder: Path, hub_id: str | None) -> _Directory:
-    config_file = folder / "config.json"
-    if not config_file.is_file():
+    if not (folder / config_file.FILE).is_file():
         raise RequestError(
             f"{request.ref}: has no config.json, so it is no timm or transformers model"
         )
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise RequestError(f"{config_file}: not valid JSON ({error})") from None
+    config = config_file.read(folder, REMEDY)
     files = plain_weight_files(folder)
     digest = None
     if files and request.weights == "pretrained":
@@ -147,12 +146,13 @@ def _of_timm(request: Request, directory: _Directory) -> OpenModel:
 
     if request.weights == "pretrained" and not directory.has_weights:
         raise RequestError(f"{request.ref}: has no safetensors weights; use --weights random")
-    module = timm_adapter.build(
-        f"local-dir:{directory.folder}",
-        num_classes=request.num_classes,
-        model_args=request.model_args,
-        weights=request.weights,
-    )
+    with naming(f"{directory.folder / config_file.FILE}: can't be built", REMEDY):
+        module = timm_adapter.build(
+            f"local-dir:{directory.folder}",
+            num_classes=request.num_classes,
+            model_args=request.model_args,
+            weights=request.weights,
+        )
     opened = describe(request.ref, module, "timm", directory.origin(request))
     opened.carried = carried(directory.folder)
     return opened

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from pelacli.errors import RequestError
 from pelacli.models.carried import module_folders
 from pelacli.models.sentence_modules import Step, dense, layer_norm, normalise
+from pelacli.system import json_files
 
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 # Up to version 5 each mode had a switch of its own in the file.
@@ -104,7 +104,7 @@ def _not_applied(file: Path, name: str) -> RequestError:
 
 
 def _modes(file: Path) -> tuple[str, ...]:
-    config = _json(file)
+    config = json_files.read_as(dict, file, "restore the file")
     asked = config.get("pooling_mode")
     modes = [asked] if isinstance(asked, str) else list(asked or ())
     modes = modes or [mode for switch, mode in _SWITCHES.items() if config.get(switch)] or ["mean"]
@@ -115,10 +115,7 @@ def _modes(file: Path) -> tuple[str, ...]:
 
 
 def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{file}: not readable JSON ({error}); restore the file") from None
+    return json_files.read(file, "restore the file")
 
 
 def hold(module: Any, directory: Path) -> None:

@@ -7,13 +7,13 @@ plan, and is read into a dense module that the user brings.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from pelacli.errors import RequestError
+from pelacli.models import config_file
 
 NAME = "torch"
 
@@ -24,7 +24,7 @@ def rebuild(directory: Path) -> nn.Module:
     Raises:
         RequestError: always, with the class and the remedy.
     """
-    kind = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    kind = config_file.read(directory, "make the artefact anew")
     name = str(kind.get("class", "")).rpartition(".")[2] or "a class of its own"
     raise RequestError(
         f"{directory}: is a model of {name}, which pela can't build; read it in Python: "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pelacli.errors import RequestError
+from pelacli.messages import one_line
 
 _Slot = tuple[nn.Module, str]  # a module, and the name of one of its own parameters or buffers
 
@@ -199,4 +200,6 @@ def _damage_named(file: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError) as error:
-        raise RequestError(f"{file}: not a whole safetensors file ({error})") from None
+        raise RequestError(
+            f"{file}: not a whole safetensors file ({one_line(error, 160)})"
+        ) from None

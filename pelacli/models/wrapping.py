@@ -8,8 +8,11 @@ from pathlib import Path
 from torch import nn
 
 from pelacli.manifest.document import SourceRecord
+from pelacli.messages import naming
 from pelacli.models import libraries
 from pelacli.models.opened import OpenModel
+
+_REMEDY = "its configuration must be as its library writes it"
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,10 @@ def describe(
         folder: its directory, where its preprocessor or tokenizer may lie.
     """
     adapter = libraries.library(library_name)
-    config = adapter.config(module)
+    where = ref if folder is None else str(folder)
+    with naming(f"{where}: {library_name} can't describe it", _REMEDY):
+        config, inputs = adapter.config(module), adapter.inputs(module, folder)
+        head = adapter.head(module)
     source = SourceRecord(
         model=origin.model,
         library=library_name,
@@ -55,5 +61,4 @@ def describe(
         weights=origin.weights,
         digest=origin.digest,
     )
-    inputs = adapter.inputs(module, folder)
-    return OpenModel(module, ref, library_name, config, {}, source, inputs, adapter.head(module))
+    return OpenModel(module, ref, library_name, config, {}, source, inputs, head)

@@ -22,6 +22,7 @@ from safetensors import numpy as tensors
 from pelacli.errors import PelaError, RequestError
 from pelacli.manifest import document
 from pelacli.manifest.document import Manifest
+from pelacli.messages import one_line
 from pelacli.planning.size import flop_obstacles
 from pelacli.ranks.size import ModelSize
 from pelacli.ranks.spectrum import Spectrum
@@ -187,7 +188,9 @@ def _read(path: Path) -> tuple[str, dict[str, NDArray[Any]]]:
                 raise RequestError(f"{path}: holds no spectra; `pela decompose` writes such files")
             return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise RequestError(f"{path}: not a whole file of spectra ({error}); {_REMEDY}") from None
+        raise RequestError(
+            f"{path}: not a whole file of spectra ({one_line(error, 160)}); {_REMEDY}"
+        ) from None
 
 
 def _about(header: str, path: Path) -> About:

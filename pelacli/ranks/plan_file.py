@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pelacli.errors import RequestError
-from pelacli.messages import did_you_mean
+from pelacli.messages import did_you_mean, shown
 from pelacli.ranks import reasons
 from pelacli.ranks.budget import SCOPES, UNITS
 from pelacli.ranks.plan import LayerPlan, Plan
+from pelacli.system import json_files
 
 
 def read(file: Path) -> Plan:
@@ -20,13 +20,8 @@ def read(file: Path) -> Plan:
     Raises:
         RequestError: the file can't be read, or is no plan.
     """
-    try:
-        document: Any = json.loads(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"{file}: can't be read: {error.strerror}") from None
-    except ValueError as error:
-        raise RequestError(f"{file}: not valid JSON ({error})") from None
-    return from_document(document, str(file))
+    remedy = "`pela decompose --dry-run --json` prints a plan"
+    return from_document(json_files.read(Path(file), remedy), str(file))
 
 
 def from_document(document: Any, where: str) -> Plan:
@@ -111,21 +106,21 @@ def _entries(data: Any, where: str) -> dict[str, Any]:
 
 def _layer(entry: Any, where: str) -> LayerPlan:
     if not isinstance(entry, dict):
-        raise RequestError(f'{where}: needs "shape" and "rank", not {entry!r}')
+        raise RequestError(f'{where}: needs "shape" and "rank", not {shown(entry)}')
     for key in entry:
         if key not in _KEYS:
             hint = did_you_mean(str(key), _KEYS, before="; ")
-            raise RequestError(f"{where}: unknown key {key!r}{hint}")
+            raise RequestError(f"{where}: unknown key {shown(key)}{hint}")
     for key in ("shape", "rank"):
         if key not in entry:
             raise RequestError(f'{where}: has no "{key}"')
     shape = entry["shape"]
     if not (isinstance(shape, list) and len(shape) == 2 and all(_whole(n, 1) for n in shape)):
-        raise RequestError(f"{where}: shape {shape!r} is not [out, in]")
+        raise RequestError(f"{where}: shape {shown(shape)} is not [out, in]")
     rank = entry["rank"]
     if rank is not None and not _whole(rank, 0):
         raise RequestError(
-            f"{where}: rank {rank!r} is not a whole number from 0 on, nor null for dense"
+            f"{where}: rank {shown(rank)} is not a whole number from 0 on, nor null for dense"
         )
     _check_rank(rank, (shape[0], shape[1]), where)
     reason = entry.get("reason")
@@ -145,7 +140,7 @@ def _check_rank(rank: int | None, shape: tuple[int, int], where: str) -> None:
 
 def _one_of(known: tuple[str, ...], value: Any, key: str, where: str) -> str:
     if value not in known:
-        raise RequestError(f"{where}: {key} {value!r} is neither {' nor '.join(known)}")
+        raise RequestError(f"{where}: {key} {shown(value)} is neither {' nor '.join(known)}")
     return str(value)
 
 
@@ -158,4 +153,4 @@ def _number(data: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
     value = data.get(key)
     if value is None or (_whole(value, 0) or (kind is float and isinstance(value, float))):
         return value
-    raise RequestError(f"{where}: {key} {value!r} is not a number; leave it out if unsure")
+    raise RequestError(f"{where}: {key} {shown(value)} is not a number; leave it out if unsure")

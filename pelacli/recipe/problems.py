@@ -62,7 +62,7 @@ def _remedy(kind: str, value: Any) -> str:
     if kind == "string_type" and isinstance(value, int | float):
         return f"""; write it in quotes, in a shell '"{_show(value).split()[-1]}"'"""
     if kind == "list_type" and isinstance(value, str):
-        return f'; write ["{value.strip("[]")}"]'
+        return f'; write ["{value.strip("[]")[:_LONGEST]}"]'
     if isinstance(value, str):
         unquoted = type(parse_value(value)).__name__  # "bool", "int", "float", "str" …
         if kind == f"{unquoted}_type" or (unquoted, kind) == ("int", "float_type"):

@@ -305,7 +305,7 @@ class Recipe(Section):
     model_args: dict[str, Argument] = Field({}, description="for the architecture")
     num_classes: int | None = Field(None, ge=1, description="outputs, if not the checkpoint's")
     output: FilePath = Field(description="directory of the run; each step writes into it")
-    seed: int = Field(0, ge=0, description="of everything random")
+    seed: int = Field(0, ge=0, lt=2**63, description="of everything random")
     task: Text = Field(
         "image-classification", description="what the model is trained and judged on"
     )

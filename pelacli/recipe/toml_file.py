@@ -11,6 +11,8 @@ from typing import Any
 from pelacli.errors import RequestError
 from pelacli.recipe.keys import Key, has, parse_toml
 
+_TOO_DEEP = re.compile(r"""^[ \t]*\[*[ \t]*(?:[\w"'-]+[ \t]*\.[ \t]*){50}""", re.MULTILINE)
+
 
 @dataclass(frozen=True)
 class TomlFile:
@@ -57,6 +59,8 @@ def read(path: Path) -> TomlFile:
     """
     try:
         text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        if _TOO_DEEP.search(text):  # which takes the parser minutes
+            raise RequestError(f"{path}: a key has more than 50 parts; recipes have no such key")
         return TomlFile(path, text, tomllib.loads(text))
     except FileNotFoundError:
         raise RequestError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +11,7 @@ from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor, nn
 
 from pelacli.errors import RequestError
+from pelacli.models import config_file
 from pelacli.models.albef import checkpoint, network
 from pelacli.models.albef import config as albef_config
 from pelacli.models.albef.network import Albef
@@ -128,7 +128,7 @@ def _empty(config: albef_config.Config) -> Albef:
 def _config(directory: Path) -> albef_config.Config:
     file = directory / "config.json"
     try:
-        return albef_config.from_json(json.loads(file.read_text(encoding="utf-8")), str(file))
+        return albef_config.from_json(config_file.read(directory, "restore the file"), str(file))
     except (OSError, ValueError, AttributeError) as error:
         raise RequestError(f"{file}: not a configuration ({error})") from None
 

@@ -23,6 +23,7 @@ from transformers import UperNetConfig
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
 from pelacli.errors import RequestError
+from pelacli.models import config_file
 from pelacli.models.around import features
 from pelacli.models.hf import segmenters
 from pelacli.models.inputs import ImageInput, Inputs
@@ -221,7 +222,7 @@ def open_directory(directory: Path, *, random: bool, num_classes: int | None) ->
 
 def rebuild(directory: Path) -> nn.Module:
     """From config.json: the backbone by its own library, and the heads around it."""
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config = config_file.read(directory, "make the artefact anew")
     backbone_config = config["backbone"]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(

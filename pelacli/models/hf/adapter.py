@@ -13,10 +13,10 @@ import transformers
 from torch import nn
 
 from pelacli.errors import RequestError
-from pelacli.messages import did_you_mean, one_line
+from pelacli.messages import did_you_mean, naming, one_line
 from pelacli.models import pooling
 from pelacli.models.around import timm_backbone
-from pelacli.models.hf import detectors, labels, segmenters
+from pelacli.models.hf import detectors, labels, processors, segmenters
 from pelacli.models.hf.examples import arguments, sees
 from pelacli.models.hf.examples import example as example
 from pelacli.models.hf.heads import with_head as with_head
@@ -111,16 +111,15 @@ def _refuse_mismatched(mismatched: Iterable[tuple[str, Any, Any]], directory: Pa
 def read_config(directory: Path, model_args: dict[str, Any]) -> Any:
     """config.json as transformers reads it."""
     timm_backbone.register()  # detectors around a timm model name it
-    try:
+    with naming(f"{directory}/config.json", "restore the file"):
         plain = transformers.AutoConfig.from_pretrained(directory)
+        named = plain.architectures or []
+        if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+            raise ValueError("architectures is no list of names")
         _refuse_unknown(plain, model_args, str(directory))
         if not model_args:
             return plain
         return transformers.AutoConfig.from_pretrained(directory, **model_args)
-    except RequestError:
-        raise
-    except Exception as error:
-        raise RequestError(f"{directory}/config.json: {one_line(error)}") from None
 
 
 def from_config(config: Any) -> nn.Module:
@@ -237,9 +236,13 @@ def pairs(module: nn.Module) -> PairModel | None:
 
 
 def _image_input(vision: Any, directory: Path | None) -> ImageInput:
-    processor: dict[str, Any] = {}
-    if directory is not None and (directory / "preprocessor_config.json").is_file():
-        processor = json.loads((directory / "preprocessor_config.json").read_text())
+    processor = processors.read(directory)
+    where = "config.json" if directory is None else f"{directory}: preprocessor_config.json"
+    with naming(where, processors.RESTORE):
+        return _described(vision, processor)
+
+
+def _described(vision: Any, processor: dict[str, Any]) -> ImageInput:
     size = getattr(vision, "image_size", None)
     size = size or getattr(getattr(vision, "backbone_config", None), "image_size", None)
     size = size or _size_of(processor)

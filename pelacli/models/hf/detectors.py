@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from pelacli.errors import RequestError
 from pelacli.lowrank.linear import LowRankLinear
-from pelacli.messages import one_line
+from pelacli.messages import naming, one_line
+from pelacli.models.hf import processors
 from pelacli.models.hf.labels import read as read_labels
 from pelacli.models.inputs import ImageInput
 from pelacli.system import processes
@@ -50,10 +51,9 @@ def is_detector(module: nn.Module) -> bool:
 
 def inputs(module: nn.Module, directory: Path | None) -> ImageInput:
     """What a detector's sample looks like, by its own processor or its family's default one."""
-    settings: dict[str, Any] = {}
-    if directory is not None and (directory / "preprocessor_config.json").is_file():
-        settings = json.loads((directory / "preprocessor_config.json").read_text(encoding="utf-8"))
-    return describe(module, settings)
+    settings = processors.read(directory)
+    with naming(f"{directory}: preprocessor_config.json", processors.RESTORE):
+        return describe(module, settings)
 
 
 def describe(module: nn.Module, processor: Mapping[str, Any]) -> ImageInput:

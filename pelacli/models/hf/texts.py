@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,13 @@ import transformers
 from torch import nn
 
 from pelacli.errors import RequestError
-from pelacli.messages import one_line
+from pelacli.messages import naming, one_line
 from pelacli.models.hf.examples import arguments, longest_text
 from pelacli.models.hf.heads import causal, own_classes
+from pelacli.models.hf.processors import RESTORE
 from pelacli.models.inputs import TextInput
 from pelacli.models.pairs import hf as pair_views
+from pelacli.system import json_files
 
 _LONGEST = 512  # tokens, where neither model nor tokenizer says
 
@@ -50,8 +51,8 @@ def _tokenizer(module: nn.Module, config: Any, directory: Path) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     except Exception as error:  # each kind of file has a reader with errors of its own
         raise RequestError(
-            f"{directory}: its tokenizer can't be read: {one_line(error)}; put the tokenizer files "
-            "of the original model there"
+            f"{directory}: its tokenizer can't be read: {one_line(error, 160)}; put the files of "
+            "the original model's tokenizer there"
         ) from None
     takes = arguments(module)
     one_kind = int(getattr(config, "type_vocab_size", 0) or 0) < 2
@@ -71,14 +72,13 @@ def _longest(module: nn.Module, config: Any, tokenizer: Any, directory: Path | N
         if name.endswith("position_embeddings") and offset is not None:
             longest -= offset + 1
             break
-    limit = int(getattr(tokenizer, "model_max_length", longest) or longest)
+    with naming(f"{directory}: tokenizer_config.json: model_max_length", RESTORE):
+        limit = int(getattr(tokenizer, "model_max_length", longest) or longest)
     if directory is not None and (directory / "sentence_bert_config.json").is_file():
         # sentence-transformers trained the model on shorter texts than its positions allow.
-        limit = int(
-            json.loads((directory / "sentence_bert_config.json").read_text()).get(
-                "max_seq_length", limit
-            )
-        )
+        file = directory / "sentence_bert_config.json"
+        with naming(str(file), RESTORE):
+            limit = int(json_files.read_as(dict, file, RESTORE).get("max_seq_length") or limit)
     return min(longest, limit)
 
 

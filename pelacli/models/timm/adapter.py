@@ -92,6 +92,11 @@ def build(
         raise RequestError(f"{file or name}: the weights don't fit: {one_line(text)}") from None
     except TypeError as error:
         raise RequestError(f"{name}: model_args don't fit: {one_line(error)}") from None
+    except (ValueError, AssertionError, ArithmeticError, LookupError, AttributeError) as error:
+        # What a builder makes of arguments that it does not check.
+        text = f": {one_line(error, 160)}" if str(error) else ""
+        reason = f"{type(error).__name__}{text}"
+        raise RequestError(f"{name}: can't be built with these settings: {reason}") from None
 
 
 def rebuild(directory: Path) -> nn.Module:
