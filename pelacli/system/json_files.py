@@ -28,7 +28,7 @@ def read(file: Path, remedy: str) -> Any:
         content = file.read_bytes()
     except (OSError, ValueError) as error:  # a name with a NUL character is a ValueError
         reason = getattr(error, "strerror", None) or error
-        raise RequestError(f"{file}: can't be read ({reason}); {remedy}") from None
+        raise RequestError(f"{file}: can't be read: {reason}; {remedy}") from None
     try:
         value = json.loads(content.decode("utf-8-sig"))
         json.dumps(value, ensure_ascii=False).encode()

@@ -194,7 +194,7 @@ def test_a_damaged_artefact_is_named_with_its_damage(refused, here, artefact):
         ("lacking", "lack norm.weight"),
         ("more", "more/model.safetensors: foo: the model has no such tensor"),
         ("bent", "norm.weight: has shape (3,), the model wants (64,)"),
-        ("config", "config/config.json: not JSON"),
+        ("config", "config/config.json: not valid JSON"),
         ("arch", "arch/config.json"),
         ("manifest", "manifest/pela.json: not valid JSON"),
         ("newer", "format 99"),

@@ -115,7 +115,7 @@ def test_an_artefact_is_known_by_path_or_text(artefact):
     [
         (b'{"format": 1, "pela', "not valid JSON"),
         (b"", "not valid JSON"),
-        (b"\xff\xfe\x00", "can't be read"),
+        (b"\xff\xfe\x00", "not a text in UTF-8"),
         (b"[]", 'it has no "format"'),
         (b"{}", 'it has no "format"'),
         (b'{"format": "1"}', 'it has no "format"'),
