@@ -19,6 +19,7 @@ from pelacli.models.prediction import predict
 from pelacli.system import devices
 
 _FORMS = "tensors [B, …], dicts of the model's arguments, (input, label) pairs or a DataLoader"
+_OUT_OF_MEMORY = re.compile("allocate memory|out of memory", re.IGNORECASE)
 _LONGEST = 120  # characters of a model's own error in our message
 
 
@@ -58,29 +59,37 @@ def unlabelled(batches: Any) -> list[Any]:
     return result
 
 
-def predicting(ref: str, model: nn.Module) -> Callable[[nn.Module, Any], Tensor]:
+def predicting(
+    ref: str, model: nn.Module, name: str = "batches"
+) -> Callable[[nn.Module, Any], Tensor]:
     """`predict` with an error of the model's own as a message about the batch.
 
     Args:
         ref: what the message calls the model.
         model: its precision is a hint where the batch has another.
+        name: what the message calls the samples.
     """
-    return partial(_predict, ref, {p.dtype for p in model.parameters() if p.is_floating_point()})
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return partial(_predict, ref, dtypes, name)
 
 
-def _predict(ref: str, dtypes: set[torch.dtype], module: nn.Module, batch: Any) -> Tensor:
+def _predict(
+    ref: str, dtypes: set[torch.dtype], name: str, module: nn.Module, batch: Any
+) -> Tensor:
     try:
         output = predict(module, batch)
     except (PelaError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a model raises whatever its code raises
+        if _OUT_OF_MEMORY.search(str(error)):
+            raise
         reason = one_line(error, _LONGEST)
         raise RequestError(
-            f"batches: {ref} fails on {_form(batch)}: {reason}{_remedy(batch, dtypes, error)}"
+            f"{name}: {ref} fails on {_form(batch)}: {reason}{_remedy(batch, dtypes, error)}"
         ) from error
     if not output.ndim:
         raise RequestError(
-            f"batches: {ref} gives a single number for {_form(batch)}, a loss perhaps; what is "
+            f"{name}: {ref} gives a single number for {_form(batch)}, a loss perhaps; what is "
             "wanted is its output for each sample"
         )
     return output
@@ -192,7 +201,7 @@ def _remedy(batch: Any, dtypes: set[torch.dtype], error: Exception) -> str:
         return "; leave it out of the dict"
     if isinstance(error, TypeError) and "required positional" in str(error):
         return "; give a dict of the model's arguments by name"
-    return "; batches are what the model is called with"
+    return "; give samples that the model takes"
 
 
 def _form(batch: Any) -> str:

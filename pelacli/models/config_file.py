@@ -26,18 +26,23 @@ def read(folder: Path, remedy: str) -> dict[str, Any]:
     """
     file = folder / FILE
     config = json_files.read_as(dict, file, remedy)
-    _check_counts(config, str(file), remedy)
+    check_counts(config, str(file), remedy)
     return config
 
 
-def _check_counts(value: Any, where: str, remedy: str) -> None:
+def check_counts(value: Any, where: str, remedy: str) -> None:
+    """Refuse a configuration, or a part of one, with more layers than any model has.
+
+    Raises:
+        RequestError: with the key.
+    """
     if isinstance(value, list):
         for item in value:
-            _check_counts(item, where, remedy)
+            check_counts(item, where, remedy)
     if not isinstance(value, dict):
         return
     for key, item in value.items():
-        _check_counts(item, where, remedy)
+        check_counts(item, where, remedy)
         counts = item if isinstance(item, list) else [item]
         if _COUNTS.search(key) and any(isinstance(n, int | float) and n > _MOST for n in counts):
             raise RequestError(f"{where}: {key} is {shown(item)}, which no model has; {remedy}")

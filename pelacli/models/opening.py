@@ -12,7 +12,7 @@ import torch
 from pelacli.errors import RequestError
 from pelacli.manifest.digests import digest_file
 from pelacli.messages import did_you_mean
-from pelacli.models import directory, hub
+from pelacli.models import config_file, directory, hub
 from pelacli.models.directory import Request
 from pelacli.models.libraries import OWN_NAMES, own
 from pelacli.models.opened import OpenModel
@@ -57,6 +57,7 @@ def open(
     if weights == "random":
         name = SHAPES.get(ref, name)
     torch.manual_seed(seed)
+    config_file.check_counts(model_args or {}, f"{ref}: model_args", "give a smaller number")
     request = Request(ref, name, "random" if meta else weights, arch, model_args or {}, num_classes)
     if meta:
         from accelerate import init_empty_weights

@@ -9,7 +9,7 @@ from typing import Any
 
 from pelacli import console
 from pelacli.artefact import description, loading, saving
-from pelacli.data import loader
+from pelacli.data import in_memory, loader
 from pelacli.errors import RequestError
 from pelacli.factorize.batches import BATCH_SIZE, join
 from pelacli.factorize.engine import Keep
@@ -160,7 +160,8 @@ def solved_model(
     # A search makes factors of the solutions. Else a plan is all, or the correction solves anew.
     if settings.max_drop is None and (dry_run or (batches and correct)):
         keep = Keep.NOTHING
-    return solve(dense, batches, keep, correct=correct, seed=step.seed)
+    run = in_memory.predicting(dense.ref, dense.module, "calibration")
+    return solve(dense, batches, keep, correct=correct, seed=step.seed, run=run)
 
 
 def storable(solved: SolvedModel, step: Step[Decompose]) -> Spectra:

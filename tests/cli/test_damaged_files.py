@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from PIL import Image
+from refusals import refused as refused
 
 from pelacli.artefact import loading
 from pelacli.cli import failures
+from pelacli.data import in_memory
 from pelacli.manifest import document
 from pelacli.planning import stored
 from pelacli.ranks import plan_file
@@ -323,3 +326,31 @@ def test_a_damaged_recipe_is_named(here):
         file.write_bytes(text)
         line = check(lambda: reading.load(file))
         assert line is None or line.startswith(str(file))
+
+
+def test_settings_that_no_builder_takes_are_refused_by_name(refused):
+    for model, setting, says in [
+        ("test_vit", "patch_size=0", "test_vit: can't be built with these settings: ZeroDivision"),
+        ("test_vit", "embed_dim=7", "AssertionError: dim should be divisible by num_heads"),
+        ("test_vit", "depth=1000000000", "test_vit: model_args: depth is 1000000000, which no"),
+        ("bert", "num_hidden_layers=1000000000", "bert: model_args: num_hidden_layers is 10000"),
+    ]:
+        words = ("--weights", "random", "--ratio", "0.9", "--set", f"model_args.{setting}")
+        assert says in refused("decompose", model, *words)
+
+
+def test_samples_on_which_the_model_fails_are_named(pela, here, checkpoint, monkeypatch):
+    for name in ("a", "b"):
+        (here / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(here / "images" / name / "1.png")
+
+    def fail(*args):
+        raise IndexError("index out of range in self")
+
+    monkeypatch.setattr(in_memory, "predict", fail)
+    words = ("--arch", "test_vit", "--ratio", "0.9", "--calibrate", "images", "-o", "out")
+    code, _, err = pela("decompose", checkpoint, *words)
+    assert code == 2
+    assert "calibration: " in err.splitlines()[-1]
+    assert "fails on float32 [2, 3, 160, 160]: index out of range in self; give samples" in err
+    assert not (here / "out").exists()
