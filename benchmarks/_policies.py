@@ -23,6 +23,7 @@ from pelacli.lowrank.calls import LinearCalls
 from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.replace import Factors
 from pelacli.models.prediction import predict
+from pelacli.models.token_head import TokenHead
 from pelacli.ranks import planner
 from pelacli.ranks.budget import Budget
 from pelacli.ranks.plan import Plan
@@ -37,32 +38,32 @@ class Case:
     layers: Sequence[Layer]
     batches: Sequence[Any]
     seed: int
+    head: TokenHead | None = None
     _cuts: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def felt(self) -> dict[str, Moments]:
         """Centred inputs, weighted by token, and output-gradients."""
-        return calibration.collect(
-            self.module, self.layers, self.batches, predict, calibration.Passes(seed=self.seed)
-        )
+        return self._collect(calibration.Passes(seed=self.seed))
 
     @cached_property
     def two_sided(self) -> dict[str, Moments]:
         """Centred inputs and output-gradients."""
-        return calibration.collect(
-            self.module,
-            self.layers,
-            self.batches,
-            predict,
-            calibration.Passes(seed=self.seed, floor=1.0),
-        )
+        return self._collect(calibration.Passes(seed=self.seed, floor=1.0))
 
     @cached_property
     def inputs(self) -> dict[str, Moments]:
         """Centred inputs alone."""
+        return self._collect(calibration.Passes(gradients=False))
+
+    def _collect(self, passes: calibration.Passes) -> dict[str, Moments]:
         return calibration.collect(
-            self.module, self.layers, self.batches, predict, calibration.Passes(gradients=False)
+            self.module, self.layers, self.batches, predict, passes, head=self.head
         )
+
+    def run(self, module: nn.Module, batch: Any) -> Tensor:
+        """A pass through all layers."""
+        return predict(module, batch) if self.head is None else self.head.hidden(batch)
 
     @cached_property
     def raw_inputs(self) -> dict[str, Moments]:
@@ -70,8 +71,9 @@ class Case:
         found = {}
         for layer in self.layers:
             m = self.inputs[layer.name]
-            assert m.mean is not None
-            if narrow_in(layer.shape):
+            if m.mean is None:  # of a layer without a bias: it is in already
+                found[layer.name] = m
+            elif narrow_in(layer.shape):
                 assert m.near is not None
                 near = m.near + m.tokens * torch.outer(m.mean, m.mean)
                 found[layer.name] = replace(m, near=near, mean=None)
@@ -96,7 +98,7 @@ class Case:
 
         with torch.no_grad(), LinearCalls(self.layers, apply):
             for batch in self.batches:
-                predict(self.module, batch)
+                self.run(self.module, batch)
         found = {}
         for layer in self.layers:
             square = (sums[layer.name] / counts[layer.name]).clamp_min(1e-6)  # (|x|^½)²
@@ -220,7 +222,7 @@ def _corrected(case: Case, ratio: Fraction, payback: float = refit.PAYBACK) -> d
         plan.ranks(),
         case.felt,
         case.batches,
-        predict,
+        case.run,
         payback=payback,
     )
 

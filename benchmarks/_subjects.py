@@ -7,8 +7,9 @@ import hashlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ from torch import Tensor, nn
 from pelacli.data import dataset as data_dataset
 from pelacli.data.dataset import Dataset
 from pelacli.data.loader import loader
+from pelacli.factorize.batches import cut
+from pelacli.lowrank.replace import Factors, replaced
+from pelacli.measure.held_back import HeldBack
 from pelacli.models import heads
 from pelacli.models import inputs as models_inputs
 from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
+from pelacli.models.token_head import TokenHead, token_head
 
 BATCH = 50
 PROBE_IMAGES = 4000
@@ -47,7 +52,22 @@ class Subject:
     score: Callable[[Tensor], dict[str, float]]
     dense: Tensor
 
-    def measure(self, module: nn.Module) -> dict[str, float]:
+    head: None = None
+
+    @property
+    def dense_metric(self) -> float:
+        return self.score(self.dense)["metric"]
+
+    @property
+    def tests(self) -> int:
+        return len(self.dense)
+
+    def measure(self, factors: Mapping[str, Factors]) -> dict[str, float]:
+        """The figures of the model with these factors."""
+        with replaced(self.opened.module, factors):
+            return self.measure_module(self.opened.module)
+
+    def measure_module(self, module: nn.Module) -> dict[str, float]:
         """The figures of a module: those of ``score``, and the relative error of its outputs."""
         ours = outputs(module, self.test)
         error = (ours - self.dense).square().sum()
@@ -122,6 +142,73 @@ def idx_images(
         return list(torch.split(x, 32))
 
     return Subject(opened, "probe accuracy %", calibration, list(test), score, dense)
+
+
+@dataclass
+class Texts:
+    """A causal language model with a test: its perplexity on unseen texts.
+
+    The texts of a file, one a line, are joined by the tokenizer's end of text and cut into blocks.
+    ``metric`` is the perplexity with its sign turned, so that a drop is what it grows by.
+    """
+
+    opened: OpenModel
+    fit: Path
+    test: Path
+    block: int
+    tests: int
+    head: TokenHead
+    metric: str = "perplexity, negative"
+
+    @classmethod
+    def of(cls, opened: OpenModel, fit: Path, test: Path, block: int, tests: int) -> Texts:
+        some = {"input_ids": torch.arange(8)[None]}
+        head = token_head(opened.module, some)
+        if head is None:
+            raise SystemExit(f"{opened.ref}: is no causal language model")
+        return cls(opened, fit, test, block, tests, head)
+
+    def calibration(self, tokens: int, seed: int) -> list[Any]:
+        """Batches of as many tokens, of blocks that the seed chooses."""
+        blocks = self._blocks(self.fit)
+        order = np.random.default_rng(100 + seed).permutation(len(blocks))
+        chosen = blocks[torch.from_numpy(order[: tokens // self.block])]
+        mask = torch.ones_like(chosen)
+        return cut([{"input_ids": chosen, "attention_mask": mask}])
+
+    @cached_property
+    def held_back(self) -> HeldBack:
+        """The test's tokens."""
+        blocks = self._blocks(self.test)[: self.tests // self.block]
+        batches = cut([{"input_ids": blocks, "attention_mask": torch.ones_like(blocks)}])
+        return HeldBack(self.opened.module, batches, predict, self.head, causal=True)
+
+    @property
+    def dense_metric(self) -> float:
+        perplexity = self.held_back.distance({}).perplexity
+        assert perplexity is not None
+        return -perplexity
+
+    def measure(self, factors: Mapping[str, Factors]) -> dict[str, float]:
+        """The figures of the model with these factors."""
+        distance = self.held_back.distance(factors)
+        assert distance.perplexity is not None
+        assert distance.kl is not None
+        return {
+            "metric": -distance.perplexity,
+            "kl": distance.kl,
+            "error": distance.relative_error,
+        }
+
+    def _blocks(self, file: Path) -> Tensor:
+        inputs = self.opened.inputs
+        assert isinstance(inputs, models_inputs.TextInput)
+        end = inputs.tokenizer.eos_token_id
+        ids: list[int] = []
+        for line in file.read_text(encoding="utf-8").splitlines():
+            ids += [*inputs.tokenizer(line, add_special_tokens=False)["input_ids"], end]
+        count = len(ids) // self.block
+        return torch.tensor(ids[: count * self.block]).view(count, self.block)
 
 
 def sentences(opened: OpenModel, *, tests: int) -> Subject:

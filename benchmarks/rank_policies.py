@@ -2,6 +2,8 @@
 
     python benchmarks/rank_policies.py --model DINOV2 --size 98 --out dinov2.jsonl
     python benchmarks/rank_policies.py --model MINILM --samples 256 --out minilm.jsonl
+    python benchmarks/rank_policies.py --model SMOLLM2 --texts calib.txt eval.txt \\
+        --samples 131072 --ratios 0.9,0.8,0.7,0.6 --out smollm2.jsonl
     python benchmarks/rank_policies.py --model NAME --data DATASET --out name.jsonl
     python benchmarks/rank_policies.py --table dinov2.jsonl
     python benchmarks/rank_policies.py --quick
@@ -9,7 +11,8 @@
 DINOV2 is a directory with a headless image model: without ``--data`` it is judged by a linear
 probe on Fashion-MNIST (the Debian package dataset-fashion-mnist). MINILM is a directory with a
 sentence encoder, judged by the rank correlation of sentence similarities with the dense model's.
-Any other timm or transformers name works with a dataset of its own.
+SMOLLM2 is a directory with a causal language model, judged by its perplexity on the test's blocks;
+its ``--samples`` are tokens. Any other timm or transformers name works with a dataset of its own.
 
 Results are appended to ``--out`` as they come; started again, the run goes on where it stopped.
 The seeds draw the calibration samples. Budgets count the factorised layers' parameters.
@@ -30,11 +33,11 @@ from typing import Any
 
 import torch
 from _policies import POLICIES, Case
-from _subjects import Subject, dataset, idx_images, sentences
+from _subjects import Subject, Texts, dataset, idx_images, sentences
 from rich.console import Console
 
 from pelacli.errors import RequestError
-from pelacli.lowrank import find, replace
+from pelacli.lowrank import find
 from pelacli.lowrank.layer import Layer
 from pelacli.models import inputs, opening
 
@@ -52,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if args.quick:
             args.out = Path(folder) / "quick.jsonl"
-            subject = quick(Path(folder))
+            subject: Subject | Texts = quick(Path(folder))
         else:
             subject = open_subject(args)
         rows = run(subject, args)
@@ -63,6 +66,15 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", help="timm or transformers name, or a directory")
+    parser.add_argument(
+        "--texts",
+        nargs=2,
+        type=Path,
+        metavar=("FIT", "TEST"),
+        help="of a language model, one a line",
+    )
+    parser.add_argument("--block", type=int, default=512, help="tokens of a block of texts")
+    parser.add_argument("--test-tokens", type=int, default=30000)
     parser.add_argument("--data", help="dataset, as for pela eval")
     parser.add_argument("--fashion", type=Path, default=FASHION, help="folder of the idx files")
     parser.add_argument("--size", type=int, help="pixels a side")
@@ -87,11 +99,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def open_subject(args: argparse.Namespace) -> Subject:
+def open_subject(args: argparse.Namespace) -> Subject | Texts:
     """The model and its test."""
     opened = opening.open(args.model)
     if args.data is not None:
         return dataset(opened, args.data, tests=args.test_images, size=args.size)
+    if args.texts is not None:
+        fit, test = args.texts
+        return Texts.of(opened, fit, test, args.block, args.test_tokens)
     if isinstance(opened.inputs, inputs.TextInput):
         return sentences(opened, tests=args.test_images)
     return idx_images(
@@ -108,11 +123,11 @@ def quick(folder: Path) -> Subject:
     return dataset(opened, "digits", tests=40, size=32)
 
 
-def run(subject: Subject, args: argparse.Namespace) -> list[Row]:
+def run(subject: Subject | Texts, args: argparse.Namespace) -> list[Row]:
     """All cells, those of one calibration sample after those of another; the rows."""
     opened = subject.opened
     layers = [la for la in find.find_layers(opened.module, head=opened.head) if not la.reason]
-    dense = subject.score(subject.dense)["metric"]
+    dense = subject.dense_metric
     rows = read(args.out) if args.out.exists() else []
     done = {(row["policy"], row["ratio"], row["seed"]) for row in rows}
     names, ratios = args.policies.split(","), args.ratios.split(",")
@@ -129,7 +144,7 @@ def run(subject: Subject, args: argparse.Namespace) -> list[Row]:
     for i, (seed, number, name, ratio) in enumerate(cells):
         if case is None or case.seed != seed:
             batches = subject.calibration(args.samples, seed)
-            case = Case(opened.module, layers, batches, seed)
+            case = Case(opened.module, layers, batches, seed, subject.head)
         row = cell(subject, case, layers, name, ratio)
         row |= {
             "seed": number,
@@ -138,7 +153,7 @@ def run(subject: Subject, args: argparse.Namespace) -> list[Row]:
             "drop": dense - row["metric"],
             "of": subject.metric,
             "samples": args.samples if number is not None else 0,
-            "tests": len(subject.dense),
+            "tests": subject.tests,
             "dev": args.dev,
         }
         rows.append(row)
@@ -154,7 +169,9 @@ def run(subject: Subject, args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def cell(subject: Subject, case: Case, layers: Sequence[Layer], name: str, ratio: str) -> Row:
+def cell(
+    subject: Subject | Texts, case: Case, layers: Sequence[Layer], name: str, ratio: str
+) -> Row:
     """One policy at one budget. ``seconds`` is what it took but for what it shares with others."""
     exact = Fraction(ratio)
     start = time.perf_counter()
@@ -167,8 +184,7 @@ def cell(subject: Subject, case: Case, layers: Sequence[Layer], name: str, ratio
     total = sum(la.params for la in layers)
     if used > int(exact * total):
         raise RequestError(f"{name}: takes {used} parameters of {int(exact * total)}")
-    with replace.replaced(subject.opened.module, factors):
-        figures = subject.measure(subject.opened.module)
+    figures = subject.measure(factors)
     return {
         "policy": name, "ratio": ratio, "achieved": used / total, "seconds": seconds, **figures,
     }  # fmt: skip

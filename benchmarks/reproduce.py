@@ -206,7 +206,7 @@ def _probe(args: argparse.Namespace, work: Path) -> Callable[[str], float]:
                            size=args.size)
             )  # fmt: skip
         module = loading.open(path)[0].module
-        return float(subjects[0].measure(module)["metric"])
+        return float(subjects[0].measure_module(module)["metric"])
 
     return measure
 

@@ -15,7 +15,6 @@ from torch.nn.parameter import is_lazy
 
 from pelacli.data import in_memory
 from pelacli.errors import RequestError
-from pelacli.factorize.batches import join
 from pelacli.lowrank.layer import describe
 from pelacli.messages import did_you_mean, shown
 from pelacli.recipe import validation
@@ -116,12 +115,12 @@ def path(value: Any) -> Path:
 
 
 def samples(batches: Any) -> list[Any]:
-    """The calibration samples on the CPU, small batches joined; none where there are no batches.
+    """The calibration samples on the CPU; none where there are no batches.
 
     Raises:
         RequestError: they are nothing that a model takes.
     """
-    return [] if batches is None else join(in_memory.unlabelled(batches))
+    return [] if batches is None else in_memory.unlabelled(batches)
 
 
 def settings(

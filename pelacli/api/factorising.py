@@ -171,7 +171,7 @@ def decompose(
         plan = choose(solved.spectra, solved.dense.size, settings)
         manifest = _manifest(solved.dense, plan)
         # All factors before the first layer is exchanged: what fails, leaves the model as it was.
-        replace(model, solved.factors(plan))
+        replace(model, solved.fit(plan).factors)
     keep(solved.dense.opened, manifest)
     return plan
 
@@ -208,7 +208,7 @@ def _solved(
     check_flops_known(
         dense, settings.unit, "; give batches to count them on, or budget in parameters"
     )
-    keep = Keep.NOTHING if only_plan or (samples and correct) else Keep.PLANNED
+    keep = Keep.NOTHING if only_plan else Keep.PLANNED
     return solve(dense, samples, keep, correct=correct, show_progress=_no_progress, run=run)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pelacli.measure.held_back import Distance
     from pelacli.planning.dry_run import DryRun
     from pelacli.steps.decompose import Decomposed
     from pelacli.steps.eval import Evaluated
@@ -49,7 +50,18 @@ def _summary(result: Decomposed | DryRun) -> str:
         line += f" (ratio {flops.after / flops.before:.4f})" if flops.before else ""
     if result.search is not None:
         line += f", drop of {result.search.metric} {result.search.drop:.2f}"
-    return f"{line}, energy kept {result.plan.energy:.4f}, {result.seconds:.1f} s"
+    line += f", energy kept {result.plan.energy:.4f}, {result.seconds:.1f} s"
+    distance = None if result.fit is None else result.fit.distance
+    return line if distance is None else f"{line}\n{_held_back(distance)}"
+
+
+def _held_back(distance: Distance) -> str:
+    line = f"on {distance.samples} held-back samples: relative error {distance.relative_error:.4f}"
+    if distance.kl is not None:
+        line += f", divergence {distance.kl:.4f} nats a token"
+    if distance.perplexity is not None:
+        line += f", perplexity {distance.perplexity:.2f} (dense {distance.dense_perplexity:.2f})"
+    return line
 
 
 def decomposed_document(result: Decomposed | DryRun) -> dict[str, Any]:
@@ -74,6 +86,8 @@ def decomposed_document(result: Decomposed | DryRun) -> dict[str, Any]:
         "seconds": result.seconds,
         "layers": _layer_documents(manifest),
     }
+    if result.fit is not None:
+        document |= result.fit.document()
     return document if result.search is None else document | result.search.document()
 
 

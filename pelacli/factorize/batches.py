@@ -1,8 +1,9 @@
-"""Calibration batches: how many samples walk through the model together."""
+"""Calibration batches: how many samples go through the model together; which are held back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,60 @@ from torch import Tensor
 from pelacli.lowrank.padding import padding_mask
 
 BATCH_SIZE = 32  # calibration samples that walk through the model together
+# Tokens of texts that do: what backward passes keep of every layer is there for all of them.
+TOKENS = 1024
+FITTED_PER_HELD_BACK = 8  # samples that layers are fitted to, for each that is held back
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Calibration samples in batches: those that layers are fitted to, and those that are held back
+    to see what became of the model."""
+
+    fitted: Sequence[Any]
+    held_back: Sequence[Any]
+
+
+def hold_back(batches: Sequence[Any]) -> Samples:
+    """Hold back the last ninth of the samples, rounded down.
+
+    Args:
+        batches: each a tensor [B, …] or a dict of such tensors. Of anything else whole batches are
+            held back.
+    """
+    fitted, held_back = list(batches), list[Any]()
+    wanted = sum(map(samples_in, batches)) // (FITTED_PER_HELD_BACK + 1)
+    while wanted:
+        last = fitted.pop()
+        count = samples_in(last)
+        if count > wanted:
+            if _form(last)[0] is None:
+                fitted.append(last)
+                break
+            fitted.append(_rows(last, 0, count - wanted))
+            last = _rows(last, count - wanted, count)
+        held_back.insert(0, last)
+        wanted -= min(count, wanted)
+    return Samples(fitted, held_back)
+
+
+def with_held_back(samples: int) -> int:
+    """How many samples to draw for so many to be fitted to."""
+    return samples + samples // FITTED_PER_HELD_BACK
+
+
+def cut(batches: Iterable[Any], tokens: int = TOKENS) -> list[Any]:
+    """Batches of texts in parts of at most so many tokens, but at least one text. Batches without
+    ``input_ids`` [B, N] stay whole."""
+    parts = []
+    for batch in batches:
+        ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+        if _form(batch)[0] is None or ids is None or ids.ndim != 2:
+            parts.append(batch)
+            continue
+        step = max(1, tokens // ids.shape[1])
+        parts += [_rows(batch, start, start + step) for start in range(0, len(ids), step)]
+    return parts
 
 
 def join(batches: Iterable[Any]) -> list[Any]:
@@ -53,6 +108,13 @@ def tokens_in(batch: Any) -> int | None:
         return None
     mask = padding_mask(batch)
     return int(batch["input_ids"].numel() if mask is None else mask.sum())
+
+
+def _rows(batch: Any, start: int, stop: int) -> Any:
+    """Some samples of a batch."""
+    if isinstance(batch, Mapping):
+        return {name: value[start:stop] for name, value in batch.items()}
+    return batch[start:stop]
 
 
 def _form(batch: Any) -> tuple[Any, int]:

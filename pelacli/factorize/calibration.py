@@ -1,8 +1,8 @@
 """Forward and backward passes over a few hundred unlabelled samples → the layers' moments.
 
-One forward pass gives the mean and covariance of every layer's inputs. Backward passes of random
-±1 projections of the model's standardised output give the second moment of the gradients at every
-layer's output, with no labels: E[(Jᵀε)(Jᵀε)ᵀ] = JᵀJ for ε of independent signs.
+One forward pass gives the mean and covariance of every layer's inputs. Backward passes of what
+`pelacli.factorize.sensitivity` draws give the second moment of the gradients at every layer's
+output.
 
 The damage is a sum over tokens of gᵀ(W − W′)x xᵀ(W − W′)ᵀg, and a product of two moments stands for
 it as if x and g were independent. They are not: the output depends far more on a class token than
@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from pelacli.errors import RequestError
 from pelacli.factorize.moments import Moments, narrow_in
 from pelacli.factorize.observation import FLOOR, LayerSums, ObservedCall, ObservedLinear
+from pelacli.factorize.sensitivity import Head, projection, sampled_tokens
 from pelacli.lowrank.calls import LinearCalls, evaluating
 from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.padding import padding_mask, unpadded
 
-# Backward passes per batch: each lowers the noise of the signs, at a price above a forward pass.
-PROJECTIONS = 2
+# Backward passes per batch: each lowers the noise of the draws, at a price above a forward pass.
+DRAWS = 2
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,14 @@ class Passes:
 
     Attributes:
         gradients: also collect output-gradient moments; else only inputs count.
-        projections: of the output that are propagated back, per batch.
+        draws: of what is propagated back for each batch: see `pelacli.factorize.sensitivity`.
         floor: the least weight of a token in its inputs' moments, where the mean is 1; at 1 all
             tokens weigh the same.
-        seed: of the random signs.
+        seed: of the random signs, or of the sampled tokens.
     """
 
     gradients: bool = True
-    projections: int = PROJECTIONS
+    draws: int = DRAWS
     floor: float = FLOOR
     seed: int = 0
 
@@ -60,6 +61,7 @@ def collect(
     predict: Callable[[nn.Module, Any], Tensor],
     passes: Passes | None = None,
     *,
+    head: Head | None = None,
     advance: Callable[[int], None] = lambda samples: None,
 ) -> dict[str, Moments]:
     """Moments of the layers over the batches.
@@ -68,6 +70,7 @@ def collect(
         batches: what ``predict`` takes: a tensor [B, ...], or a dict of tensors [B, ...] whose
             ``attention_mask``, if any, marks the padding.
         predict: (module, batch) → the model's main output, [B, ...].
+        head: of a language model; what its output feels is then measured by sampled tokens.
         advance: called after each batch with its number of samples.
 
     Returns:
@@ -85,14 +88,14 @@ def collect(
         for number, batch in enumerate(batches):
             calls: list[ObservedCall] = []
             watch = _watch(layers, sums, calls, number, batch, passes.gradients)
-            output = _pass(module, batch, predict, watch, passes, generator)
+            count = _pass(module, batch, predict, head, watch, passes, generator)
             for call in calls:
                 call.finish(passes.floor)
-            samples += len(output)
-            advance(len(output))
+            samples += count
+            advance(count)
     if not samples:
         raise RequestError("calibration: there are no samples; give at least one batch")
-    moments = _moments(layers, sums, samples, passes.projections)
+    moments = _moments(layers, sums, samples, passes.draws)
     _check_finite(moments)
     return moments
 
@@ -124,19 +127,29 @@ def _pass(
     module: nn.Module,
     batch: Any,
     predict: Callable[[nn.Module, Any], Tensor],
+    head: Head | None,
     watch: LinearCalls,
     passes: Passes,
     generator: torch.Generator,
-) -> Tensor:
-    """One forward pass, and the backward passes of its projections. Gives the output."""
+) -> int:
+    """One forward pass, and a backward pass for each draw. Gives the number of samples."""
+    mask = padding_mask(batch)
     with evaluating(module), torch.set_grad_enabled(passes.gradients):
         with watch:
-            output = predict(module, batch)
-        if output.requires_grad:  # it does where any layer was on the way to it
-            rows = unpadded(output, padding_mask(batch))
-            for left in reversed(range(passes.projections)):
-                torch.autograd.backward(_project(rows, generator), retain_graph=left > 0)
-    return output
+            output = predict(module, batch) if head is None else head.hidden(batch)
+        rows = unpadded(output, mask)
+        if head is not None:
+            with watch:
+                draws = passes.draws if passes.gradients else 0
+                gradients = sampled_tokens(head, rows.flatten(0, -2), draws, generator)
+        for number in range(passes.draws) if output.requires_grad else ():
+            again = number + 1 < passes.draws
+            if head is None:
+                torch.autograd.backward(projection(rows, generator), retain_graph=again)
+            else:
+                gradient = gradients[number].view_as(rows)
+                torch.autograd.backward(rows, gradient, retain_graph=again)
+    return len(output)
 
 
 @contextmanager
@@ -151,18 +164,8 @@ def _frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _project(output: Tensor, generator: torch.Generator) -> Tensor:
-    """Σ ε·y over the standardised output, with independent random signs ε."""
-    flat = output.float().reshape(-1, output.shape[-1])
-    std = flat.detach().std(0, correction=0)
-    # One sample has no spread, and a dead output tells nothing: both count as they are.
-    std = torch.where(std > 1e-6 * flat.detach().abs().amax().clamp_min(1e-30), std, 1.0)
-    signs = torch.randint(0, 2, flat.shape, generator=generator).to(flat) * 2 - 1
-    return (flat / std * signs).sum()
-
-
 def _moments(
-    layers: Sequence[Layer], sums: Mapping[str, LayerSums], samples: int, projections: int
+    layers: Sequence[Layer], sums: Mapping[str, LayerSums], samples: int, draws: int
 ) -> dict[str, Moments]:
     """The moments of the layers that ran.
 
@@ -170,13 +173,15 @@ def _moments(
     another head reads: it counts as if its gradients were of the others' median size.
     """
     levels = [
-        sums[layer.name].output_level(samples * projections, layer.shape[0])
+        sums[layer.name].output_level(samples * draws, layer.shape[0])
         for layer in layers
         if sums[layer.name].gradient_square is not None
     ]
     level = statistics.median(levels) if levels else None
     return {
-        layer.name: sums[layer.name].moments(samples, projections, layer.shape, level)
+        layer.name: sums[layer.name].moments(
+            samples, draws, layer.shape, level, centred=layer.bias is not None
+        )
         for layer in layers
         if sums[layer.name].tokens
     }

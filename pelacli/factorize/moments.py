@@ -13,9 +13,11 @@ class Moments:
     """What a layer's inputs and output-gradients are like. n = min(out, in).
 
     Attributes:
-        mean: mean input, [in].
-        near: second moment on the narrower side, [n, n]: the covariance C of the inputs (per
-            token) where in < out, else G, the summed gradient moment per sample. None: identity.
+        mean: mean input, [in], for the layer's bias to take up the error's mean; None of a layer
+            without a bias, which can't.
+        near: second moment on the narrower side, [n, n]: C of the inputs (per token) where
+            in < out, else G, the summed gradient moment per sample. None: identity. C is the
+            covariance E[(x − μ)(x − μ)ᵀ] of a layer with a bias, and E[x xᵀ] of one without.
         far: the wider side's second moment seen through the weight, [n, n]: Wᵀ G W where
             in < out, else W C Wᵀ. None: identity seen through the weight.
         near_level, far_level: mean diagonal of the two moments on their own side (for damping).

@@ -65,34 +65,49 @@ class LayerSums:
         return float(self.gradient_square) / passes / out
 
     def moments(
-        self, samples: int, projections: int, shape: tuple[int, int], level: float | None
+        self,
+        samples: int,
+        draws: int,
+        shape: tuple[int, int],
+        level: float | None,
+        *,
+        centred: bool,
     ) -> Moments:
         """The layer's moments.
 
         Args:
             level: mean diagonal of G where no gradient came; None: one per token.
+            centred: whether the inputs are taken about their mean, which the layer's bias then has
+                to take up. A layer without a bias can't: it has to keep its mean too.
         """
         out, in_ = shape
         assert self.input_sum is not None
         assert self.input_square is not None
         assert self.centred_sum is not None
         assert self.gram is not None
+        assert self.shift is not None
         mean = self.input_sum / self.total
         offset = self.centred_sum / self.total
         covariance = mirrored(self.gram).double() / self.total - torch.outer(offset, offset)
-        spread = float(self.input_square / self.total - mean.square().sum())
-        input_level = max(spread, 0.0) / in_
+        square = float(self.input_square / self.total)
+        if centred:
+            square = max(square - float(mean.square().sum()), 0.0)
+        else:
+            middle = self.shift.double() + offset
+            covariance += torch.outer(middle, middle)
+        input_level = square / in_
+        absorbed = mean if centred else None
         tokens = self.tokens / samples
         if self.gradient is None or self.gradient_square is None:
             G = tokens if level is None else level  # times the identity
             if self.narrow_in:
-                return Moments(mean, covariance * G, None, input_level * G, 1.0, tokens)
-            return Moments(mean, None, covariance * G, 1.0, input_level * G, tokens)
-        gradient = mirrored(self.gradient).double() / (samples * projections)
-        output_level = self.output_level(samples * projections, out)
+                return Moments(absorbed, covariance * G, None, input_level * G, 1.0, tokens)
+            return Moments(absorbed, None, covariance * G, 1.0, input_level * G, tokens)
+        gradient = mirrored(self.gradient).double() / (samples * draws)
+        output_level = self.output_level(samples * draws, out)
         sides = (covariance, gradient) if self.narrow_in else (gradient, covariance)
         levels = (input_level, output_level) if self.narrow_in else (output_level, input_level)
-        return Moments(mean, *sides, *levels, tokens, self.weights)
+        return Moments(absorbed, *sides, *levels, tokens, self.weights)
 
 
 @dataclass
@@ -104,7 +119,7 @@ class ObservedCall:
     mask: Tensor | None  # [B, N] bool; padding is no token
     x: Tensor | None = None  # [tokens, in]
     y: Tensor | None = None  # [tokens, out], without bias
-    sensitivity: Tensor | None = None  # Σ‖g‖² over the projections, [tokens]
+    sensitivity: Tensor | None = None  # Σ‖g‖² over the draws, [tokens]
 
     def forward(self, x: Tensor, y: Tensor) -> None:
         """x: [..., in], y: [..., out] without bias."""
@@ -118,7 +133,7 @@ class ObservedCall:
         self.sensitivity = _plus(self.sensitivity, sensitivity)
 
     def finish(self, floor: float) -> None:
-        """Add the call to the sums, when all projections have been propagated back."""
+        """Add the call to the sums, when all draws have been propagated back."""
         assert self.x is not None
         assert self.y is not None
         weights = None

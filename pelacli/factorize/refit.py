@@ -185,7 +185,12 @@ def _refit(
     """The regression of the target on the compressed inputs, cut at the rank in their metric."""
     inputs, target = [part.compressed for part in parts], [part.target for part in parts]
     weights = [part.weights for part in parts]
-    covariance = _product(inputs, inputs, weights)
+    centred = layer.bias is not None  # only a bias can take up a mean
+
+    def product(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+        return _product(a, b, weights, centred=centred)
+
+    covariance = product(inputs, inputs)
     level = float(covariance.diagonal().mean())
     # The ridge holds to the old weight, so it stands on both sides of the normal equations.
     damped = covariance.clone()
@@ -196,14 +201,14 @@ def _refit(
     if narrow_in(layer.shape):
         # The weight that gives y from x̂ is W T, where T gives x from x̂: then the gradients'
         # moment as seen through it is Tᵀ (Wᵀ G W) T, with no need of G itself.
-        cross = _product([part.dense for part in parts], inputs, weights)
+        cross = product([part.dense for part in parts], inputs)
         cross.diagonal().add_(hold)
         T = torch.cholesky_solve(cross.T, root).T
         refitted = weight @ T
         far = None if known.far is None else T.T @ known.far @ T
         moments = replace(known, near=covariance, far=far, near_level=level)
     else:
-        cross = _product(target, inputs, weights)
+        cross = product(target, inputs)
         refitted = torch.cholesky_solve((cross + weight * hold).T, root).T
         far = refitted @ covariance @ refitted.T
         moments = replace(known, far=far, far_level=level)
@@ -223,10 +228,14 @@ def _mean(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     return total.sum(0) / sum(float(w.sum(dtype=torch.float64)) for w in weights)
 
 
-def _product(a: Sequence[Tensor], b: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Weighted mean of a bᵀ about the means, [width of a, width of b], in float64."""
-    mean_a, mean_b = _mean(a, weights).float(), _mean(b, weights).float()
-    total = torch.zeros(len(mean_a), len(mean_b), device=mean_a.device)
+def _product(
+    a: Sequence[Tensor], b: Sequence[Tensor], weights: Sequence[Tensor], *, centred: bool
+) -> Tensor:
+    """Weighted mean of a bᵀ, about the means where it is centred, [width of a, width of b], in
+    float64."""
+    total = a[0].new_zeros(a[0].shape[1], b[0].shape[1])
+    mean_a = _mean(a, weights).float() if centred else total.new_zeros(total.shape[0])
+    mean_b = _mean(b, weights).float() if centred else total.new_zeros(total.shape[1])
     for left, right, w in zip(a, b, weights, strict=True):
         weighted = (left - mean_a).mul_(w[:, None])
         if a is b:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -75,14 +76,44 @@ def chooses_classes(output: Tensor, mask: Tensor | None, classes: bool) -> bool:
     return classes and output.ndim in (2, 4) and output.shape[1] > 1
 
 
+class Difference:
+    """How far the outputs of two models are apart: running sums over the samples of this process,
+    in double precision.
+
+    Attributes:
+        samples, error: how many samples, and Σ‖y − z‖² over them.
+        output, square: Σ z [D] and Σ‖z‖² of the dense model; None before the first samples.
+    """
+
+    def __init__(self) -> None:
+        self.samples = self.error = 0.0
+        self.output: Tensor | None = None
+        self.square: Tensor | None = None
+
+    def add(self, rows: Tensor, dense_rows: Tensor) -> None:
+        """Outputs of both models, [B, ...]."""
+        y, z = (t.flatten(1).double() for t in (rows, dense_rows))
+        self.samples += len(y)
+        self.error += float((y - z).square().sum())
+        self.output = z.sum(0) if self.output is None else self.output + z.sum(0)
+        square = z.square().sum()
+        self.square = square if self.square is None else self.square + square
+
+    @property
+    def relative_error(self) -> float:
+        """Σ‖y − z‖² over Σ‖z − z̄‖²; NaN where the dense outputs do not vary."""
+        assert self.output is not None
+        assert self.square is not None
+        variance = float(self.square - self.output.square().sum() / self.samples)
+        return self.error / variance if self.samples > 1 and variance > 0 else math.nan
+
+
 class _Sums:
     """Running sums over the samples, in double precision."""
 
     def __init__(self) -> None:
-        self.samples = self.cosine = self.error = 0.0
-        self.same_choices = self.all_choices = 0.0
-        self.output: Tensor | None = None  # Σ y of the dense model, [D]
-        self.square: Tensor | None = None  # Σ‖y‖² of the dense model
+        self.cosine = self.same_choices = self.all_choices = 0.0
+        self.difference = Difference()
 
     def add(self, rows: Tensor, dense_rows: Tensor, choices: bool) -> None:
         """Outputs of both models, [B, ...]."""
@@ -93,25 +124,22 @@ class _Sums:
         if rows.device.type == "mps":  # which has no double precision
             rows, dense_rows = rows.cpu(), dense_rows.cpu()
         y, z = rows.flatten(1).double(), dense_rows.flatten(1).double()
-        self.samples += len(y)
         self.cosine += float(F.cosine_similarity(y, z).sum())
-        self.error += float((y - z).square().sum())
-        self.output = z.sum(0) if self.output is None else self.output + z.sum(0)
-        square = z.square().sum()
-        self.square = square if self.square is None else self.square + square
+        self.difference.add(y, z)
 
     def figures(self, choices: bool) -> dict[str, float]:
         """The figures over the samples of all processes; empty where there were no samples."""
-        if self.output is None or self.square is None:
+        whole = self.difference
+        if whole.output is None or whole.square is None:
             return {}
-        counts = (self.samples, self.cosine, self.same_choices, self.all_choices, self.error)
-        sums = torch.stack([self.output.new_tensor(count) for count in counts])
-        sums, output, square = (processes.total(t) for t in (sums, self.output, self.square))
+        counts = (whole.samples, self.cosine, self.same_choices, self.all_choices, whole.error)
+        sums = torch.stack([whole.output.new_tensor(count) for count in counts])
+        sums, output, square = (processes.total(t) for t in (sums, whole.output, whole.square))
         samples, cosine, same_choices, all_choices, error = sums.tolist()
-        variance = float(square - output.square().sum() / samples)
+        whole.samples, whole.error, whole.output, whole.square = samples, error, output, square
         figures = {"cosine": cosine / samples}
-        if samples > 1 and variance > 0:
-            figures["relative_error"] = error / variance
+        if not math.isnan(whole.relative_error):
+            figures["relative_error"] = whole.relative_error
         if choices:
             figures["same_class"] = 100 * same_choices / all_choices
         return figures

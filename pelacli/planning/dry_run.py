@@ -25,7 +25,8 @@ class DryRun:
         manifest: what the plan would make of the model.
         calibrated: whether the spectra are.
         samples, sample_tokens: that they were calibrated on; see `pelacli.planning.stored.About`.
-        path: None, as nothing is written; search: None, as no ratio is searched for.
+        path: None, as nothing is written; search: None, as no ratio is searched for; fit: None, as
+            no layer is made.
     """
 
     manifest: Manifest
@@ -36,6 +37,7 @@ class DryRun:
     sample_tokens: int | None = None
     path: None = None
     search: None = None
+    fit: None = None
 
 
 def spectra_file(ref: str, dry_run: bool) -> Path | None:

@@ -11,7 +11,7 @@ from pelacli import console
 from pelacli.artefact import description, loading, saving
 from pelacli.data import in_memory, loader
 from pelacli.errors import RequestError
-from pelacli.factorize.batches import BATCH_SIZE, join
+from pelacli.factorize.batches import BATCH_SIZE, with_held_back
 from pelacli.factorize.engine import Keep
 from pelacli.lowrank.find import Selection
 from pelacli.manifest import lookup, versions
@@ -29,7 +29,7 @@ from pelacli.recipe.schema import Decompose
 from pelacli.recipe.step import Step
 from pelacli.steps import quality
 from pelacli.steps.dense import DenseModel, check_flops_known, examine
-from pelacli.steps.factorization import SolvedModel, solve
+from pelacli.steps.factorization import Fit, SolvedModel, solve
 from pelacli.steps.quality import Candidate, QualitySearch
 from pelacli.system import devices
 from pelacli.tasks import registry
@@ -43,6 +43,8 @@ class Decomposed:
         path: None after a dry run, which writes nothing.
         samples, sample_tokens: that it was calibrated on; see `pelacli.planning.stored.About`.
         search: for the smallest model within a quality budget, where one was asked for.
+        fit: how far the model is from the dense one on held-back samples; None without calibration
+            and after a dry run.
     """
 
     path: Path | None
@@ -53,6 +55,7 @@ class Decomposed:
     samples: int = 0
     sample_tokens: int | None = None
     search: QualitySearch | None = None
+    fit: Fit | None = None
 
 
 def run(
@@ -77,7 +80,7 @@ def run(
     candidate = chosen(solved, step.settings, judge, dry_run)
     manifest = planned_manifest(spectra.about.dense, candidate.plan)
     if not dry_run:
-        solved.apply(candidate.plan, candidate.factors)
+        solved.apply(candidate.plan, candidate.fit)
         manifest.history = [] if before is None else list(before.history)
         manifest.history.append(record(step, spectra, candidate, time.perf_counter() - start))
         extra = {planning_stored.FILE: planning_stored.dumps(spectra)}
@@ -86,6 +89,8 @@ def run(
         planning_stored.save(spectra, spectra_file)
     if not solved.moments:
         warn_of_no_samples()
+    if candidate.fit is not None:
+        warn_of_distance(candidate.fit)
     return Decomposed(
         path=None if dry_run else step.output,
         manifest=manifest,
@@ -95,6 +100,7 @@ def run(
         samples=spectra.about.samples,
         sample_tokens=spectra.about.sample_tokens,
         search=candidate.search,
+        fit=candidate.fit,
     )
 
 
@@ -132,11 +138,12 @@ def judge_of(opened: OpenModel, step: Step[Decompose]) -> Judge:
 
 
 def calibration_batches(opened: OpenModel, step: Step[Decompose]) -> list[Any]:
-    """Batches of unlabelled samples: what the model takes, in an order that the seed shuffles.
-    None where the step calibrates on nothing."""
-    source, limit = step.calibration, step.settings.samples
+    """Batches of unlabelled samples: what the model takes, in an order that the seed shuffles, with
+    some more than are fitted to, to be held back. None where the step calibrates on nothing."""
+    source = step.calibration
     if source is None:
         return []
+    limit = with_held_back(step.settings.samples)
     task = registry.get(source.task.name, source.task.settings)
     samples = task.open(source.data, source.data.train, inputs=opened.inputs, unlabelled=True)
     batches = loader.loader(
@@ -147,7 +154,7 @@ def calibration_batches(opened: OpenModel, step: Step[Decompose]) -> list[Any]:
         limit=limit,
         pinned=False,  # they are for the CPU
     )
-    return join(batch["inputs"] for batch in batches)
+    return [batch["inputs"] for batch in batches]
 
 
 def solved_model(
@@ -157,8 +164,7 @@ def solved_model(
     settings = step.settings
     correct = settings.correct is not False
     keep = Keep.ALL if settings.pin else Keep.PLANNED
-    # A search makes factors of the solutions. Else a plan is all, or the correction solves anew.
-    if settings.max_drop is None and (dry_run or (batches and correct)):
+    if settings.max_drop is None and dry_run:  # a plan is all that is wanted
         keep = Keep.NOTHING
     run = in_memory.predicting(dense.ref, dense.module, "calibration")
     return solve(dense, batches, keep, correct=correct, seed=step.seed, run=run)
@@ -186,12 +192,13 @@ def storable(solved: SolvedModel, step: Step[Decompose]) -> Spectra:
 def chosen(
     solved: SolvedModel, settings: Decompose, judge: Judge | None, dry_run: bool
 ) -> Candidate:
-    """The plan, with the factors that are known by now: the smallest model that the judge lets
-    pass, or without a judge what the settings ask for."""
+    """The plan with its layers: the smallest model that the judge lets pass, or without a judge
+    what the settings ask for. Layers that no sample is needed for are made one by one later."""
     if judge is not None:
         return quality.smallest(solved, settings, judge)
     plan = choose(solved.spectra, solved.dense.size, settings)
-    return Candidate(plan, {} if dry_run else solved.corrected_factors(plan))
+    fit = solved.fit(plan) if solved.batches and not dry_run else None
+    return Candidate(plan, fit)
 
 
 def record(
@@ -202,6 +209,8 @@ def record(
     metrics = {"energy": candidate.plan.energy, "samples": about.samples}
     if about.sample_tokens is not None:
         metrics["tokens"] = about.sample_tokens
+    if candidate.fit is not None:
+        metrics |= candidate.fit.document()
     if candidate.search is not None:
         metrics |= candidate.search.document()
     return StepRecord(
@@ -222,3 +231,21 @@ def warn_of_no_samples() -> None:
         "no calibration samples: ranks and factors come from the weights alone, so expect to "
         "heal; --calibrate with a few hundred samples of your own data does far better"
     )
+
+
+def warn_of_distance(fit: Fit) -> None:
+    """Say when the correction was left out, and when the model is no better than a constant."""
+    if fit.distance is None:
+        return
+    if fit.rejected is not None:
+        console.warn(
+            "the correction made the model worse on the held-back samples (relative error "
+            f"{fit.rejected.relative_error:.4f}, {fit.distance.relative_error:.4f} without), so it "
+            "is left out; calibrate on more samples"
+        )
+    if not fit.distance.relative_error < 1:
+        console.warn(
+            f"relative error {fit.distance.relative_error:.4g} on the held-back samples: the "
+            "model's mean output would do as well; take a larger ratio, calibrate on more samples, "
+            "or heal it (pela pretrain)"
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,14 +16,20 @@ from torch import Tensor, nn
 from pelacli import console
 from pelacli.artefact import description
 from pelacli.factorize import calibration, engine, refit
-from pelacli.factorize.batches import samples_in, tokens_in
+from pelacli.factorize.batches import cut, hold_back, join, samples_in, tokens_in
 from pelacli.factorize.engine import Keep, Solution
 from pelacli.factorize.moments import Moments
 from pelacli.lowrank.replace import Factors
+from pelacli.measure.held_back import Distance, HeldBack
+from pelacli.models.inputs import TextInput
 from pelacli.models.prediction import predict
+from pelacli.models.token_head import TokenHead, token_head
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
 from pelacli.steps.dense import DenseModel
+
+# Tokens that a layer should see for each of its inputs.
+_TOKENS_PER_INPUT = 4
 
 # (what is being done, how many parts it has) → the block in which it is done
 ShowProgress = Callable[[str, float], AbstractContextManager[console.Progress]]
@@ -32,11 +38,40 @@ Run = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)
+class Fit:
+    """Factors of all planned layers, and how far the model with them is from the dense one.
+
+    Attributes:
+        corrected: whether they were refitted front to back.
+        distance: on the held-back samples; None where there are none.
+        one_shot: the distance before the correction, where that was kept.
+        rejected: the distance after a correction that was not.
+    """
+
+    factors: Mapping[str, Factors]
+    corrected: bool
+    distance: Distance | None = None
+    one_shot: Distance | None = None
+    rejected: Distance | None = None
+
+    def document(self) -> dict[str, Any]:
+        """What JSON says of it."""
+        distances = {"one_shot": self.one_shot, "rejected": self.rejected}
+        if self.distance is None:
+            return {"corrected": self.corrected, "held_back": None}
+        others = {key: known.document() for key, known in distances.items() if known is not None}
+        held_back = {**self.distance.document(), **others}
+        return {"corrected": self.corrected, "held_back": held_back}
+
+
+@dataclass(frozen=True)
 class SolvedModel:
     """A dense model whose layers are solved: plans can be made of its spectra and applied to it.
 
     Attributes:
         batches: calibration samples; none where the spectra come from the weights alone.
+        held_back: samples that nothing is fitted to; None where there are too few.
+        head: of a language model that is calibrated; else None.
         moments: layer → its moments over the samples.
         solutions: layer → what solving it gave.
         spectra: of the layers that may be factorised.
@@ -46,6 +81,8 @@ class SolvedModel:
 
     dense: DenseModel
     batches: Sequence[Any]
+    held_back: HeldBack | None
+    head: TokenHead | None
     moments: Mapping[str, Moments]
     solutions: Mapping[str, Solution]
     spectra: Sequence[Spectrum]
@@ -64,21 +101,31 @@ class SolvedModel:
         counts = [count for batch in self.batches if (count := tokens_in(batch)) is not None]
         return sum(counts) if counts else None
 
-    def factors(self, plan: Plan) -> dict[str, Factors]:
-        """Factors of every layer that the plan factorises; the model stays dense."""
-        return engine.factors(
-            self.dense.free,
-            self.solutions,
-            self.moments,
-            plan,
-            refitted=self.corrected_factors(plan),
-        )
+    def fit(self, plan: Plan) -> Fit:
+        """Factors of every layer that the plan factorises; the model stays dense.
 
-    def corrected_factors(self, plan: Plan) -> dict[str, Factors]:
-        """The factors, refitted front to back to the inputs that the compressed model really gives;
-        none where the model isn't to be corrected."""
+        The corrected ones, unless held-back samples are nearer to the dense model with those of one
+        shot: a correction is a regression, and few samples can lead it astray.
+        """
+        one_shot = engine.factors(self.dense.free, self.solutions, self.moments, plan)
+        first = self._fit(one_shot, corrected=False)
         if not self.corrects:
-            return {}
+            return first
+        second = self._fit(one_shot | self._corrected_factors(plan), corrected=True)
+        if first.distance is None or second.distance is None:
+            return second
+        if second.distance.closer_than(first.distance):
+            return replace(second, one_shot=first.distance)
+        return replace(first, rejected=second.distance)
+
+    def _fit(self, factors: Mapping[str, Factors], *, corrected: bool) -> Fit:
+        if self.held_back is None:
+            return Fit(factors, corrected)
+        with self.show_progress("measuring on held-back samples", 0):
+            return Fit(factors, corrected, self.held_back.distance(factors))
+
+    def _corrected_factors(self, plan: Plan) -> dict[str, Factors]:
+        """The factors, refitted front to back to the inputs that the compressed model gives."""
         with self.show_progress("correcting", len(plan.ranks())) as bar:
             return refit.correct(
                 self.dense.module,
@@ -86,15 +133,20 @@ class SolvedModel:
                 plan.ranks(),
                 self.moments,
                 self.batches,
-                self.run,
+                self._walk,
                 advance=bar.advance,
             )
 
-    def apply(self, plan: Plan, factors: Mapping[str, Factors]) -> None:
+    def _walk(self, module: nn.Module, batch: Any) -> Tensor:
+        """A pass through all layers but those in a language model's head, whose logits would take
+        more time and memory than they are worth here."""
+        return self.run(module, batch) if self.head is None else self.head.hidden(batch)
+
+    def apply(self, plan: Plan, fit: Fit | None) -> None:
         """Factorise the module by the plan, in place.
 
         Args:
-            factors: those that are known already; the others are made of the solutions.
+            fit: the layers; None makes them of the solutions, each when its turn comes.
         """
         with self.show_progress("factorising", len(plan.ranks())) as bar:
             engine.apply(
@@ -103,7 +155,7 @@ class SolvedModel:
                 self.moments,
                 plan,
                 solutions=self.solutions,
-                refitted=factors,
+                refitted={} if fit is None else fit.factors,
                 advance=bar.advance,
             )
 
@@ -121,31 +173,76 @@ def solve(
     """Calibrate a dense model and solve its layers.
 
     Args:
-        batches: calibration samples as `pelacli.factorize.batches.join` gives them; may be empty.
+        batches: calibration samples, as `pelacli.models.prediction.predict` takes them; may be
+            none. A part of them is held back.
         keep: what is kept of each solution for `SolvedModel.apply` and `SolvedModel.factors`, which
             solve a layer again where its vectors are missing.
         correct: refit each layer to the inputs that it really gets, where there are samples.
         seed: of the random signs that calibration propagates back.
         run: runs the model on a batch.
     """
-    moments = _moments(dense, batches, seed, show_progress, run) if batches else {}
+    head = _head(dense.module, batches[0], run) if batches else None
+    samples = hold_back(batches)
+    fitted = join(samples.fitted) if head is None else cut(samples.fitted)
+    moments = _moments(dense, fitted, head, seed, show_progress, run) if fitted else {}
     with show_progress("reading spectra", len(dense.free)) as bar:
         solutions = engine.solve(dense.free, moments, keep=keep, advance=bar.advance)
     spectra = engine.spectra(dense.free, solutions, moments)
     return SolvedModel(
         dense=dense,
-        batches=batches,
+        batches=fitted,
+        head=head,
+        held_back=_held_back(dense, samples.held_back, head, run) if samples.held_back else None,
         moments=moments,
         solutions=solutions,
         spectra=description.at_counted_tokens(spectra, dense.cost),
-        corrects=correct and bool(batches),
+        corrects=correct and bool(fitted),
         show_progress=show_progress,
         run=run,
     )
 
 
+@dataclass(frozen=True)
+class _NamingHead:
+    """A head whose model says which batch it fails on, as ``run`` does."""
+
+    head: TokenHead
+    module: nn.Module
+    run: Run
+
+    def hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        try:
+            return self.head.hidden(inputs)
+        except Exception:  # a model raises whatever its code raises
+            self.run(self.module, inputs)
+            raise
+
+    def logits(self, rows: Tensor) -> Tensor:
+        return self.head.logits(rows)
+
+
+def _head(module: nn.Module, batch: Any, run: Run) -> TokenHead | None:
+    """The head of a language model; None of any other."""
+    head = token_head(module, batch)
+    return None if head is None else _NamingHead(head, module, run)
+
+
+def _held_back(
+    dense: DenseModel, batches: Sequence[Any], head: TokenHead | None, run: Run
+) -> HeldBack:
+    inputs = None if dense.opened is None else dense.opened.inputs
+    causal = isinstance(inputs, TextInput) and bool(inputs.causal)
+    parts = join(batches) if head is None else cut(batches)
+    return HeldBack(dense.module, parts, run, head, causal=causal)
+
+
 def _moments(
-    dense: DenseModel, batches: Sequence[Any], seed: int, show_progress: ShowProgress, run: Run
+    dense: DenseModel,
+    batches: Sequence[Any],
+    head: TokenHead | None,
+    seed: int,
+    show_progress: ShowProgress,
+    run: Run,
 ) -> dict[str, Moments]:
     with show_progress("calibrating", sum(map(samples_in, batches))) as bar:
         moments = calibration.collect(
@@ -154,8 +251,10 @@ def _moments(
             batches,
             run,
             calibration.Passes(seed=seed),
+            head=head,
             advance=bar.advance,
         )
+    _warn_of_few_tokens(dense, moments, sum(map(samples_in, batches)))
     unseen = [layer.name for layer in dense.free if layer.name not in moments]
     if unseen:
         console.warn(
@@ -163,3 +262,19 @@ def _moments(
             f"{', '.join(unseen[:3])}"
         )
     return moments
+
+
+def _warn_of_few_tokens(dense: DenseModel, moments: Mapping[str, Moments], samples: int) -> None:
+    """Say where layers have hardly more tokens than inputs: a regression on so few says little."""
+    few = [
+        (layer, round(moments[layer.name].tokens * samples))
+        for layer in dense.free
+        if layer.name in moments
+        and moments[layer.name].tokens * samples < _TOKENS_PER_INPUT * layer.shape[1]
+    ]
+    if few:
+        layer, tokens = max(few, key=lambda pair: pair[0].shape[1])
+        console.warn(
+            f"{len(few)} layers see fewer than {_TOKENS_PER_INPUT} tokens for each of their inputs "
+            f"({layer.name}: {tokens:,} tokens for {layer.shape[1]:,} inputs); calibrate on more"
+        )

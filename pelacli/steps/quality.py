@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -13,7 +12,6 @@ from pelacli import console
 from pelacli.artefact import description
 from pelacli.errors import DropError, InfeasibleError
 from pelacli.lowrank import replace
-from pelacli.lowrank.replace import Factors
 from pelacli.measure.judge import Judge
 from pelacli.planning import sweep
 from pelacli.planning.choice import choose
@@ -22,7 +20,7 @@ from pelacli.ranks import search
 from pelacli.ranks.plan import Plan
 from pelacli.recipe.schema import Decompose
 from pelacli.report import tables
-from pelacli.steps.factorization import SolvedModel
+from pelacli.steps.factorization import Fit, SolvedModel
 
 EVALUATIONS = 8  # the dense model's included
 _WHOLE = 10_000  # ratios of four digits, which --ratio can repeat
@@ -59,10 +57,11 @@ class QualitySearch:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to be: its plan, the factors that are known already, and how it was searched for."""
+    """A model to be: its plan, its layers where they are known already, and how it was searched
+    for."""
 
     plan: Plan
-    factors: Mapping[str, Factors]
+    fit: Fit | None
     search: QualitySearch | None = None
 
 
@@ -97,7 +96,7 @@ def smallest(solved: SolvedModel, settings: Decompose, judge: Judge) -> Candidat
     if best is None:
         ref = solved.dense.ref
         raise DropError(_no_model(ref, record), {"model": ref, **record.document()})
-    return Candidate(trials.plan_at(best.limit), trials.best_factors, record)
+    return Candidate(trials.plan_at(best.limit), trials.best_fit, record)
 
 
 class _Trials:
@@ -105,7 +104,7 @@ class _Trials:
 
     Attributes:
         curve: a row per model that was measured, as in `QualitySearch`.
-        best_factors: of the smallest model so far that lost little enough. Only these are kept, as
+        best_fit: of the smallest model so far that lost little enough. Only these are kept, as
             they are about as large as the model.
 
     Ratios are whole ten-thousandths here, as `pelacli.ranks.search` wants them.
@@ -115,7 +114,7 @@ class _Trials:
         assert settings.max_drop is not None
         self.max_drop = settings.max_drop
         self.curve: list[dict[str, Any]] = []
-        self.best_factors: Mapping[str, Factors] = {}
+        self.best_fit: Fit | None = None
         self._best_cost = math.inf
         self._solved, self._settings, self._judge = solved, settings, judge
         dense = solved.dense
@@ -157,13 +156,13 @@ class _Trials:
         """How many points the model of this ratio loses."""
         start = time.perf_counter()
         plan = self.plan_at(ratio)
-        factors = self._solved.factors(plan)
-        with replace.replaced(self._solved.dense.module, factors):
+        fit = self._solved.fit(plan)
+        with replace.replaced(self._solved.dense.module, fit.factors):
             score = self._judge.score()
         row = self._add_row(plan, score, start)
         cost = self.foresee(ratio)[0]
         if row["accepted"] and cost < self._best_cost:
-            self._best_cost, self.best_factors = cost, factors
+            self._best_cost, self.best_fit = cost, fit
         verdict = "small enough" if row["accepted"] else f"more than {self.max_drop:g}"
         console.info(
             f"ratio {row['asked']}: {tables.human(row['params'])} parameters, "

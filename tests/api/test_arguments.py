@@ -198,15 +198,15 @@ def test_ctrl_c_while_the_model_runs_leaves_it_as_it_was(n):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError])
-@pytest.mark.parametrize("where", ["choose", "_manifest", "factors", "exchange"])
+@pytest.mark.parametrize("where", ["choose", "_manifest", "fit", "exchange"])
 def test_what_fails_in_the_middle_leaves_the_model_as_it_was(monkeypatch, where, error):
     def fail(*args):
         raise error
 
     model = net()
     before = snapshot(model)
-    if where == "factors":
-        monkeypatch.setattr(SolvedModel, "factors", fail)
+    if where == "fit":
+        monkeypatch.setattr(SolvedModel, "fit", fail)
     elif where == "exchange":  # the second layer's exchange fails, after the first one's
         put = nn.Module.__setattr__
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from generated_text import FILLERS, save_model
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -53,3 +54,27 @@ def test_cells_share_the_budget_and_are_not_run_twice(modules, tmp_path, capsys)
     assert len(told) == 3
     for new, old in zip(again, map(json.loads, kept), strict=True):
         assert new["error"] == pytest.approx(old["error"], abs=1e-4)
+
+
+def test_a_language_model_is_judged_by_its_perplexity(modules, tmp_path):
+    benchmark, _ = modules
+    model = save_model("llama", "CausalLM", tmp_path / "lm")
+    for name, first in (("fit", 0), ("test", 7)):
+        lines = [" ".join(FILLERS[(first + i) % 24 :]) for i in range(60)]
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    flags = [
+        "--model",
+        str(model),
+        "--texts",
+        str(tmp_path / "fit.txt"),
+        str(tmp_path / "test.txt"),
+    ]
+    small = ["--block", "16", "--samples", "256", "--test-tokens", "128", "--ratios", "0.8"]
+    names = ["--policies", "plain-uniform,svd-llm,felt,pela", "--seeds", "0"]
+    args = benchmark.arguments([*flags, *small, *names, "--out", str(tmp_path / "lm.jsonl")])
+    rows = benchmark.run(benchmark.open_subject(args), args)
+    assert [row["policy"] for row in rows] == ["plain-uniform", "svd-llm", "felt", "pela"]
+    drops = {row["policy"]: row["drop"] for row in rows}
+    assert rows[0]["dense"] == pytest.approx(rows[0]["metric"] + rows[0]["drop"])
+    assert abs(drops["pela"]) < 0.1 * abs(rows[0]["dense"])
+    assert rows[-1]["kl"] < rows[0]["kl"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pelacli.factorize.batches import join
+from pelacli.factorize.batches import cut, hold_back, join, with_held_back
 
 
 def sizes(batches):
@@ -65,3 +65,33 @@ def test_what_has_no_one_batch_dimension_stays_alone(batch):
     joined = join([batch, batch])
     assert len(joined) == 2
     assert all(one is batch for one in joined)
+
+
+def test_a_ninth_of_the_samples_is_held_back_from_the_end():
+    samples = torch.randn(288, 3)
+    divided = hold_back(list(samples.split(32)))
+    assert sizes(divided.fitted) == [32] * 8
+    assert torch.equal(torch.cat(divided.held_back), samples[256:])
+    assert with_held_back(256) == 288
+
+
+def test_a_batch_is_divided_where_the_ninth_begins():
+    texts = {"input_ids": torch.arange(100).view(20, 5), "attention_mask": torch.ones(20, 5)}
+    divided = hold_back([texts])
+    assert (sizes(divided.fitted), sizes(divided.held_back)) == ([18], [2])
+    assert torch.equal(divided.held_back[0]["input_ids"], texts["input_ids"][18:])
+
+
+def test_fewer_than_nine_samples_are_all_fitted_to():
+    divided = hold_back([torch.randn(8, 3)])
+    assert (sizes(divided.fitted), list(divided.held_back)) == ([8], [])
+    assert hold_back([]).fitted == []
+
+
+def test_texts_are_cut_to_so_many_tokens_and_images_stay():
+    texts = {"input_ids": torch.arange(70).view(7, 10), "attention_mask": torch.ones(7, 10)}
+    long = {"input_ids": torch.ones(2, 50, dtype=torch.long)}
+    image = torch.randn(32, 3, 8, 8)
+    parts = cut([texts, long, image], tokens=30)
+    assert sizes(parts) == [3, 3, 1, 1, 1, 32]
+    assert torch.equal(torch.cat([p["input_ids"] for p in parts[:3]]), texts["input_ids"])

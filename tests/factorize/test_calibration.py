@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from fractions import Fraction
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from pelacli.errors import RequestError
-from pelacli.factorize import calibration
-from pelacli.lowrank import find
+from pelacli.factorize import calibration, engine
+from pelacli.lowrank import find, replace
+from pelacli.ranks import planner
+from pelacli.ranks.budget import Budget
 
 
 class Net(nn.Module):
@@ -93,6 +96,54 @@ def test_moments_are_those_of_the_definition(net, samples):
         )
         assert m.tokens == 5
         assert torch.allclose(torch.cat(list(m.weights.values())).double(), w, rtol=1e-4)
+
+
+def test_a_layer_without_a_bias_keeps_the_mean_in_its_moments(net, samples):
+    """There is nothing that could take it up: C is E[x xᵀ]."""
+    net.a.bias = net.b.bias = None
+    layers = find.find_layers(net)
+    got = calibration.collect(
+        net, layers, samples.split(16), predict, calibration.Passes(floor=1.0)
+    )
+    with torch.no_grad():
+        a = samples.double().flatten(0, 1)
+        b = torch.tanh(net.a(samples)).double().flatten(0, 1)
+        outer = net.b.weight.double()
+    assert torch.allclose(got["a"].near, a.T @ a / len(a), rtol=1e-4)
+    assert torch.allclose(got["b"].far, outer @ (b.T @ b / len(b)) @ outer.T, rtol=1e-4)
+    assert got["a"].near_level == pytest.approx(float(a.square().mean()), rel=1e-4)
+    assert got["a"].mean is got["b"].mean is None
+    assert got["c"].mean is not None
+
+
+class Offset(nn.Module):
+    """Two layers whose inputs have a mean that is large beside their spread."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 24, bias=bias), nn.Linear(24, 8, bias=bias)
+
+    def forward(self, x):
+        return self.b(self.a(x)).mean(1)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_large_mean_of_the_inputs_survives_the_cut(bias):
+    torch.manual_seed(0)
+    net = Offset(bias)
+    x = torch.randn(64, 5, 16) * torch.linspace(1, 0.01, 16) + 10 * torch.randn(16)
+    layers = find.find_layers(net)
+    moments = calibration.collect(net, layers, x.split(16), predict)
+    solutions = engine.solve(layers, moments)
+    plan = planner.plan(
+        engine.spectra(layers, solutions, moments),
+        Budget("uniform", Fraction(2, 3), scope="layers"),
+    )
+    small = copy.deepcopy(net)
+    replace.replace(small, engine.factors(layers, solutions, moments, plan))
+    with torch.no_grad():
+        y, z = net(x), small(x)
+    assert float((y - z).square().sum() / (y - y.mean(0)).square().sum()) < 0.25
 
 
 def test_tokens_weigh_by_how_strongly_they_are_felt(net, samples):

@@ -97,6 +97,20 @@ def test_full_rank_stays_dense(net, batches):
         assert torch.allclose(net(batches[0]), model(batches[0]), atol=1e-3)
 
 
+def test_a_refit_without_biases_keeps_the_means(batches):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(24, 32, bias=False), nn.Linear(32, 8, bias=False))
+    batches = [x + 20.0 for x in batches]
+    layers = find.find_layers(net)
+    ranks = {"0": 3, "1": 2}
+    moments = calibration.collect(net, layers, batches, predict)
+    model = copy.deepcopy(net)
+    replace.replace(model, refit.correct(net, layers, ranks, moments, batches, predict))
+    with torch.no_grad():
+        y, z = (torch.cat([m(x) for x in batches]).flatten(0, 1) for m in (net, model))
+    assert float((y - z).mean(0).norm() / y.mean(0).norm()) < 0.01
+
+
 class LateBias(nn.Linear):
     """A linear layer that adds its bias outside of the product, as Falcon's do."""
 

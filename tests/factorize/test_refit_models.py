@@ -38,7 +38,7 @@ FALCON = {
 # back; it brings the biases of q and v to the call itself. Falcon's linear layers add their biases
 # after the product, which hides the residual sum, so nothing is paid back there either.
 MODELS = [
-    ("swin_tiny_patch4_window7_224", SMALL | {"img_size": 56}, 0.5),
+    ("swin_tiny_patch4_window7_224", SMALL | {"img_size": 56}, 0.8),
     ("swinv2_tiny_window8_256", SMALL | {"img_size": 64}, 1.0),
     ("bart", BART, 0.95),
     ("t5", T5, 0.95),

@@ -109,9 +109,9 @@ def test_mistakes_in_pooling_files_are_named(here):
     with pytest.raises(RequestError, match=r"1_Pooling/config.json: pooling 'median' is none of"):
         opening.open(str(path))
     (path / "1_Pooling" / "config.json").write_text("{")
-    with pytest.raises(RequestError, match=r"config.json: not readable JSON"):
+    with pytest.raises(RequestError, match=r"config.json: not valid JSON"):
         opening.open(str(path))
-    for text, says in (("{}", "not a list"), ("[1]", "not a list"), ("{", "not readable JSON")):
+    for text, says in (("{}", "not a list"), ("[1]", "not a list"), ("{", "not valid JSON")):
         (path / "modules.json").write_text(text)
         with pytest.raises(RequestError, match=rf"modules.json: {says}"):
             opening.open(str(path))

@@ -1,0 +1,158 @@
+"""How far a compressed model is from the dense one, on calibration samples that nothing was fitted
+to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pelacli.factorize.batches import samples_in
+from pelacli.factorize.sensitivity import CHUNK, Head
+from pelacli.lowrank.calls import evaluating
+from pelacli.lowrank.padding import padding_mask, unpadded
+from pelacli.lowrank.replace import Factors, replaced
+from pelacli.measure.agreement import Difference
+
+_NONE = -100  # no label; torch's own
+
+
+@dataclass(frozen=True)
+class Distance:
+    """What a compressed model has lost on held-back samples.
+
+    Attributes:
+        samples: how many there were.
+        relative_error: Σ‖y − y′‖² over Σ‖y − ȳ‖² of the outputs: the share of the dense outputs'
+            variance that is lost. 0 is the dense model; at 1 the mean output would do as well.
+        kl: of a language model: mean over the tokens of the divergence of its distribution from the
+            dense one, in nats.
+        perplexity, dense_perplexity: of a causal language model and of the dense one: exp of the
+            mean cross-entropy of the next token.
+    """
+
+    samples: int
+    relative_error: float
+    kl: float | None = None
+    perplexity: float | None = None
+    dense_perplexity: float | None = None
+
+    def closer_than(self, other: Distance) -> bool:
+        """Whether this model is nearer to the dense one. One that gives NaN never is."""
+        mine, others = (d.relative_error if d.kl is None else d.kl for d in (self, other))
+        return not math.isnan(mine) and not mine >= others
+
+    def document(self) -> dict[str, float]:
+        """As JSON has it; only what there is."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+class HeldBack:
+    """Calibration samples that no layer is fitted to, and what the dense model makes of them.
+
+    Args:
+        module: the dense model.
+        batches: what ``predict`` takes. Few: what the dense model makes of them is kept.
+        predict: (module, batch) → the model's main output [B, ..., D].
+        head: of a language model; None of any other.
+        causal: whether the logits at a token are those of the next one.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        batches: Sequence[Any],
+        predict: Callable[[nn.Module, Any], Tensor],
+        head: Head | None = None,
+        *,
+        causal: bool = False,
+    ) -> None:
+        self._module, self._batches, self._predict = module, batches, predict
+        self._head, self._causal = head, causal
+        self._samples = sum(map(samples_in, batches))
+
+    @cached_property
+    def _dense(self) -> list[Tensor]:
+        return [self._states(batch) for batch in self._batches]
+
+    @torch.no_grad()
+    def distance(self, factors: Mapping[str, Factors]) -> Distance:
+        """Of the model with these factors; it is dense before and after."""
+        difference, tokens = Difference(), _TokenSums()
+        with evaluating(self._module):
+            for batch, dense in zip(self._batches, self._dense, strict=True):
+                with replaced(self._module, factors):
+                    ours = self._states(batch)
+                labels = self._labels(batch)
+                for start in range(0, len(ours), CHUNK):
+                    part = slice(start, start + CHUNK)
+                    z = self._outputs(dense[part])
+                    with replaced(self._module, factors):
+                        y = self._outputs(ours[part])
+                    difference.add(y, z)
+                    if self._head is not None:
+                        tokens.add(y, z, None if labels is None else labels[part])
+        return Distance(self._samples, difference.relative_error, **tokens.figures())
+
+    @torch.no_grad()
+    def _states(self, batch: Any) -> Tensor:
+        """Outputs [B, ..., D], or a language model's hidden states [tokens, width]."""
+        with evaluating(self._module):
+            if self._head is None:
+                return unpadded(self._predict(self._module, batch), padding_mask(batch))
+            return unpadded(self._head.hidden(batch), padding_mask(batch)).flatten(0, -2)
+
+    def _outputs(self, states: Tensor) -> Tensor:
+        return states if self._head is None else self._head.logits(states)
+
+    def _labels(self, batch: Any) -> Tensor | None:
+        """The token after each, [tokens]; `_NONE` of the last of a text. None where the model does
+        not say the next token."""
+        if not self._causal:
+            return None
+        ids, mask = batch["input_ids"], padding_mask(batch)
+        after = torch.full_like(ids, _NONE)
+        after[:, :-1] = ids[:, 1:]
+        if mask is not None:
+            after[:, :-1][mask[:, 1:] == 0] = _NONE
+        return unpadded(after[..., None], mask).flatten()
+
+
+class _TokenSums:
+    """Running sums over tokens of a language model's distributions, in double precision."""
+
+    def __init__(self) -> None:
+        self.tokens = self.labelled = 0
+        self.kl = self.loss = self.dense_loss = 0.0
+
+    def add(self, logits: Tensor, dense_logits: Tensor, labels: Tensor | None) -> None:
+        """Logits [tokens, vocabulary] of both models, labels [tokens]."""
+        ours, theirs = (t.float().log_softmax(-1) for t in (logits, dense_logits))
+        self.tokens += len(ours)
+        self.kl += float((theirs.exp() * (theirs - ours)).sum(dtype=torch.float64))
+        if labels is not None:
+            self.labelled += int((labels != _NONE).sum())
+            self.loss += float(F.nll_loss(ours, labels, ignore_index=_NONE, reduction="sum"))
+            self.dense_loss += float(
+                F.nll_loss(theirs, labels, ignore_index=_NONE, reduction="sum")
+            )
+
+    def figures(self) -> dict[str, float]:
+        """Those of `Distance` that there are."""
+        figures = {}
+        if self.tokens:
+            figures["kl"] = self.kl / self.tokens
+        if self.labelled:
+            figures["perplexity"] = _exp(self.loss / self.labelled)
+            figures["dense_perplexity"] = _exp(self.dense_loss / self.labelled)
+        return figures
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
