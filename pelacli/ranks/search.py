@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf, log
+from math import exp, inf, log
 
 
 @dataclass(frozen=True)
@@ -102,16 +102,18 @@ def _acceptable_loss(trials: Sequence[Trial], max_drop: float) -> float | None:
     if max_drop <= 0:
         return None
     known = [t for t in trials if 0 < t.drop < inf and t.lost > 0]
-    known.sort(key=lambda t: abs(log(t.drop / max_drop)))
+    known.sort(key=lambda t: abs(log(t.drop) - log(max_drop)))  # a quotient could be zero
     if not known:
         return None
     near, power = known[0], 1.0
     far = next((t for t in known if t.lost != near.lost), near)
-    if far.lost != near.lost:
-        slope = log(far.drop / near.drop) / log(far.lost / near.lost)
+    gap = log(far.lost) - log(near.lost)
+    if gap:
+        slope = (log(far.drop) - log(near.drop)) / gap
         if slope > 0:  # else it is noise
             power = min(max(slope, 0.25), 4.0)
-    return float(near.lost * (max_drop / near.drop) ** (1 / power))
+    exponent = log(near.lost) + (log(max_drop) - log(near.drop)) / power
+    return exp(exponent) if exponent < 700 else inf
 
 
 def _smallest_limit(

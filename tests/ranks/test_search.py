@@ -135,3 +135,17 @@ def test_best_is_the_cheapest_accepted(order):
         Trial(45, 44, 0.1, 0.9, True),
     ]
     assert best(trials[::order]) == Trial(45, 44, 0.1, 0.9, True)
+
+
+@pytest.mark.parametrize("tiny", [5e-324, 1e-300])
+def test_the_smallest_drops_and_losses_are_no_trouble(tiny):
+    def drop(limit):
+        return tiny if limit > 50 else 1e300
+
+    def foresee(limit):
+        return limit, tiny * (100 - limit) + (1 - limit / 100) ** 40
+
+    trials = list(
+        walk(drop, foresee, least=1, whole=100, max_drop=10.0, evaluations=8, tolerance=1)
+    )
+    assert best(trials).drop == tiny
