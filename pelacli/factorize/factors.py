@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pelacli.factorize.moments import Moments, narrow_in
 from pelacli.factorize.spectra import descending, eigen, near_root, precision, solve
-from pelacli.factorize.symmetric import times
+from pelacli.factorize.symmetric import safe_scale, scaled, times
 
 
 @dataclass
@@ -110,8 +110,13 @@ def absorb_mean(
 def _balance(narrow: Tensor, wide: Tensor) -> Tensor:
     """What to multiply narrow's rows by, and divide wide's columns by, to equal norms, [r]."""
     tiny = torch.finfo(narrow.dtype).tiny
-    scale: Tensor = wide.norm(dim=0).clamp_min(tiny) / narrow.norm(dim=1).clamp_min(tiny)
-    return scale.sqrt()
+    sizes = safe_scale(wide), safe_scale(narrow)
+    above = scaled(wide, sizes[0]).norm(dim=0).clamp_min(tiny)
+    below = scaled(narrow, sizes[1]).norm(dim=1).clamp_min(tiny)
+    scale: Tensor = above / below
+    if sizes != (1, 1):
+        scale = scale.double() * sizes[1] / sizes[0]
+    return scale.sqrt().to(narrow.dtype)
 
 
 def _mapped_back(

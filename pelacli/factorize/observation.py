@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pelacli.factorize.moments import Moments
-from pelacli.factorize.symmetric import add_gram, mirrored
+from pelacli.factorize.symmetric import add_gram, mirrored, safe_scale, scaled
 from pelacli.lowrank.padding import token_rows
 
 # The least weight of a token, and the power of its sensitivity ‖g‖² in that weight. What one
@@ -37,10 +37,19 @@ class LayerSums:
     gradient: Tensor | None = None  # Σ u uᵀ, [n, n]; u = g W, or g where in ≥ out
     gradient_square: Tensor | None = None  # Σ‖g‖²
     weights: dict[int, Tensor] = field(default_factory=dict)  # batch → w of its first call
+    # What x, v, g and u are multiplied by in the sums, so that their squares are finite.
+    x_scale: float | None = None
+    v_scale: float = 1.0
+    g_scale: float | None = None
+    u_scale: float = 1.0
 
     def add_forward(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
         """x: [tokens, in], y: [tokens, out] without bias, weights: [tokens], 1 on average."""
-        v = x if self.narrow_in else y
+        if self.x_scale is None:
+            self.x_scale = safe_scale(x)
+            self.v_scale = self.x_scale if self.narrow_in else safe_scale(y)
+        x = scaled(x, self.x_scale)
+        v = x if self.narrow_in else scaled(y, self.v_scale)
         if self.shift is None:
             self.shift = v.mean(0)
         centred = v - self.shift
@@ -54,15 +63,23 @@ class LayerSums:
         rows = centred.mul_(weights.sqrt()[:, None])
         self.gram = _plus_gram(self.gram, rows)
 
-    def add_backward(self, g: Tensor, gx: Tensor, sensitivity: Tensor) -> None:
-        """Add the output-gradient g [tokens, out], gx = g W [tokens, in], and ‖g‖² [tokens]."""
-        self.gradient = _plus_gram(self.gradient, gx if self.narrow_in else g)
+    def add_backward(self, g: Tensor, gx: Tensor) -> Tensor:
+        """Add the output-gradient g [tokens, out] and gx = g W [tokens, in]; gives ‖g‖² [tokens]
+        up to a factor that is the same for all of the layer's tokens."""
+        if self.g_scale is None:
+            self.g_scale = safe_scale(g)
+            self.u_scale = safe_scale(gx) if self.narrow_in else self.g_scale
+        g = scaled(g, self.g_scale)
+        self.gradient = _plus_gram(self.gradient, scaled(gx, self.u_scale) if self.narrow_in else g)
+        sensitivity = _square(g)
         self.gradient_square = _plus(self.gradient_square, sensitivity.sum(dtype=torch.float64))
+        return sensitivity
 
     def output_level(self, passes: int, out: int) -> float:
         """Mean diagonal of G, per sample."""
         assert self.gradient_square is not None
-        return float(self.gradient_square) / passes / out
+        assert self.g_scale is not None
+        return float(self.gradient_square) / self.g_scale**2 / passes / out
 
     def moments(
         self,
@@ -86,15 +103,17 @@ class LayerSums:
         assert self.centred_sum is not None
         assert self.gram is not None
         assert self.shift is not None
-        mean = self.input_sum / self.total
+        assert self.x_scale is not None
+        mean = self.input_sum / self.total / self.x_scale
         offset = self.centred_sum / self.total
         covariance = mirrored(self.gram).double() / self.total - torch.outer(offset, offset)
-        square = float(self.input_square / self.total)
+        square = float(self.input_square / self.total) / self.x_scale**2
         if centred:
             square = max(square - float(mean.square().sum()), 0.0)
         else:
             middle = self.shift.double() + offset
             covariance += torch.outer(middle, middle)
+        covariance /= self.v_scale**2
         input_level = square / in_
         absorbed = mean if centred else None
         tokens = self.tokens / samples
@@ -103,7 +122,7 @@ class LayerSums:
             if self.narrow_in:
                 return Moments(absorbed, covariance * G, None, input_level * G, 1.0, tokens)
             return Moments(absorbed, None, covariance * G, 1.0, input_level * G, tokens)
-        gradient = mirrored(self.gradient).double() / (samples * draws)
+        gradient = mirrored(self.gradient).double() / (samples * draws) / self.u_scale**2
         output_level = self.output_level(samples * draws, out)
         sides = (covariance, gradient) if self.narrow_in else (gradient, covariance)
         levels = (input_level, output_level) if self.narrow_in else (output_level, input_level)
@@ -128,8 +147,7 @@ class ObservedCall:
     def backward(self, g: Tensor, gx: Tensor) -> None:
         """g: [..., out] gradient at the output, gx: [..., in] = g W."""
         rows = token_rows(g, self.mask)
-        sensitivity = _square(rows)
-        self.sums.add_backward(rows, token_rows(gx, self.mask), sensitivity)
+        sensitivity = self.sums.add_backward(rows, token_rows(gx, self.mask))
         self.sensitivity = _plus(self.sensitivity, sensitivity)
 
     def finish(self, floor: float) -> None:

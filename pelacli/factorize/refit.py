@@ -25,7 +25,7 @@ from pelacli.factorize.factors import decompose
 from pelacli.factorize.lockstep import Call, lockstep
 from pelacli.factorize.moments import Moments, narrow_in
 from pelacli.factorize.residual import Sum, owed
-from pelacli.factorize.symmetric import add_gram, mirrored
+from pelacli.factorize.symmetric import add_gram, mirrored, safe_scale, scaled
 from pelacli.lowrank.calls import evaluating
 from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.padding import padding_mask, token_rows
@@ -236,12 +236,15 @@ def _product(
     total = a[0].new_zeros(a[0].shape[1], b[0].shape[1])
     mean_a = _mean(a, weights).float() if centred else total.new_zeros(total.shape[0])
     mean_b = _mean(b, weights).float() if centred else total.new_zeros(total.shape[1])
+    scale_a, scale_b = safe_scale(*a), safe_scale(*b)
     for left, right, w in zip(a, b, weights, strict=True):
-        weighted = (left - mean_a).mul_(w[:, None])
+        weighted = scaled(left - mean_a, scale_a).mul_(w[:, None])
+        right = scaled(right - mean_b, scale_b)
         if a is b:
-            add_gram(total, weighted, right - mean_b)
+            add_gram(total, weighted, right)
         else:
-            total.addmm_(weighted.T, right - mean_b)
+            total.addmm_(weighted.T, right)
     if a is b:
         mirrored(total)
-    return total.double() / sum(float(w.sum(dtype=torch.float64)) for w in weights)
+    scale = scale_a * scale_b * sum(float(w.sum(dtype=torch.float64)) for w in weights)
+    return total.double() / scale

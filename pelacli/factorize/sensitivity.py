@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pelacli.factorize.symmetric import safe_scale, scaled
+
 # Tokens whose logits are there at once.
 CHUNK = 256
 
@@ -39,6 +41,7 @@ class Head(Protocol):
 def projection(output: Tensor, generator: torch.Generator) -> Tensor:
     """Σ ε·y over the standardised output [..., D], with independent random signs ε."""
     flat = output.float().reshape(-1, output.shape[-1])
+    flat = scaled(flat, safe_scale(flat.detach()))
     std = flat.detach().std(0, correction=0)
     # One sample has no spread, and a dead output tells nothing: both count as they are.
     std = torch.where(std > 1e-6 * flat.detach().abs().amax().clamp_min(1e-30), std, 1.0)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pelacli.factorize.moments import Moments, narrow_in
-from pelacli.factorize.symmetric import between, gram, mirrored, root
+from pelacli.factorize.symmetric import between, gram, mirrored, root, safe_scale
 from pelacli.system import malloc, threads
 
 # Shares of the mean diagonal added to the moments so that directions that the samples never
@@ -73,25 +73,33 @@ def eigen(
     lean: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(eigenvalues [n] ascending, eigenvectors [n, n] in rows) of the metric."""
+    if moments is None:
+        return _plain_eigen(weight, dtype)
     metric = _metric(weight, moments, dtype or precision(moments))
-    if moments is not None:
-        malloc.trim()
-        with threads.limited(1 if lean and len(metric) < _ALONE else None):
-            return _solve(metric)
-    values, rows = _solve(metric)
-    del metric
+    malloc.trim()
+    with threads.limited(1 if lean and len(metric) < _ALONE else None):
+        return _solve(metric)
+
+
+def _plain_eigen(weight: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    """`eigen` of the weight's own Gram matrix."""
+    if weight.ndim != 2:
+        raise ValueError(f"a layer's weight is a matrix, not of shape {tuple(weight.shape)}")
+    out, in_ = weight.shape
+    narrow = weight if narrow_in((out, in_)) else weight.T
+    scale = safe_scale(weight)
+    values, rows = _solve(gram(narrow, dtype or torch.float32, scale))
     if dtype is None:
-        out, in_ = weight.shape
         dropped = values[: len(values) - out * in_ // (out + in_)].clamp_min(0.0).sum()
         # Next to the large eigenvalues float32 can't see the small ones. Where little is dropped
         # even at break-even, that would show in it.
         if dropped < _STEEP * values.sum():
             del rows
-            values, rows = _solve(_metric(weight, None, torch.float64))
-    return values, rows
+            values, rows = _solve(gram(narrow, torch.float64, scale))
+    return values if scale == 1 else values.double() / scale**2, rows
 
 
-def _metric(weight: Tensor, moments: Moments | None, dtype: torch.dtype) -> Tensor:
+def _metric(weight: Tensor, moments: Moments, dtype: torch.dtype) -> Tensor:
     """The n × n matrix A whose eigenvalues are the energies.
 
     Only the lower triangle counts: the eigen-solver reads no more.
@@ -100,8 +108,6 @@ def _metric(weight: Tensor, moments: Moments | None, dtype: torch.dtype) -> Tens
         raise ValueError(f"a layer's weight is a matrix, not of shape {tuple(weight.shape)}")
     inputs = narrow_in((weight.shape[0], weight.shape[1]))
     A = gram(weight if inputs else weight.T, dtype)
-    if moments is None:
-        return A
     malloc.trim()  # what a product took is room for the next step
     mirrored(A)  # the products below need the other half too
     if moments.far is not None:

@@ -6,6 +6,7 @@ strip by strip, where it is to lie.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -17,10 +18,31 @@ _STRIP = 192
 _SLAB = 256
 
 
-def gram(W: Tensor, dtype: torch.dtype) -> Tensor:
-    """WᵀW [n, n], the upper triangle for the most part left out."""
+# What stands for a moment of zeros: little beside any other, and its root's inverse is no overflow.
+_NOTHING = 1e-30
+# Between these sizes the squares of numbers, and sums of them, are well within float32.
+_SMALL, _LARGE = 2.0**-40, 2.0**40
+
+
+def safe_scale(*tensors: Tensor) -> float:
+    """A power of two by which tensors can be multiplied so that their squares are finite and not
+    zero in float32. It is 1 for all but the strangest numbers, and exact for those."""
+    largest = max((float(t.abs().amax()) for t in tensors if t.numel()), default=0.0)
+    if _SMALL < largest < _LARGE or largest == 0 or not math.isfinite(largest):
+        return 1.0
+    return math.ldexp(1.0, -math.frexp(largest)[1])
+
+
+def scaled(t: Tensor, scale: float) -> Tensor:
+    """The tensor times a scale; without a copy where that is 1."""
+    return t if scale == 1 else t * scale
+
+
+def gram(W: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    """scale² WᵀW [n, n], the upper triangle for the most part left out."""
     A = torch.zeros(W.shape[1], W.shape[1], dtype=dtype, device=W.device)
     for rows in _slabs(W, dtype):
+        rows = scaled(rows, scale)
         add_gram(A, rows, rows)
     return A
 
@@ -62,8 +84,9 @@ def between(A: Tensor, L: Tensor) -> None:
 
 def root(moment: Tensor, damping: float) -> Tensor:
     """A lower-triangular L with L Lᵀ = moment + damping·1, also for singular moments."""
-    # A moment of zeros (a layer whose gradient never flows) still needs a root.
     damping = max(damping, torch.finfo(moment.dtype).tiny ** 0.5)
+    if not moment.any():  # a layer whose gradient never flows, or whose inputs never change
+        damping = max(damping, _NOTHING)
     for _ in range(8):  # rounding can make a singular moment slightly indefinite
         damped = moment.clone()
         damped.diagonal().add_(damping)
