@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pelacli.lowrank import find, replace
 from pelacli.models import heads, opening
 from pelacli.models.opened import OpenModel
-from pelacli.recipe.schema import Loss, Pretrain
+from pelacli.recipe.training import Loss, Pretrain
 from pelacli.tasks import base, registry
 from pelacli.train import optim, taps
 from pelacli.train.healing import Stage

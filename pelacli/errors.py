@@ -34,7 +34,8 @@ class InfeasibleError(RequestError):
     """No plan meets the budget. Exit code 2.
 
     Attributes:
-        smallest: the smallest ratio that can be met; None where there is none up to 1.
+        smallest: the smallest value of the budget that can be met, a ratio for one; None where not
+            even that of the dense model can.
     """
 
     def __init__(self, message: str, smallest: str | None) -> None:

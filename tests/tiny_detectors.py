@@ -7,7 +7,7 @@ import transformers
 
 from pelacli.data.loader import loader
 from pelacli.models import wrapping
-from pelacli.recipe.schema import Augment, Data
+from pelacli.recipe.data import Augment, Data
 from pelacli.tasks import registry
 
 YOLOS = {

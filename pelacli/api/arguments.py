@@ -17,8 +17,9 @@ from pelacli.data import in_memory
 from pelacli.errors import RequestError
 from pelacli.lowrank.layer import describe
 from pelacli.messages import did_you_mean, shown
+from pelacli.ranks.budgets import registry as budgets
 from pelacli.recipe import validation
-from pelacli.recipe.schema import Decompose
+from pelacli.recipe.decompose import Decompose
 
 # Class of torch that runs another module → where that module is. Names would get a prefix.
 _WRAPPERS = {
@@ -34,7 +35,10 @@ T = TypeVar("T")
 
 def suggesting(function: Callable[P, T]) -> Callable[P, T]:
     """The function, with the nearest known name in the TypeError for an unknown keyword."""
-    known = inspect.signature(function).parameters
+    parameters = inspect.signature(function).parameters.values()
+    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    if len(known) < len(parameters):  # all that these functions take by other names are budgets
+        known += [name for name in budgets.asked_of_policies() if name not in known]
 
     @functools.wraps(function)
     def call(*args: P.args, **keywords: P.kwargs) -> T:
@@ -136,7 +140,7 @@ def settings(
     for name in ("include", "exclude"):
         values[name] = texts(name, values[name])
     result = validation.section(Decompose, values, names={"pin": "pins"})
-    if all(values[key] is None for key in ("ratio", "energy", "threshold")):
+    if all(values.get(name) is None for name in budgets.asked_of_policies()):
         raise RequestError(f"ratio: policy {result.policy} needs one, as ratio=0.5, or energy=0.95")
     return result
 

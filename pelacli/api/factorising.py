@@ -23,7 +23,7 @@ from pelacli.models import wrapping
 from pelacli.planning.choice import choose
 from pelacli.ranks.budget import Scope, Unit
 from pelacli.ranks.plan import Plan
-from pelacli.recipe.schema import Decompose
+from pelacli.recipe.decompose import Decompose
 from pelacli.steps.dense import DenseModel, check_flops_known, examine
 from pelacli.steps.factorization import SolvedModel, solve
 from pelacli.system import devices
@@ -47,6 +47,7 @@ def plan(
     min_rank: int = 1,
     max_rank: int | None = None,
     multiple: int | None = None,
+    **budgets: Any,
 ) -> Plan:
     """The ranks that `decompose` would choose; the model stays as it is.
 
@@ -82,6 +83,7 @@ def plan(
         min_rank=min_rank,
         max_rank=max_rank,
         multiple=multiple,
+        **budgets,
     )
     with torch.inference_mode(False), _on_cpu(model, batches) as samples:
         solved = _solved(model, settings, samples, head, correct=False, only_plan=True)
@@ -107,6 +109,7 @@ def decompose(
     min_rank: int = 1,
     max_rank: int | None = None,
     multiple: int | None = None,
+    **budgets: Any,
 ) -> Plan:
     """Factorise a module in place, on the CPU; where it was on another device, it is again after.
 
@@ -129,6 +132,7 @@ def decompose(
         head: names of modules that stay dense; by default the output head, where it can be told.
         pins: regular expression → rank, "dense" or "full".
         threshold, min_rank, max_rank, multiple: as in `pelacli.ranks.budget.Budget`.
+        budgets: each further file of `pelacli.ranks.budgets` by its name, in place of a ratio.
 
     Returns:
         The plan: every layer's rank and kept energy.
@@ -164,6 +168,7 @@ def decompose(
         min_rank=min_rank,
         max_rank=max_rank,
         multiple=multiple,
+        **budgets,
     )
     arguments.switch("correct", correct)
     with torch.inference_mode(False), _on_cpu(model, batches) as samples:
@@ -195,6 +200,7 @@ def _solved(
 ) -> SolvedModel:
     """The model's spectra, and what its factors will be made of."""
     opened = kept(model)[0] or wrapping.wrap(model)
+    unit, _ = settings.counted
     head = sorted(opened.head) if head is None else arguments.modules_of(model, "head", head)
     run = in_memory.predicting(opened.ref, model)
     dense = examine(
@@ -202,12 +208,10 @@ def _solved(
         Selection(head, settings.include, settings.exclude),
         opened.ref,
         opened,
-        batch=samples[0] if samples and settings.unit == "flops" else None,
+        batch=samples[0] if samples and unit == "flops" else None,
         run=run,
     )
-    check_flops_known(
-        dense, settings.unit, "; give batches to count them on, or budget in parameters"
-    )
+    check_flops_known(dense, unit, "; give batches to count them on, or budget in parameters")
     keep = Keep.NOTHING if only_plan else Keep.PLANNED
     return solve(dense, samples, keep, correct=correct, show_progress=_no_progress, run=run)
 

@@ -12,14 +12,16 @@ from pelacli.console import info, warn
 from pelacli.errors import RequestError
 from pelacli.manifest import document, lookup
 from pelacli.planning.settings import check_has_budget
-from pelacli.ranks.budget import BUDGETS
-from pelacli.ranks.policies import registry
-from pelacli.recipe import fields, reading, stored, validation
+from pelacli.ranks.budgets import registry as budgets
+from pelacli.ranks.policies import registry as policies
+from pelacli.recipe import overrides as recipe_overrides
+from pelacli.recipe import reading, stored, validation
 from pelacli.recipe.aliases import ALIASES
+from pelacli.recipe.data import Data
+from pelacli.recipe.decompose import MEASURED_ON, Decompose
 from pelacli.recipe.evaluation import Evaluation, NamedModel
 from pelacli.recipe.flags import from_flags, with_flags, without_none
 from pelacli.recipe.idle import PLANNED
-from pelacli.recipe.schema import MEASURED_ON, Data, Decompose
 from pelacli.recipe.step import Opening, Step, step_of
 from pelacli.steps import pipeline
 
@@ -44,16 +46,17 @@ def decompose(
     """
     unused.refuse_other_sections("decompose", overrides)
     flags = without_none(section)
-    if "threshold" in flags:
-        flags.setdefault("policy", "threshold")
+    if policy := budgets.implied_policy(flags):
+        flags.setdefault("policy", policy)
     if model.endswith(".toml"):
         step = _decompose_recipe(Path(model), top, flags, overrides)
         unused.refuse_in_decompose(step, top, overrides)
         return replace(step, output=output) if output else step
-    check_has_budget(flags)
+    check_has_budget(section, overrides)
     if model in ALIASES:
         info(f"{model} is {ALIASES[model]}")
-    place = output or Path("runs") / _folder_name(model, flags)
+    given = recipe_overrides.section_with("decompose", flags, overrides)
+    place = output or Path("runs") / _folder_name(model, given)
     recipe = from_flags(
         {"model": model, "output": str(place), **top}, {"decompose": flags}, overrides
     )
@@ -82,35 +85,31 @@ def _decompose_recipe(
 
 def _replaced_keys(section: Decompose | None, flags: Mapping[str, Any]) -> set[str]:
     """The recipe's keys that mean nothing beside a budget that is given as a flag."""
-    budgets = flags.keys() & set(BUDGETS)
-    if section is None or not budgets:
+    given = [name for name in budgets.names() if name in flags]
+    if section is None or not given:
         return set()
-    replaced = {"energy", "max_drop"}
-    if "plan" in budgets:
-        replaced |= {"ratio", "threshold", *PLANNED}
-    if budgets & {"energy", "max_drop"}:
-        replaced |= set(BUDGETS)
-        if section.policy not in registry.with_budget("ratio"):
+    replaced = set(budgets.alone())
+    if "plan" in given:
+        replaced |= {*budgets.names(), *PLANNED} - {"plan"}
+    if set(budgets.alone()) & set(given):
+        replaced |= set(budgets.names())
+        if section.policy not in policies.with_budget("ratio"):
             replaced.add("policy")
-    return replaced if "max_drop" in budgets else replaced | set(MEASURED_ON)
+    return replaced if set(budgets.searched()) & set(given) else replaced | set(MEASURED_ON)
 
 
-def _folder_name(model: str, flags: Mapping[str, Any]) -> str:
-    """vit_base-r0.50: the model's own name and the budget; f0.50 is a ratio of FLOPs."""
+def _folder_name(model: str, given: Mapping[str, Any]) -> str:
+    """vit_base-r0.50: the model's own name and the budget; f0.50 is a ratio of FLOPs.
+
+    Args:
+        given: keys of [decompose], not yet validated.
+    """
     stem = Path(model).name.removesuffix(".safetensors") or "model"
-    flops = flags.get("unit") == "flops"
-    for key, letter in (("max_drop", "d"), ("energy", "e")):
-        if key in flags:
-            return f"{stem}-{letter}{flags[key]:g}{'-flops' if flops else ''}"
-    if "ratio" in flags:
-        try:
-            ratio = float(fields.parse_ratio(flags["ratio"]))
-            return f"{stem}-{'f' if flops else 'r'}{ratio:.2f}"
-        except ValueError:
-            return stem  # the recipe's validation refuses the ratio in better words
-    if "threshold" in flags:
-        return f"{stem}-t{flags['threshold']:g}"
-    return f"{stem}-plan"
+    name = next(name for name in (*budgets.alone(), *budgets.names()) if name in given)
+    try:
+        return f"{stem}-{budgets.get(name).suffix(given[name], given.get('unit', 'params'))}"
+    except (ValueError, TypeError):
+        return stem  # the recipe's validation refuses the value in better words
 
 
 def pins(texts: Sequence[str] | None) -> dict[str, int | str] | None:

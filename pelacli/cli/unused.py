@@ -14,10 +14,11 @@ from pelacli.console import warn
 from pelacli.errors import RequestError
 from pelacli.manifest import lookup
 from pelacli.recipe import overrides as recipe_overrides
+from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.evaluation import Evaluation
 from pelacli.recipe.idle import idle
 from pelacli.recipe.keys import Key, dotted
-from pelacli.recipe.schema import Decompose, Recipe
+from pelacli.recipe.schema import Recipe
 from pelacli.recipe.step import Step
 
 # command → the sections of a recipe that it reads; all read the top level and [data]

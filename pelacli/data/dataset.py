@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset
 
 if TYPE_CHECKING:
     from pelacli.models.inputs import Inputs
-    from pelacli.recipe.schema import Augment
+    from pelacli.recipe.data import Augment
 
 from pelacli.data.formats.chat import Chat
 from pelacli.data.formats.text import Columns, open_texts

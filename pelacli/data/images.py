@@ -10,7 +10,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from pelacli.models.inputs import ImageInput
-    from pelacli.recipe.schema import Augment
+    from pelacli.recipe.data import Augment
 
 from pelacli.data.decoding import decode
 from pelacli.errors import RequestError

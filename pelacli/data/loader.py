@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 if TYPE_CHECKING:
-    from pelacli.recipe.schema import Augment
+    from pelacli.recipe.data import Augment
 
 from pelacli.console import warn
 from pelacli.data.order import Order

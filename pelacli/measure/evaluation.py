@@ -14,7 +14,7 @@ from pelacli.errors import RequestError
 from pelacli.models import heads
 from pelacli.models.inputs import TextInput
 from pelacli.models.opened import OpenModel
-from pelacli.recipe.schema import Data
+from pelacli.recipe.data import Data
 from pelacli.tasks import base, registry
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from pelacli.errors import RequestError
 from pelacli.ranks import plan_file, planner
 from pelacli.ranks.budget import Budget
+from pelacli.ranks.budgets import registry
 from pelacli.ranks.pins import pins_by_name
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.size import ModelSize
 from pelacli.ranks.spectrum import Spectrum
-from pelacli.recipe.schema import Decompose
+from pelacli.recipe.decompose import Decompose
 
 
 def choose(spectra: Sequence[Spectrum], size: ModelSize, settings: Decompose) -> Plan:
@@ -32,7 +34,7 @@ def choose(spectra: Sequence[Spectrum], size: ModelSize, settings: Decompose) ->
             limit = plan.limit if plan.unit == "params" else None
             plan = replace(plan, unit="params", limit=limit)
         return planner.measure(plan, spectra, size)
-    if settings.unit == "flops" and size.fixed_flops is None:
+    if settings.counted[0] == "flops" and size.fixed_flops is None:
         raise RequestError("the model's FLOPs are unknown; budget in parameters (--unit params)")
     return planner.plan(spectra, budget(spectra, settings), size)
 
@@ -43,13 +45,15 @@ def budget(spectra: Sequence[Spectrum], settings: Decompose) -> Budget:
     Raises:
         RequestError: a pin matches no layer, or values don't go together.
     """
+    asked: dict[str, Any] = {}
+    for name, value in settings.budgets.items():
+        asked |= registry.get(name).asks(value)
+    unit, scope = settings.counted
     return Budget(
+        **asked,
         policy=settings.policy,
-        ratio=settings.budget,
-        energy=settings.energy,
-        threshold=settings.threshold,
-        unit=settings.unit,
-        scope=settings.scope,
+        unit=unit,
+        scope=scope,
         min_rank=settings.min_rank,
         max_rank=settings.max_rank,
         multiple=settings.multiple,

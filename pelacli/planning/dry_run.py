@@ -13,7 +13,7 @@ from pelacli.manifest.document import Manifest
 from pelacli.planning import settings, stored
 from pelacli.planning.choice import choose
 from pelacli.planning.outcome import planned_manifest
-from pelacli.ranks.budget import BUDGETS
+from pelacli.ranks.budgets import registry
 from pelacli.ranks.plan import Plan
 
 
@@ -77,8 +77,7 @@ def run(
     for key, value in top.items():
         if value is not None:
             raise RequestError(f"--{key} {value}: {file} holds spectra; leave --{key} out")
-    # max_drop evaluates models, so it is not offered.
-    settings.check_has_budget(section, [key for key in BUDGETS if key != "max_drop"])
+    settings.check_has_budget(section, overrides, left_out=registry.searched())
     spectra = stored.load(file)
     about = spectra.about
     plan = choose(

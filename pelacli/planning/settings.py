@@ -7,16 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pelacli.errors import RequestError
-from pelacli.ranks.budget import BUDGETS
-from pelacli.ranks.policies import registry
+from pelacli.ranks.budgets import registry as budgets
+from pelacli.ranks.policies import registry as policies
 from pelacli.recipe import flags as recipe_flags
+from pelacli.recipe import overrides as recipe_overrides
+from pelacli.recipe.decompose import MEASURED_ON, Decompose
 from pelacli.recipe.flags import StoredKeys
-from pelacli.recipe.schema import MEASURED_ON, Decompose
 from pelacli.recipe.stored import known_keys
 
 # Keys of [decompose] that the spectra depend on, or that need the weights.
 _NEED_THE_MODEL = (
-    "calibrate", "samples", "correct", "include", "exclude", "max_drop", *MEASURED_ON,
+    "calibrate", "samples", "correct", "include", "exclude", *budgets.searched(), *MEASURED_ON,
 )  # fmt: skip
 
 
@@ -42,13 +43,14 @@ def from_stored(
     flags = {key: value for key, value in given.items() if value is not None}
     kept = {key: value for key, value in stored.items() if key not in _NEED_THE_MODEL}
     kept = known_keys(kept, ("decompose",), lambda key: f"{where}: {'.'.join(map(str, key))}")
-    if any(key in flags for key in BUDGETS):
-        kept = {key: value for key, value in kept.items() if key not in BUDGETS}
-        if kept.get("policy") in set(registry.names()) - set(registry.with_budget("ratio")):
+    asked = recipe_overrides.section_with("decompose", flags, overrides)
+    if any(name in asked for name in budgets.names()):
+        kept = {key: value for key, value in kept.items() if key not in budgets.names()}
+        if kept.get("policy") in set(policies.names()) - set(policies.with_budget("ratio")):
             del kept["policy"]
     _check_flags(flags, where)
-    if "threshold" in flags:
-        flags.setdefault("policy", "threshold")
+    if policy := budgets.implied_policy(flags):
+        flags.setdefault("policy", policy)
     settings = recipe_flags.from_flags(
         {"model": where, "output": where},
         {"decompose": kept | flags},
@@ -60,20 +62,29 @@ def from_stored(
     return settings
 
 
-def check_has_budget(flags: Mapping[str, Any], offered: Sequence[str] = BUDGETS) -> None:
-    """Refuse flags none of which says how small.
+def check_has_budget(
+    flags: Mapping[str, Any], overrides: Sequence[str], left_out: Sequence[str] = ()
+) -> None:
+    """Refuse a command line none of whose options says how small.
 
     Args:
-        flags: key → value; None was not given.
-        offered: the keys to name in the message.
+        flags: key → value, all that there are; None was not given.
+        overrides: "decompose.key=value" each.
+        left_out: budgets not to name in the message.
 
     Raises:
-        RequestError: naming the flags that say how small.
+        RequestError: naming the options that say how small.
     """
-    if all(flags.get(key) is None for key in BUDGETS):
-        names = [f"--{key.replace('_', '-')}" for key in offered]
+    given = recipe_overrides.section_with("decompose", recipe_flags.without_none(flags), overrides)
+    if not any(name in given for name in budgets.names()):
+        names = [_option(name, flags) for name in budgets.names() if name not in left_out]
         names[0] += " (how much smaller)"
         raise RequestError(f"decompose needs {', '.join(names[:-1])} or {names[-1]}")
+
+
+def _option(budget: str, flags: Mapping[str, Any]) -> str:
+    """How a command line gives a budget; one that has no flag of its own is set as a key."""
+    return f"--{budget.replace('_', '-')}" if budget in flags else f"--set decompose.{budget}=…"
 
 
 def _check_flags(keys: Iterable[str], where: str) -> None:

@@ -18,9 +18,9 @@ from pelacli.planning.settings import from_stored
 from pelacli.planning.stored import Spectra
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.policies import registry
+from pelacli.ranks.ratio import parse as parse_ratio
 from pelacli.ranks.spectrum import Spectrum
-from pelacli.recipe.fields import parse_ratio
-from pelacli.recipe.schema import Decompose
+from pelacli.recipe.decompose import Decompose
 
 Row = dict[str, Any]
 

@@ -1,4 +1,7 @@
-"""How small a model is to become, and what limits its ranks on the way."""
+"""How small a model is to become, and what limits its ranks on the way.
+
+`pelacli.ranks.budgets` has the ways in which a recipe says it.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,9 @@ from typing import Literal, get_args
 
 from pelacli.errors import RequestError
 from pelacli.ranks import ratio as ratios
+from pelacli.ranks.limit import Limit
 from pelacli.ranks.pins import Pin
 from pelacli.ranks.policies import registry
-
-# The keys of a recipe's [decompose] that each say how small. The first three belong to a policy;
-# "max_drop" searches for a ratio; a "plan" brings its ranks along.
-BUDGETS = ("ratio", "energy", "threshold", "max_drop", "plan")
 
 Unit = Literal["params", "flops"]
 Scope = Literal["model", "layers"]
@@ -39,6 +39,7 @@ class Budget:
         policy: "energy", "uniform" or "threshold": a file of `pelacli.ranks.policies`.
         ratio: after / before, 0 < ratio ≤ 1. The policy "threshold" needs none; with one, its
             outcome must meet it.
+        most: in place of a ratio, what the plan may cost at most.
         energy: in place of a ratio, for the policy "energy": the smallest plan that keeps at least
             this share of the energy of all layers together.
         threshold: share of energy that every layer keeps, for the policy "threshold".
@@ -64,6 +65,7 @@ class Budget:
     max_rank: int | None = None
     multiple: int | None = None
     pins: Mapping[str, Pin] = field(default_factory=dict)
+    most: Limit | None = None
 
     def __post_init__(self) -> None:
         _check_name("policy", self.policy, registry.names())
@@ -72,17 +74,17 @@ class Budget:
         self._check_how_small()
         self._check_limits()
 
-    def limit(self, total: int) -> int | None:
-        """What may be spent where the dense cost is ``total``; None where there is no ratio."""
-        if self.ratio is None:
-            return None
-        return self.ratio.numerator * total // self.ratio.denominator
+    def limit(self, total: int) -> Limit | None:
+        """What may be spent where the dense cost is ``total``; None where nothing limits it."""
+        return self.most if self.ratio is None else Limit("ratio", self.ratio, total)
 
     def _check_how_small(self) -> None:
         policy, ratio, energy, threshold = self.policy, self.ratio, self.energy, self.threshold
         needs = registry.get(policy).BUDGETS
         if ratio is not None and not 0 < ratio <= 1:
             raise RequestError(f"ratio {ratios.text(ratio)} is not above 0 and at most 1")
+        if self.most is not None and (ratio is not None or energy is not None):
+            raise RequestError(f"{self.most} and a ratio or an energy can't both be met; give one")
         if "threshold" in needs and (threshold is None or not 0 < threshold <= 1):
             raise RequestError(f"policy {policy} needs a threshold above 0 and at most 1")
         if "threshold" not in needs and threshold is not None:
@@ -98,7 +100,7 @@ class Budget:
                 raise RequestError("a ratio and a share of the energy can't both be met; give one")
             if not 0 < energy <= 1:
                 raise RequestError(f"energy {energy:g} is not above 0 and at most 1")
-        elif "ratio" in needs and ratio is None:
+        elif "ratio" in needs and ratio is None and self.most is None:
             raise RequestError(f"policy {policy} needs a ratio")
 
     def _check_limits(self) -> None:

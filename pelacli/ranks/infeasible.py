@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 
 from pelacli.errors import InfeasibleError
-from pelacli.ranks import ratio as ratios
-from pelacli.ranks.budget import Unit
+from pelacli.ranks.budget import Budget, Unit
 from pelacli.ranks.division import Costs
+from pelacli.ranks.limit import Limit
 
 _MOST_NAMED = 3  # owners of what no plan can touch
 
 
 def impossible(
-    ratio: Fraction, unit: Unit, costs: Costs, obstacles: Mapping[str, int]
+    limit: Limit, budget: Budget, costs: Costs, obstacles: Mapping[str, int]
 ) -> InfeasibleError:
-    """The error for a ratio whose limit is below ``costs.least``.
+    """The error for a limit that is below ``costs.least``.
 
     Args:
         obstacles: owner → its part of ``costs.fixed``.
     """
-    because, is_an_owner_named = _because(unit, costs, obstacles if costs.fixed else {})
+    because, is_an_owner_named = _because(budget.unit, costs, obstacles if costs.fixed else {})
     if costs.least > costs.total:
-        message = f"ratio {ratios.text(ratio)} cannot be met, nor any up to 1{because}"
+        message = f"{limit} cannot be met, nor any up to {limit.smallest(costs.total)}{because}"
         return InfeasibleError(message, None)
-    smallest = ratios.rounded_up(costs.least, costs.total)
+    smallest = limit.smallest(costs.least)
+    offers_scope = is_an_owner_named and budget.ratio is not None
     return InfeasibleError(
-        f"ratio {ratios.text(ratio)} cannot be met: the smallest possible is {smallest}{because}"
-        + ("; scope layers counts the factorised layers only" if is_an_owner_named else ""),
+        f"{limit} cannot be met: the smallest possible is {smallest}{because}"
+        + ("; scope layers counts the factorised layers only" if offers_scope else ""),
         smallest,
     )
 

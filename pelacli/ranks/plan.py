@@ -39,6 +39,8 @@ class Plan:
         threshold: of policy "threshold".
         share: of all layers' energy together, where that was asked for in place of a ratio.
         energy: share of the planned layers' energy that is kept, 0 to 1; None where unknown.
+        asked: the limit as it was asked for, where that was by no ratio: name and value of a
+            budget.
     """
 
     policy: str
@@ -52,6 +54,7 @@ class Plan:
     threshold: float | None = None
     energy: float | None = None
     share: float | None = None
+    asked: str | None = None
 
     def ranks(self) -> dict[str, int]:
         """Layer → rank of the layers that are factorised."""
@@ -69,6 +72,7 @@ class Plan:
             "total": self.total,
             "threshold": self.threshold,
             "share": self.share,
+            "asked": self.asked,
             "energy": self.energy,
             "layers": {
                 name: {
@@ -80,7 +84,7 @@ class Plan:
                 for name, layer in self.layers.items()
             },
         }
-        for key in ("threshold", "share"):
+        for key in ("threshold", "share", "asked"):
             if document[key] is None:
                 del document[key]
         return document
@@ -100,6 +104,8 @@ class Plan:
         line = f"{self.policy} plan"
         if self.ratio is not None:
             line += f", ratio {self.ratio} of the {self.scope}"
+        if self.asked is not None:
+            line += f", {self.asked}"
         if self.threshold is not None:
             line += f", threshold {self.threshold:g}"
         if self.share is not None:

@@ -40,7 +40,7 @@ def from_document(document: Any, where: str) -> Plan:
     entries = _entries(document, where)
     unit = _one_of(UNITS, document.get("unit") or "params", "unit", where)
     scope = _one_of(SCOPES, document.get("scope") or "model", "scope", where)
-    ratio = document.get("ratio")
+    ratio, asked = document.get("ratio"), document.get("asked")
     return Plan(
         policy=str(document.get("policy") or "by hand"),
         scope=scope,
@@ -53,6 +53,7 @@ def from_document(document: Any, where: str) -> Plan:
         threshold=_number(document, "threshold", float, where),
         energy=_number(document, "energy", float, where),
         share=_number(document, "share", float, where),
+        asked=None if asked is None else str(asked),
     )
 
 

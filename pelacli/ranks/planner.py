@@ -16,6 +16,7 @@ from pelacli.ranks import reasons
 from pelacli.ranks.budget import Budget
 from pelacli.ranks.division import Division, divide
 from pelacli.ranks.infeasible import impossible
+from pelacli.ranks.limit import Limit
 from pelacli.ranks.pins import check_pins
 from pelacli.ranks.plan import LayerPlan, Plan
 from pelacli.ranks.policies import registry
@@ -40,9 +41,8 @@ def plan(spectra: Sequence[Spectrum], budget: Budget, size: ModelSize | None = N
     _check(spectra, budget)
     division = _divided(spectra, budget, size)
     costs, limit = division.costs, budget.limit(division.costs.total)
-    if budget.ratio is not None and limit is not None and costs.least > limit:
-        obstacles = size.obstacles_in(budget.unit)
-        raise impossible(budget.ratio, budget.unit, costs, obstacles)
+    if limit is not None and costs.least > limit.cost:
+        raise impossible(limit, budget, costs, size.obstacles_in(budget.unit))
     ranks = registry.get(budget.policy).choose(
         division.free, _target(spectra, budget, division, limit)
     )
@@ -52,12 +52,14 @@ def plan(spectra: Sequence[Spectrum], budget: Budget, size: ModelSize | None = N
         ratio=None if budget.ratio is None else ratios.text(budget.ratio),
         layers=_layers(spectra, division, ranks),
         unit=budget.unit,
-        limit=limit,
+        limit=None if limit is None else limit.cost,
         threshold=budget.threshold,
         share=budget.energy,
+        asked=None if budget.most is None else str(budget.most),
     )
     measured = measure(planned, spectra, size)
-    _check_met(measured, budget)
+    if limit is not None:
+        _check_met(measured, limit)
     return measured
 
 
@@ -105,18 +107,18 @@ def _divided(spectra: Sequence[Spectrum], budget: Budget, size: ModelSize) -> Di
     fixed = size.fixed(budget.scope, budget.unit)
     division = divide(spectra, budget, fixed)
     limit = budget.limit(division.costs.total)
-    if budget.multiple is None and limit is not None and division.costs.least > limit:
+    if budget.multiple is None and limit is not None and division.costs.least > limit.cost:
         return divide(spectra, replace(budget, multiple=1), fixed)
     return division
 
 
 def _target(
-    spectra: Sequence[Spectrum], budget: Budget, division: Division, limit: int | None
+    spectra: Sequence[Spectrum], budget: Budget, division: Division, limit: Limit | None
 ) -> Target:
     """What is left for the policy to meet."""
     settled = division.settled
     return Target(
-        limit=None if limit is None else limit - division.costs.settled,
+        limit=None if limit is None else limit.cost - division.costs.settled,
         ratio=budget.ratio if budget.scope == "layers" else None,
         energy=budget.energy,
         threshold=budget.threshold,
@@ -133,19 +135,18 @@ def _layers(spectra: Sequence[Spectrum], division: Division, ranks: Ranks) -> di
     return {spectrum.name: layers[spectrum.name] for spectrum in spectra}
 
 
-def _check_met(plan: Plan, budget: Budget) -> None:
-    """Refuse what a threshold gave, if the budget has a ratio too and that is not met.
+def _check_met(plan: Plan, limit: Limit) -> None:
+    """Refuse what a threshold gave, if the budget has a limit too and that is not met.
 
     Raises:
         RequestError: naming the ratio that the threshold gives.
     """
     assert plan.used is not None
-    assert plan.total is not None
-    if budget.ratio is None or plan.limit is None or plan.used <= plan.limit:
+    if plan.used <= limit.cost:
         return
-    assert budget.threshold is not None, f"policy {plan.policy} spent more than it had"
+    assert plan.threshold is not None, f"policy {plan.policy} spent more than it had"
     raise RequestError(
-        f"threshold {budget.threshold:g} gives ratio {ratios.rounded_up(plan.used, plan.total)}, "
-        f"above the requested {ratios.text(budget.ratio)}: "
-        "lower the threshold or leave out the ratio"
+        f"threshold {plan.threshold:g} gives {limit.name} {limit.smallest(plan.used)}, "
+        f"above the requested {ratios.text(limit.value)}: "
+        f"lower the threshold or leave out the {limit.name}"
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pelacli.recipe.schema import Data
+from pelacli.recipe.data import Data
 from pelacli.recipe.step import Opening
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,9 +19,7 @@ from pydantic import (
 )
 
 from pelacli.messages import shown
-
-# A decimal or a fraction. Exponents end at three digits: Fraction("1e-999999999") never returns.
-_RATIO = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?|[+-]?\d+/\d+", re.IGNORECASE)
+from pelacli.ranks import ratio as ratios
 
 
 class SectionError(ValueError):
@@ -37,26 +34,8 @@ class SectionError(ValueError):
         self.keys = [tuple(key.split(".")) for key in keys]
 
 
-def parse_ratio(value: str | float | Fraction) -> Fraction:
-    """A ratio, exactly: "0.5", "2/3", 0.1 (which is 1/10).
-
-    Raises:
-        ValueError: it is no number, or not above 0 and at most 1.
-    """
-    text = re.sub(r"\s*/\s*", "/", str(value).strip())
-    try:
-        ratio = Fraction(text) if _RATIO.fullmatch(text) else None
-    except (ValueError, ZeroDivisionError):
-        ratio = None
-    if ratio is None:
-        raise ValueError(f"{shown(value)} is no ratio; give a decimal or a fraction: 0.5, 2/3")
-    if not 0 < ratio <= 1:
-        raise ValueError(f"{shown(text)[1:-1]} is out of range; a ratio is above 0 and at most 1")
-    return ratio
-
-
 def _check_ratio(value: Any) -> str:
-    parse_ratio(str(value).lower() if isinstance(value, bool) else value)
+    ratios.parse(str(value).lower() if isinstance(value, bool) else value)
     return str(value)
 
 

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pelacli.recipe.schema import Decompose
+from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.step import Step
 
 # These change how a result is computed, and not what it is.

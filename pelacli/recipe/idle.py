@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pelacli.ranks.budgets import registry as budgets
 from pelacli.ranks.policies import registry
 from pelacli.recipe.fields import Section
 from pelacli.recipe.keys import Key
@@ -49,8 +50,9 @@ _DECOMPOSE = (
     _Rule(("threshold",), "belongs to policy 'threshold'",
           lambda s: s.policy not in registry.with_budget("threshold") and s.plan is None),
     _Rule(("unit", "scope"), "says what a ratio counts; give that too",
-          lambda s: s.budget is None and s.energy is None and s.max_drop is None
-          and s.plan is None),
+          lambda s: not any(budgets.get(name).IS_COUNTED for name in s.budgets)),
+    _Rule(("unit", "scope"), "says what a ratio counts, and there is none; leave it out",
+          lambda s: any(budgets.get(name).UNIT for name in s.budgets)),
 )  # fmt: skip
 _TRAIN = (
     _Rule(("min_lr", "warmup_lr", "warmup_epochs"), "belongs to a schedule, and sched is 'none'",

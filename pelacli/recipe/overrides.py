@@ -75,6 +75,20 @@ def apply(document: dict[str, Any], overrides: Sequence[str]) -> Overrides:
     return Overrides(by_key)
 
 
+def section_with(
+    section: str, values: Mapping[str, Any], overrides: Sequence[str]
+) -> dict[str, Any]:
+    """The keys of a section with their values, after the overrides; not yet validated.
+
+    Args:
+        values: before them.
+    """
+    document: dict[str, Any] = {section: dict(values)}
+    apply(document, overrides)
+    after = document[section]
+    return after if isinstance(after, dict) else {}
+
+
 def _parse(override: str) -> tuple[tuple[str, ...], Any]:
     parts = _OVERRIDE.fullmatch(override)
     if parts is None or not parts[1].strip():

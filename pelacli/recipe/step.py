@@ -9,8 +9,11 @@ from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from pelacli.errors import RequestError
 from pelacli.recipe import layout, schema
+from pelacli.recipe.data import Data
+from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.fields import Section
-from pelacli.recipe.schema import Data, Decompose, Pretrain, Recipe, Train
+from pelacli.recipe.schema import Recipe
+from pelacli.recipe.training import Pretrain, Train
 
 Settings = TypeVar("Settings", bound=Section, covariant=True)
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pelacli.console import warn
+from pelacli.recipe.data import Data
 from pelacli.recipe.keys import Key, dotted
-from pelacli.recipe.schema import Data, sections, task_of
+from pelacli.recipe.schema import sections, task_of
 from pelacli.recipe.validation import validate
 
 UPGRADE = "upgrade pela (pip install -U pelacli)"

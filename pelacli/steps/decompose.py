@@ -24,8 +24,8 @@ from pelacli.planning.choice import choose
 from pelacli.planning.outcome import planned_manifest
 from pelacli.planning.stored import About, Spectra
 from pelacli.ranks.plan import Plan
+from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.fingerprint import fingerprint
-from pelacli.recipe.schema import Decompose
 from pelacli.recipe.step import Step
 from pelacli.steps import quality
 from pelacli.steps.dense import DenseModel, check_flops_known, examine
@@ -122,7 +122,7 @@ def dense_model(opened: OpenModel, settings: Decompose) -> DenseModel:
     dense = examine(opened.module, selection, opened.ref, opened, flag_prefix="--")
     check_flops_known(
         dense,
-        settings.unit,
+        settings.counted[0],
         ", as it can't be run on a plain sample; budget in parameters (--unit params)",
     )
     return dense

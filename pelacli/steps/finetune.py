@@ -9,8 +9,8 @@ from pelacli.artefact.loading import Artefact
 from pelacli.data.loader import Batch
 from pelacli.lowrank import find
 from pelacli.manifest import lookup
-from pelacli.recipe.schema import Train
 from pelacli.recipe.step import Step
+from pelacli.recipe.training import Train
 from pelacli.steps import training
 from pelacli.steps.training import Outcome
 from pelacli.tasks import base, registry

@@ -12,6 +12,7 @@ from pelacli import console
 from pelacli.errors import RequestError
 from pelacli.manifest import document, lookup
 from pelacli.recipe import layout, schema
+from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.evaluation import Evaluation, NamedModel
 from pelacli.recipe.fingerprint import fingerprint
 from pelacli.recipe.schema import Recipe
@@ -94,7 +95,7 @@ def _do(step: Step[Any], force: bool) -> None:
         finetune.run(step, resume=not force)
 
 
-def _decompose(step: Step[schema.Decompose]) -> None:
+def _decompose(step: Step[Decompose]) -> None:
     """One process factorises; the others wait for its artefact."""
     from pelacli.steps import decompose
     from pelacli.system import threads

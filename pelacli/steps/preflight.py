@@ -21,8 +21,10 @@ from pelacli.models import opening
 from pelacli.models.opened import OpenModel
 from pelacli.recipe import schema
 from pelacli.recipe.aliases import ALIASES
+from pelacli.recipe.data import Data
+from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.keys import Key
-from pelacli.recipe.schema import Data, Decompose, Eval, Recipe
+from pelacli.recipe.schema import Eval, Recipe
 from pelacli.recipe.step import NamedTask, Step, opening_of, step_of, steps_of
 from pelacli.tasks import registry
 

@@ -12,8 +12,8 @@ from pelacli.errors import RequestError
 from pelacli.lowrank import find
 from pelacli.manifest import document, lookup
 from pelacli.models.opened import OpenModel
-from pelacli.recipe.schema import Pretrain
 from pelacli.recipe.step import Step
+from pelacli.recipe.training import Pretrain
 from pelacli.steps import training
 from pelacli.steps.training import Outcome
 from pelacli.system import devices

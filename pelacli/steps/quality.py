@@ -18,7 +18,7 @@ from pelacli.planning.choice import choose
 from pelacli.planning.outcome import planned_manifest
 from pelacli.ranks import search
 from pelacli.ranks.plan import Plan
-from pelacli.recipe.schema import Decompose
+from pelacli.recipe.decompose import Decompose
 from pelacli.report import tables
 from pelacli.steps.factorization import Fit, SolvedModel
 

@@ -18,8 +18,8 @@ from pelacli.manifest.document import Manifest, StepRecord
 from pelacli.models.opened import OpenModel
 from pelacli.recipe import layout
 from pelacli.recipe.fingerprint import fingerprint
-from pelacli.recipe.schema import Train
 from pelacli.recipe.step import Step
+from pelacli.recipe.training import Train
 from pelacli.system import files, processes
 from pelacli.train import checkpoint, loop, regularisation
 from pelacli.train.loop import Objective, RunOptions, Trained

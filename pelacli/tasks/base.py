@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pelacli.data.dataset import Dataset
     from pelacli.models.inputs import Inputs
     from pelacli.models.opened import OpenModel
-    from pelacli.recipe.schema import Data
+    from pelacli.recipe.data import Data
 
 from pelacli.console import warn
 from pelacli.data.loader import Batch, Samples

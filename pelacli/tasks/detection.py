@@ -19,7 +19,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from pelacli.models.inputs import Inputs
     from pelacli.models.opened import OpenModel
-    from pelacli.recipe.schema import Data
+    from pelacli.recipe.data import Data
 
 from pelacli.console import info
 from pelacli.data.dataset import Dataset

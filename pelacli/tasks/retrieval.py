@@ -13,7 +13,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from pelacli.models.inputs import Inputs
     from pelacli.models.pairs.view import PairModel
-    from pelacli.recipe.schema import Data
+    from pelacli.recipe.data import Data
 
 from pelacli.data.dataset import Dataset
 from pelacli.data.formats import captions

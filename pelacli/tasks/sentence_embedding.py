@@ -18,7 +18,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from pelacli.models.inputs import Inputs
     from pelacli.models.opened import OpenModel
-    from pelacli.recipe.schema import Data
+    from pelacli.recipe.data import Data
 
 from pelacli.data.dataset import Dataset, Make
 from pelacli.data.formats.chat import Chat

@@ -9,7 +9,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from pelacli.models.inputs import Inputs
-    from pelacli.recipe.schema import Data
+    from pelacli.recipe.data import Data
 
 from pelacli.data.dataset import Dataset, open_dataset
 from pelacli.data.loader import Batch

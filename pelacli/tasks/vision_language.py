@@ -21,7 +21,7 @@ from torchmetrics import MeanMetric
 if TYPE_CHECKING:
     from pelacli.models.inputs import Inputs, PairInput
     from pelacli.models.opened import OpenModel
-    from pelacli.recipe.schema import Data
+    from pelacli.recipe.data import Data
 
 from pelacli.data.dataset import Dataset
 from pelacli.data.formats import captions

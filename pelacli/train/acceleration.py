@@ -10,7 +10,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, PartialState
 
 if TYPE_CHECKING:
-    from pelacli.recipe.schema import Train
+    from pelacli.recipe.training import Train
 
 from pelacli.console import warn
 from pelacli.errors import RequestError

@@ -20,7 +20,7 @@ from pelacli.measure.agreement import agreement
 from pelacli.models import outputs
 from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
-from pelacli.recipe.schema import Pretrain
+from pelacli.recipe.training import Pretrain
 from pelacli.tasks import base
 from pelacli.tasks.base import Base
 from pelacli.train import losses as train_losses

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from pelacli.recipe.schema import Train
+    from pelacli.recipe.training import Train
 
 from pelacli.console import warn
 from pelacli.data.loader import Batch

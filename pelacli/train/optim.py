@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
-    from pelacli.recipe.schema import Train
+    from pelacli.recipe.training import Train
 
 from pelacli.errors import RequestError
 from pelacli.lowrank.find import low_rank_layers

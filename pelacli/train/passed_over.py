@@ -14,8 +14,8 @@ from pelacli.models.heads import num_classes
 from pelacli.models.inputs import TextInput
 from pelacli.models.opened import OpenModel
 from pelacli.recipe.fields import Section
-from pelacli.recipe.schema import Train
 from pelacli.recipe.step import Step
+from pelacli.recipe.training import Train
 
 # Keys of [data.augment] that change pictures.
 _OF_PICTURES = (

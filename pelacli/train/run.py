@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pelacli.recipe.schema import Train
+    from pelacli.recipe.training import Train
 
 
 @dataclass

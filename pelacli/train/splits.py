@@ -10,8 +10,9 @@ from pelacli.data.loader import Loader, loader
 from pelacli.errors import RequestError
 from pelacli.models.heads import num_classes
 from pelacli.models.opened import OpenModel
-from pelacli.recipe.schema import Data, Train
+from pelacli.recipe.data import Data
 from pelacli.recipe.step import Step
+from pelacli.recipe.training import Train
 from pelacli.tasks import registry
 from pelacli.tasks.base import Base
 from pelacli.train import passed_over

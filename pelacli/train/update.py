@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from pelacli.recipe.schema import Train
+    from pelacli.recipe.training import Train
 
 from pelacli.data.loader import Batch
 from pelacli.data.seeding import seed_all

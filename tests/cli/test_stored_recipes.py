@@ -14,8 +14,9 @@ from pelacli.cli import requests
 from pelacli.errors import RequestError
 from pelacli.planning import settings
 from pelacli.planning import stored as planning_stored
+from pelacli.recipe.data import Data
 from pelacli.recipe.evaluation import Evaluation
-from pelacli.recipe.schema import Data, Recipe, resolved, task_of
+from pelacli.recipe.schema import Recipe, resolved, task_of
 
 UPGRADE = "upgrade pela (pip install -U pelacli)"
 FULL = {

@@ -13,7 +13,7 @@ from pelacli.data import image_files
 from pelacli.data.dataset import open_dataset
 from pelacli.errors import RequestError
 from pelacli.models.inputs import ImageInput
-from pelacli.recipe.schema import Data
+from pelacli.recipe.data import Data
 from pelacli.tasks import registry
 
 INPUTS = ImageInput((3, 8, 8), (0.5,) * 3, (0.5,) * 3)

@@ -16,7 +16,7 @@ from pelacli.data.order import _share
 from pelacli.data.seeding import seeded
 from pelacli.errors import PelaError, RequestError
 from pelacli.models.inputs import ImageInput, TextInput
-from pelacli.recipe.schema import Augment, Data
+from pelacli.recipe.data import Augment, Data
 from pelacli.tasks import base, registry
 
 INPUTS = ImageInput((3, 8, 8), (0.5,) * 3, (0.5,) * 3)

@@ -13,7 +13,7 @@ from pelacli.data.loader import loader
 from pelacli.data.seeding import seeded
 from pelacli.errors import RequestError
 from pelacli.models.inputs import ImageInput, TextInput
-from pelacli.recipe.schema import Augment, Data
+from pelacli.recipe.data import Augment, Data
 from pelacli.tasks import registry
 
 INPUTS = ImageInput((3, 8, 8), (0.5,) * 3, (0.5,) * 3)

@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 
 from pelacli.data.dataset import open_dataset
 from pelacli.models.inputs import ImageInput, PairInput
-from pelacli.recipe.schema import Augment, Data
+from pelacli.recipe.data import Augment, Data
 from pelacli.tasks import registry
 from pelacli.tasks.common.pictures import PreparePicture
 

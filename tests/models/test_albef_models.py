@@ -18,7 +18,7 @@ from pelacli.lowrank import find
 from pelacli.models import heads, opening, prediction, wrapping
 from pelacli.models.albef import checkpoint
 from pelacli.models.albef.network import Albef
-from pelacli.recipe.schema import Data
+from pelacli.recipe.data import Data
 from pelacli.tasks import registry
 
 HEADS = {"vision_heads": 2, "text_heads": 2}

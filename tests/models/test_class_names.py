@@ -16,7 +16,8 @@ from pelacli.artefact.loading import Artefact
 from pelacli.errors import GateError, RequestError
 from pelacli.lowrank import find
 from pelacli.models import class_names, heads, wrapping
-from pelacli.recipe.schema import Augment, Data, Recipe
+from pelacli.recipe.data import Augment, Data
+from pelacli.recipe.schema import Recipe
 from pelacli.recipe.step import step_of
 from pelacli.steps import eval as steps_eval
 from pelacli.steps import finetune

@@ -30,7 +30,7 @@ from pelacli.models import heads, inputs, opening, wrapping
 from pelacli.models.around import detector, segmenter
 from pelacli.models.hf import detectors
 from pelacli.recipe import reading, schema
-from pelacli.recipe.schema import Pretrain
+from pelacli.recipe.training import Pretrain
 from pelacli.tasks import registry
 from pelacli.train import healing, recompute, regularisation
 

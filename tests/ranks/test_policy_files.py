@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from pelacli.ranks import budget
+from pelacli.ranks.budgets import registry as budgets
 from pelacli.ranks.policies import registry
 
 LOWEST = """
@@ -31,7 +31,7 @@ from pelacli.planning.choice import choose
 from pelacli.ranks.policies import registry
 from pelacli.ranks.size import ModelSize
 from pelacli.ranks.spectrum import Spectrum
-from pelacli.recipe.schema import Decompose
+from pelacli.recipe.decompose import Decompose
 
 settings = Decompose(policy="lowest", ratio="0.9", scope="layers", min_rank=2)
 spectra = [Spectrum(name, (9, 9), np.ones(9)) for name in "ab"]
@@ -64,7 +64,7 @@ def test_policies_that_meet_a_ratio_come_first():
 
 def test_each_budget_of_a_policy_is_one_of_those_that_a_recipe_may_name():
     for name in registry.names():
-        assert set(registry.get(name).BUDGETS) <= set(budget.BUDGETS)
+        assert set(registry.get(name).BUDGETS) <= set(budgets.names())
 
 
 def test_recipes_are_read_without_numpy():

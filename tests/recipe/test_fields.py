@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recipe_text import TOP, read
 
-from pelacli.recipe.fields import parse_ratio
+from pelacli.ranks.ratio import parse as parse_ratio
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.fingerprint import fingerprint
-from pelacli.recipe.schema import Decompose, Pretrain, Recipe, resolved
+from pelacli.recipe.schema import Recipe, resolved
 from pelacli.recipe.step import step_of
+from pelacli.recipe.training import Pretrain
 
 OTHER: dict[str, Any] = {  # another value for every key of [pretrain], which has most keys
     "task": "unlabelled",

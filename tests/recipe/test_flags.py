@@ -9,8 +9,9 @@ import pytest
 from recipe_text import TOP, read
 
 from pelacli.errors import RequestError
+from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.flags import from_flags, with_flags
-from pelacli.recipe.schema import Decompose, Recipe, resolved
+from pelacli.recipe.schema import Recipe, resolved
 
 
 def test_flags_win_over_the_section() -> None:

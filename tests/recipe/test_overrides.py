@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recipe_text import DATA, TOP, read, refused
 
-from pelacli.recipe.schema import Augment, Data
+from pelacli.recipe.data import Augment, Data
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,11 @@ import pytest
 from recipe_text import DATA, FULL, read
 
 from pelacli.errors import RequestError
+from pelacli.recipe.data import Augment, Data
+from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.reading import load
-from pelacli.recipe.schema import Augment, Data, Decompose, Eval, Loss, Pretrain, Recipe
+from pelacli.recipe.schema import Eval, Recipe
+from pelacli.recipe.training import Loss, Pretrain
 
 
 def test_a_full_recipe_is_read_with_all_its_values() -> None:

@@ -7,7 +7,8 @@ import json
 import pytest
 from recipe_text import FULL, TOP, read
 
-from pelacli.recipe.schema import Recipe, Train, json_schema, resolved
+from pelacli.recipe.schema import Recipe, json_schema, resolved
+from pelacli.recipe.training import Train
 
 
 @pytest.mark.parametrize("text", [FULL, TOP])

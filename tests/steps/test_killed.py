@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pelacli.recipe.schema import Train
+from pelacli.recipe.training import Train
 from pelacli.train import checkpoint
 from pelacli.train.loop import Objective, RunOptions, fit
 

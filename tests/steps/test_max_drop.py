@@ -24,7 +24,8 @@ from pelacli.measure.agreement import agreement
 from pelacli.measure.evaluation import open_data
 from pelacli.measure.judge import Judge
 from pelacli.models import heads, opening, prediction, wrapping
-from pelacli.recipe.schema import Data, Recipe
+from pelacli.recipe.data import Data
+from pelacli.recipe.schema import Recipe
 from pelacli.recipe.step import step_of
 from pelacli.steps import decompose
 

@@ -25,7 +25,7 @@ from pelacli.ranks import planner, spectrum
 from pelacli.ranks.budget import Budget
 from pelacli.ranks.size import ModelSize
 from pelacli.recipe import reading
-from pelacli.recipe.schema import Pretrain
+from pelacli.recipe.training import Pretrain
 from pelacli.tasks import base, registry
 from pelacli.train import healing
 

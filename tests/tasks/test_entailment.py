@@ -16,7 +16,7 @@ from pelacli.data.loader import loader
 from pelacli.errors import RequestError
 from pelacli.models import heads, opening
 from pelacli.models.pairs.families import view_of
-from pelacli.recipe.schema import Augment, Data
+from pelacli.recipe.data import Augment, Data
 from pelacli.tasks import base, registry
 
 QUIET = Augment(none=True)

@@ -22,7 +22,8 @@ from pelacli.lowrank import find
 from pelacli.measure import agreement
 from pelacli.models import prediction
 from pelacli.models.inputs import TextInput
-from pelacli.recipe.schema import Data, Loss, Pretrain
+from pelacli.recipe.data import Data
+from pelacli.recipe.training import Loss, Pretrain
 from pelacli.tasks import registry
 from pelacli.train.healing import Stage
 

@@ -23,7 +23,7 @@ from pelacli.data.loader import loader
 from pelacli.errors import RequestError
 from pelacli.models import class_names, heads, opening, wrapping
 from pelacli.models.opened import OpenModel
-from pelacli.recipe.schema import Augment, Data
+from pelacli.recipe.data import Augment, Data
 from pelacli.tasks import base, registry
 
 VIT = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}

@@ -16,7 +16,7 @@ from pelacli.data.loader import loader
 from pelacli.models import opening
 from pelacli.models.pairs import losses
 from pelacli.models.pairs import view as pairs_view
-from pelacli.recipe.schema import Augment, Data
+from pelacli.recipe.data import Augment, Data
 from pelacli.system import processes
 from pelacli.tasks import base, registry
 

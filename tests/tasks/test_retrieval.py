@@ -18,7 +18,7 @@ from pelacli.errors import RequestError
 from pelacli.models import opening, outputs, prediction
 from pelacli.models.pairs import losses as pairs_losses
 from pelacli.models.pairs.families import view_of
-from pelacli.recipe.schema import Augment, Data
+from pelacli.recipe.data import Augment, Data
 from pelacli.tasks import base, registry
 from pelacli.tasks.common import pictures, ranking
 

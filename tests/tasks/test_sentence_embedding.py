@@ -24,7 +24,7 @@ from pelacli.manifest import document
 from pelacli.models import opening, prediction
 from pelacli.models.inputs import TextInput
 from pelacli.models.pooling import MODES, Pooling, read
-from pelacli.recipe.schema import Data
+from pelacli.recipe.data import Data
 from pelacli.tasks import registry
 from pelacli.tasks.sentence_embedding import cosent
 

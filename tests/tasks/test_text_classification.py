@@ -18,7 +18,7 @@ from pelacli.lowrank import find
 from pelacli.manifest import document
 from pelacli.models import heads, opening, prediction
 from pelacli.models.inputs import TextInput
-from pelacli.recipe.schema import Data
+from pelacli.recipe.data import Data
 from pelacli.tasks import base, registry
 
 TEXT = TextInput(tokenizer(), 64)

@@ -16,7 +16,7 @@ from pelacli.lowrank import find, replace
 from pelacli.models import opening
 from pelacli.models.albef import objectives
 from pelacli.recipe import reading
-from pelacli.recipe.schema import Augment, Data
+from pelacli.recipe.data import Augment, Data
 from pelacli.recipe.step import step_of
 from pelacli.steps import decompose, finetune, pretrain
 from pelacli.tasks import base, registry

@@ -16,8 +16,8 @@ from pelacli.data.loader import loader
 from pelacli.errors import RequestError
 from pelacli.models import examples, heads, opening, prediction, wrapping
 from pelacli.models.pairs.families import view_of
+from pelacli.recipe.data import Augment, Data
 from pelacli.recipe.evaluation import Evaluation, NamedModel
-from pelacli.recipe.schema import Augment, Data
 from pelacli.steps import eval as eval_step
 from pelacli.tasks import base, registry, vqa
 from pelacli.tasks.common import decoding, vqa_accuracy

@@ -12,7 +12,7 @@ from accelerate import tracking
 from torch import nn
 
 from pelacli.errors import PelaError
-from pelacli.recipe.schema import Train
+from pelacli.recipe.training import Train
 from pelacli.train import acceleration
 from pelacli.train.loop import Objective, RunOptions, fit
 

@@ -19,7 +19,8 @@ from pelacli.data.dataset import open_dataset
 from pelacli.data.loader import loader
 from pelacli.errors import PelaError, RequestError
 from pelacli.models.inputs import ImageInput
-from pelacli.recipe.schema import Augment, Train
+from pelacli.recipe.data import Augment
+from pelacli.recipe.training import Train
 from pelacli.train import acceleration, checkpoint, optim
 from pelacli.train import run as train_run
 from pelacli.train.loop import Objective, RunOptions, fit

@@ -8,7 +8,7 @@ import torch
 
 from pelacli.distillation import logits, registry
 from pelacli.errors import PelaError, RequestError
-from pelacli.recipe.schema import Loss
+from pelacli.recipe.training import Loss
 from pelacli.train import losses
 
 
@@ -154,7 +154,7 @@ from pelacli import distillation
 
 distillation.__path__.append(sys.argv[1])
 
-from pelacli.recipe.schema import Pretrain
+from pelacli.recipe.training import Pretrain
 
 assert "torch" not in sys.modules
 settings = Pretrain(loss={"absolute": 2.0, "feature": 0.0})

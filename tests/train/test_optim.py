@@ -10,7 +10,7 @@ from torch import nn
 
 from pelacli.errors import RequestError
 from pelacli.lowrank.linear import LowRankLinear
-from pelacli.recipe.schema import Train
+from pelacli.recipe.training import Train
 from pelacli.train import optim
 from pelacli.train.loop import Objective, RunOptions, fit
 

@@ -31,7 +31,8 @@ from pelacli.errors import PelaError, RequestError
 from pelacli.manifest import document
 from pelacli.models import inputs as models_inputs
 from pelacli.models import opening
-from pelacli.recipe.schema import Augment, Pretrain
+from pelacli.recipe.data import Augment
+from pelacli.recipe.training import Pretrain
 from pelacli.system import processes
 from pelacli.tasks import base, registry
 from pelacli.train import acceleration, checkpoint, weights

@@ -20,7 +20,7 @@ class Target:
     """What the ranks that a policy chooses have to meet.
 
     Attributes:
-        limit: what the layers may cost together at most; None where there is no ratio. It never is
+        limit: what the layers may cost together at most; None where nothing limits it. It never is
             less than they cost at their lowest ranks.
         ratio: after / before of these layers alone; None where more is counted than they.
         energy: share of the energy that the layers and the settled ones keep together, 0 to 1.
@@ -39,7 +39,8 @@ class Policy(Protocol):
     """What the file of a policy defines.
 
     Attributes:
-        BUDGETS: the keys of a budget that say how small: one of them is needed.
+        BUDGETS: what it can meet: "ratio" (which stands for any limit), "energy", "threshold". One
+            of them is needed.
         EIGHTS: whether large layers get multiples of eight where the budget names no multiple.
     """
 

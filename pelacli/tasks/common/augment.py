@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pelacli.recipe.schema import Augment
+    from pelacli.recipe.data import Augment
 
 from pelacli.errors import RequestError
 

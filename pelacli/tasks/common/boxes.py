@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes
 
 if TYPE_CHECKING:
-    from pelacli.recipe.schema import Augment
+    from pelacli.recipe.data import Augment
 
 from pelacli.data.decoding import decode
 from pelacli.data.formats.objects import Objects

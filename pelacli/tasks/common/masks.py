@@ -10,8 +10,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from pelacli.models.inputs import ImageInput
+    from pelacli.recipe.data import Augment
     from pelacli.recipe.fields import Range
-    from pelacli.recipe.schema import Augment
 
 from pelacli.data.decoding import decode
 from pelacli.data.formats.mask_numbers import class_numbers, open_mask

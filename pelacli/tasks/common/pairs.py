@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from pelacli.models.inputs import Inputs, TextInput
-    from pelacli.recipe.schema import Data
+    from pelacli.recipe.data import Data
     from pelacli.tasks.common.pictures import PreparePicture
 
 from pelacli.data.dataset import Dataset

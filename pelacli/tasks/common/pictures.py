@@ -13,12 +13,12 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from pelacli.models.inputs import ImageInput, PairInput
-    from pelacli.recipe.schema import Data
+    from pelacli.recipe.data import Data
 
 from pelacli.data.decoding import decode
 from pelacli.data.images import image_transform
 from pelacli.errors import RequestError
-from pelacli.recipe.schema import Augment
+from pelacli.recipe.data import Augment
 
 # ALBEF's RandAugment. No operation changes a colour or a direction that a text may name. timm's "p"
 # is the probability of an operation, in place of ALBEF's Identity, one in ten: rand-m7-n2-p0.9.
