@@ -7,7 +7,7 @@ again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pelacli.errors import RequestError
 from pelacli.messages import did_you_mean
@@ -39,28 +39,64 @@ def plan(spectra: Sequence[Spectrum], budget: Budget, size: ModelSize | None = N
     """
     size = size or ModelSize()
     _check(spectra, budget)
-    division = _divided(spectra, budget, size)
-    costs, limit = division.costs, budget.limit(division.costs.total)
-    if limit is not None and costs.least > limit.cost:
-        raise impossible(limit, budget, costs, size.obstacles_in(budget.unit))
-    ranks = registry.get(budget.policy).choose(
-        division.free, _target(spectra, budget, division, limit)
-    )
-    planned = Plan(
-        policy=budget.policy,
-        scope=budget.scope,
-        ratio=None if budget.ratio is None else ratios.text(budget.ratio),
-        layers=_layers(spectra, division, ranks),
-        unit=budget.unit,
-        limit=None if limit is None else limit.cost,
-        threshold=budget.threshold,
-        share=budget.energy,
-        asked=None if budget.most is None else str(budget.most),
-    )
-    measured = measure(planned, spectra, size)
-    if limit is not None:
-        _check_met(measured, limit)
-    return measured
+    fixed = size.fixed(budget.scope, budget.unit)
+    division = divide(spectra, budget, fixed)
+    limit = budget.limit(division.costs.total)
+    most = None if limit is None else limit.cost
+    problem = _Problem(spectra, budget, size, limit)
+    if most is None or budget.multiple is not None:
+        return problem.solved(division, most)
+    # Where the budget names no multiple, large layers go by eights, and by single ranks below what
+    # eights cost at least. The best of these plans is kept as long as it is better than eights: so
+    # more to spend never keeps less energy.
+    singles = divide(spectra, replace(budget, multiple=1), fixed)
+    if division.costs.least > most:
+        return problem.solved(singles, most)
+    below = division.costs.least - 1
+    plans = [problem.solved(division, most)]
+    if singles.costs.least <= below:
+        plans.append(problem.solved(singles, below))
+    return max(plans, key=lambda plan: plan.energy or 0.0)  # of equals the first
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What is to be planned."""
+
+    spectra: Sequence[Spectrum]
+    budget: Budget
+    size: ModelSize
+    limit: Limit | None
+
+    def solved(self, division: Division, most: int | None) -> Plan:
+        """The plan for a division of the layers.
+
+        Args:
+            most: what may be spent; None where there is no limit.
+
+        Raises:
+            RequestError: that is too little, or the policy can't do it.
+        """
+        budget, costs, limit = self.budget, division.costs, self.limit
+        if limit is not None and most is not None and costs.least > most:
+            raise impossible(limit, budget, costs, self.size.obstacles_in(budget.unit))
+        policy = registry.get(budget.policy)
+        ranks = policy.choose(division.free, _target(self.spectra, budget, division, most))
+        planned = Plan(
+            policy=budget.policy,
+            scope=budget.scope,
+            ratio=None if budget.ratio is None else ratios.text(budget.ratio),
+            layers=_layers(self.spectra, division, ranks),
+            unit=budget.unit,
+            limit=None if limit is None else limit.cost,
+            threshold=budget.threshold,
+            share=budget.energy,
+            asked=None if budget.most is None else str(budget.most),
+        )
+        measured = measure(planned, self.spectra, self.size)
+        if limit is not None:
+            _check_met(measured, limit)
+        return measured
 
 
 def measure(plan: Plan, spectra: Sequence[Spectrum], size: ModelSize | None = None) -> Plan:
@@ -101,24 +137,13 @@ def _check(spectra: Sequence[Spectrum], budget: Budget) -> None:
     check_pins(shapes, budget.pins)
 
 
-def _divided(spectra: Sequence[Spectrum], budget: Budget, size: ModelSize) -> Division:
-    """The layers that are settled and those that are free, by single ranks where the budget is too
-    small for the eights that it did not ask for."""
-    fixed = size.fixed(budget.scope, budget.unit)
-    division = divide(spectra, budget, fixed)
-    limit = budget.limit(division.costs.total)
-    if budget.multiple is None and limit is not None and division.costs.least > limit.cost:
-        return divide(spectra, replace(budget, multiple=1), fixed)
-    return division
-
-
 def _target(
-    spectra: Sequence[Spectrum], budget: Budget, division: Division, limit: Limit | None
+    spectra: Sequence[Spectrum], budget: Budget, division: Division, most: int | None
 ) -> Target:
     """What is left for the policy to meet."""
     settled = division.settled
     return Target(
-        limit=None if limit is None else limit.cost - division.costs.settled,
+        limit=None if most is None else most - division.costs.settled,
         ratio=budget.ratio if budget.scope == "layers" else None,
         energy=budget.energy,
         threshold=budget.threshold,

@@ -413,3 +413,40 @@ def test_no_torch():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_more_to_spend_never_keeps_less_energy():
+    """Not either where large layers begin to go by eights."""
+    few = Spectrum("few", (200, 200), np.array([1.0] * 15 + [0.0] * 185), 1.0)
+    flat = Spectrum("flat", (200, 200), np.full(200, 1e-6), 1.0)
+    kept = []
+    for limit in range(100, 1600, 7):  # of 10,000
+        budget = Budget("energy", Fraction(limit, 10_000), scope="layers")
+        chosen = plan([few, flat], budget)
+        assert chosen.used <= chosen.limit
+        kept.append(chosen.energy)
+    assert kept == sorted(kept)
+    assert plan([few, flat], Budget("energy", Fraction("0.08"), scope="layers")).energy > 0.9
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_more_to_spend_never_keeps_less_energy_of_any_layers(data):
+    sizes = st.tuples(st.sampled_from([40, 130, 200]), st.sampled_from([130, 200]))
+    decay = st.sampled_from([0.3, 0.9, 0.99, 1.0])
+    layers = [
+        spectrum(f"layer{i}", *shape, decay=fall)
+        for i, (shape, fall) in enumerate(
+            data.draw(st.lists(st.tuples(sizes, decay), min_size=1, max_size=4))
+        )
+    ]
+    low, high = sorted(data.draw(st.integers(50, 10_000)) for _ in range(2))  # ten-thousandths
+    kept = []
+    for limit in (low, high):
+        try:
+            kept.append(
+                plan(layers, Budget("energy", Fraction(limit, 10_000), scope="layers")).energy
+            )
+        except RequestError:
+            reject()
+    assert kept[0] <= kept[1] + 1e-12
