@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pelacli.data.loader import Batch
+from pelacli.data.token_parts import token_parts
 from pelacli.errors import RequestError
 from pelacli.lowrank.calls import evaluating
 from pelacli.lowrank.padding import padding_mask
@@ -47,7 +48,7 @@ class Judge:
     def score(self) -> float:
         """The figure of the model as it is now; at first, of the dense model."""
         if not self._data.labelled and not self._dense:
-            self._dense = self._outputs(self._data.samples)
+            self._dense = self._outputs(token_parts(self._opened.module, self._data.samples))
             return 100.0
         module = self._opened.module.to(self._device)
         try:
@@ -57,7 +58,7 @@ class Judge:
                 figures = agreement(
                     module,
                     _Recording(self._dense, self._device),
-                    self._data.samples,
+                    token_parts(module, self._data.samples),
                     predict,
                     classes=self._classes,
                     device=self._device,

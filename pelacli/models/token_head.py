@@ -38,7 +38,7 @@ def token_head(module: nn.Module, inputs: Any) -> TokenHead | None:
         inputs: a batch, of which a few tokens are tried: the two parts must give what the whole
             gives. A model that can't be taken apart has its logits for states.
     """
-    if not isinstance(inputs, Mapping) or not _has_vocabulary(module):
+    if not isinstance(inputs, Mapping) or not has_vocabulary(module):
         return None
     few = {name: value[:1, :_PROBE] for name, value in inputs.items()}
     with torch.no_grad():
@@ -61,7 +61,7 @@ def token_head(module: nn.Module, inputs: Any) -> TokenHead | None:
     return _WholeHead(module)
 
 
-def _has_vocabulary(module: nn.Module) -> bool:
+def has_vocabulary(module: nn.Module) -> bool:
     """Whether the model's outputs are logits over its vocabulary, as transformers says."""
     embeddings = getattr(module, "get_output_embeddings", None)
     return embeddings is not None and embeddings() is not None

@@ -10,6 +10,7 @@ import torch
 
 from pelacli import console
 from pelacli.artefact import description, loading
+from pelacli.data.token_parts import token_parts
 from pelacli.errors import GateError, RequestError
 from pelacli.lowrank import find
 from pelacli.manifest import lookup
@@ -179,7 +180,7 @@ def _compare(
         figures = agreement(
             opened.module.to(device),
             dense.module.to(device),
-            data.samples,
+            token_parts(opened.module, data.samples),
             predict,
             classes=classes is not None,
             device=device,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 from pelacli.console import warn
 from pelacli.data.loader import Batch, Samples
+from pelacli.data.token_parts import token_parts
 from pelacli.lowrank.calls import evaluating
 from pelacli.models import outputs
 from pelacli.models.prediction import predict
@@ -168,7 +169,7 @@ class Base(Section):
         metrics.to(device)
         broken = torch.zeros((), device=device)
         with evaluating(module):
-            for batch in loader:
+            for batch in token_parts(module, loader):
                 batch = move_batch(batch, device)
                 output = self.forward(module, batch)
                 broken += outputs.main_output(output).amax().isnan()  # NaN is the largest
