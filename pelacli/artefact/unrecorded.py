@@ -62,12 +62,12 @@ def computed_tensors(path: Path, module: nn.Module) -> Iterator[StoredTensor]:
     """
     stored = {name for file in digests.weight_files(path) for name in shapes(file)}
     first_of = ties(module)
-    there = stored | {first_of.get(name, name) for name in stored}
+    filled = stored | {first_of.get(name, name) for name in stored}
     patterns = getattr(module, "_keys_to_ignore_on_save", None) or ()
     names = [
         name
         for name in module.state_dict()
-        if not {name, first_of.get(name, name)} & there
+        if not {name, first_of.get(name, name)} & filled
         and any(re.search(p, name) for p in patterns)
     ]
     if not names:

@@ -56,9 +56,9 @@ def decompose(
     if model in ALIASES:
         info(f"{model} is {ALIASES[model]}")
     given = recipe_overrides.section_with("decompose", flags, overrides)
-    place = output or Path("runs") / _folder_name(model, given)
+    folder = output or Path("runs") / _folder_name(model, given)
     recipe = from_flags(
-        {"model": model, "output": str(place), **top}, {"decompose": flags}, overrides
+        {"model": model, "output": str(folder), **top}, {"decompose": flags}, overrides
     )
     if recipe.model != model:
         raise RequestError(f"--set model={recipe.model}: MODEL is {model}; give one")

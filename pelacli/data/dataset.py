@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from pelacli.recipe.data import Augment
 
 from pelacli.data.formats.chat import Chat
-from pelacli.data.formats.text import Columns, open_texts
+from pelacli.data.formats.text import open_texts
+from pelacli.data.formats.text_columns import Columns
 from pelacli.data.images import image_transform
 from pelacli.data.loader import Batch
 from pelacli.data.sources import open_source

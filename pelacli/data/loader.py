@@ -121,7 +121,7 @@ class Loader:
         self.order, self._batches, self._workers = order, batches, workers
         self._pinned = torch.cuda.is_available() if pinned is None else pinned
         self._torch: DataLoader[Any] | None = None
-        self._told = False  # that texts were cut
+        self._has_warned = False  # that texts were cut
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -147,8 +147,8 @@ class Loader:
 
     def _tell(self, cut: Cuts) -> None:
         """Say how many texts of the first epoch were cut."""
-        if cut.texts and not self._told:
-            self._told = True
+        if cut.texts and not self._has_warned:
+            self._has_warned = True
             warn(
                 f"{self.dataset.spec}: texts that are longer than the {cut.limit} tokens that the "
                 f"model reads, and were cut there: {cut.texts}",

@@ -51,6 +51,6 @@ def _sample(files: dict[str, Any], label: str) -> dict[str, Any]:
     try:
         target = int(json.loads(files["json"])[label] if label else files["cls"])
     except (KeyError, TypeError, ValueError):
-        told = f"number {label!r} in its .json" if label else "class number in a .cls file"
-        raise RequestError(f"{where}: has no {told}; add it, or leave the sample out") from None
+        wanted = f"number {label!r} in its .json" if label else "class number in a .cls file"
+        raise RequestError(f"{where}: has no {wanted}; add it, or leave the sample out") from None
     return {"image": load(image, where), "target": target}

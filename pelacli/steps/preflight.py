@@ -95,7 +95,7 @@ def _uses_of_decompose(step: Step[Decompose]) -> Iterator[_Use]:
         split_key: Key = ("data", "train") if own else key
         yield _Use(data, data.train, step.calibration.task, True, key, split_key, ("task",))
     if settings.max_drop is not None and step.data is not None:
-        at = _place(name, settings.data)
+        at = _key_of_data(name, settings.data)
         split_key = (name, "split") if settings.split else (*at, "val")
         split = settings.split or step.data.val
         task_key = (name, "task") if settings.task else ("task",)
@@ -103,7 +103,7 @@ def _uses_of_decompose(step: Step[Decompose]) -> Iterator[_Use]:
 
 
 def _uses_of_training(step: Step[Any]) -> Iterator[_Use]:
-    data, at = step.data, _place(step.name, step.settings.data)
+    data, at = step.data, _key_of_data(step.name, step.settings.data)
     assert data is not None  # the recipe's validation has seen to it
     task_key = (step.name, "task") if step.settings.task else ("task",)
     unlabelled = getattr(step.settings, "labels", None) is False
@@ -116,7 +116,7 @@ def _uses_of_eval(recipe: Recipe, section: Eval) -> Iterator[_Use]:
     data = section.data or trained or recipe.data
     if data is None:
         return
-    at = _place("eval", section.data) if section.data else _place("finetune", trained)
+    at = _key_of_data("eval", section.data) if section.data else _key_of_data("finetune", trained)
     judged = recipe.finetune if section.task is None and recipe.finetune else section
     named = NamedTask(*schema.task_of(recipe, judged))
     split_key: Key = ("eval", "split") if section.split else (*at, "val")
@@ -125,7 +125,7 @@ def _uses_of_eval(recipe: Recipe, section: Eval) -> Iterator[_Use]:
     yield _Use(data, split, named, False, (*at, "dataset"), split_key, task_key)
 
 
-def _place(section: str, own: Data | None) -> Key:
+def _key_of_data(section: str, own: Data | None) -> Key:
     """The key of the data of a section: its own, or else the recipe's."""
     return (section, "data") if own is not None else ("data",)
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 from pelacli.console import info
 from pelacli.data.dataset import Dataset
 from pelacli.data.formats.chat import Chat
-from pelacli.data.formats.text import Columns, Texts, open_texts
+from pelacli.data.formats.text import Texts, open_texts
+from pelacli.data.formats.text_columns import Columns
 from pelacli.data.loader import Batch
 from pelacli.data.tokens import Tokens
 from pelacli.errors import RequestError

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 from pelacli.data.dataset import Dataset, Make
 from pelacli.data.formats.chat import Chat
 from pelacli.data.formats.similarity import open_pairs
-from pelacli.data.formats.text import Columns
+from pelacli.data.formats.text_columns import Columns
 from pelacli.data.loader import Batch
 from pelacli.data.tokens import Tokens
 from pelacli.errors import RequestError

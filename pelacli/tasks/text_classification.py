@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 from pelacli.console import info
 from pelacli.data.dataset import Dataset, open_text
-from pelacli.data.formats.text import Columns
+from pelacli.data.formats.text_columns import Columns
 from pelacli.data.loader import Batch
 from pelacli.data.tokens import Tokens
 from pelacli.errors import RequestError

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from generated_text import write
 
-from pelacli.data.formats.text import Columns, open_texts
+from pelacli.data.formats.text import open_texts
+from pelacli.data.formats.text_columns import Columns
 from pelacli.errors import RequestError
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from pelacli.data.formats.chat import Chat
 from pelacli.data.formats.classes import score
 from pelacli.data.formats.rows import Table, kind, records
-from pelacli.data.formats.text import Columns, Texts, open_texts
+from pelacli.data.formats.text import Texts, open_texts
+from pelacli.data.formats.text_columns import Columns
 from pelacli.errors import RequestError
 
 _SCORE, _FIRST, _SECOND = 4, 5, 6  # fields of an STS table
