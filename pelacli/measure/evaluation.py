@@ -25,12 +25,14 @@ class EvaluationData:
     Attributes:
         samples: batches of the split.
         task: what the model is judged by.
+        task_name: of it.
         labelled: whether the samples have labels that fit the model. Without them there are no
             metrics of the task, and only agreement with another model can be measured.
     """
 
     samples: Loader
     task: base.Base
+    task_name: str
     labelled: bool
 
     @property
@@ -79,7 +81,7 @@ def open_data(
         workers=data.workers,
         num_classes=classes if labelled else None,
     )
-    return EvaluationData(samples, judged_by, labelled)
+    return EvaluationData(samples, judged_by, task, labelled)
 
 
 def measure(opened: OpenModel, data: EvaluationData, device: torch.device) -> dict[str, float]:

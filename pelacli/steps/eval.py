@@ -84,6 +84,12 @@ def run(request: Evaluation) -> Evaluated:
         main_metric=None if test_data is None else test_data.main_metric,
     )
     if dense is None:
+        if test_data is not None and not metrics:
+            console.warn(
+                f"{request.model.ref}: no figure of the data, as it has no labels for task "
+                f"{test_data.task_name!r}; name one that needs none (--task), or a model to "
+                "compare with (--against)"
+            )
         return evaluated
     comparison = comparison or _Comparison(same_task=True, metrics={}, agreement={})
     dense_latency = latencies[1] if len(latencies) > 1 else None

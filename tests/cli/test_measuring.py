@@ -6,6 +6,7 @@ import csv
 import io
 import json
 
+from generated_text import save_model
 from json_output import document
 
 LAYER = {"name", "shape", "rank", "reason", "energy", "params", "flops"}
@@ -51,3 +52,14 @@ def test_the_json_of_eval_is_a_list_of_one_model_too(pela, artefact, monkeypatch
     assert [one["artefact"] for one in both] == ["a", "test_vit"]
     assert both[0]["params"] < both[1]["params"]
     assert pela("eval", "a", "--no-latency")[1].count("parameters") == 1
+
+
+def test_data_without_the_labels_that_a_task_needs_is_said(pela, here):
+    model = save_model("bert", "SequenceClassification", here / "lm")
+    (here / "plain.txt").write_text("w1 w2\nw3 w4\n")
+    ask = ("eval", model, "--data", "plain.txt", "--no-latency")
+    code, out, err = pela(*ask, "--json")
+    assert code == 0
+    assert json.loads(out)[0]["metrics"] == {}
+    assert "no labels for task 'text-classification'" in err
+    assert "no labels" not in pela(*ask, "--against", model)[2]
