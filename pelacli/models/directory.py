@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pelacli.console import warn
 from pelacli.errors import RequestError
 from pelacli.lowrank import find
 from pelacli.manifest.digests import digest_files, plain_weight_files
@@ -116,6 +115,8 @@ def _refuse_factors(request: Request, directory: _Directory, opened: OpenModel) 
 
 
 def _read(request: Request, folder: Path, hub_id: str | None) -> _Directory:
+    if request.weights == "pretrained":
+        _refuse_adapter(request, folder)
     if not (folder / config_file.FILE).is_file():
         raise RequestError(
             f"{request.ref}: has no config.json, so it is no timm or transformers model"
@@ -124,10 +125,28 @@ def _read(request: Request, folder: Path, hub_id: str | None) -> _Directory:
     files = plain_weight_files(folder)
     digest = None
     if files and request.weights == "pretrained":
-        for file in files:
-            shapes(file)  # names a file that is cut off
+        tensors = [name for file in files for name in shapes(file)]  # names a file that is cut off
+        if not tensors:
+            raise RequestError(
+                f"{files[0]}: holds no tensors; take the file that holds the weights"
+            )
         digest = digest_files(files)
     return _Directory(folder, config, hub_id or str(folder), bool(files), digest)
+
+
+def _refuse_adapter(request: Request, folder: Path) -> None:
+    """Refuse the directory of an adapter: without it the model is another one.
+
+    Raises:
+        RequestError: naming the adapter's file and the remedy.
+    """
+    for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"):
+        if (folder / name).is_file():
+            raise RequestError(
+                f"{request.ref}: has an adapter of peft ({name}), which pela would leave out; "
+                "merge it into its model first: PeftModel.from_pretrained(…).merge_and_unload()"
+                ".save_pretrained(DIR)"
+            )
 
 
 def _of_pela(request: Request, directory: _Directory) -> OpenModel:
@@ -152,16 +171,30 @@ def _of_timm(request: Request, directory: _Directory) -> OpenModel:
             num_classes=request.num_classes,
             model_args=request.model_args,
             weights=request.weights,
+            file=_file_of_timm(request, directory) if request.weights == "pretrained" else None,
         )
     opened = describe(request.ref, module, "timm", directory.origin(request))
     opened.carried = carried(directory.folder)
     return opened
 
 
+def _file_of_timm(request: Request, directory: _Directory) -> Path:
+    """The file that holds the weights. timm would take a pickle before a file of another name, and
+    any of several."""
+    files = plain_weight_files(directory.folder)
+    main = directory.folder / "model.safetensors"
+    if main not in files and len(files) > 1:
+        raise RequestError(
+            f"{request.ref}: has {len(files)} files of weights ({files[0].name}, {files[1].name} …)"
+            ", and timm reads one; name it model.safetensors"
+        )
+    return main if main in files else files[0]
+
+
 def _of_transformers(request: Request, directory: _Directory) -> OpenModel:
     from pelacli.models.hf import adapter as hf_adapter
 
-    module, fresh = hf_adapter.open_directory(
+    module = hf_adapter.open_directory(
         directory.folder,
         random=request.weights == "random",
         model_args=request.model_args,
@@ -171,6 +204,4 @@ def _of_transformers(request: Request, directory: _Directory) -> OpenModel:
         request.ref, module, "transformers", directory.origin(request), directory.folder
     )
     opened.carried = carried(directory.folder, tokenizer_of(opened.inputs))
-    if fresh:
-        warn(f"{request.ref}: the checkpoint lacks {', '.join(fresh[:4])}; randomly initialised")
     return opened

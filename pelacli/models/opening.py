@@ -16,7 +16,6 @@ from pelacli.models import config_file, directory, hub
 from pelacli.models.directory import Request
 from pelacli.models.libraries import OWN_NAMES, own
 from pelacli.models.opened import OpenModel
-from pelacli.models.weight_files import shapes
 from pelacli.models.wrapping import Origin, describe
 from pelacli.recipe.aliases import ALIASES, SHAPES
 
@@ -71,10 +70,15 @@ def open(
 
 
 def _refuse_non_finite(opened: OpenModel) -> None:
-    for name, parameter in opened.module.named_parameters():
-        if not torch.isfinite(parameter).all():
+    """Refuse NaN and infinity in what a checkpoint holds; masks are of minus infinity rightly."""
+    for name, tensor in opened.module.state_dict(keep_vars=True).items():
+        finite = torch.isfinite(tensor)
+        if not isinstance(tensor, torch.nn.Parameter):
+            finite |= torch.isneginf(tensor)
+        if not finite.all():
             raise RequestError(
-                f"{opened.ref}: {name} holds values that are not finite; the checkpoint is damaged"
+                f"{opened.ref}: {name} holds values that are not finite; the checkpoint is "
+                "damaged, fetch it again"
             )
 
 
@@ -111,7 +115,27 @@ def _with_weights_from_path(request: Request) -> OpenModel | None:
         )
     if weights.is_file():
         return _weights_file(request, weights, request.arch or request.name)
-    return directory.open_directory(replace(request, weights="pretrained"), weights)
+    opened = directory.open_directory(replace(request, weights="pretrained"), weights)
+    _refuse_another(request, opened, weights)
+    return opened
+
+
+def _refuse_another(request: Request, opened: OpenModel, weights: Path) -> None:
+    """Refuse weights of a model that has another architecture than the one that was named; what the
+    hub's models are is not asked.
+
+    Raises:
+        RequestError: with both names.
+    """
+    name = request.name.partition(".")[0]
+    of_transformers = getattr(getattr(opened.module, "config", None), "model_type", None)
+    kinds = {opened.source.architecture, opened.library, of_transformers}
+    if "/" not in name and name not in kinds:
+        kind = of_transformers or opened.source.architecture
+        raise RequestError(
+            f"--weights {weights}: holds a model of {kind}, and {request.ref} is another; give the "
+            f"directory as the model"
+        )
 
 
 def _local_directory(request: Request) -> OpenModel | None:
@@ -219,14 +243,13 @@ def _weights_file(request: Request, file: Path, arch: str) -> OpenModel:
     if not timm_adapter.is_model(arch):
         hint = did_you_mean(arch, [*ALIASES, *timm_adapter.names()], n=3, before="; ")
         raise RequestError(f"--arch {arch}: timm has no such architecture{hint}")
-    file_classes = _classes_of(shapes(file), arch)
     module = timm_adapter.build(
         arch,
-        num_classes=file_classes if request.num_classes is None else request.num_classes,
+        num_classes=request.num_classes,
         model_args=request.model_args,
         weights="pretrained",
         file=file,
-        file_classes=file_classes,
+        own_classes=True,
     )
     origin = Origin(arch, str(file), digest_file(file))
     return describe(request.ref, module, "timm", origin)
@@ -249,16 +272,3 @@ def _own_model(request: Request, name: str, file: Path | None) -> OpenModel:
 
 # What belongs to a bare file of weights, of all that may lie beside it.
 _BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-
-
-def _classes_of(shapes_of: dict[str, tuple[int, ...]], arch: str) -> int | None:
-    """Classes of the checkpoint's own head, so that a bare file needs no --set num_classes."""
-    import timm
-
-    cfg = timm.get_pretrained_cfg(arch)
-    classifier = cfg.classifier if cfg is not None else None
-    first = classifier[0] if isinstance(classifier, tuple | list) else classifier
-    if not first:
-        return None
-    shape = shapes_of.get(f"{first}.weight")
-    return shape[0] if shape else 0

@@ -3,7 +3,7 @@ from them so that nothing is missing and nothing is left over."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -13,6 +13,11 @@ from torch import Tensor, nn
 
 from pelacli.errors import RequestError
 from pelacli.messages import one_line
+
+_PLAIN = {
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
+_UNQUANTISED = "take the checkpoint in float16, bfloat16 or float32"
 
 _Slot = tuple[nn.Module, str]  # a module, and the name of one of its own parameters or buffers
 
@@ -35,6 +40,29 @@ def shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
     with _damage_named(file), safe_open(file, framework="pt") as tensors:
         return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+
+
+def refuse_other_types(
+    files: Iterable[Path], module: nn.Module, names_of: Callable[[str], Iterable[str]]
+) -> None:
+    """Refuse weights that are stored as something else than plain floating point, of which a
+    library would make numbers: quantised values without their scales, or without imaginary part.
+
+    Args:
+        names_of: a tensor's name in a file → what the module may call it.
+
+    Raises:
+        RequestError: naming the tensor and its type.
+    """
+    from safetensors import safe_open
+
+    parameters = {name for name, p in module.named_parameters(remove_duplicate=False)}
+    for file in files:
+        with _damage_named(file), safe_open(file, framework="pt") as tensors:
+            types = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+        for name, kind in types.items():
+            if kind not in _PLAIN and parameters.intersection(names_of(name)):
+                raise RequestError(f"{file}: {name}: is stored as {kind}; {_UNQUANTISED}")
 
 
 def factor_ranks(shapes_of: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
@@ -101,7 +129,7 @@ def load_strictly(
         tied: `ties` of the module that was stored, which decide in the place of this module's.
 
     Raises:
-        RequestError: a tensor is missing, unknown, of another shape or not finite.
+        RequestError: a tensor is missing, unknown, of another shape or type, or not finite.
     """
     slots = _slots(module, tied)
     stored: dict[int, str] = {}  # slots of a tensor → the name that filled them
@@ -180,6 +208,11 @@ def _fill(slots: list[_Slot], tensor: Tensor, where: str) -> None:
         raise RequestError(
             f"{where}: has shape {tuple(tensor.shape)}, the model wants {tuple(old.shape)}"
         )
+    if old.is_floating_point() and tensor.dtype not in _PLAIN.values():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise RequestError(f"{where}: is stored as {kind}; {_UNQUANTISED}")
+    if tensor.is_meta or tensor.layout != torch.strided:
+        raise RequestError(f"{where}: is no dense tensor with values; save the weights anew")
     if isinstance(old, nn.Parameter):
         if not tensor.isfinite().all():
             raise RequestError(

@@ -169,6 +169,46 @@ def test_what_does_not_fit_is_named(tmp_path, change, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [".pth", ".safetensors"])
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.module.", "model."])
+def test_what_a_wrapper_put_in_front_is_taken_off_with_a_word(tmp_path, capsys, kind, wrapper):
+    network = tiny()
+    tensors = {wrapper + name: tensor for name, tensor in original(network).items()}
+    file = tmp_path / f"albef{kind}"
+    if kind == ".pth":
+        torch.save({"state_dict": tensors, "epoch": 3}, file)  # as Lightning writes it
+    else:
+        save_file(tensors, file)
+    loaded = checkpoint.open_file(file, HEADS)
+    assert all(torch.equal(loaded.state_dict()[n], t) for n, t in network.state_dict().items())
+    assert f"{file}: took " in capsys.readouterr().err
+    torch.save({f"x.{name}": t for name, t in tensors.items()}, tmp_path / "x.pth")
+    with pytest.raises(RequestError, match=r"lacks visual_encoder\.pos_embed"):
+        checkpoint.open_file(tmp_path / "x.pth", HEADS)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.to(torch.int8), "is stored as int8; take the checkpoint in float16"),
+        (lambda t: t.to(torch.float8_e4m3fn), "is stored as float8_e4m3fn"),
+        (lambda t: t.to(torch.complex64), "is stored as complex64"),
+        (lambda t: t.bool(), "is stored as bool"),
+        (lambda t: t.to("meta"), "is no dense tensor with values; save the weights anew"),
+        (lambda t: t.to_sparse(), "is no dense tensor with values"),
+        (lambda t: t * torch.nan, "holds values that are not finite"),
+    ],
+)
+def test_what_is_no_plain_weight_is_named(tmp_path, change, says):
+    tensors = original(tiny())
+    name = "visual_encoder.blocks.0.mlp.fc1.weight"
+    tensors[name] = change(tensors[name])
+    torch.save({"model": tensors}, tmp_path / "albef.pth")
+    with pytest.raises(RequestError) as caught:
+        checkpoint.open_file(tmp_path / "albef.pth", HEADS)
+    assert f"albef.pth: {name}: {says}" in str(caught.value)
+
+
 def test_a_pickle_is_refused_with_the_remedy(tmp_path):
     file = tmp_path / "albef.pth"
     torch.save({"model": original(tiny()), "args": argparse.Namespace(lr=1)}, file)

@@ -89,7 +89,13 @@ def test_modules_json_leads_to_no_file_outside(tmp_path):
 def test_an_artefact_holds_no_checkpoints_logs_or_pickles(pela, here):
     save_model("bert", "", here / "model")
     for name in LEFT:
-        if name not in ("config.json", "pela.json", "model.safetensors.index.json"):
+        if name not in (
+            "config.json",
+            "pela.json",
+            "model.safetensors.index.json",
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        ):
             (here / "model" / name).parent.mkdir(parents=True, exist_ok=True)
             (here / "model" / name).write_text("{}")
     code, _, err = pela("decompose", "model", "--ratio", "0.6", "--scope", "layers", "-o", "a")

@@ -10,7 +10,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pelacli import console
 from pelacli.errors import RequestError
 from pelacli.lowrank import find, replace
 from pelacli.models import blocks, examples, heads, libraries, opening, prediction, wrapping
@@ -100,16 +99,13 @@ def test_directories_of_both_libraries(tmp_path):
     assert opening.open(str(tmp_path / "vit"), weights="random").source.digest is None
 
 
-def test_fresh_parameters_are_told(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(console.verbosity, "verbose", True)
+def test_weights_of_another_architecture_than_the_one_named_are_refused(tmp_path):
     bert().save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(
-        json.dumps(config | {"architectures": ["BertForSequenceClassification"]})
-    )
-    opened = opening.open(str(tmp_path))
-    assert "lacks classifier.bias, classifier.weight" in capsys.readouterr().err
-    assert opened.head == {"dropout", "classifier"}
+    with pytest.raises(RequestError, match=r"holds a model of bert, and vit_tiny is another; give"):
+        opening.open("vit_tiny", weights=str(tmp_path))
+    with pytest.raises(RequestError, match="holds a model of bert, and t5 is"):
+        opening.open("t5", weights=str(tmp_path))
+    assert opening.open("bert", weights=str(tmp_path)).source.library == "transformers"
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,14 @@ from pelacli.models.albef import config as albef_config
 from pelacli.models.albef.config import PARTS
 from pelacli.models.albef.network import Albef, resampled
 from pelacli.models.weight_files import StoredTensor, load_strictly, stored_tensors
+from pelacli.models.wrapped_names import Unwrapping, attempts
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _DROPPED = re.compile(
     r"[a-z_]+_m\.|(image_queue|text_queue|idx_queue|queue_ptr|ptr_queue)$|.*position_ids$"
 )
 _TIED = re.compile(r"(text_encoder|text_decoder)\.cls\.predictions\.decoder\.(weight|bias)$")
+_FIRST = "visual_encoder.pos_embed"  # which every variant has
 _HEAD_WIDTH = 64  # of ALBEF's attention, image and text alike
 
 
@@ -41,13 +43,24 @@ def open_file(file: Path, settings: Mapping[str, Any]) -> Albef:
     Raises:
         RequestError: the file can't be read, or its tensors aren't ALBEF's; the first is named.
     """
-    tensors = from_original(read(file), str(file))
+    stored, unwrapping = _unwrapped(read(file))
+    tensors = from_original(stored, str(file))
     described = describe(tensors, str(file))
     config = albef_config.from_json({**described, **settings}, "model_args")
     with torch.device("meta"):
         network = Albef(config)
     fill(network, tensors, file)
+    if unwrapping is not None:
+        unwrapping.say(file)
     return network
+
+
+def _unwrapped(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Unwrapping | None]:
+    """The tensors by ALBEF's own names, and what was taken off for that."""
+    for unwrapping in () if _FIRST in tensors else attempts(tensors):
+        if _FIRST in unwrapping.names.values():
+            return {new: tensors[old] for old, new in unwrapping.names.items()}, unwrapping
+    return tensors, None
 
 
 def read(file: Path) -> dict[str, Tensor]:
@@ -70,7 +83,9 @@ def read(file: Path) -> dict[str, Tensor]:
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise RequestError(f"{file}: not a whole checkpoint ({one_line(error)})") from None
-    inner = content.get("model", content) if isinstance(content, dict) else None
+    inner = content if isinstance(content, dict) else None
+    for level in ("model", "state_dict"):  # of ALBEF's own scripts, of Lightning
+        inner = inner.get(level, inner) if isinstance(inner, dict) else None
     if not isinstance(inner, dict) or not all(isinstance(t, Tensor) for t in inner.values()):
         raise RequestError(f'{file}: no dictionary of tensors, nor one under "model"')
     return {str(name): tensor for name, tensor in inner.items()}
@@ -118,7 +133,7 @@ def describe(tensors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     Raises:
         RequestError: the tensors aren't those of an ALBEF.
     """
-    positions = _need(tensors, "visual_encoder.pos_embed", where)
+    positions = _need(tensors, _FIRST, where)
     patch = _need(tensors, "visual_encoder.patch_embed.proj.weight", where)
     words = _need(tensors, "text_encoder.bert.embeddings.word_embeddings.weight", where)
     side = math.isqrt(positions.shape[1] - 1)
@@ -163,11 +178,10 @@ def fill(network: Albef, tensors: Mapping[str, Tensor], file: Path) -> None:
     """
     network.tie()
     tensors = dict(tensors)
-    key = "visual_encoder.pos_embed"
-    if key in tensors:
-        tensors[key] = resampled(tensors[key], network.config.patches)
+    if _FIRST in tensors:
+        tensors[_FIRST] = resampled(tensors[_FIRST], network.config.patches)
     copies = (
-        StoredTensor(file, name, tensor.clone() if tensor.is_floating_point() else tensor.float())
+        StoredTensor(file, name, tensor if tensor.is_meta or tensor.is_sparse else tensor.clone())
         for name, tensor in tensors.items()
     )
     load_strictly(network, copies, file, hint=f"; is it ALBEF's {network.config.variant!r}?")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from pelacli.errors import RequestError
 from pelacli.messages import did_you_mean, naming, one_line
 from pelacli.models import pooling
 from pelacli.models.around import timm_backbone
-from pelacli.models.hf import detectors, labels, processors, segmenters
+from pelacli.models.hf import detectors, labels, loading, processors, segmenters
+from pelacli.models.hf.classes import class_of
 from pelacli.models.hf.examples import arguments, sees
 from pelacli.models.hf.examples import example as example
 from pelacli.models.hf.heads import with_head as with_head
@@ -55,57 +56,27 @@ def build_random(model_type: str, model_args: dict[str, Any], num_classes: int |
 
 def open_directory(
     directory: Path, *, random: bool, model_args: dict[str, Any], num_classes: int | None
-) -> tuple[nn.Module, list[str]]:
+) -> nn.Module:
     """Open a model directory.
 
-    Returns:
-        (the module, names of parameters that the checkpoint lacks and are fresh).
-
     Raises:
-        RequestError: config or weights can't be used.
+        RequestError: config or weights can't be used, or don't fit each other.
     """
+    loading.refuse_quantised(directory)
     config = _with_classes(read_config(directory, model_args), num_classes)
     if random:
         module = from_config(config)
         pooling.hold(module, directory)
-        return module, []
+        return module
     if not any(directory.glob("*.safetensors")):
         raise RequestError(
             f"{directory}: has no safetensors weights, and pela never unpickles; convert them, "
             "or use --weights random"
         )
-    cls = _class(config)
-    with _quiet():
-        try:
-            module, info = cls.from_pretrained(
-                directory,
-                config=config,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
-            )
-        except Exception as error:  # transformers raises whatever its file readers raise
-            raise RequestError(
-                f"{directory}: the weights can't be loaded: {one_line(error)}"
-            ) from None
-    if num_classes is None:
-        _refuse_mismatched(info["mismatched_keys"], directory)
+    module = loading.load(directory, config, num_classes)
     repair(module)
     pooling.hold(module, directory)
-    return module, sorted(info["missing_keys"])
-
-
-def _refuse_mismatched(mismatched: Iterable[tuple[str, Any, Any]], directory: Path) -> None:
-    """Refuse weights of other shapes than the configuration's.
-
-    Args:
-        mismatched: (name, shape in the file, shape in the model) each.
-    """
-    for name, in_file, in_model in sorted(mismatched, key=lambda entry: entry[0]):
-        raise RequestError(
-            f"{directory}: {name}: is {list(in_file)} in the weights, and {list(in_model)} by "
-            "config.json; take the config.json that belongs to these weights"
-        )
+    return module
 
 
 def read_config(directory: Path, model_args: dict[str, Any]) -> Any:
@@ -124,7 +95,7 @@ def read_config(directory: Path, model_args: dict[str, Any]) -> Any:
 
 def from_config(config: Any) -> nn.Module:
     """The class that the config names, built from it, with fresh weights."""
-    cls = _class(config)
+    cls = class_of(config)
     config.architectures = config.architectures or []  # Funnel's two are looked for in it
     build = cls._from_config if hasattr(cls, "_from_config") else cls.from_config
     module: nn.Module = build(config)
@@ -172,7 +143,7 @@ def inputs(module: nn.Module, directory: Path | None) -> Inputs:
         if type(module).__name__.endswith("ForImageClassification"):
             images = replace(images, labels=labels.read(config))
         return images
-    with _quiet():
+    with loading.quiet():
         text = text_input(module, getattr(config, "text_config", None) or config, directory)
     return PairInput(_image_input(vision, directory), text) if takes_images else text
 
@@ -282,24 +253,3 @@ def _with_classes(config: Any, num_classes: int | None) -> Any:
     if num_classes is not None:
         config.num_labels = num_classes
     return config
-
-
-def _class(config: Any) -> Any:
-    """The class a config names; AutoModel where it names none that exists here."""
-    named = [getattr(transformers, name, None) for name in config.architectures or []]
-    return next((cls for cls in named if cls is not None), transformers.AutoModel)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars or load reports of transformers: pela says what matters itself."""
-    verbosity = transformers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        if bars:
-            transformers.logging.enable_progress_bar()

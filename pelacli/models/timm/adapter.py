@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,8 @@ from torch import nn
 from pelacli.errors import RequestError
 from pelacli.messages import one_line
 from pelacli.models.inputs import ImageInput, Inputs
+from pelacli.models.timm.loading import build as build
+from pelacli.models.timm.loading import quiet
 
 _CLASS_NAMES = ("label_names", "label_descriptions")  # in timm's pretrained_cfg
 
@@ -47,65 +47,13 @@ def on_the_hub(name: str) -> tuple[str, str | None] | None:
     return (cfg.hf_hub_id, cfg.hf_hub_filename) if cfg is not None and cfg.hf_hub_id else None
 
 
-def build(
-    name: str,
-    *,
-    num_classes: int | None,
-    model_args: dict[str, Any],
-    weights: str,
-    file: Path | None = None,
-    file_classes: int | None = None,
-) -> nn.Module:
-    """Build a timm model.
-
-    Args:
-        name: architecture, with or without tag, or ``local-dir:PATH`` in hub layout.
-        weights: "random", or anything else for the checkpoint: the file where one is given.
-        file_classes: classes of the file's own head. timm must know them, or it takes the head
-            for one of the architecture's usual size, drops it, and stops being strict.
-
-    Raises:
-        RequestError: unknown tag, arguments or weights that don't fit.
-        PelaError: the weights can't be fetched.
-    """
-    overlay: dict[str, Any] | None = None
-    if file is not None:
-        overlay = {"file": str(file), "source": ""}
-        if file_classes is not None:
-            overlay |= {"num_classes": file_classes, "label_offset": 0}
-    try:
-        with _quiet():
-            module: nn.Module = timm.create_model(
-                name,
-                pretrained=weights != "random",
-                pretrained_cfg_overlay=overlay,
-                num_classes=num_classes,
-                **model_args,
-            )
-        return module
-    except RuntimeError as error:
-        text = str(error)
-        if "No pretrained weights exist" in text:
-            raise RequestError(
-                f"{name}: timm has no pretrained weights of it; use --weights random or a path"
-            ) from None
-        raise RequestError(f"{file or name}: the weights don't fit: {one_line(text)}") from None
-    except TypeError as error:
-        raise RequestError(f"{name}: model_args don't fit: {one_line(error)}") from None
-    except (ValueError, AssertionError, ArithmeticError, LookupError, AttributeError) as error:
-        # What a builder makes of arguments that it does not check.
-        text = f": {one_line(error, 160)}" if str(error) else ""
-        reason = f"{type(error).__name__}{text}"
-        raise RequestError(f"{name}: can't be built with these settings: {reason}") from None
-
-
 def rebuild(directory: Path) -> nn.Module:
     """The dense architecture that config.json describes, its weights without values or memory.
 
     Buffers that no checkpoint holds (position tables, attention masks) have their values.
     """
     name = f"local-dir:{directory}"
-    with _quiet():
+    with quiet():
         with torch.device("meta"):
             module: nn.Module = timm.create_model(name, pretrained=False)
         missing = [
@@ -129,7 +77,7 @@ def from_config(config: dict[str, Any]) -> nn.Module:
     """The dense architecture that a config.json describes, with fresh weights."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        with _quiet():
+        with quiet():
             module: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=False)
     return module
 
@@ -221,17 +169,3 @@ def name_classes(module: nn.Module, names: Sequence[str]) -> None:
 
 def pairs(module: nn.Module) -> None:
     """None: timm's models read no texts."""
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """timm and the hub client log their retries; the user gets our one line instead."""
-    loggers = [logging.getLogger(name) for name in ("timm", "huggingface_hub", "httpx")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
