@@ -243,6 +243,11 @@ def _weights_file(request: Request, file: Path, arch: str) -> OpenModel:
     if not timm_adapter.is_model(arch):
         hint = did_you_mean(arch, [*ALIASES, *timm_adapter.names()], n=3, before="; ")
         raise RequestError(f"--arch {arch}: timm has no such architecture{hint}")
+    if file.suffix != ".safetensors":
+        raise RequestError(
+            f"{file}: pela reads timm's weights from .safetensors files; save its tensors as one "
+            "with safetensors.torch.save_file"
+        )
     module = timm_adapter.build(
         arch,
         num_classes=request.num_classes,

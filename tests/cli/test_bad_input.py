@@ -111,7 +111,7 @@ def test_a_damaged_checkpoint_is_named_with_its_damage(refused, here, checkpoint
     (here / "pickle.bin").write_bytes(b"x")
     for name, says in [
         ("missing", QKV),
-        ("extra", '"more"'),
+        ("extra", "holds more, for which test_vit has no place"),
         ("shape", "[192, 9]"),
         ("nan", f"{QKV} holds values that are not finite"),
         ("cut", "not a whole safetensors file"),

@@ -236,6 +236,16 @@ def test_a_pickle_beside_the_weights_is_not_read(capsys, here, weights):
     assert same(opened(capsys, "m")[0], weights)
 
 
+@pytest.mark.parametrize("name", ["w.pth", "w.bin", "w"])
+def test_a_pickle_that_is_named_is_refused_with_the_remedy(refused, here, weights, name):
+    torch.save(weights, name)
+    line = refused("decompose", ARCH, "--weights", name, "--ratio", "0.7", "-o", "a")
+    assert line.startswith(
+        f"pela: error: {name}: pela reads timm's weights from .safetensors files"
+    )
+    assert "save_file" in line
+
+
 def test_of_several_files_none_is_taken_by_chance(refused, here, weights):
     directory(weights)
     Path("m/model.safetensors").rename("m/one.safetensors")
