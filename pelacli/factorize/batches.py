@@ -14,6 +14,7 @@ from pelacli.lowrank.padding import padding_mask
 BATCH_SIZE = 32  # calibration samples that walk through the model together
 # Tokens of texts that do: what backward passes keep of every layer is there for all of them.
 TOKENS = 1024
+_FEWEST = 2  # samples to hold back
 FITTED_PER_HELD_BACK = 8  # samples that layers are fitted to, for each that is held back
 
 
@@ -27,7 +28,8 @@ class Samples:
 
 
 def hold_back(batches: Sequence[Any]) -> Samples:
-    """Hold back the last ninth of the samples, rounded down.
+    """Hold back the last ninth of the samples, rounded down; none where that is a single one, which
+    says nothing of how outputs vary.
 
     Args:
         batches: each a tensor [B, …] or a dict of such tensors. Of anything else whole batches are
@@ -35,6 +37,8 @@ def hold_back(batches: Sequence[Any]) -> Samples:
     """
     fitted, held_back = list(batches), list[Any]()
     wanted = sum(map(samples_in, batches)) // (FITTED_PER_HELD_BACK + 1)
+    if wanted < _FEWEST:
+        return Samples(fitted, held_back)
     while wanted:
         last = fitted.pop()
         count = samples_in(last)

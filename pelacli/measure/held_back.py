@@ -98,7 +98,7 @@ class HeldBack:
                     difference.add(y, z)
                     if self._head is not None:
                         tokens.add(y, z, None if labels is None else labels[part])
-        return Distance(self._samples, difference.relative_error, **tokens.figures())
+        return Distance(self._samples, _relative(difference), **tokens.figures())
 
     @torch.no_grad()
     def _states(self, batch: Any) -> Tensor:
@@ -122,6 +122,16 @@ class HeldBack:
         if mask is not None:
             after[:, :-1][mask[:, 1:] == 0] = _NONE
         return unpadded(after[..., None], mask).flatten()
+
+
+def _relative(difference: Difference) -> float:
+    """The relative error; where the dense outputs do not vary, of their squares."""
+    if not math.isnan(difference.relative_error):
+        return difference.relative_error
+    square = 0.0 if difference.square is None else float(difference.square)
+    if square:
+        return difference.error / square
+    return math.inf if difference.error else 0.0
 
 
 class _TokenSums:

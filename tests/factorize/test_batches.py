@@ -82,9 +82,11 @@ def test_a_batch_is_divided_where_the_ninth_begins():
     assert torch.equal(divided.held_back[0]["input_ids"], texts["input_ids"][18:])
 
 
-def test_fewer_than_nine_samples_are_all_fitted_to():
-    divided = hold_back([torch.randn(8, 3)])
-    assert (sizes(divided.fitted), list(divided.held_back)) == ([8], [])
+def test_fewer_than_eighteen_samples_are_all_fitted_to():
+    """One sample says nothing of how outputs vary."""
+    divided = hold_back([torch.randn(17, 3)])
+    assert (sizes(divided.fitted), list(divided.held_back)) == ([17], [])
+    assert sizes(hold_back([torch.randn(18, 3)]).held_back) == [2]
     assert hold_back([]).fitted == []
 
 

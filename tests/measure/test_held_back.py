@@ -97,3 +97,14 @@ def test_the_dense_model_has_no_distance():
 )
 def test_the_nearer_model_is_closer(mine, other, closer):
     assert mine.closer_than(other) == closer
+
+
+@pytest.mark.parametrize("size", [0.0, 3.0])
+def test_outputs_that_do_not_vary_have_a_distance_too(factors, size):
+    net = nn.ModuleDict({"body": nn.Linear(8, 8)})
+    nn.init.zeros_(net["body"].weight)
+    nn.init.constant_(net["body"].bias, size)
+    held_back = HeldBack(net, [torch.randn(4, 8)], lambda m, x: m["body"](x))
+    same = {"body": (torch.zeros(1, 8), torch.zeros(8, 1), torch.full((8,), size))}
+    assert held_back.distance(same).relative_error == 0
+    assert held_back.distance(factors).relative_error > 0
