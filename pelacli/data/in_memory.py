@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from pelacli.errors import PelaError, RequestError
-from pelacli.factorize.batches import BATCH_SIZE
+from pelacli.factorize.batches import BATCH_SIZE, pieces
 from pelacli.messages import one_line
 from pelacli.models.prediction import predict
 from pelacli.system import devices
@@ -182,13 +182,9 @@ def _tensor(value: Any) -> Tensor | None:
 
 def _cut(batch: Any) -> list[Any]:
     """One batch in pieces of 32 samples; whole where its tensors don't agree on their number."""
-    if isinstance(batch, Tensor):
-        return list(torch.split(batch, BATCH_SIZE))
-    lengths = {len(v) if isinstance(v, Tensor) and v.ndim else 0 for v in batch.values()}
-    if len(lengths) > 1:
-        return [batch]
-    pieces = {name: torch.split(value, BATCH_SIZE) for name, value in batch.items()}
-    return [dict(zip(pieces, values, strict=True)) for values in zip(*pieces.values(), strict=True)]
+    values = [batch] if isinstance(batch, Tensor) else batch.values()
+    lengths = {len(v) if isinstance(v, Tensor) and v.ndim else 0 for v in values}
+    return [batch] if len(lengths) > 1 else pieces(batch, lengths.pop(), BATCH_SIZE)
 
 
 def _remedy(batch: Any, dtypes: set[torch.dtype], error: Exception) -> str:

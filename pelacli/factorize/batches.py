@@ -46,8 +46,8 @@ def hold_back(batches: Sequence[Any]) -> Samples:
             if _form(last)[0] is None:
                 fitted.append(last)
                 break
-            fitted.append(_rows(last, 0, count - wanted))
-            last = _rows(last, count - wanted, count)
+            fitted.append(_rows(last, count, 0, count - wanted))
+            last = _rows(last, count, count - wanted, count)
         held_back.insert(0, last)
         wanted -= min(count, wanted)
     return Samples(fitted, held_back)
@@ -58,18 +58,27 @@ def with_held_back(samples: int) -> int:
     return samples + samples // FITTED_PER_HELD_BACK
 
 
-def cut(batches: Iterable[Any], tokens: int = TOKENS) -> list[Any]:
-    """Batches of texts in parts of at most so many tokens, but at least one text. Batches without
-    ``input_ids`` [B, N] stay whole."""
-    parts = []
-    for batch in batches:
-        ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
-        if _form(batch)[0] is None or ids is None or ids.ndim != 2:
-            parts.append(batch)
-            continue
-        step = max(1, tokens // ids.shape[1])
-        parts += [_rows(batch, start, start + step) for start in range(0, len(ids), step)]
-    return parts
+def cut(batches: Iterable[Any]) -> list[Any]:
+    """Batches of texts in the parts that `text_parts` makes of each."""
+    return [part for batch in batches for part in text_parts(batch, batch)]
+
+
+def text_parts(batch: Any, inputs: Any, tokens: int = TOKENS) -> list[Any]:
+    """A batch of texts in parts of at most so many tokens, but at least one text. Of other inputs,
+    images with texts too, the whole batch alone.
+
+    Args:
+        inputs: what of the batch goes into the model.
+    """
+    ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or "pixel_values" in inputs:
+        return [batch]
+    return pieces(batch, len(ids), max(1, tokens // ids.shape[1]))
+
+
+def pieces(batch: Any, samples: int, size: int) -> list[Any]:
+    """A batch of so many samples in pieces of at most ``size``."""
+    return [_rows(batch, samples, start, start + size) for start in range(0, samples, size)]
 
 
 def join(batches: Iterable[Any]) -> list[Any]:
@@ -114,11 +123,12 @@ def tokens_in(batch: Any) -> int | None:
     return int(batch["input_ids"].numel() if mask is None else mask.sum())
 
 
-def _rows(batch: Any, start: int, stop: int) -> Any:
-    """Some samples of a batch."""
-    if isinstance(batch, Mapping):
-        return {name: value[start:stop] for name, value in batch.items()}
-    return batch[start:stop]
+def _rows(value: Any, samples: int, start: int, stop: int) -> Any:
+    """Some samples of what belongs to a batch of so many; what is not one per sample as it is."""
+    if isinstance(value, Mapping):
+        return {name: _rows(item, samples, start, stop) for name, item in value.items()}
+    many = value.ndim if isinstance(value, Tensor) else isinstance(value, list | tuple)
+    return value[start:stop] if many and len(value) == samples else value
 
 
 def _form(batch: Any) -> tuple[Any, int]:

@@ -27,7 +27,8 @@ _SMALL, _LARGE = 2.0**-40, 2.0**40
 def safe_scale(*tensors: Tensor) -> float:
     """A power of two by which tensors can be multiplied so that their squares are finite and not
     zero in float32. It is 1 for all but the strangest numbers, and exact for those."""
-    largest = max((float(t.abs().amax()) for t in tensors if t.numel()), default=0.0)
+    ends = [torch.aminmax(t.detach()) for t in tensors if t.numel()]  # abs() would be a copy
+    largest = max((max(-float(end.min), float(end.max)) for end in ends), default=0.0)
     if _SMALL < largest < _LARGE or largest == 0 or not math.isfinite(largest):
         return 1.0
     return math.ldexp(1.0, -math.frexp(largest)[1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -107,22 +107,27 @@ class SolvedModel:
         The corrected ones, unless held-back samples are nearer to the dense model with those of one
         shot: a correction is a regression, and few samples can lead it astray.
         """
-        one_shot = engine.factors(self.dense.free, self.solutions, self.moments, plan)
-        first = self._fit(one_shot, corrected=False)
-        if not self.corrects:
-            return first
-        second = self._fit(one_shot | self._corrected_factors(plan), corrected=True)
-        if first.distance is None or second.distance is None:
-            return second
-        if second.distance.closer_than(first.distance):
-            return replace(second, one_shot=first.distance)
-        return replace(first, rejected=second.distance)
-
-    def _fit(self, factors: Mapping[str, Factors], *, corrected: bool) -> Fit:
         if self.held_back is None:
-            return Fit(factors, corrected)
+            corrected = self._corrected_factors(plan) if self.corrects else {}
+            return Fit(self._factors(plan, corrected), self.corrects)
+        one_shot = self._factors(plan, {})
+        before = self._distance(self.held_back, one_shot)
+        if not self.corrects:
+            return Fit(one_shot, False, before)
+        factors = one_shot | self._corrected_factors(plan)
+        after = self._distance(self.held_back, factors)
+        if after.closer_than(before):
+            return Fit(factors, True, after, one_shot=before)
+        return Fit(one_shot, False, before, rejected=after)
+
+    def _factors(self, plan: Plan, corrected: Mapping[str, Factors]) -> dict[str, Factors]:
+        """Those of one shot, but for the layers that are corrected already."""
+        dense, solutions, moments = self.dense, self.solutions, self.moments
+        return engine.factors(dense.free, solutions, moments, plan, refitted=corrected)
+
+    def _distance(self, held_back: HeldBack, factors: Mapping[str, Factors]) -> Distance:
         with self.show_progress("measuring on held-back samples", 0):
-            return Fit(factors, corrected, self.held_back.distance(factors))
+            return held_back.distance(factors)
 
     def _corrected_factors(self, plan: Plan) -> dict[str, Factors]:
         """The factors, refitted front to back to the inputs that the compressed model gives."""

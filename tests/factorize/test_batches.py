@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pelacli.factorize.batches import cut, hold_back, join, with_held_back
+from pelacli.factorize.batches import hold_back, join, text_parts, with_held_back
 
 
 def sizes(batches):
@@ -94,6 +94,6 @@ def test_texts_are_cut_to_so_many_tokens_and_images_stay():
     texts = {"input_ids": torch.arange(70).view(7, 10), "attention_mask": torch.ones(7, 10)}
     long = {"input_ids": torch.ones(2, 50, dtype=torch.long)}
     image = torch.randn(32, 3, 8, 8)
-    parts = cut([texts, long, image], tokens=30)
+    parts = [part for batch in (texts, long, image) for part in text_parts(batch, batch, 30)]
     assert sizes(parts) == [3, 3, 1, 1, 1, 32]
     assert torch.equal(torch.cat([p["input_ids"] for p in parts[:3]]), texts["input_ids"])

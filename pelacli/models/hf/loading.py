@@ -193,10 +193,10 @@ def _allow_heads_of_others(reading: _Reading, config: Any) -> None:
     for cls in classes.family(config):
         with contextlib.suppress(Exception):  # a class that this configuration can't build
             base = f"{cls.base_model_prefix}."
-            places = {n for name in classes.shapes_of(cls, config) for n in _spellings(name, base)}
-            if taken := len(places.intersection(reading.misfit.unexpected)):
+            names = {n for name in classes.shapes_of(cls, config) for n in _spellings(name, base)}
+            if taken := len(names.intersection(reading.misfit.unexpected)):
                 takes[cls.__name__] = taken
-            left -= places
+            left -= names
         if not left and named is not None:
             break
     if left:
