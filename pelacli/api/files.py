@@ -55,7 +55,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """
     at = arguments.path(path)
     if model is None:
-        opened, manifest = loading.open(os.path.expanduser(path))
+        opened, manifest = loading.open(os.path.expanduser(path), as_stored=True)
     else:
         arguments.module(model)
         on_meta = any(parameter.is_meta for parameter in model.parameters())

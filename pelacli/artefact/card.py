@@ -44,9 +44,9 @@ def model_card(manifest: Manifest) -> str:
     ]
     for step in manifest.history:
         figures = ", ".join(
-            f"{key} {value:.4g}"
+            f"{key} {value}" if isinstance(value, str) else f"{key} {value:.4g}"
             for key, value in step.metrics.items()
-            if isinstance(value, int | float)
+            if isinstance(value, int | float | str) and not isinstance(value, bool)
         )
         lines.append(f"- {step.step} (seed {step.seed})" + (f": {figures}" if figures else ""))
     lines += ["", "The full record is in `pela.json`."]

@@ -17,7 +17,7 @@ from pelacli.lowrank import replace
 from pelacli.manifest import digests, document, lookup
 from pelacli.manifest.document import Manifest, SourceRecord
 from pelacli.messages import naming
-from pelacli.models import carried, libraries, opening
+from pelacli.models import carried, libraries, opening, precision
 from pelacli.models.inputs import tokenizer_of
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import load_strictly, stored_tensors
@@ -87,10 +87,12 @@ def _opened(path: Path, module: nn.Module, library: str, source: SourceRecord) -
     )
 
 
-def open(ref: str, **how: Any) -> tuple[OpenModel, Manifest | None]:
+def open(ref: str, *, as_stored: bool = False, **how: Any) -> tuple[OpenModel, Manifest | None]:
     """Open whatever a user may name: an artefact, a run directory (its last step), or a model.
 
     Args:
+        as_stored: leave an artefact's weights in half precision as they are. Else they are float32
+            to compute with, but those of transformers, whose models take inputs of any precision.
         how: for a model, the keyword arguments of `models.open`.
 
     Returns:
@@ -102,12 +104,17 @@ def open(ref: str, **how: Any) -> tuple[OpenModel, Manifest | None]:
         if seen is None:
             return opening.open(ref, **how), None
         unrecorded.check_settings(ref, how.get("model_args"), how.get("weights", "pretrained"))
-        artefact = _load_unrecorded(Path(ref), *seen)
-        return artefact.opened, artefact.manifest
+        return _computable(_load_unrecorded(Path(ref), *seen), as_stored)
     if how.get("weights", "pretrained") != "pretrained":
         raise RequestError(f"{ref}: is an artefact and has its weights; leave --weights out")
-    artefact = load(path)
-    return artefact.opened, artefact.manifest
+    return _computable(load(path), as_stored)
+
+
+def _computable(artefact: Artefact, as_stored: bool) -> tuple[OpenModel, Manifest]:
+    opened = artefact.opened
+    if not as_stored and opened.library != "transformers":
+        precision.in_float32(opened)
+    return opened, artefact.manifest
 
 
 def input_digest(source: str, opened: OpenModel) -> str:

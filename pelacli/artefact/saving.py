@@ -18,12 +18,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pelacli.artefact import card
 from pelacli.errors import PelaError, RequestError
 from pelacli.manifest import document
 from pelacli.manifest.document import Manifest
+from pelacli.models import precision
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import ties
 from pelacli.system import files
@@ -78,7 +79,7 @@ def save(
     try:
         with files.replacing(path) as folder:
             manifest.tied = ties(opened.module)
-            _write_weights(opened.module, manifest.tied, folder)
+            _write_weights(opened, manifest.tied, folder)
             opened.describe(folder)
             for name, content in (extra or {}).items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -90,15 +91,15 @@ def save(
         raise PelaError(f"{path}: can't be written: {error.strerror or error}") from None
 
 
-def _write_weights(module: nn.Module, tied: Mapping[str, str], folder: Path) -> None:
+def _write_weights(opened: OpenModel, tied: Mapping[str, str], folder: Path) -> None:
     from huggingface_hub import save_torch_state_dict
 
     storages: set[int] = set()
     tensors: dict[str, Tensor] = {}
-    for name, value in module.state_dict().items():
+    for name, value in opened.module.state_dict().items():
         if name in tied:  # a shared parameter is stored under its first name
             continue
-        tensor = value.contiguous()
+        tensor = precision.as_stored(name, value, opened.stored).contiguous()
         # Parameters may be views of one memory, which safetensors refuses, or of which it leaves
         # out one: each gets its own.
         storage = tensor.untyped_storage()

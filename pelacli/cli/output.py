@@ -78,6 +78,7 @@ def decomposed_document(result: Decomposed | DryRun) -> dict[str, Any]:
         "calibrated": result.calibrated,
         "samples": result.samples,
         "tokens": result.sample_tokens,
+        "sensitivity": result.sensitivity,
         "params": manifest.params.model_dump(),
         "flops": None if flops is None else flops.model_dump(),
         "ratio": manifest.params.after / manifest.params.before,

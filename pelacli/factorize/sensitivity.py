@@ -9,7 +9,8 @@ change of it:
 - Of any other model F is the identity on its output, each entry divided by its standard deviation.
   The gradients are those of Σ ε·y for independent random signs ε.
 
-Neither needs labels.
+Neither needs labels. Which of the two is taken is decided by one question: does the model say what
+token comes next, as `pelacli.models.token_head` finds out?
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from pelacli.factorize.symmetric import safe_scale, scaled
 
+# What an artefact says its ranks were chosen by.
+WEIGHTS, PROJECTIONS, SAMPLED_TOKENS = "weights", "projections", "sampled tokens"
 # Tokens whose logits are there at once.
 CHUNK = 256
 

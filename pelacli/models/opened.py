@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pelacli.manifest.document import SourceRecord
@@ -27,6 +28,8 @@ class OpenModel:
         source: where the weights came from.
         inputs: what a sample looks like.
         head: names of the output head's modules.
+        stored: what a tensor is stored as where that is not what it is computed in: name in the
+            module's state → type. See `pelacli.models.precision`.
     """
 
     module: nn.Module
@@ -37,6 +40,7 @@ class OpenModel:
     source: SourceRecord
     inputs: Inputs
     head: frozenset[str] = field(default_factory=frozenset)
+    stored: dict[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def params(self) -> int:

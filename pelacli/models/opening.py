@@ -12,7 +12,7 @@ import torch
 from pelacli.errors import RequestError
 from pelacli.manifest.digests import digest_file
 from pelacli.messages import did_you_mean
-from pelacli.models import config_file, directory, hub
+from pelacli.models import config_file, directory, hub, precision
 from pelacli.models.directory import Request
 from pelacli.models.libraries import OWN_NAMES, own
 from pelacli.models.opened import OpenModel
@@ -66,6 +66,8 @@ def open(
     opened = _open(request)
     opened.module.eval()
     _refuse_non_finite(opened)
+    if opened.library != "transformers":  # whose models take inputs of any precision
+        precision.in_float32(opened)
     return opened
 
 

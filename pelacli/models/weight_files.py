@@ -42,6 +42,15 @@ def shapes(file: Path) -> dict[str, tuple[int, ...]]:
         return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
 
 
+def types(file: Path) -> dict[str, torch.dtype]:
+    """The type of each floating tensor of a safetensors file, by name. No values are read.
+
+    Raises:
+        RequestError: the file is cut off or otherwise damaged.
+    """
+    return {name: _PLAIN[kind] for name, kind in _stored_types(file).items() if kind in _PLAIN}
+
+
 def refuse_other_types(
     files: Iterable[Path], module: nn.Module, names_of: Callable[[str], Iterable[str]]
 ) -> None:
@@ -54,15 +63,19 @@ def refuse_other_types(
     Raises:
         RequestError: naming the tensor and its type.
     """
-    from safetensors import safe_open
-
     parameters = {name for name, p in module.named_parameters(remove_duplicate=False)}
     for file in files:
-        with _damage_named(file), safe_open(file, framework="pt") as tensors:
-            types = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
-        for name, kind in types.items():
+        for name, kind in _stored_types(file).items():
             if kind not in _PLAIN and parameters.intersection(names_of(name)):
                 raise RequestError(f"{file}: {name}: is stored as {kind}; {_UNQUANTISED}")
+
+
+def _stored_types(file: Path) -> dict[str, str]:
+    """Name → type as safetensors writes it."""
+    from safetensors import safe_open
+
+    with _damage_named(file), safe_open(file, framework="pt") as tensors:
+        return {key: str(tensors.get_slice(key).get_dtype()) for key in tensors.keys()}  # noqa: SIM118
 
 
 def factor_ranks(shapes_of: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

@@ -24,7 +24,8 @@ class DryRun:
     Attributes:
         manifest: what the plan would make of the model.
         calibrated: whether the spectra are.
-        samples, sample_tokens: that they were calibrated on; see `pelacli.planning.stored.About`.
+        samples, sample_tokens, sensitivity: what they were calibrated on and by; see
+            `pelacli.planning.stored.About`.
         path: None, as nothing is written; search: None, as no ratio is searched for; fit: None, as
             no layer is made.
     """
@@ -35,6 +36,7 @@ class DryRun:
     seconds: float
     samples: int = 0
     sample_tokens: int | None = None
+    sensitivity: str | None = None
     path: None = None
     search: None = None
     fit: None = None
@@ -93,4 +95,5 @@ def run(
         seconds=time.perf_counter() - start,
         samples=about.samples,
         sample_tokens=about.sample_tokens,
+        sensitivity=about.sensitivity,
     )

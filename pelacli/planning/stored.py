@@ -52,6 +52,8 @@ class About(BaseModel):
         obstacles: owner → its part of fixed_params.
         samples: how many the spectra are calibrated on; 0 where they come from the weights alone.
         sample_tokens: tokens of text that these samples have, without padding; None without text.
+        sensitivity: what the energies were measured by: "weights", "projections" of the output or
+            "sampled tokens" of a language model (`pelacli.factorize.sensitivity`).
         section: the keys that were set in the recipe's [decompose].
     """
 
@@ -67,6 +69,7 @@ class About(BaseModel):
     obstacles: dict[str, int] = Field(default_factory=dict)
     samples: int = Field(0, ge=0)
     sample_tokens: int | None = Field(None, ge=0)
+    sensitivity: str | None = None  # unknown in files of the first version
     section: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -96,6 +99,8 @@ class Spectra:
     @property
     def unit(self) -> str:
         """What the energies count."""
+        if self.about.sensitivity == "sampled tokens":
+            return "twice the divergence of the next token in nats, summed over tokens, per sample"
         if self.about.samples:
             return "squared change of the standardised output, summed over it, per sample"
         return "squared Frobenius error of the weights"

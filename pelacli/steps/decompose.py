@@ -18,6 +18,7 @@ from pelacli.manifest import lookup, versions
 from pelacli.manifest.document import Manifest, StepRecord
 from pelacli.measure.evaluation import open_data
 from pelacli.measure.judge import Judge
+from pelacli.models import precision
 from pelacli.models.opened import OpenModel
 from pelacli.planning import stored as planning_stored
 from pelacli.planning.choice import choose
@@ -41,7 +42,8 @@ class Decomposed:
 
     Attributes:
         path: None after a dry run, which writes nothing.
-        samples, sample_tokens: that it was calibrated on; see `pelacli.planning.stored.About`.
+        samples, sample_tokens, sensitivity: what it was calibrated on and by; see
+            `pelacli.planning.stored.About`.
         search: for the smallest model within a quality budget, where one was asked for.
         fit: how far the model is from the dense one on held-back samples; None without calibration
             and after a dry run.
@@ -54,6 +56,7 @@ class Decomposed:
     seconds: float
     samples: int = 0
     sample_tokens: int | None = None
+    sensitivity: str | None = None
     search: QualitySearch | None = None
     fit: Fit | None = None
 
@@ -70,6 +73,8 @@ def run(
     start = time.perf_counter()
     check_targets(step, dry_run, spectra_file)
     opened, before = loading.open(step.source, **lookup.how_to_open(step.source, step.opening))
+    if step.calibration is not None:
+        precision.in_float32(opened)
     dense = dense_model(opened, step.settings)
     judge = None if step.settings.max_drop is None else judge_of(opened, step)
     batches = calibration_batches(opened, step)
@@ -99,6 +104,7 @@ def run(
         seconds=time.perf_counter() - start,
         samples=spectra.about.samples,
         sample_tokens=spectra.about.sample_tokens,
+        sensitivity=spectra.about.sensitivity,
         search=candidate.search,
         fit=candidate.fit,
     )
@@ -184,6 +190,7 @@ def storable(solved: SolvedModel, step: Step[Decompose]) -> Spectra:
         obstacles=dict(size.obstacles),
         samples=solved.samples,
         sample_tokens=solved.sample_tokens,
+        sensitivity=solved.sensitivity,
         section=step.settings.model_dump(mode="json", exclude_unset=True),
     )
     return Spectra(solved.spectra, about)
@@ -206,7 +213,11 @@ def record(
 ) -> StepRecord:
     """What the manifest's history says of the step."""
     about = spectra.about
-    metrics = {"energy": candidate.plan.energy, "samples": about.samples}
+    metrics: dict[str, Any] = {
+        "energy": candidate.plan.energy,
+        "samples": about.samples,
+        "sensitivity": about.sensitivity,
+    }
     if about.sample_tokens is not None:
         metrics["tokens"] = about.sample_tokens
     if candidate.fit is not None:

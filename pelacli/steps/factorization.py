@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from pelacli import console
 from pelacli.artefact import description
-from pelacli.factorize import calibration, engine, refit
+from pelacli.factorize import calibration, engine, refit, sensitivity
 from pelacli.factorize.batches import cut, hold_back, join, samples_in, tokens_in
 from pelacli.factorize.engine import Keep, Solution
 from pelacli.factorize.moments import Moments
 from pelacli.lowrank.replace import Factors
 from pelacli.measure.held_back import Distance, HeldBack
+from pelacli.models import precision
 from pelacli.models.inputs import TextInput
 from pelacli.models.prediction import predict
 from pelacli.models.token_head import TokenHead, token_head
@@ -96,6 +97,13 @@ class SolvedModel:
         return sum(map(samples_in, self.batches))
 
     @property
+    def sensitivity(self) -> str:
+        """What the energies were measured by; see `pelacli.factorize.sensitivity`."""
+        if not self.batches:
+            return sensitivity.WEIGHTS
+        return sensitivity.PROJECTIONS if self.head is None else sensitivity.SAMPLED_TOKENS
+
+    @property
     def sample_tokens(self) -> int | None:
         """How many tokens of text these samples have, without padding; None without text."""
         counts = [count for batch in self.batches if (count := tokens_in(batch)) is not None]
@@ -114,7 +122,8 @@ class SolvedModel:
         before = self._distance(self.held_back, one_shot)
         if not self.corrects:
             return Fit(one_shot, False, before)
-        factors = one_shot | self._corrected_factors(plan)
+        corrected = self._corrected_factors(plan)
+        factors = one_shot | precision.rounded(self.dense.opened, corrected)
         after = self._distance(self.held_back, factors)
         if after.closer_than(before):
             return Fit(factors, True, after, one_shot=before)
@@ -123,7 +132,8 @@ class SolvedModel:
     def _factors(self, plan: Plan, corrected: Mapping[str, Factors]) -> dict[str, Factors]:
         """Those of one shot, but for the layers that are corrected already."""
         dense, solutions, moments = self.dense, self.solutions, self.moments
-        return engine.factors(dense.free, solutions, moments, plan, refitted=corrected)
+        factors = engine.factors(dense.free, solutions, moments, plan, refitted=corrected)
+        return precision.rounded(dense.opened, factors)
 
     def _distance(self, held_back: HeldBack, factors: Mapping[str, Factors]) -> Distance:
         with self.show_progress("measuring on held-back samples", 0):

@@ -9,6 +9,7 @@ from pelacli.artefact.loading import Artefact
 from pelacli.data.loader import Batch
 from pelacli.lowrank import find
 from pelacli.manifest import lookup
+from pelacli.models import precision
 from pelacli.recipe.step import Step
 from pelacli.recipe.training import Train
 from pelacli.steps import training
@@ -44,6 +45,7 @@ def _fit(step: Step[Train], model: Artefact) -> Artefact:
     layers = find.linear_modules(model.module)
     dataset = task.open(step.data, step.data.train, inputs=model.opened.inputs)
     fitted = task.fit(model.opened, dataset, step.opening.num_classes, step.seed)
+    precision.carry_over(model.opened, fitted)
     return Artefact(fitted, changes.relocated(fitted, model.manifest, layers))
 
 

@@ -15,6 +15,7 @@ from pelacli.artefact.loading import Artefact
 from pelacli.errors import RequestError
 from pelacli.manifest import versions
 from pelacli.manifest.document import Manifest, StepRecord
+from pelacli.models import precision
 from pelacli.models.opened import OpenModel
 from pelacli.recipe import layout
 from pelacli.recipe.fingerprint import fingerprint
@@ -48,6 +49,7 @@ def train(
         resume: go on from the last checkpoint, if there is one.
     """
     settings, module = step.settings, model.module
+    precision.in_float32(model.opened)
     if settings.drop_path is not None:
         regularisation.set_drop_path(module, settings.drop_path, settings.drop_path_rule)
     with (

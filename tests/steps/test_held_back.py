@@ -34,6 +34,8 @@ def test_a_language_models_perplexity_stands_in_json_and_manifest(pela, texts, h
     assert 0 < held_back["kl"] < 1
     assert held_back["perplexity"] > 1 < held_back["dense_perplexity"]
     assert manifests.read(here / "b").history[-1].metrics["held_back"]["samples"] == 8
+    assert done["sensitivity"] == "sampled tokens"
+    assert manifests.read(here / "b").history[-1].metrics["sensitivity"] == "sampled tokens"
 
 
 def test_the_line_for_people_names_the_error_and_the_perplexity(pela, texts):

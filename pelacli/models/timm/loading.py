@@ -21,9 +21,9 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from pelacli.console import warn
 from pelacli.errors import RequestError
 from pelacli.messages import one_line
-from pelacli.models import config_file, wrapped_names
+from pelacli.models import config_file, precision, wrapped_names
 from pelacli.models.misfits import Misfit, listed
-from pelacli.models.weight_files import refuse_other_types, shapes, stored_tensors
+from pelacli.models.weight_files import refuse_other_types, shapes, stored_tensors, types
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def build(
         if file is None:
             return _loaded(order, name)
         if file.suffix != ".safetensors":
-            return _loaded(replace(order, overlay={"file": str(file), "source": ""}), file)
+            return _from_pickle(order, file)
         return _from_file(order, file, own_classes)
 
 
@@ -116,6 +116,18 @@ def _from_file(order: _Order, file: Path, own_classes: bool) -> nn.Module:
         removed.say(file)
     names = removed.names if removed else {name: name for name in stored}
     refuse_other_types([file], module, lambda name: [names.get(name, name)])
+    # timm makes float32 of everything.
+    precision.like(module, {names.get(name, name): kind for name, kind in types(file).items()})
+    return module
+
+
+def _from_pickle(order: _Order, file: Path) -> nn.Module:
+    """The model with the weights of another kind of file, of those that the hub still has."""
+    module = _loaded(replace(order, overlay={"file": str(file), "source": ""}), file)
+    if file.suffix in (".npz", ".npy"):  # JAX's, in float32
+        return module
+    tensors = timm.models.load_state_dict(str(file), device="meta", weights_only=True)
+    precision.like(module, {name: tensor.dtype for name, tensor in tensors.items()})
     return module
 
 

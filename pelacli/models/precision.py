@@ -1,0 +1,94 @@
+"""Weights in half precision: computed with in float32, and stored as they came.
+
+A checkpoint of half precision shall stay half as large as one of float32. Sums over thousands of
+tokens and small steps are lost in it, though, so what is computed with it is a copy in float32,
+which holds the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pelacli.lowrank.replace import Factors
+from pelacli.models.opened import OpenModel
+
+HALF = (torch.float16, torch.bfloat16)
+# What a low-rank layer calls its tensors → what the dense one calls those that they stand for.
+_FACTORS = {".down.weight": ".weight", ".up.weight": ".weight", ".up.bias": ".bias"}
+
+
+def in_float32(opened: OpenModel) -> None:
+    """Make float32 of what is in half precision, in place, and note what it is stored as."""
+    state = opened.module.state_dict(keep_vars=True)
+    opened.stored |= {name: tensor.dtype for name, tensor in state.items() if tensor.dtype in HALF}
+    for module in opened.module.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.dtype in HALF:
+                parameter.data = parameter.data.float()
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.dtype in HALF:
+                module._buffers[name] = buffer.float()
+
+
+def as_stored(name: str, tensor: Tensor, stored: Mapping[str, torch.dtype]) -> Tensor:
+    """A tensor of the module's state in the type that it is stored as. Factors are stored as the
+    weight was that they stand for.
+
+    Args:
+        stored: of `OpenModel`.
+    """
+    dense = name
+    for factor, own in _FACTORS.items():
+        if name.endswith(factor):
+            dense = name.removesuffix(factor) + own
+    kind = stored.get(name, stored.get(dense))
+    return tensor if kind is None else tensor.to(kind)
+
+
+def rounded(opened: OpenModel, factors: Mapping[str, Factors]) -> dict[str, Factors]:
+    """Factors as they will be read back: layer → (down, up, bias), rounded to what they are stored
+    as and still of the type that they are computed in."""
+
+    def once(name: str, tensor: Tensor) -> Tensor:
+        return as_stored(name, tensor, opened.stored).to(tensor.dtype)
+
+    return {
+        name: (
+            once(f"{name}.down.weight", down),
+            once(f"{name}.up.weight", up),
+            None if bias is None else once(f"{name}.up.bias", bias),
+        )
+        for name, (down, up, bias) in factors.items()
+    }
+
+
+def carry_over(before: OpenModel, after: OpenModel) -> None:
+    """Note for a model what its tensors are stored as, of those that it has from another one,
+    perhaps under other names."""
+    state = before.module.state_dict(keep_vars=True)
+    kinds = {id(state[name]): kind for name, kind in before.stored.items() if name in state}
+    for name, tensor in after.module.state_dict(keep_vars=True).items():
+        if id(tensor) in kinds:
+            after.stored[name] = kinds[id(tensor)]
+
+
+def like(module: nn.Module, kinds: Mapping[str, torch.dtype]) -> None:
+    """Give a module's floating tensors the types that a file stores them as, in place.
+
+    Args:
+        kinds: name in the file → type. What the file calls otherwise gets the type of all others,
+            if that is one.
+    """
+    floating = {kind for kind in kinds.values() if kind.is_floating_point}
+    other = floating.pop() if len(floating) == 1 else None
+    for prefix, part in module.named_modules():
+        for slots in (part._parameters, part._buffers):
+            for name, tensor in slots.items():
+                if tensor is None or not tensor.is_floating_point():
+                    continue
+                kind = kinds.get(f"{prefix}.{name}" if prefix else name, other)
+                if kind in HALF:
+                    tensor.data = tensor.data.to(kind)
