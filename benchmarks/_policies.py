@@ -42,21 +42,21 @@ class Case:
     _cuts: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @cached_property
-    def felt(self) -> dict[str, Moments]:
+    def felt(self) -> Mapping[str, Moments]:
         """Centred inputs, weighted by token, and output-gradients."""
         return self._collect(calibration.Passes(seed=self.seed))
 
     @cached_property
-    def two_sided(self) -> dict[str, Moments]:
+    def two_sided(self) -> Mapping[str, Moments]:
         """Centred inputs and output-gradients."""
         return self._collect(calibration.Passes(seed=self.seed, floor=1.0))
 
     @cached_property
-    def inputs(self) -> dict[str, Moments]:
+    def inputs(self) -> Mapping[str, Moments]:
         """Centred inputs alone."""
         return self._collect(calibration.Passes(gradients=False))
 
-    def _collect(self, passes: calibration.Passes) -> dict[str, Moments]:
+    def _collect(self, passes: calibration.Passes) -> Mapping[str, Moments]:
         return calibration.collect(
             self.module, self.layers, self.batches, predict, passes, head=self.head
         )
@@ -66,7 +66,7 @@ class Case:
         return predict(module, batch) if self.head is None else self.head.hidden(batch)
 
     @cached_property
-    def raw_inputs(self) -> dict[str, Moments]:
+    def raw_inputs(self) -> Mapping[str, Moments]:
         """The inputs' second moment E[x xᵀ], with the mean left in and none to absorb."""
         found = {}
         for layer in self.layers:
@@ -85,7 +85,7 @@ class Case:
         return found
 
     @cached_property
-    def scales(self) -> dict[str, Moments]:
+    def scales(self) -> Mapping[str, Moments]:
         """ASVD's diagonal: mean |x| of each input channel, to the power of 1/2."""
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
@@ -118,7 +118,7 @@ class Case:
             self._cuts[kind] = engine.solve(self.layers, moments)
         return engine.spectra(self.layers, self._cuts[kind], moments)
 
-    def moments(self, kind: str) -> dict[str, Moments]:
+    def moments(self, kind: str) -> Mapping[str, Moments]:
         """The moments of a kind; see the properties."""
         return {} if kind == "plain" else getattr(self, kind)
 

@@ -63,7 +63,7 @@ def collect(
     *,
     head: Head | None = None,
     advance: Callable[[int], None] = lambda samples: None,
-) -> dict[str, Moments]:
+) -> Mapping[str, Moments]:
     """Moments of the layers over the batches.
 
     Args:
@@ -74,7 +74,8 @@ def collect(
         advance: called after each batch with its number of samples.
 
     Returns:
-        layer name → moments; a layer that no batch reached is missing.
+        layer name → moments, made of the sums each time that they are asked for; a layer that no
+        batch reached is missing.
 
     Raises:
         RequestError: no batches, or values that are not finite.
@@ -95,7 +96,7 @@ def collect(
             advance(count)
     if not samples:
         raise RequestError("calibration: there are no samples; give at least one batch")
-    moments = _moments(layers, sums, samples, passes.draws)
+    moments = _Moments(layers, sums, samples, passes.draws)
     _check_finite(moments)
     return moments
 
@@ -164,27 +165,45 @@ def _frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _moments(
-    layers: Sequence[Layer], sums: Mapping[str, LayerSums], samples: int, draws: int
-) -> dict[str, Moments]:
-    """The moments of the layers that ran.
+class _Moments(Mapping[str, Moments]):
+    """The moments of the layers that ran, each made when it is asked for: they are in float64, and
+    all of them at once would be four times as large as the sums.
 
     What the output does not depend on here (a pooler beside the mean of the tokens) may be what
     another head reads: it counts as if its gradients were of the others' median size.
     """
-    levels = [
-        sums[layer.name].output_level(samples * draws, layer.shape[0])
-        for layer in layers
-        if sums[layer.name].gradient_square is not None
-    ]
-    level = statistics.median(levels) if levels else None
-    return {
-        layer.name: sums[layer.name].moments(
-            samples, draws, layer.shape, level, centred=layer.bias is not None
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        sums: Mapping[str, LayerSums],
+        samples: int,
+        draws: int,
+    ) -> None:
+        self._shapes = {
+            layer.name: (layer.shape, layer.bias is not None)
+            for layer in layers
+            if sums[layer.name].tokens
+        }
+        self._sums, self._samples, self._draws = sums, samples, draws
+        levels = [
+            sums[name].output_level(samples * draws, shape[0])
+            for name, (shape, _) in self._shapes.items()
+            if sums[name].gradient_square is not None
+        ]
+        self._level = statistics.median(levels) if levels else None
+
+    def __getitem__(self, name: str) -> Moments:
+        shape, has_bias = self._shapes[name]
+        return self._sums[name].moments(
+            self._samples, self._draws, shape, self._level, centred=has_bias
         )
-        for layer in layers
-        if sums[layer.name].tokens
-    }
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
 
 
 def _check_finite(moments: Mapping[str, Moments]) -> None:

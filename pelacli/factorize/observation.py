@@ -43,13 +43,14 @@ class LayerSums:
     g_scale: float | None = None
     u_scale: float = 1.0
 
-    def add_forward(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
-        """x: [tokens, in], y: [tokens, out] without bias, weights: [tokens], 1 on average."""
+    def add_forward(self, x: Tensor, y: Tensor | None, weights: Tensor | None = None) -> None:
+        """x: [tokens, in], y: [tokens, out] without bias, which only a layer with in ≥ out needs,
+        weights: [tokens], 1 on average."""
         if self.x_scale is None:
             self.x_scale = safe_scale(x)
-            self.v_scale = self.x_scale if self.narrow_in else safe_scale(y)
+            self.v_scale = self.x_scale if y is None else safe_scale(y)
         x = scaled(x, self.x_scale)
-        v = x if self.narrow_in else scaled(y, self.v_scale)
+        v = x if y is None else scaled(y, self.v_scale)
         if self.shift is None:
             self.shift = v.mean(0)
         centred = v - self.shift
@@ -137,12 +138,14 @@ class ObservedCall:
     batch: int
     mask: Tensor | None  # [B, N] bool; padding is no token
     x: Tensor | None = None  # [tokens, in]
-    y: Tensor | None = None  # [tokens, out], without bias
+    y: Tensor | None = None  # [tokens, out], without bias; where in ≥ out
     sensitivity: Tensor | None = None  # Σ‖g‖² over the draws, [tokens]
 
     def forward(self, x: Tensor, y: Tensor) -> None:
         """x: [..., in], y: [..., out] without bias."""
-        self.x, self.y = token_rows(x, self.mask), token_rows(y, self.mask)
+        self.x = token_rows(x, self.mask)
+        if not self.sums.narrow_in:
+            self.y = token_rows(y, self.mask)
 
     def backward(self, g: Tensor, gx: Tensor) -> None:
         """g: [..., out] gradient at the output, gx: [..., in] = g W."""
@@ -153,7 +156,6 @@ class ObservedCall:
     def finish(self, floor: float) -> None:
         """Add the call to the sums, when all draws have been propagated back."""
         assert self.x is not None
-        assert self.y is not None
         weights = None
         if self.sensitivity is not None and floor < 1:
             share = self.sensitivity**POWER

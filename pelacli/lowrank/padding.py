@@ -25,6 +25,8 @@ def unpadded(t: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None or t.shape[:-1] != mask.shape:
         return t
+    if mask.all():  # a copy would only take memory
+        return t.reshape(-1, t.shape[-1])
     return t[mask.bool()]
 
 

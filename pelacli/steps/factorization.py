@@ -118,16 +118,16 @@ class SolvedModel:
         if self.held_back is None:
             corrected = self._corrected_factors(plan) if self.corrects else {}
             return Fit(self._factors(plan, corrected), self.corrects)
-        one_shot = self._factors(plan, {})
-        before = self._distance(self.held_back, one_shot)
+        before = self._distance(self.held_back, factors := self._factors(plan, {}))
         if not self.corrects:
-            return Fit(one_shot, False, before)
-        corrected = self._corrected_factors(plan)
-        factors = one_shot | precision.rounded(self.dense.opened, corrected)
+            return Fit(factors, False, before)
+        del factors  # they are not held beside the corrected ones, but made again where needed
+        factors = self._factors(plan, self._corrected_factors(plan))
         after = self._distance(self.held_back, factors)
         if after.closer_than(before):
             return Fit(factors, True, after, one_shot=before)
-        return Fit(one_shot, False, before, rejected=after)
+        del factors
+        return Fit(self._factors(plan, {}), False, before, rejected=after)
 
     def _factors(self, plan: Plan, corrected: Mapping[str, Factors]) -> dict[str, Factors]:
         """Those of one shot, but for the layers that are corrected already."""
@@ -258,7 +258,7 @@ def _moments(
     seed: int,
     show_progress: ShowProgress,
     run: Run,
-) -> dict[str, Moments]:
+) -> Mapping[str, Moments]:
     with show_progress("calibrating", sum(map(samples_in, batches))) as bar:
         moments = calibration.collect(
             dense.module,
@@ -281,12 +281,12 @@ def _moments(
 
 def _warn_of_few_tokens(dense: DenseModel, moments: Mapping[str, Moments], samples: int) -> None:
     """Say where layers have hardly more tokens than inputs: a regression on so few says little."""
-    few = [
+    seen = [
         (layer, round(moments[layer.name].tokens * samples))
         for layer in dense.free
         if layer.name in moments
-        and moments[layer.name].tokens * samples < _TOKENS_PER_INPUT * layer.shape[1]
     ]
+    few = [(layer, tokens) for layer, tokens in seen if tokens < _TOKENS_PER_INPUT * layer.shape[1]]
     if few:
         layer, tokens = max(few, key=lambda pair: pair[0].shape[1])
         console.warn(
