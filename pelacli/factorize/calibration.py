@@ -19,6 +19,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,23 +86,28 @@ def collect(
     sums = {layer.name: LayerSums(narrow_in(layer.shape)) for layer in layers}
     generator = torch.Generator().manual_seed(passes.seed)
     samples = 0
-    with _frozen(module):
+    with frozen(module):
         for number, batch in enumerate(batches):
             calls: list[ObservedCall] = []
-            watch = _watch(layers, sums, calls, number, batch, passes.gradients)
-            count = _pass(module, batch, predict, head, watch, passes, generator)
+            seen = watch(layers, sums, calls, number, batch, passes.gradients)
+            if head is None:
+                output = partial(predict, module, batch)
+            else:
+                output = partial(head.hidden, batch)
+            count = propagate(module, batch, output, head, seen, passes, generator)
             for call in calls:
                 call.finish(passes.floor)
             samples += count
             advance(count)
     if not samples:
         raise RequestError("calibration: there are no samples; give at least one batch")
-    moments = _Moments(layers, sums, samples, passes.draws)
+    known = levels(layers, sums, samples * passes.draws)
+    moments = SummedMoments(layers, sums, known, samples, passes.draws)
     _check_finite(moments)
     return moments
 
 
-def _watch(
+def watch(
     layers: Sequence[Layer],
     sums: Mapping[str, LayerSums],
     calls: list[ObservedCall],
@@ -124,20 +130,24 @@ def _watch(
     return LinearCalls(layers, apply)
 
 
-def _pass(
+def propagate(
     module: nn.Module,
     batch: Any,
-    predict: Callable[[nn.Module, Any], Tensor],
+    forward: Callable[[], Tensor],
     head: Head | None,
     watch: LinearCalls,
     passes: Passes,
     generator: torch.Generator,
 ) -> int:
-    """One forward pass, and a backward pass for each draw. Gives the number of samples."""
+    """One forward pass, and a backward pass for each draw. Gives the number of samples.
+
+    Args:
+        forward: gives the module's output for the batch, or a language model's states.
+    """
     mask = padding_mask(batch)
     with evaluating(module), torch.set_grad_enabled(passes.gradients):
         with watch:
-            output = predict(module, batch) if head is None else head.hidden(batch)
+            output = forward()
         rows = unpadded(output, mask)
         if head is not None:
             with watch:
@@ -154,7 +164,7 @@ def _pass(
 
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
+def frozen(module: nn.Module) -> Iterator[None]:
     """No parameter wants gradients for the time of the block."""
     flags = [parameter.requires_grad for parameter in module.parameters()]
     module.requires_grad_(False)
@@ -165,39 +175,43 @@ def _frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-class _Moments(Mapping[str, Moments]):
+class SummedMoments(Mapping[str, Moments]):
     """The moments of the layers that ran, each made when it is asked for: they are in float64, and
     all of them at once would be four times as large as the sums.
 
     What the output does not depend on here (a pooler beside the mean of the tokens) may be what
     another head reads: it counts as if its gradients were of the others' median size.
+
+    Args:
+        levels: of the layers that ran, the mean diagonal of G per sample; None where no gradient
+            came.
     """
 
     def __init__(
         self,
         layers: Sequence[Layer],
         sums: Mapping[str, LayerSums],
+        levels: Mapping[str, float | None],
         samples: int,
         draws: int,
     ) -> None:
         self._shapes = {
             layer.name: (layer.shape, layer.bias is not None)
             for layer in layers
-            if sums[layer.name].tokens
+            if layer.name in levels
         }
         self._sums, self._samples, self._draws = sums, samples, draws
-        levels = [
-            sums[name].output_level(samples * draws, shape[0])
-            for name, (shape, _) in self._shapes.items()
-            if sums[name].gradient_square is not None
-        ]
-        self._level = statistics.median(levels) if levels else None
+        felt = [level for level in levels.values() if level is not None]
+        self._level = statistics.median(felt) if felt else None
 
     def __getitem__(self, name: str) -> Moments:
         shape, has_bias = self._shapes[name]
         return self._sums[name].moments(
             self._samples, self._draws, shape, self._level, centred=has_bias
         )
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
@@ -206,11 +220,37 @@ class _Moments(Mapping[str, Moments]):
         return len(self._shapes)
 
 
+def levels(
+    layers: Iterable[Layer], sums: Mapping[str, LayerSums], passes: int
+) -> dict[str, float | None]:
+    """Of the layers that ran, the mean diagonal of G per sample; None where no gradient came.
+
+    Args:
+        passes: samples × draws.
+    """
+    return {
+        layer.name: None
+        if sums[layer.name].gradient_square is None
+        else sums[layer.name].output_level(passes, layer.shape[0])
+        for layer in layers
+        if sums[layer.name].tokens
+    }
+
+
 def _check_finite(moments: Mapping[str, Moments]) -> None:
     for name, known in moments.items():
-        for moment in (known.near, known.far):
-            if moment is not None and not moment.isfinite().all():
-                raise RequestError(
-                    f"calibration: {name} sees values that are not finite; "
-                    "check the samples and the weights"
-                )
+        check_finite(name, known.near, known.far)
+
+
+def check_finite(name: str, *matrices: Tensor | None) -> None:
+    """Refuse a layer's matrices that hold NaN or infinity.
+
+    Raises:
+        RequestError: it names the layer.
+    """
+    for matrix in matrices:
+        if matrix is not None and not matrix.isfinite().all():
+            raise RequestError(
+                f"calibration: {name} sees values that are not finite; "
+                "check the samples and the weights"
+            )

@@ -1,0 +1,185 @@
+"""Calibration section by section: the activations of one block are in memory, and no others.
+
+A forward sweep writes the states between the sections to disk. Then the last section says what the
+output feels, and from back to front each block is run once more, watched, and passes the gradients
+of its output on to its input. So each section's moments are those of a pass through the whole
+model (`pelacli.factorize.calibration`), and as soon as they are complete they go to disk too.
+
+What a section leaves on the shelf is enough to go on from there, so a run that was killed does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pelacli.errors import RequestError
+from pelacli.factorize.batches import samples_in
+from pelacli.factorize.calibration import (
+    Passes,
+    SummedMoments,
+    check_finite,
+    frozen,
+    levels,
+    propagate,
+    watch,
+)
+from pelacli.factorize.moments import narrow_in
+from pelacli.factorize.observation import LayerSums, ObservedCall
+from pelacli.factorize.sections import Sections
+from pelacli.factorize.sensitivity import Head
+from pelacli.lowrank.calls import evaluating
+from pelacli.lowrank.layer import Layer
+from pelacli.system.shelf import Shelf
+
+
+class _StoredSums(Mapping[str, LayerSums]):
+    """The sums on the shelf, each read when it is asked for."""
+
+    def __init__(self, shelf: Shelf, names: Sequence[str]) -> None:
+        self._shelf, self._names = shelf, names
+
+    def __getitem__(self, name: str) -> LayerSums:
+        return LayerSums(**self._shelf.get(_sums(name)))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def collect(
+    sections: Sections,
+    batches: Sequence[Any],
+    shelf: Shelf,
+    passes: Passes | None = None,
+    *,
+    head: Head | None = None,
+    advance: Callable[[int], None] = lambda samples: None,
+) -> SummedMoments:
+    """Moments of the sections' layers over the batches, as `calibration.collect` gives them.
+
+    Args:
+        shelf: of the states (which stay on it for the correction), gradients and moments. What it
+            holds of an earlier call with the same arguments is not done again.
+        head: of a language model, whose hidden states are what the sections give.
+        advance: called after each batch in each section, with its number of samples.
+
+    Raises:
+        RequestError: no batches, or values that are not finite.
+        PelaError: the disk is full.
+    """
+    passes = passes or Passes()
+    if not batches:
+        raise RequestError("calibration: there are no samples; give at least one batch")
+    samples = sum(map(samples_in, batches))
+    known: dict[str, float | None] = {}
+    with frozen(sections.module), evaluating(sections.module):
+        _forward(sections, batches, shelf)
+        for section in reversed(range(len(sections))):
+            done = f"section-{section}"
+            if done in shelf:
+                advance(samples)
+            else:
+                sums = _section(sections, section, batches, shelf, passes, head, advance)
+                _put_sums(sections.layers[section], sums, shelf)
+                shelf.put(done, levels(sections.layers[section], sums, samples * passes.draws))
+            known |= shelf.get(done)
+            for number in range(len(batches)):
+                shelf.drop(_gradients(section + 1, number))
+    stored = _StoredSums(shelf, list(known))
+    return SummedMoments(sections.all_layers, stored, known, samples, passes.draws)
+
+
+def states(section: int, number: int) -> str:
+    """On the shelf: what a section gets of a batch; section 0 gets the batch itself."""
+    return f"states-{section}-{number}"
+
+
+def _gradients(section: int, number: int) -> str:
+    """On the shelf: those at what a section gets, one for each draw."""
+    return f"gradients-{section}-{number}"
+
+
+def _sums(layer: str) -> str:
+    return f"sums-{layer}"
+
+
+@torch.no_grad()
+def _forward(sections: Sections, batches: Sequence[Any], shelf: Shelf) -> None:
+    """Write the states of all batches before all sections."""
+    for section in range(len(sections) - 1):
+        for number, batch in enumerate(batches):
+            if states(section + 1, number) in shelf:
+                continue
+            if section == 0:
+                output = sections.front(number, batch)
+            else:
+                given = shelf.get(states(section, number))
+                output = sections.block(section, number, batch, given)
+            shelf.put(states(section + 1, number), output)
+
+
+def _section(
+    sections: Sections,
+    section: int,
+    batches: Sequence[Any],
+    shelf: Shelf,
+    passes: Passes,
+    head: Head | None,
+    advance: Callable[[int], None],
+) -> dict[str, LayerSums]:
+    """Sums of one section's layers; the gradients at its input go to the shelf."""
+    layers = sections.layers[section]
+    sums = {layer.name: LayerSums(narrow_in(layer.shape)) for layer in layers}
+    generator = torch.Generator().manual_seed(passes.seed)
+    for number, batch in enumerate(batches):
+        calls: list[ObservedCall] = []
+        seen = watch(layers, sums, calls, number, batch, passes.gradients)
+        given = shelf.get(states(section, number)) if section else None
+        arriving: list[Tensor] = []
+        if given is not None and passes.gradients:
+            given.requires_grad_().register_hook(arriving.append)
+        if section == len(sections) - 1:
+            assert given is not None
+            # The states are the last block's output, whatever else the model does before that.
+            propagate(
+                sections.module,
+                batch,
+                partial(sections.back, batch, given),
+                head,
+                seen,
+                passes,
+                generator,
+            )
+        else:
+            with torch.set_grad_enabled(passes.gradients):
+                with seen:
+                    output = (
+                        sections.front(number, batch)
+                        if given is None
+                        else sections.block(section, number, batch, given)
+                    )
+                known = shelf.get(_gradients(section + 1, number)) if output.requires_grad else []
+                for left, gradient in zip(reversed(range(len(known))), known, strict=True):
+                    torch.autograd.backward(output, gradient, retain_graph=left > 0)
+        if given is not None:
+            shelf.put(_gradients(section, number), arriving)
+        for call in calls:
+            call.finish(passes.floor)
+        advance(samples_in(batch))
+    return sums
+
+
+def _put_sums(layers: Sequence[Layer], sums: Mapping[str, LayerSums], shelf: Shelf) -> None:
+    """Write the sums of the layers that ran."""
+    for layer in layers:
+        known = sums[layer.name]
+        if known.tokens:
+            check_finite(layer.name, known.gram, known.gradient)
+            shelf.put(_sums(layer.name), vars(known))

@@ -1,0 +1,357 @@
+"""A model as a plain sequence: what comes before its blocks, the blocks, and what comes after.
+
+Then calibration and correction can take one section after the other, with the hidden states
+between them on disk, and need the activations of one block at a time.
+
+A block is known by its name alone. What it is called with beside the states (masks, tables of
+positions) is what the model's own forward gives it: that runs with stand-ins for the blocks, which
+pass the states on as they are. Whether a model is such a sequence is not read off its class but
+tried: walking the sections must give what the model gives.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pelacli.factorize.batches import pieces, samples_in
+from pelacli.lowrank.calls import LinearCalls, evaluating
+from pelacli.lowrank.layer import Layer
+
+_PROBE = 2  # samples that the sections are tried on
+_STATES = ("hidden_states", "x")  # what blocks call the states where they take them by name
+
+# (the model, a batch) → its output
+Run = Callable[[nn.Module, Any], Tensor]
+
+
+class _NotASequenceError(Exception):
+    """The model is no plain sequence of its blocks."""
+
+
+class _ReachedError(Exception):
+    """The pass has come to the last block, and what comes after it is not wanted."""
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """What a block is called with beside the states."""
+
+    keyword: str | None  # of the states; None where they are the first argument
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self, block: nn.Module, states: Tensor) -> Tensor:
+        args, kwargs = (_fresh(part) for part in (self.args, self.kwargs))
+        if self.keyword is None:
+            output = block(states, *args, **kwargs)
+        else:
+            output = block(*args, **{self.keyword: states}, **kwargs)
+        return _states_of(output)
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield from _tensors((self.args, self.kwargs))
+
+    @classmethod
+    def split(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, BlockCall]:
+        """The states of a call, and the rest of it."""
+        if args:
+            states, call = args[0], cls(None, args[1:], kwargs)
+        else:
+            keyword = next((name for name in _STATES if name in kwargs), None)
+            if keyword is None:
+                raise _NotASequenceError
+            others = {name: value for name, value in kwargs.items() if name != keyword}
+            states, call = kwargs[keyword], cls(keyword, (), others)
+        if not isinstance(states, Tensor):
+            raise _NotASequenceError
+        return states, call
+
+
+@dataclass
+class _Pass:
+    """One pass of the model's own forward with stand-ins for the blocks.
+
+    Attributes:
+        last: what the last block gives; None ends the pass there.
+        first: what the first block is given.
+        calls: of the blocks so far.
+        given: what the latest block has given.
+    """
+
+    last: Tensor | None
+    first: Tensor | None = None
+    calls: list[BlockCall] = field(default_factory=list)
+    given: Tensor | None = None
+
+    def enter(self, number: int, of: int, args: Any, kwargs: Any) -> Tensor:
+        """A block's stand-in is called: what it gives."""
+        states, call = BlockCall.split(args, kwargs)
+        if number != len(self.calls) or (number and states is not self.given):
+            raise _NotASequenceError
+        if number == 0:
+            self.first = states
+        self.calls.append(call)
+        if number < of - 1:
+            self.given = states.view_as(states)
+        elif self.last is None:
+            raise _ReachedError
+        else:
+            self.given = self.last
+        return self.given
+
+
+class Sections:
+    """A model's sections: 0 is what comes before the blocks, then the blocks, then the rest.
+
+    Attributes:
+        module: the whole model.
+        layers: section → the layers in it.
+        all_layers: those of all sections, in the order in which they were given.
+    """
+
+    def __init__(
+        self, module: nn.Module, blocks: Sequence[str], run: Run, layers: Sequence[Layer]
+    ) -> None:
+        """Args: as of `sections`.
+
+        Raises:
+            _NotASequenceError: the blocks can't be stood in for.
+        """
+        self.module, self._run = module, run
+        self._blocks = [module.get_submodule(name) for name in blocks]
+        # What a block gives beside the states, if that is a tuple; nobody may need it.
+        self._others: list[int | None] = [None] * len(blocks)
+        self._local = threading.local()
+        self._lock, self._passes = threading.Lock(), 0
+        self._calls: dict[int, list[BlockCall]] = {}
+        self.layers: list[list[Layer]] = [[] for _ in range(len(blocks) + 2)]
+        self.all_layers = list(layers)
+
+    def __len__(self) -> int:
+        return len(self._blocks) + 2
+
+    def front(self, number: int, batch: Any) -> Tensor:
+        """The states that the first block gets of a batch.
+
+        Args:
+            number: of the batch; what its blocks are called with is remembered by it.
+        """
+        one = self._pass(batch, None)[0]
+        self._calls.setdefault(number, one.calls)
+        assert one.first is not None
+        return one.first
+
+    def block(self, section: int, number: int, batch: Any, states: Tensor) -> Tensor:
+        """The states after a block.
+
+        Args:
+            section: 1 is the first block.
+            number, batch: see `front`.
+        """
+        if number not in self._calls:
+            with torch.no_grad():
+                self.front(number, batch)
+        return self._calls[number][section - 1](self._blocks[section - 1], states)
+
+    def back(self, batch: Any, states: Tensor) -> Tensor:
+        """What the model gives for a batch, of the states after the last block."""
+        output = self._pass(batch, states)[1]
+        assert output is not None
+        return output
+
+    def _pass(self, batch: Any, last: Tensor | None) -> tuple[_Pass, Tensor | None]:
+        one = self._local.one = _Pass(last)
+        with self._standing_in():
+            try:
+                return one, self._run(self.module, batch)
+            except _ReachedError:
+                return one, None
+
+    @contextmanager
+    def _standing_in(self) -> Iterator[None]:
+        """While active, the blocks' own forwards don't run. Passes of several threads may be under
+        way together, each with a batch of its own."""
+        with self._lock:
+            self._passes += 1
+            if self._passes == 1:
+                self._own = _replace_forwards(self._blocks, self._stand_in)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._passes -= 1
+                if self._passes == 0:
+                    _restore_forwards(self._blocks, self._own)
+
+    def _stand_in(self, number: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            given = self._local.one.enter(number, len(self._blocks), args, kwargs)
+            others = self._others[number]
+            return given if others is None else (given, *[None] * others)
+
+        return forward
+
+    def check(self, batch: Any) -> None:
+        """Try the sections on a few samples, and find out which layers lie in which.
+
+        Raises:
+            _NotASequenceError: they don't give what the model gives, or gradients would be lost.
+        """
+        places = self._observe(batch)
+        for layer in self.all_layers:
+            at = places.get(layer.name, {len(self) - 1})  # the head's, which ``run`` may leave out
+            if len(at) != 1:
+                raise _NotASequenceError
+            self.layers[next(iter(at))].append(layer)
+        with torch.no_grad():
+            states = self.front(-1, batch)
+            for section in range(1, len(self) - 1):
+                states = self.block(section, -1, batch, states)
+            output = self.back(batch, states)
+        tolerance = 1e-5 * float(self._expected.abs().max())
+        same = output.shape == self._expected.shape
+        if not same or not torch.allclose(output, self._expected, rtol=1e-4, atol=tolerance):
+            raise _NotASequenceError
+        self._check_gradients(batch, states)
+        del self._calls[-1], self._expected
+
+    @torch.no_grad()
+    def _observe(self, batch: Any) -> dict[str, set[int]]:
+        """Run the model as it is: layer → the sections in which it runs."""
+        places: dict[str, set[int]] = {}
+        own = [block.forward for block in self._blocks]
+        order: list[int] = []
+        at, previous = 0, None
+
+        def note(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            places.setdefault(layer.name, set()).add(at)
+            return F.linear(x, weight, bias)
+
+        def watched(number: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                nonlocal at, previous
+                states = BlockCall.split(args, kwargs)[0]
+                if previous is not None and states is not previous:
+                    raise _NotASequenceError
+                order.append(number)
+                at = number + 1
+                output = own[number](*args, **kwargs)
+                previous = _states_of(output)
+                self._others[number] = len(output) - 1 if type(output) is tuple else None
+                at = len(self) - 1 if number + 1 == len(self._blocks) else -1
+                return output
+
+            return forward
+
+        before = _replace_forwards(self._blocks, watched)
+        try:
+            with LinearCalls(self.all_layers, note):
+                self._expected = self._run(self.module, batch)
+        finally:
+            _restore_forwards(self._blocks, before)
+        if order != list(range(len(self._blocks))) or {-1} in places.values():
+            raise _NotASequenceError
+        return places
+
+    def _check_gradients(self, batch: Any, states: Tensor) -> None:
+        """Layers before the blocks must be felt through the first block's states alone: not past
+        the blocks, and not through what else the blocks get."""
+        if not self.layers[0]:
+            return
+        outputs: list[Tensor] = []
+
+        def apply(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            outputs.append(F.linear(x.detach().requires_grad_(), weight, bias))
+            return outputs[-1]
+
+        with torch.enable_grad(), LinearCalls(self.layers[0], apply):
+            one, output = self._pass(batch, states.detach().requires_grad_())
+        assert output is not None
+        if any(tensor.requires_grad for call in one.calls for tensor in call.tensors()):
+            raise _NotASequenceError
+        felt = torch.autograd.grad(output.float().sum(), outputs, allow_unused=True)
+        if any(gradient is not None for gradient in felt):
+            raise _NotASequenceError
+
+
+def sections(
+    module: nn.Module, blocks: Sequence[str], run: Run, layers: Sequence[Layer], batch: Any
+) -> Sections | None:
+    """The model's sections; None where it is no plain sequence of its blocks.
+
+    Args:
+        blocks: names of the repeated blocks, in the order in which they run.
+        run: (the model, a batch) → its main output, or a language model's hidden states.
+        layers: those that may be factorised.
+        batch: what ``run`` takes; the first samples of it are tried.
+    """
+    if not blocks:
+        return None
+    few = pieces(batch, samples_in(batch), _PROBE)[0]
+    flags = [parameter.requires_grad for parameter in module.parameters()]
+    module.requires_grad_(False)
+    try:
+        made = Sections(module, blocks, run, layers)
+        with evaluating(module):
+            made.check(few)
+    except Exception:  # a block that is called in another way raises whatever its code raises
+        return None
+    finally:
+        for parameter, flag in zip(module.parameters(), flags, strict=True):
+            parameter.requires_grad_(flag)
+    return made
+
+
+def _replace_forwards(
+    blocks: Sequence[nn.Module], forward: Callable[[int], Callable[..., Any]]
+) -> list[Any]:
+    """Give the blocks these forwards. Gives what they had of their own, beside their class's."""
+    own = [block.__dict__.get("forward") for block in blocks]
+    for number, block in enumerate(blocks):
+        block.__dict__["forward"] = forward(number)
+    return own
+
+
+def _restore_forwards(blocks: Sequence[nn.Module], own: Sequence[Any]) -> None:
+    for block, before in zip(blocks, own, strict=True):
+        del block.__dict__["forward"]
+        if before is not None:
+            block.__dict__["forward"] = before
+
+
+def _states_of(output: Any) -> Tensor:
+    """The states that a block gives: its output, or the first part of it."""
+    states = output[0] if type(output) is tuple and output else output
+    if not isinstance(states, Tensor):
+        raise _NotASequenceError
+    return states
+
+
+def _fresh(value: Any) -> Any:
+    """An argument for one call: what a block may change (a cache of keys) is a copy."""
+    if isinstance(value, Tensor | str | int | float | None):
+        return value.detach() if isinstance(value, Tensor) else value
+    if type(value) in (tuple, list):
+        return type(value)(map(_fresh, value))
+    if isinstance(value, Mapping):
+        return {name: _fresh(item) for name, item in value.items()}
+    return copy.deepcopy(value)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
