@@ -80,6 +80,7 @@ def collect(
     samples = sum(map(samples_in, batches))
     known: dict[str, float | None] = {}
     with frozen(sections.module), evaluating(sections.module):
+        sections.prepare(batches)
         _forward(sections, batches, shelf)
         for section in reversed(range(len(sections))):
             done = f"section-{section}"
@@ -117,12 +118,8 @@ def _forward(sections: Sections, batches: Sequence[Any], shelf: Shelf) -> None:
         for number, batch in enumerate(batches):
             if states(section + 1, number) in shelf:
                 continue
-            if section == 0:
-                output = sections.front(number, batch)
-            else:
-                given = shelf.get(states(section, number))
-                output = sections.block(section, number, batch, given)
-            shelf.put(states(section + 1, number), output)
+            given = shelf.get(states(section, number)) if section else None
+            shelf.put(states(section + 1, number), sections.run(section, number, batch, given))
 
 
 def _section(
@@ -145,26 +142,13 @@ def _section(
         arriving: list[Tensor] = []
         if given is not None and passes.gradients:
             given.requires_grad_().register_hook(arriving.append)
+        forward = partial(sections.run, section, number, batch, given)
         if section == len(sections) - 1:
-            assert given is not None
-            # The states are the last block's output, whatever else the model does before that.
-            propagate(
-                sections.module,
-                batch,
-                partial(sections.back, batch, given),
-                head,
-                seen,
-                passes,
-                generator,
-            )
+            propagate(sections.module, batch, forward, head, seen, passes, generator)
         else:
             with torch.set_grad_enabled(passes.gradients):
                 with seen:
-                    output = (
-                        sections.front(number, batch)
-                        if given is None
-                        else sections.block(section, number, batch, given)
-                    )
+                    output = forward()
                 known = shelf.get(_gradients(section + 1, number)) if output.requires_grad else []
                 for left, gradient in zip(reversed(range(len(known))), known, strict=True):
                     torch.autograd.backward(output, gradient, retain_graph=left > 0)

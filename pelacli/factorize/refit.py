@@ -46,6 +46,8 @@ def correct(
     batches: Sequence[Any],
     predict: Callable[[nn.Module, Any], Any],
     *,
+    compressed: Sequence[Any] | None = None,
+    masks: Sequence[Tensor | None] | None = None,
     ridge: float = RIDGE,
     payback: float = PAYBACK,
     advance: Callable[[], None] = lambda: None,
@@ -58,6 +60,9 @@ def correct(
         moments: of the dense model; their output-gradient sides are used again.
         batches: calibration samples, all in memory: what ``predict`` takes. They must be the very
             batches of the moments, and each costs two threads: see `pelacli.factorize.batches`.
+        compressed: what the second stream walks on, batch by batch, where it is not the same:
+            states inside a model that layers before have changed.
+        masks: of the batches' tokens, [B, N]; unset: as the batches say.
         ridge: share of the inputs' mean variance that holds the regression to the old weight.
         payback: share of the residual stream's loss that a layer is asked for, 0 to 1.
         advance: called after each layer.
@@ -67,10 +72,12 @@ def correct(
     """
     planned = [layer for layer in layers if layer.name in ranks]
     factors: dict[str, Factors] = {}
+    compressed = batches if compressed is None else compressed
+    masks = list(map(padding_mask, batches)) if masks is None else masks
     with (
         evaluating(module),
         lockstep(module, planned, batches, predict) as dense_stops,
-        lockstep(module, planned, batches, predict) as stops,
+        lockstep(module, planned, compressed, predict) as stops,
     ):
         dense = _DenseStream(dense_stops)
         for calls in stops:
@@ -78,7 +85,7 @@ def correct(
             if layer.name not in factors:
                 known = moments.get(layer.name, Moments())
                 passages = dense.passages(layer.name, factors)
-                parts = _regression_data(calls, passages, batches, known.weights, payback)
+                parts = _regression_data(calls, passages, masks, known.weights, payback)
                 factors[layer.name] = _refit(layer, ranks[layer.name], known, parts, ridge)
                 advance()
             down, up, bias = factors[layer.name]
@@ -156,7 +163,7 @@ class _Part:
 def _regression_data(
     calls: Sequence[Call],
     passages: Mapping[int, _Passage],
-    batches: Sequence[Any],
+    masks: Sequence[Tensor | None],
     weights: Mapping[int, Tensor],
     payback: float,
 ) -> list[_Part]:
@@ -165,7 +172,7 @@ def _regression_data(
         passage = passages.get(call.walker)
         if passage is None or passage.call.x.shape != call.x.shape:
             passage = _Passage(call, None)  # the streams went different ways here
-        mask = padding_mask(batches[call.walker])
+        mask = masks[call.walker]
         target = F.linear(passage.call.x, call.weight.detach())
         if payback and passage.sum is not None:
             stream = call.watch.output_of(passage.sum.call)

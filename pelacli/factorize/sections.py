@@ -37,8 +37,9 @@ class _NotASequenceError(Exception):
     """The model is no plain sequence of its blocks."""
 
 
-class _ReachedError(Exception):
-    """The pass has come to the last block, and what comes after it is not wanted."""
+class _ReachedError(BaseException):
+    """The pass has come to the last block, and what comes after it is not wanted. No error of the
+    model, so whoever catches those lets it pass."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class _Pass:
         elif self.last is None:
             raise _ReachedError
         else:
-            self.given = self.last
+            self.given = self.last.view_as(self.last)
         return self.given
 
 
@@ -139,34 +140,35 @@ class Sections:
     def __len__(self) -> int:
         return len(self._blocks) + 2
 
-    def front(self, number: int, batch: Any) -> Tensor:
-        """The states that the first block gets of a batch.
+    def run(self, section: int, number: int, batch: Any, states: Tensor | None) -> Tensor:
+        """What a section gives: the states for the next one, or the model's output.
 
         Args:
-            number: of the batch; what its blocks are called with is remembered by it.
+            number: of the batch; what the blocks are called with beside the states is remembered
+                by it, so the batch must have been prepared.
+            states: that the section gets; None for the first, which gets the batch itself.
         """
-        one = self._pass(batch, None)[0]
-        self._calls.setdefault(number, one.calls)
-        assert one.first is not None
-        return one.first
+        if states is None:
+            return self._front(batch)
+        if section == len(self) - 1:
+            output = self._pass(batch, states)[1]
+            assert output is not None
+            return output
+        call, block = self._calls[number][section - 1], self._blocks[section - 1]
+        # A view is the result of a call, by which a residual stream can be known again.
+        return call(block, states.view_as(states))
 
-    def block(self, section: int, number: int, batch: Any, states: Tensor) -> Tensor:
-        """The states after a block.
+    @torch.no_grad()
+    def prepare(self, batches: Sequence[Any]) -> None:
+        """Find out what the blocks are called with in these batches, which are numbered so."""
+        for number, batch in enumerate(batches):
+            if number not in self._calls:
+                self._calls[number] = self._pass(batch, None)[0].calls
 
-        Args:
-            section: 1 is the first block.
-            number, batch: see `front`.
-        """
-        if number not in self._calls:
-            with torch.no_grad():
-                self.front(number, batch)
-        return self._calls[number][section - 1](self._blocks[section - 1], states)
-
-    def back(self, batch: Any, states: Tensor) -> Tensor:
-        """What the model gives for a batch, of the states after the last block."""
-        output = self._pass(batch, states)[1]
-        assert output is not None
-        return output
+    def _front(self, batch: Any) -> Tensor:
+        first = self._pass(batch, None)[0].first
+        assert first is not None
+        return first
 
     def _pass(self, batch: Any, last: Tensor | None) -> tuple[_Pass, Tensor | None]:
         one = self._local.one = _Pass(last)
@@ -213,16 +215,16 @@ class Sections:
                 raise _NotASequenceError
             self.layers[next(iter(at))].append(layer)
         with torch.no_grad():
-            states = self.front(-1, batch)
-            for section in range(1, len(self) - 1):
-                states = self.block(section, -1, batch, states)
-            output = self.back(batch, states)
+            self.prepare([batch])
+            states, output = batch, self._front(batch)
+            for section in range(1, len(self)):
+                states, output = output, self.run(section, 0, batch, output)
         tolerance = 1e-5 * float(self._expected.abs().max())
         same = output.shape == self._expected.shape
-        if not same or not torch.allclose(output, self._expected, rtol=1e-4, atol=tolerance):
+        if not same or not torch.allclose(output, self._expected, 1e-4, tolerance, equal_nan=True):
             raise _NotASequenceError
         self._check_gradients(batch, states)
-        del self._calls[-1], self._expected
+        del self._calls[0], self._expected
 
     @torch.no_grad()
     def _observe(self, batch: Any) -> dict[str, set[int]]:

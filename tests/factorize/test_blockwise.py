@@ -6,7 +6,7 @@ import pytest
 import torch
 from calibrated_models import BART, CLIP, SMALL, T5, opened, samples
 
-from pelacli.factorize import blockwise, calibration, sections
+from pelacli.factorize import blockwise, blockwise_refit, calibration, refit, sections
 from pelacli.lowrank import find
 from pelacli.models import blocks, prediction
 from pelacli.models.token_head import token_head
@@ -93,3 +93,17 @@ def test_moments_are_those_of_the_whole_model(parts):
         assert ours[name].weights.keys() == known.weights.keys()
         for number, weights in known.weights.items():
             assert same(ours[name].weights[number], weights, 1e-3), name
+
+
+@pytest.mark.parametrize("parts", ["vit_tiny_patch16_224", "electra", *CAUSAL], indirect=True)
+def test_correction_is_that_of_the_whole_model_with_payback_at_the_borders(parts):
+    shelf = Shelf()
+    moments = blockwise.collect(parts.sections, parts.batches, shelf, head=parts.head)
+    ranks = {layer.name: 6 for layer in parts.layers}
+    whole = refit.correct(parts.module, parts.layers, ranks, moments, parts.batches, parts.run)
+    ours = blockwise_refit.correct(parts.sections, ranks, moments, parts.batches, shelf)
+    assert list(ours) == list(whole)
+    for name, (down, up, bias) in whole.items():
+        product = ours[name][1] @ ours[name][0]
+        assert same(product, up @ down, 1e-3), name
+        assert same(ours[name][2], bias, 1e-3), name

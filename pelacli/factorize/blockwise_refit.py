@@ -1,0 +1,123 @@
+"""Correction section by section: both streams of states lie on disk between the sections.
+
+Within a section it is `pelacli.factorize.refit`. The dense stream is what calibration has left; the
+compressed one is written as the sections are done, so that with a section's factors there always
+stands what a killed run needs to go on behind them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from pelacli.factorize import refit
+from pelacli.factorize.blockwise import states
+from pelacli.factorize.moments import Moments
+from pelacli.factorize.sections import Sections
+from pelacli.lowrank.calls import evaluating
+from pelacli.lowrank.padding import padding_mask
+from pelacli.lowrank.replace import Factors
+from pelacli.system.shelf import Shelf
+
+
+def correct(
+    sections: Sections,
+    ranks: Mapping[str, int],
+    moments: Mapping[str, Moments],
+    batches: Sequence[Any],
+    shelf: Shelf,
+    *,
+    ridge: float = refit.RIDGE,
+    payback: float = refit.PAYBACK,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, Factors]:
+    """Factors of the planned layers, as `refit.correct` gives them.
+
+    Args:
+        ranks, moments, ridge, payback, advance: as there.
+        batches, shelf: those of `blockwise.collect`. What the shelf holds of an earlier call with
+            the same arguments is not done again.
+
+    Raises:
+        PelaError: the disk is full.
+    """
+    plan = hashlib.sha256(json.dumps(ranks, sort_keys=True).encode()).hexdigest()[:12]
+    step = partial(refit.correct, ranks=ranks, moments=moments, ridge=ridge, payback=payback)
+    factors: dict[str, Factors] = {}
+    with evaluating(sections.module):
+        sections.prepare(batches)
+        for section in range(len(sections)):
+            layers = [layer for layer in sections.layers[section] if layer.name in ranks]
+            done = f"{plan}-factors-{section}"
+            if done not in shelf:
+                new = _section(sections, section, layers, batches, shelf, plan, step)
+                shelf.put(done, {name: list(known) for name, known in new.items()})
+            factors |= {name: tuple(known) for name, known in shelf.get(done).items()}
+            for _ in layers:
+                advance()
+            for number in range(len(batches)):
+                shelf.drop(_compressed(plan, section, number))
+    return factors
+
+
+def _compressed(plan: str, section: int, number: int) -> str:
+    """On the shelf: what a section gets of a batch in the compressed stream."""
+    return f"{plan}-{states(section, number)}"
+
+
+@dataclass
+class _Passage:
+    """A batch on its way through one section.
+
+    Attributes:
+        states: that it brings; None into the first section.
+        output: that it has when it comes out.
+    """
+
+    number: int
+    batch: Any
+    states: Tensor | None
+    output: Tensor | None = None
+
+
+def _section(
+    sections: Sections,
+    section: int,
+    layers: Sequence[Any],
+    batches: Sequence[Any],
+    shelf: Shelf,
+    plan: str,
+    step: Callable[..., dict[str, Factors]],
+) -> dict[str, Factors]:
+    """Factors of one section's layers; the compressed states behind it go to the shelf."""
+
+    def walk(module: nn.Module, passage: _Passage) -> None:
+        at = (passage.number, passage.batch, passage.states)
+        passage.output = sections.run(section, *at)
+
+    dense, compressed = [], []
+    for number, batch in enumerate(batches):
+        names = (states(section, number), _compressed(plan, section, number))
+        ours, theirs = (shelf.get(name) if section else None for name in names)
+        dense.append(_Passage(number, batch, ours))
+        compressed.append(_Passage(number, batch, theirs))
+    masks = [padding_mask(batch) for batch in batches]
+    factors = step(
+        sections.module,
+        layers,
+        batches=dense,
+        predict=walk,
+        compressed=compressed,
+        masks=masks,
+    )
+    if section < len(sections) - 1:
+        for passage in compressed:
+            assert passage.output is not None
+            shelf.put(_compressed(plan, section + 1, passage.number), passage.output)
+    return factors
