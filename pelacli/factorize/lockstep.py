@@ -99,9 +99,11 @@ class _Walker:
         self._go.acquire()
         if self.stopping:
             raise _Stop
-        assert call.output is not None
-        self.watch.follow(call.output)
-        return call.output
+        # The call may be held longer than the model needs its output.
+        output, call.output = call.output, None
+        assert output is not None
+        self.watch.follow(output)
+        return output
 
 
 @contextmanager

@@ -85,8 +85,15 @@ def correct(
             if layer.name not in factors:
                 known = moments.get(layer.name, Moments())
                 passages = dense.passages(layer.name, factors)
-                parts = _regression_data(calls, passages, masks, known.weights, payback)
-                factors[layer.name] = _refit(layer, ranks[layer.name], known, parts, ridge)
+                # Not kept in a variable: it is as large as the streams.
+                factors[layer.name] = _refit(
+                    layer,
+                    ranks[layer.name],
+                    known,
+                    _regression_data(calls, passages, masks, known.weights, payback),
+                    ridge,
+                )
+                del passages
                 advance()
             down, up, bias = factors[layer.name]
             for call in calls:
@@ -150,13 +157,16 @@ class _Part:
 
     Attributes:
         dense, compressed: inputs of the two streams, [tokens, in].
-        target: the output to be met, without bias, [tokens, out].
+        target: the output to be met, without bias, [tokens, out]; None of a layer with in < out,
+            whose regression is that of the inputs.
+        target_sum: the weighted sum of its rows, [out]; None of a layer without a bias to meet it.
         weights: how strongly the model's output depends on each token, [tokens].
     """
 
     dense: Tensor
     compressed: Tensor
-    target: Tensor
+    target: Tensor | None
+    target_sum: Tensor | None
     weights: Tensor
 
 
@@ -173,24 +183,35 @@ def _regression_data(
         if passage is None or passage.call.x.shape != call.x.shape:
             passage = _Passage(call, None)  # the streams went different ways here
         mask = masks[call.walker]
-        target = F.linear(passage.call.x, call.weight.detach())
-        if payback and passage.sum is not None:
-            stream = call.watch.output_of(passage.sum.call)
-            if stream is not None and stream.shape == passage.sum.stream.shape:
-                target = target + payback * owed(passage.sum, stream, target)
-        dense, compressed, rows = (token_rows(t, mask) for t in (passage.call.x, call.x, target))
+        dense, compressed = (token_rows(x, mask) for x in (passage.call.x, call.x))
         token_weights = weights.get(call.walker)
         if token_weights is None or len(token_weights) != len(compressed):
             token_weights = compressed.new_ones(len(compressed))
-        parts.append(_Part(dense, compressed, rows, token_weights))
+        target = target_sum = None
+        narrow, has_bias = narrow_in(call.layer.shape), call.layer.bias is not None
+        if has_bias or not narrow:
+            target = token_rows(_target(call, passage, payback), mask)
+            target_sum = (token_weights @ target).double() if has_bias else None
+        kept = None if narrow else target
+        parts.append(_Part(dense, compressed, kept, target_sum, token_weights))
     return parts
+
+
+def _target(call: Call, passage: _Passage, payback: float) -> Tensor:
+    """The output [..., out] that the layer should have, without bias."""
+    target = F.linear(passage.call.x, call.weight.detach())
+    if payback and passage.sum is not None:
+        stream = call.watch.output_of(passage.sum.call)
+        if stream is not None and stream.shape == passage.sum.stream.shape:
+            target = target + payback * owed(passage.sum, stream, target)
+    return target
 
 
 def _refit(
     layer: Layer, rank: int, known: Moments, parts: Sequence[_Part], ridge: float
 ) -> Factors:
     """The regression of the target on the compressed inputs, cut at the rank in their metric."""
-    inputs, target = [part.compressed for part in parts], [part.target for part in parts]
+    inputs = [part.compressed for part in parts]
     weights = [part.weights for part in parts]
     centred = layer.bias is not None  # only a bias can take up a mean
 
@@ -215,6 +236,7 @@ def _refit(
         far = None if known.far is None else T.T @ known.far @ T
         moments = replace(known, near=covariance, far=far, near_level=level)
     else:
+        target = [part.target for part in parts if part.target is not None]
         cross = product(target, inputs)
         refitted = torch.cholesky_solve((cross + weight * hold).T, root).T
         far = refitted @ covariance @ refitted.T
@@ -222,7 +244,8 @@ def _refit(
     down, up = decompose(refitted, moments, keep=rank).factors(rank)
     bias = layer.bias
     if bias is not None:  # it makes the mean output that of the target
-        shift = _mean(target, weights) - up @ (down @ _mean(inputs, weights))
+        sums = [part.target_sum for part in parts if part.target_sum is not None]
+        shift = _mean_of(sums, weights) - up @ (down @ _mean(inputs, weights))
         bias = (bias.double() + shift).to(bias.dtype)
     dtype = layer.weight.dtype
     return down.to(dtype), up.to(dtype), bias
@@ -231,8 +254,12 @@ def _refit(
 def _mean(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """Weighted mean of the rows, in float64."""
     pairs = zip(parts, weights, strict=True)
-    total = torch.stack([(w @ part).double() for part, w in pairs])
-    return total.sum(0) / sum(float(w.sum(dtype=torch.float64)) for w in weights)
+    return _mean_of([(w @ part).double() for part, w in pairs], weights)
+
+
+def _mean_of(sums: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """The mean of rows whose weighted sums these are."""
+    return torch.stack(list(sums)).sum(0) / sum(float(w.sum(dtype=torch.float64)) for w in weights)
 
 
 def _product(

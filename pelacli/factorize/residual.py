@@ -57,12 +57,21 @@ class Watch(TorchFunctionMode):
         self.sum: Sum | None = None
         self._results: list[weakref.ref[Tensor]] = []
         self._call_of: dict[int, int] = {}  # id of a tensor → number of the last call that gave it
-        self._followed: dict[int, tuple[Tensor, Path]] = {}
+        # Tensors are not kept alive for this.
+        self._followed: dict[int, tuple[weakref.ref[Tensor], Path]] = {}
 
     def follow(self, output: Tensor) -> None:
         """Follow this layer output from now on, and no other."""
-        self.sum = None
-        self._followed = {id(output): (output, _same)}
+        self.sum, self._followed = None, {}
+        self._follow(output, _same)
+
+    def _follow(self, tensor: Tensor, path: Path) -> None:
+        self._followed[id(tensor)] = (weakref.ref(tensor), path)
+
+    def _path_to(self, value: Any) -> Path | None:
+        """What made this of the output that is followed; None of anything else."""
+        followed, path = self._followed.get(id(value), (None, None))
+        return path if followed is not None and followed() is value else None
 
     def output_of(self, call: int) -> Tensor | None:
         """The tensor that a call gave, while it is in use."""
@@ -83,13 +92,14 @@ class Watch(TorchFunctionMode):
 
     def _sum(self, a: Any, b: Any) -> Sum | None:
         for ours, stream in ((a, b), (b, a)):
-            known = self._followed.get(id(ours))
-            if known is None or known[0] is not ours or not isinstance(stream, Tensor):
+            path = self._path_to(ours)
+            if path is None or not isinstance(stream, Tensor):
                 continue
             call = self._call_that_gave(stream)
-            if call is not None and id(stream) not in self._followed and stream.shape == ours.shape:
+            apart = self._path_to(stream) is None and stream.shape == ours.shape
+            if call is not None and apart:
                 # A copy, since a sum in place would change the stream.
-                return Sum(stream.detach().clone(), call, known[1])
+                return Sum(stream.detach().clone(), call, path)
         return None
 
     def _call_that_gave(self, tensor: Tensor) -> int | None:
@@ -100,18 +110,18 @@ class Watch(TorchFunctionMode):
         """Follow the output through one call, if that is linear in it and nothing else."""
         if name in _SCALES and len(args) == 2:
             for ours, scale in (args, args[::-1]):
-                known = self._followed.get(id(ours))
-                if known and known[0] is ours and _constant(scale):
-                    self._followed[id(result)] = (result, _scaled(known[1], scale))
+                path = self._path_to(ours)
+                if path is not None and _constant(scale):
+                    self._follow(result, _scaled(path, scale))
                     return
             return
-        known = self._followed.get(id(args[0]))
-        if known is None or known[0] is not args[0]:
+        path = self._path_to(args[0])
+        if path is None:
             return
         if name in _MOVES and not any(isinstance(a, Tensor) for a in args[1:]):
-            self._followed[id(result)] = (result, _moved(known[1], func, args[1:], kwargs))
+            self._follow(result, _moved(path, func, args[1:], kwargs))
         elif func in (F.dropout, torch.dropout) and result.shape == args[0].shape:
-            self._followed[id(result)] = (result, known[1])  # nothing is dropped in eval mode
+            self._follow(result, path)  # nothing is dropped in eval mode
 
 
 def owed(dense: Sum, stream: Tensor, output: Tensor) -> Tensor:

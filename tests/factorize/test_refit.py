@@ -53,7 +53,7 @@ def error(dense, model, batches):
 
 def test_lockstep_stops_all_walkers_at_each_layer_in_order(net, batches):
     layers = find.find_layers(net)
-    seen = []
+    seen, kept = [], []
     with lockstep.lockstep(net, layers, batches, predict) as stops:
         for calls in stops:
             assert [call.walker for call in calls] == list(range(len(batches)))
@@ -61,6 +61,8 @@ def test_lockstep_stops_all_walkers_at_each_layer_in_order(net, batches):
             seen.append(calls[0].layer.name)
             for call in calls:
                 call.output = F.linear(call.x, call.weight, call.bias)
+            kept.append(calls)
+    assert not any(call.output is not None for calls in kept for call in calls)  # the model's alone
     order = [f"{part}.{i}" for i in range(3) for part in ("inner", "outer")]
     assert seen == [*order, "mix"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -112,3 +114,13 @@ def test_the_number_of_a_call_is_the_same_in_another_run():
         assert second.output_of(first.sum.call) is x
         assert second.output_of(99) is None
         block(x)
+
+
+def test_an_output_is_not_kept_alive_to_be_followed():
+    watch, y = Watch(), torch.zeros(2, 3)
+    with watch:
+        watch.follow(y)
+        moved = y.view(3, 2)
+    kept = [weakref.ref(tensor) for tensor in (y, moved)]
+    del y, moved
+    assert [tensor() for tensor in kept] == [None, None]
