@@ -1,0 +1,91 @@
+"""How much memory this process may still take. No torch.
+
+A machine's free memory is not all: a container has a limit of its own (a cgroup), and so may the
+process (``ulimit``). Where one is overrun the kernel ends the process without a word, so it is
+asked for before the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+
+
+def available() -> int:
+    """Bytes that this process may still take: the least of what the machine has free, what its
+    cgroups leave and what its own limits do."""
+    return max(0, min([psutil.virtual_memory().available, *_in_cgroups(), *_in_own_limits()]))
+
+
+def text(size: float) -> str:
+    """A number of bytes for people: "3.1 GB", or "250 MB" below 1 GB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(size / 1e6, 1):.0f} MB"
+
+
+def _in_own_limits() -> Iterator[int]:
+    """What ``ulimit -v`` and ``ulimit -d`` leave."""
+    if resource is None:
+        return
+    used = psutil.Process().memory_info()
+    for name, taken in (("RLIMIT_AS", used.vms), ("RLIMIT_DATA", getattr(used, "data", None))):
+        limit = resource.getrlimit(getattr(resource, name))[0]
+        if limit != resource.RLIM_INFINITY and taken is not None:
+            yield limit - taken
+
+
+def _in_cgroups(root: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> Iterator[int]:
+    """What the cgroups that this process is in leave, of either version of them.
+
+    Args:
+        root: where they are mounted.
+        own: the file that lists those of this process: "number:controllers:path" each.
+    """
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            yield from _up(root, path, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            yield from _up(root / "memory", path, *names)
+
+
+def _up(mount: Path, path: str, limit: str, usage: str, cache: str) -> Iterator[int]:
+    """What a cgroup and those around it leave. A container may see its own as the mount itself."""
+    folder = mount / path.strip("/")
+    for group in (folder, *folder.parents):
+        most, taken = _number(group / limit), _number(group / usage)
+        if most is not None and taken is not None:
+            yield most - taken + _in_stat(group / "memory.stat", cache)
+        if group == mount:
+            break
+
+
+def _number(file: Path) -> int | None:
+    """The number in a file; None where it has "max", or is not there."""
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _in_stat(file: Path, key: str) -> int:
+    """Bytes of files' contents that are kept for later only, and given up when memory is short."""
+    try:
+        pairs = [line.split() for line in file.read_text().splitlines()]
+        return next((int(pair[1]) for pair in pairs if pair[0] == key), 0)
+    except (OSError, ValueError, IndexError):
+        return 0
