@@ -24,7 +24,8 @@ _OWN_CGROUPS = Path("/proc/self/cgroup")
 def available() -> int:
     """Bytes that this process may still take: the least of what the machine has free, what its
     cgroups leave and what its own limits do."""
-    return max(0, min([psutil.virtual_memory().available, *_in_cgroups(), *_in_own_limits()]))
+    free = int(psutil.virtual_memory().available)
+    return max(0, min([free, *_in_cgroups(), *_in_own_limits()]))
 
 
 def text(size: float) -> str:
