@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from device_cases import CASES
 from launched import by_torchrun
 
 import pelacli
@@ -184,3 +185,34 @@ def child(folder: Path) -> None:
 
 if __name__ == "__main__":
     child(Path(sys.argv[1]))
+
+
+@pytest.mark.parametrize("name", ["net", "language model"])
+@pytest.mark.parametrize("samples", [False, True])
+def test_a_gpu_plans_and_factorises_as_the_cpu_does(name, samples):
+    """The same ranks, and the same layers but for the rounding of float32 products."""
+    torch.manual_seed(0)
+    make, batches = CASES[name]
+    on_cpu = make()
+    on_gpu = copy.deepcopy(on_cpu).cuda()
+    given = batches() if samples else None
+    plans = [pelacli.decompose(m, ratio=0.7, batches=given) for m in (on_cpu, on_gpu)]
+    assert plans[0].ranks() == plans[1].ranks()
+    assert {p.device.type for p in on_gpu.parameters()} == {"cuda"}
+    for layer in plans[0].ranks():
+        one, other = (m.get_submodule(layer) for m in (on_cpu, on_gpu))
+        product = (other.up.weight @ other.down.weight).detach().cpu()
+        torch.testing.assert_close(one.up.weight @ one.down.weight, product, atol=1e-2, rtol=1e-2)
+
+
+def test_the_command_calibrates_on_the_gpu_as_on_the_cpu(pela, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ranks = []
+    for device in ("cpu", "cuda"):
+        code, out, err = pela(
+            "decompose", "vit_tiny_patch16_224", "--weights", "random", "--ratio", "0.5",
+            "--calibrate", "digits", "--samples", 32, "--device", device, "-o", device, "--json",
+        )  # fmt: skip
+        assert code == 0, err
+        ranks.append([layer["rank"] for layer in json.loads(out)["layers"]])
+    assert ranks[0] == ranks[1]

@@ -85,7 +85,7 @@ def plan(
         multiple=multiple,
         **budgets,
     )
-    with torch.inference_mode(False), _on_cpu(model, batches) as samples:
+    with torch.inference_mode(False), _at_home(model, batches) as samples:
         solved = _solved(model, settings, samples, head, correct=False, only_plan=True)
         return choose(solved.spectra, solved.dense.size, settings)
 
@@ -111,7 +111,7 @@ def decompose(
     multiple: int | None = None,
     **budgets: Any,
 ) -> Plan:
-    """Factorise a module in place, on the CPU; where it was on another device, it is again after.
+    """Factorise a module in place, on the device where it is.
 
     Args:
         model: any ``nn.Module``, on one device.
@@ -171,7 +171,7 @@ def decompose(
         **budgets,
     )
     arguments.switch("correct", correct)
-    with torch.inference_mode(False), _on_cpu(model, batches) as samples:
+    with torch.inference_mode(False), _at_home(model, batches) as samples:
         solved = _solved(model, settings, samples, head, correct=correct)
         plan = choose(solved.spectra, solved.dense.size, settings)
         manifest = _manifest(solved.dense, plan)
@@ -182,11 +182,15 @@ def decompose(
 
 
 @contextmanager
-def _on_cpu(model: nn.Module, batches: Any) -> Iterator[list[Any]]:
-    """Model and samples on the CPU. The samples come first: a caller's loader may use the model."""
+def _at_home(model: nn.Module, batches: Any) -> Iterator[list[Any]]:
+    """The samples where the model is. They come first: a caller's loader may use the model. Apple's
+    devices have no double precision, so there both are on the CPU for the time of the block."""
     samples = arguments.samples(batches)
-    with devices.on_cpu(model):
-        yield samples
+    device = devices.home(model)
+    if device.type == "mps":
+        device = torch.device("cpu")
+    with devices.placed(model, device):
+        yield devices.move_batch(samples, device)
 
 
 def _solved(

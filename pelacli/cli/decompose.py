@@ -35,6 +35,7 @@ def decompose(
     weights: options.Weights = None,
     arch: options.Arch = None,
     seed: options.Seed = None,
+    device: options.Device = None,
     output: Output = None,
     set_: Set = None,
     json: Json = False,
@@ -47,7 +48,7 @@ def decompose(
     from pelacli.system import processes
 
     processes.refuse_launched("decompose")
-    top: dict[str, Any] = {"weights": weights, "arch": arch, "seed": seed}
+    top: dict[str, Any] = {"weights": weights, "arch": arch, "seed": seed, "device": device}
     section = {
         "ratio": ratio,
         "unit": unit,

@@ -85,4 +85,8 @@ Weights = Annotated[
     str | None, typer.Option(help="pretrained, random, or the path of a safetensors file.")
 ]
 Arch = Annotated[str | None, typer.Option(help="Architecture of a bare safetensors file.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where to compute: auto (a GPU where there is one), cpu or cuda."),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of sampling and of random weights.")]

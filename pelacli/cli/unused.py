@@ -104,10 +104,6 @@ def refuse_in_decompose(
             raise RequestError(f"{text}: is read with --calibrate train or --max-drop only")
         if name in ("task", "task_args") and not reads_samples:
             raise RequestError(f"{text}: is of use with --calibrate or --max-drop only")
-        if name == "device" and step.settings.max_drop is None:
-            raise RequestError(
-                f"{text}: decompose computes on the CPU; only --max-drop evaluates on a device"
-            )
 
 
 def refuse_in_plan_of_spectra(

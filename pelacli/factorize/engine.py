@@ -84,7 +84,7 @@ def solve(
             layer.weight, moments.get(layer.name), keep=keep.count(layer.shape)
         )
         vectors.put(layer.name, leading)
-        solutions[layer.name] = Solution(energies, layer.name, vectors)
+        solutions[layer.name] = Solution(energies.cpu(), layer.name, vectors)
 
     _for_each(layers, work, moments, tight=True, advance=advance)
     return {layer.name: solutions[layer.name] for layer in layers}
@@ -201,5 +201,7 @@ def _for_each(
 
     largest = max((la.params * la.weight.element_size() for la in layers), default=0)
     allowance = 2 * largest if tight else None
+    if layers and layers[0].weight.device.type != "cpu":
+        allowance = 0  # an accelerator works on one layer at a time
     with malloc.tight():
         threads.for_each(layers, work, cost=cost, allowance=allowance, done=advance)

@@ -70,10 +70,19 @@ def sampled_tokens(
         logits = head.logits(part).float()
         likely = logits.detach().softmax(-1)
         for left, gradient in zip(reversed(range(draws)), gradients, strict=True):
-            tokens = torch.multinomial(likely, 1, generator=generator)[:, 0]
+            tokens = _drawn(likely, generator)
             loss = F.cross_entropy(logits, tokens, reduction="sum")
             torch.autograd.backward(loss, retain_graph=left > 0)
             assert part.grad is not None
             gradient[start : start + CHUNK] = part.grad
             part.grad = None
     return gradients
+
+
+def _drawn(likely: Tensor, generator: torch.Generator) -> Tensor:
+    """A token of each row's distribution [tokens, vocabulary] → [tokens]. The random numbers are
+    the CPU's on all devices, so all draw the same."""
+    below = likely.cumsum(-1)
+    chance = torch.rand(len(likely), 1, generator=generator).to(below)
+    drawn = torch.searchsorted(below, chance * below[:, -1:])
+    return drawn[:, 0].clamp_max(likely.shape[-1] - 1)

@@ -29,7 +29,7 @@ class Judge:
 
     Args:
         opened: the dense model; `score` measures its module as it is then.
-        device: where the model runs. It is on the CPU afterwards, where the rank engine works.
+        device: where the model runs. It is where it was afterwards.
 
     Attributes:
         metric: name of the figure: the task's, "same_class" or "cosine".
@@ -50,8 +50,8 @@ class Judge:
         if not self._data.labelled and not self._dense:
             self._dense = self._outputs(token_parts(self._opened.module, self._data.samples))
             return 100.0
-        module = self._opened.module.to(self._device)
-        try:
+        module = self._opened.module
+        with devices.placed(module, self._device):
             if self._data.labelled:
                 return measure(self._opened, self._data, self._device)[self.metric]
             with evaluating(module):
@@ -64,8 +64,6 @@ class Judge:
                     device=self._device,
                 )
             return figures[self.metric] * (100 if self.metric == "cosine" else 1)
-        finally:
-            module.to("cpu")
 
     def _task_metric(self) -> str:
         if self._data.task.MAIN is None:
@@ -87,15 +85,12 @@ class Judge:
     @torch.no_grad()
     def _outputs(self, batches: Iterable[Batch]) -> list[Tensor]:
         """The model's main output for each batch, on the CPU."""
-        module = self._opened.module.to(self._device)
-        try:
-            with evaluating(module):
-                return [
-                    predict(module, devices.move_batch(batch["inputs"], self._device)).cpu()
-                    for batch in batches
-                ]
-        finally:
-            module.to("cpu")
+        module = self._opened.module
+        with devices.placed(module, self._device), evaluating(module):
+            return [
+                predict(module, devices.move_batch(batch["inputs"], self._device)).cpu()
+                for batch in batches
+            ]
 
 
 class _Recording(nn.Module):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pelacli import console
 from pelacli.artefact import description, loading, saving
 from pelacli.data import in_memory, loader
@@ -77,15 +79,18 @@ def run(
         precision.in_float32(opened)
     dense = dense_model(opened, step.settings)
     judge = None if step.settings.max_drop is None else judge_of(opened, step)
-    batches = calibration_batches(opened, step)
-    solved = solved_model(dense, batches, step, dry_run)
+    device = device_for(opened, step.device)
+    batches = devices.move_batch(calibration_batches(opened, step), device)
+    with devices.placed(opened.module, device):
+        solved = solved_model(dense, batches, step, dry_run)
+        spectra = storable(solved, step)
+        candidate = chosen(solved, step.settings, judge, dry_run)
+        if not dry_run:
+            solved.apply(candidate.plan, candidate.fit)
     if solved.sample_tokens is not None:
         console.info(f"calibrated on {solved.samples} samples, {solved.sample_tokens:,} tokens")
-    spectra = storable(solved, step)
-    candidate = chosen(solved, step.settings, judge, dry_run)
     manifest = planned_manifest(spectra.about.dense, candidate.plan)
     if not dry_run:
-        solved.apply(candidate.plan, candidate.fit)
         manifest.history = [] if before is None else list(before.history)
         manifest.history.append(record(step, spectra, candidate, time.perf_counter() - start))
         extra = {planning_stored.FILE: planning_stored.dumps(spectra)}
@@ -134,6 +139,21 @@ def dense_model(opened: OpenModel, settings: Decompose) -> DenseModel:
     return dense
 
 
+def device_for(opened: OpenModel, name: str) -> torch.device:
+    """The device that the step computes on: an accelerator has to hold the model, and as much again
+    for its largest layers, moments and activations."""
+    device = devices.select_precise(name)
+    needed = 2 * sum(tensor.nbytes for tensor in opened.module.parameters())
+    free = devices.free_memory(device)
+    if free is None or free >= needed:
+        return device
+    sizes = f"{free / 1e9:.1f} GB are free on {device}, and about {needed / 1e9:.1f} GB are needed"
+    if name != "auto":
+        raise RequestError(f"--device {name}: {sizes}; take cpu")
+    console.warn(f"{sizes}: computing on the CPU")
+    return torch.device("cpu")
+
+
 def judge_of(opened: OpenModel, step: Step[Decompose]) -> Judge:
     """What the drop is measured by: the section's own samples and task, or the recipe's."""
     assert step.data is not None  # the recipe's validation has seen to it
@@ -158,7 +178,7 @@ def calibration_batches(opened: OpenModel, step: Step[Decompose]) -> list[Any]:
         seed=step.seed,
         shuffle=True,
         limit=limit,
-        pinned=False,  # they are for the CPU
+        pinned=False,  # they are moved once
     )
     return [batch["inputs"] for batch in batches]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pelacli.errors import RequestError
@@ -35,34 +35,78 @@ def select(name: str) -> torch.device:
     return joined if joined.type == name else torch.device(name)
 
 
+def select_precise(name: str) -> torch.device:
+    """`select`, for what needs double precision, which Apple's devices don't have: "auto" is the
+    CPU there.
+
+    Raises:
+        RequestError: this machine has no device of that kind, or it has no double precision.
+    """
+    import torch
+
+    if name == "auto" and not torch.accelerator.is_available():
+        return torch.device("cpu")
+    device = select(name)
+    if device.type != "mps":
+        return device
+    if name == "auto":
+        return torch.device("cpu")
+    raise RequestError("device 'mps': has no double precision, which decompose needs; take 'cpu'")
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on an accelerator; None of the CPU and where it can't be told."""
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
 def missing(name: str, kinds: Sequence[str]) -> RequestError:
     """The error for a device that a recipe names, where there are only devices of these kinds."""
     return RequestError(f"device {name!r}: this machine has {' and '.join(kinds)}")
 
 
-@contextmanager
-def on_cpu(module: nn.Module) -> Iterator[None]:
-    """Keep a module on the CPU for the time of the block, then move it back with its new layers.
+def home(module: nn.Module) -> torch.device:
+    """Where a module lies; the CPU for one without tensors.
 
     Raises:
         RequestError: the module has no weights yet ("meta"), or lies on several devices.
     """
+    import torch
+
     devices = {t.device for tensors in (module.parameters(), module.buffers()) for t in tensors}
-    home = next((device for device in devices if device.type != "cpu"), None)
-    if home is None:
-        yield
-        return
     name = type(module).__name__
-    if home.type == "meta":
+    if any(device.type == "meta" for device in devices):
         raise RequestError(f"{name}: is on the device 'meta', without weights; load them first")
     if len(devices) > 1:
         names = ", ".join(sorted(map(str, devices)))
         raise RequestError(f"{name}: lies on several devices ({names}); move it to one")
+    return devices.pop() if devices else torch.device("cpu")
+
+
+@contextmanager
+def placed(module: nn.Module, device: torch.device | str) -> Iterator[None]:
+    """Keep a module on a device for the time of the block, then move it back with its new layers.
+
+    Raises:
+        RequestError: as `home`.
+    """
+    import torch
+
+    before = home(module)
+    if before == torch.device(device):
+        yield
+        return
     try:
-        module.cpu()
+        module.to(device)
         yield
     finally:
-        module.to(home)
+        module.to(before)
+
+
+def on_cpu(module: nn.Module) -> AbstractContextManager[None]:
+    """`placed` on the CPU."""
+    return placed(module, "cpu")
 
 
 def move_module(
@@ -76,7 +120,8 @@ def move_module(
 
 
 def move_batch(value: Any, device: torch.device | str, channels_last: bool = False) -> Any:
-    """Move a batch (tensors in nested dicts) to a device, images in the memory order asked for.
+    """Move a batch (tensors in nested dicts and lists) to a device, images in the memory order that
+    is asked for.
 
     accelerate's ``send_to_device`` knows no memory order, and would copy images twice. A move to
     the CPU has arrived when this returns; other devices wait for their data themselves.
@@ -90,4 +135,6 @@ def move_batch(value: Any, device: torch.device | str, channels_last: bool = Fal
         return value.to(device, non_blocking=to_accelerator, memory_format=order)
     if isinstance(value, Mapping):
         return {key: move_batch(item, device, channels_last) for key, item in value.items()}
+    if isinstance(value, list):
+        return [move_batch(item, device, channels_last) for item in value]
     return value
