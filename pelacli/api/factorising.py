@@ -24,6 +24,7 @@ from pelacli.planning.choice import choose
 from pelacli.ranks.budget import Scope, Unit
 from pelacli.ranks.plan import Plan
 from pelacli.recipe.decompose import Decompose
+from pelacli.steps.blockwise import Choice
 from pelacli.steps.dense import DenseModel, check_flops_known, examine
 from pelacli.steps.factorization import SolvedModel, solve
 from pelacli.system import devices
@@ -102,6 +103,7 @@ def decompose(
     energy: float | None = None,
     threshold: float | None = None,
     correct: bool = True,
+    blockwise: bool | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     head: Sequence[str] | None = None,
@@ -128,6 +130,8 @@ def decompose(
         energy: in place of a ratio: as small as keeps this share, 0 to 1, of all layers' energy
             together.
         correct: refit each layer to the inputs it really gets, where there are batches.
+        blockwise: calibrate block by block, with the states between the blocks on disk; unset:
+            where memory is short.
         include, exclude: lists of regular expressions, searched in module names.
         head: names of modules that stay dense; by default the output head, where it can be told.
         pins: regular expression → rank, "dense" or "full".
@@ -171,8 +175,10 @@ def decompose(
         **budgets,
     )
     arguments.switch("correct", correct)
+    if blockwise is not None:
+        arguments.switch("blockwise", blockwise)
     with torch.inference_mode(False), _at_home(model, batches) as samples:
-        solved = _solved(model, settings, samples, head, correct=correct)
+        solved = _solved(model, settings, samples, head, correct=correct, blockwise=blockwise)
         plan = choose(solved.spectra, solved.dense.size, settings)
         manifest = _manifest(solved.dense, plan)
         # All factors before the first layer is exchanged: what fails, leaves the model as it was.
@@ -200,6 +206,7 @@ def _solved(
     head: Sequence[str] | None,
     *,
     correct: bool,
+    blockwise: bool | None = None,
     only_plan: bool = False,
 ) -> SolvedModel:
     """The model's spectra, and what its factors will be made of."""
@@ -217,7 +224,15 @@ def _solved(
     )
     check_flops_known(dense, unit, "; give batches to count them on, or budget in parameters")
     keep = Keep.NOTHING if only_plan else Keep.PLANNED
-    return solve(dense, samples, keep, correct=correct, show_progress=_no_progress, run=run)
+    return solve(
+        dense,
+        samples,
+        keep,
+        correct=correct,
+        show_progress=_no_progress,
+        run=run,
+        choice=Choice(blockwise),
+    )
 
 
 def _manifest(dense: DenseModel, plan: Plan) -> Manifest:

@@ -57,6 +57,14 @@ Correct = Annotated[
     bool | None,
     typer.Option("--correct/--no-correct", help="Sequential correction on the samples."),
 ]
+Blockwise = Annotated[
+    bool | None,
+    typer.Option(
+        "--blockwise/--no-blockwise",
+        help="Calibrate block by block, with states on disk; a killed run goes on. Unset: where "
+        "memory is short.",
+    ),
+]
 Include = Annotated[
     list[str] | None, typer.Option(help="Only layers whose name matches (regular expression).")
 ]

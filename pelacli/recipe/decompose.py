@@ -58,6 +58,9 @@ class _Decompose(Section):
     correct: bool | None = Field(
         None, description="refit each layer to the inputs it really gets; unset: with calibrate"
     )
+    blockwise: bool | None = Field(
+        None, description="calibrate block by block, states on disk; unset: where memory is short"
+    )
     include: list[Pattern] = Field([], description="only layers whose name matches")
     exclude: list[Pattern] = Field([], description="not layers whose name matches")
     pin: dict[Pattern, Pin] = Field({}, description="layers → rank, dense or full")

@@ -17,6 +17,7 @@ from pelacli.recipe.step import Step
 # These change how a result is computed, and not what it is.
 _NO_EFFECT = {
     "workers", "compile", "checkpointing", "save_every", "keep", "log_every", "trackers",
+    "blockwise",
 }  # fmt: skip
 # The keys of a recipe's top level that count in every step.
 _TOP = ("model", "weights", "arch", "model_args", "num_classes", "seed")

@@ -43,7 +43,7 @@ class _Rule:
 PLANNED = ("policy", "unit", "scope", "pin", "min_rank", "max_rank", "multiple")
 
 _DECOMPOSE = (
-    _Rule(("samples", "correct"), "is about calibrate; give that too",
+    _Rule(("samples", "correct", "blockwise"), "is about calibrate; give that too",
           lambda s: s.calibrate is None and s.correct is not True),
     _Rule(("ratio", "threshold", *PLANNED),
           "chooses ranks, and plan brings them along; leave one out", lambda s: s.plan is not None),

@@ -39,6 +39,11 @@ def workplace(output: Path) -> Path:
     return output.with_name(f"{output.name}.training")
 
 
+def moments_place(output: Path) -> Path:
+    """Where calibration block by block keeps what it has until the artefact is written."""
+    return output.with_name(f"{output.name}.factorising")
+
+
 def dense(recipe: Recipe) -> str:
     """The dense model of a recipe: the one that it trains, or else the one that it names."""
     return str(folder(recipe, "teacher")) if recipe.teacher is not None else recipe.model

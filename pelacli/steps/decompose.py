@@ -27,10 +27,12 @@ from pelacli.planning.choice import choose
 from pelacli.planning.outcome import planned_manifest
 from pelacli.planning.stored import About, Spectra
 from pelacli.ranks.plan import Plan
+from pelacli.recipe import layout
 from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.fingerprint import fingerprint
 from pelacli.recipe.step import Step
 from pelacli.steps import quality
+from pelacli.steps.blockwise import Choice, kept_until_done
 from pelacli.steps.dense import DenseModel, check_flops_known, examine
 from pelacli.steps.factorization import Fit, SolvedModel, solve
 from pelacli.steps.quality import Candidate, QualitySearch
@@ -72,8 +74,13 @@ def run(
         dry_run: stop after the plan.
         spectra_file: file to write the spectra to, beside those in the artefact.
     """
-    start = time.perf_counter()
     check_targets(step, dry_run, spectra_file)
+    with kept_until_done(layout.moments_place(step.output)):
+        return _run(step, dry_run, spectra_file)
+
+
+def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Decomposed:
+    start = time.perf_counter()
     opened, before = loading.open(step.source, **lookup.how_to_open(step.source, step.opening))
     if step.calibration is not None:
         precision.in_float32(opened)
@@ -193,7 +200,10 @@ def solved_model(
     if settings.max_drop is None and dry_run:  # a plan is all that is wanted
         keep = Keep.NOTHING
     run = in_memory.predicting(dense.ref, dense.module, "calibration")
-    return solve(dense, batches, keep, correct=correct, seed=step.seed, run=run)
+    source = loading.input_digest(step.source, dense.opened)
+    place = None if dry_run else layout.moments_place(step.output)
+    choice = Choice(settings.blockwise, place, source)
+    return solve(dense, batches, keep, correct=correct, seed=step.seed, run=run, choice=choice)
 
 
 def storable(solved: SolvedModel, step: Step[Decompose]) -> Spectra:

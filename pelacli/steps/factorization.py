@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from pelacli import console
 from pelacli.artefact import description
-from pelacli.factorize import calibration, engine, refit, sensitivity
+from pelacli.factorize import blockwise_refit, calibration, engine, refit, sensitivity
 from pelacli.factorize.batches import cut, hold_back, join, samples_in, tokens_in
+from pelacli.factorize.blockwise import collect
 from pelacli.factorize.engine import Keep, Solution
 from pelacli.factorize.moments import Moments
 from pelacli.lowrank.replace import Factors
@@ -27,6 +29,7 @@ from pelacli.models.prediction import predict
 from pelacli.models.token_head import TokenHead, token_head
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
+from pelacli.steps.blockwise import Blockwise, Choice, blockwise
 from pelacli.steps.dense import DenseModel
 
 # Tokens that a layer should see for each of its inputs.
@@ -78,6 +81,7 @@ class SolvedModel:
         spectra: of the layers that may be factorised.
         corrects: whether layers are refitted to the inputs that the compressed model gives them.
         run: runs the model on a batch.
+        blockwise: its blocks, where it is calibrated and corrected one after the other.
     """
 
     dense: DenseModel
@@ -90,6 +94,7 @@ class SolvedModel:
     corrects: bool
     show_progress: ShowProgress
     run: Run
+    blockwise: Blockwise | None = None
 
     @property
     def samples(self) -> int:
@@ -142,6 +147,15 @@ class SolvedModel:
     def _corrected_factors(self, plan: Plan) -> dict[str, Factors]:
         """The factors, refitted front to back to the inputs that the compressed model gives."""
         with self.show_progress("correcting", len(plan.ranks())) as bar:
+            if self.blockwise is not None:
+                return blockwise_refit.correct(
+                    self.blockwise.sections,
+                    plan.ranks(),
+                    self.moments,
+                    self.batches,
+                    self.blockwise.shelf,
+                    advance=bar.advance,
+                )
             return refit.correct(
                 self.dense.module,
                 self.dense.free,
@@ -155,7 +169,7 @@ class SolvedModel:
     def _walk(self, module: nn.Module, batch: Any) -> Tensor:
         """A pass through all layers but those in a language model's head, whose logits would take
         more time and memory than they are worth here."""
-        return self.run(module, batch) if self.head is None else self.head.hidden(batch)
+        return _walk(self.run, self.head, module, batch)
 
     def apply(self, plan: Plan, fit: Fit | None) -> None:
         """Factorise the module by the plan, in place.
@@ -184,6 +198,7 @@ def solve(
     seed: int = 0,
     show_progress: ShowProgress = console.progress,
     run: Run = predict,
+    choice: Choice | None = None,
 ) -> SolvedModel:
     """Calibrate a dense model and solve its layers.
 
@@ -195,11 +210,14 @@ def solve(
         correct: refit each layer to the inputs that it really gets, where there are samples.
         seed: of the random signs that calibration propagates back.
         run: runs the model on a batch.
+        choice: whether it goes block by block; unset: where memory is short.
     """
     head = _head(dense.module, batches[0], run) if batches else None
     samples = hold_back(batches)
     fitted = join(samples.fitted) if head is None else cut(samples.fitted)
-    moments = _moments(dense, fitted, head, seed, show_progress, run) if fitted else {}
+    walk = partial(_walk, run, head)
+    parts = blockwise(dense, fitted, walk, seed, choice or Choice()) if fitted else None
+    moments = _moments(dense, fitted, head, seed, show_progress, run, parts) if fitted else {}
     with show_progress("reading spectra", len(dense.free)) as bar:
         solutions = engine.solve(dense.free, moments, keep=keep, advance=bar.advance)
     spectra = engine.spectra(dense.free, solutions, moments)
@@ -214,7 +232,13 @@ def solve(
         corrects=correct and bool(fitted),
         show_progress=show_progress,
         run=run,
+        blockwise=parts,
     )
+
+
+def _walk(run: Run, head: TokenHead | None, module: nn.Module, batch: Any) -> Tensor:
+    """The model's output, or a language model's hidden states."""
+    return run(module, batch) if head is None else head.hidden(batch)
 
 
 @dataclass(frozen=True)
@@ -258,17 +282,19 @@ def _moments(
     seed: int,
     show_progress: ShowProgress,
     run: Run,
+    parts: Blockwise | None,
 ) -> Mapping[str, Moments]:
-    with show_progress("calibrating", sum(map(samples_in, batches))) as bar:
-        moments = calibration.collect(
-            dense.module,
-            dense.free,
-            batches,
-            run,
-            calibration.Passes(seed=seed),
-            head=head,
-            advance=bar.advance,
-        )
+    passes = calibration.Passes(seed=seed)
+    times = 1 if parts is None else len(parts.sections)
+    with show_progress("calibrating", times * sum(map(samples_in, batches))) as bar:
+        if parts is None:
+            moments: Mapping[str, Moments] = calibration.collect(
+                dense.module, dense.free, batches, run, passes, head=head, advance=bar.advance
+            )
+        else:
+            moments = collect(
+                parts.sections, batches, parts.shelf, passes, head=head, advance=bar.advance
+            )
     _warn_of_few_tokens(dense, moments, sum(map(samples_in, batches)))
     unseen = [layer.name for layer in dense.free if layer.name not in moments]
     if unseen:
