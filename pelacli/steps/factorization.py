@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pelacli import console
 from pelacli.artefact import description
-from pelacli.factorize import blockwise_refit, calibration, engine, refit, sensitivity
+from pelacli.factorize import blockwise_refit, calibration, engine, needs, refit, sensitivity
 from pelacli.factorize.batches import cut, hold_back, join, samples_in, tokens_in
 from pelacli.factorize.blockwise import collect
 from pelacli.factorize.engine import Keep, Solution
@@ -31,6 +31,7 @@ from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
 from pelacli.steps.blockwise import Blockwise, Choice, blockwise
 from pelacli.steps.dense import DenseModel
+from pelacli.system import devices, memory
 
 # Tokens that a layer should see for each of its inputs.
 _TOKENS_PER_INPUT = 4
@@ -211,12 +212,17 @@ def solve(
         seed: of the random signs that calibration propagates back.
         run: runs the model on a batch.
         choice: whether it goes block by block; unset: where memory is short.
+
+    Raises:
+        RequestError: less memory is free than calibration needs.
     """
     head = _head(dense.module, batches[0], run) if batches else None
     samples = hold_back(batches)
     fitted = join(samples.fitted) if head is None else cut(samples.fitted)
     walk = partial(_walk, run, head)
     parts = blockwise(dense, fitted, walk, seed, choice or Choice()) if fitted else None
+    if fitted:
+        _check_memory(dense, fitted, head, parts, correct and keep is not Keep.NOTHING)
     moments = _moments(dense, fitted, head, seed, show_progress, run, parts) if fitted else {}
     with show_progress("reading spectra", len(dense.free)) as bar:
         solutions = engine.solve(dense.free, moments, keep=keep, advance=bar.advance)
@@ -233,6 +239,34 @@ def solve(
         show_progress=show_progress,
         run=run,
         blockwise=parts,
+    )
+
+
+def _check_memory(
+    dense: DenseModel,
+    batches: Sequence[Any],
+    head: TokenHead | None,
+    parts: Blockwise | None,
+    correct: bool,
+) -> None:
+    """Say what calibration will need, and refuse it where it is more than there is: the system
+    would end the process in the midst of it without a word."""
+    estimate = needs.calibrated(
+        [dense.free] if parts is None else parts.sections.layers,
+        None if dense.cost is None else dense.cost.tokens,
+        batches,
+        correct=correct,
+        vocabulary=0 if head is None else needs.vocabulary_of(dense.module),
+    )
+    home = devices.home(dense.module)
+    available = memory.available() if home.type == "cpu" else devices.free_memory(home)
+    if estimate is None or available is None:
+        return
+    estimate.check(available)
+    model = sum(parameter.nbytes for parameter in dense.module.parameters())
+    console.info(
+        f"needs about {memory.text(estimate.peak)} beside the model's {memory.text(model)}; "
+        f"{memory.text(available)} are free"
     )
 
 

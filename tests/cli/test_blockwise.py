@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 
 from pelacli.factorize import blockwise as walk
 from pelacli.steps import blockwise
-from pelacli.system import memory
 
 RATIO = ["--ratio", 0.8]
 
@@ -111,7 +110,7 @@ def test_a_folder_of_the_user_in_its_place_is_left_alone(pela, here, llama):
 
 
 def test_it_is_chosen_where_memory_is_short(pela, here, llama, monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda: 1 << 16)
+    monkeypatch.setattr(blockwise, "_SHARE", 0.0)
     code, _, err = pela(*llama, "-o", "parts")
     assert code == 0
     assert "memory is short: calibrating block by block" in err
