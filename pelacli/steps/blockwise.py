@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from pelacli import console
 from pelacli.errors import GateError, RequestError
-from pelacli.factorize.batches import samples_in
+from pelacli.factorize import needs
 from pelacli.factorize.sections import Sections, sections
 from pelacli.models.blocks import blocks
 from pelacli.steps.dense import DenseModel
-from pelacli.system import memory
+from pelacli.system import devices, memory
 from pelacli.system.shelf import Shelf
 from pelacli.version import __version__
 
@@ -92,32 +92,19 @@ def blockwise(
     return Blockwise(parts, _resumable(choice.folder, _request(dense, batches, seed, choice)))
 
 
-def estimate(dense: DenseModel, batches: Sequence[Any]) -> int:
-    """Bytes that calibration of the whole model takes beside it, roughly: the running sums of all
-    layers, and their inputs and outputs in the largest batch."""
-    sums = sum(2 * 4 * min(layer.shape) ** 2 for layer in dense.free)
-    return _activations(dense, batches) + sums
-
-
-def _activations(dense: DenseModel, batches: Sequence[Any]) -> int:
-    """Bytes of all layers' inputs and outputs in the largest batch."""
-    tokens = {} if dense.cost is None else dense.cost.tokens
-
-    def values(batch: Any) -> int:
-        ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
-        # A text has its own length; of other inputs that is the one of a plain sample.
-        return sum(
-            (samples_in(batch) * tokens.get(layer.name, 0) if ids is None else ids.numel())
-            * sum(layer.shape)
-            for layer in dense.free
-        )
-
-    return 4 * max(map(values, batches))
-
-
 def _short_of_memory(dense: DenseModel, batches: Sequence[Any]) -> bool:
-    free = memory.available()
-    return free is not None and estimate(dense, batches) > _SHARE * free
+    """Whether calibration of the whole model at once would take most of what is free."""
+    tokens = None if dense.cost is None else dense.cost.tokens
+    whole = needs.calibrated(
+        [dense.free],
+        tokens,
+        batches,
+        correct=False,  # whose part is the same either way
+        vocabulary=needs.vocabulary_of(dense.module),
+    )
+    home = devices.home(dense.module)
+    free = memory.available() if home.type == "cpu" else devices.free_memory(home)
+    return whole is not None and free is not None and whole.peak > _SHARE * free
 
 
 def _resumable(folder: Path, request: str) -> Shelf:

@@ -145,6 +145,7 @@ ACTS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
 ELSEWHERE: dict[str, dict[str, str]] = {
     "decompose": {
         "--correct": "test_correction_is_left_out_where_the_flag_says_so",
+        "--blockwise": "test_block_by_block_what_is_done_lies_beside_the_output_meanwhile",
         "--output": "test_output_and_spectra_are_written_where_they_are_asked_for",
         "--spectra": "test_output_and_spectra_are_written_where_they_are_asked_for",
     },
@@ -262,6 +263,25 @@ def test_correction_is_left_out_where_the_flag_says_so(pela, there, tmp_path):
     assert written[0] != written[1]
 
 
+def test_block_by_block_what_is_done_lies_beside_the_output_meanwhile(
+    pela, there, tmp_path, monkeypatch
+):
+    """The result is the same, and so the folder tells: tests/cli/test_blockwise.py has the rest."""
+    from pelacli.steps import blockwise
+
+    made = []
+    resumable = blockwise._resumable
+    monkeypatch.setattr(
+        blockwise, "_resumable", lambda folder, ask: made.append(folder) or resumable(folder, ask)
+    )
+    ask = [part for part in TINY if part != "--dry-run"]
+    for flag in ("--no-blockwise", "--blockwise"):
+        place = tmp_path / flag
+        code, _, err = pela(*ask, "--ratio", "0.6", "--calibrate", "images", flag, "-o", place)
+        assert code == 0, err
+    assert made == [tmp_path / "--blockwise.factorising"]
+
+
 def test_output_and_spectra_are_written_where_they_are_asked_for(pela, there, tmp_path):
     ask = [part for part in TINY if part != "--dry-run"]
     place, spectra = tmp_path / "x", tmp_path / "s"
@@ -327,6 +347,7 @@ MODEL = ("decompose", "test_vit", "--weights", "random", "--ratio", "0.5")
         ((*MODEL, "--samples", "9"), "--samples: is about calibrate"),
         ((*MODEL, "--no-correct"), "--correct: is about calibrate"),
         ((*MODEL, "--correct"), "--correct: needs samples"),
+        ((*MODEL, "--blockwise"), "--blockwise: is about calibrate"),
         ((*MODEL, "--threshold", "0.9", "--policy", "energy"), "--threshold: belongs to policy"),
         ((*MODEL, "--plan", "plan.json"), "--ratio: chooses ranks, and plan brings them along"),
         ((*MODEL[:4], "--plan", "plan.json", "--max-rank", "3"), "--max-rank: chooses ranks"),
