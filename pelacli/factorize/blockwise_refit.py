@@ -47,7 +47,8 @@ def correct(
     Raises:
         PelaError: the disk is full.
     """
-    plan = hashlib.sha256(json.dumps(ranks, sort_keys=True).encode()).hexdigest()[:12]
+    request = json.dumps([dict(ranks), ridge, payback], sort_keys=True)
+    plan = hashlib.sha256(request.encode()).hexdigest()[:12]
     step = partial(refit.correct, ranks=ranks, moments=moments, ridge=ridge, payback=payback)
     factors: dict[str, Factors] = {}
     with evaluating(sections.module):

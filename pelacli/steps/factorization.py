@@ -35,6 +35,9 @@ from pelacli.system import devices, memory
 
 # Tokens that a layer should see for each of its inputs.
 _TOKENS_PER_INPUT = 4
+# Where the widest layer sees fewer than this many, the correction is also tried with the larger
+# ridge, which is better for few tokens and worse for many (docs/log/calibration-and-refit.md).
+_PLENTY, _FIRMER = 16, 1.0
 
 # (what is being done, how many parts it has) → the block in which it is done
 ShowProgress = Callable[[str, float], AbstractContextManager[console.Progress]]
@@ -51,6 +54,7 @@ class Fit:
         distance: on the held-back samples; None where there are none.
         one_shot: the distance before the correction, where that was kept.
         rejected: the distance after a correction that was not.
+        ridge: of the correction; see `pelacli.factorize.refit.correct`.
     """
 
     factors: Mapping[str, Factors]
@@ -58,15 +62,16 @@ class Fit:
     distance: Distance | None = None
     one_shot: Distance | None = None
     rejected: Distance | None = None
+    ridge: float | None = None
 
     def document(self) -> dict[str, Any]:
         """What JSON says of it."""
         distances = {"one_shot": self.one_shot, "rejected": self.rejected}
+        document = {"corrected": self.corrected, "ridge": self.ridge}
         if self.distance is None:
-            return {"corrected": self.corrected, "held_back": None}
+            return {**document, "held_back": None}
         others = {key: known.document() for key, known in distances.items() if known is not None}
-        held_back = {**self.distance.document(), **others}
-        return {"corrected": self.corrected, "held_back": held_back}
+        return {**document, "held_back": {**self.distance.document(), **others}}
 
 
 @dataclass(frozen=True)
@@ -119,21 +124,45 @@ class SolvedModel:
         """Factors of every layer that the plan factorises; the model stays dense.
 
         The corrected ones, unless held-back samples are nearer to the dense model with those of one
-        shot: a correction is a regression, and few samples can lead it astray.
+        shot: a correction is a regression, and few samples can lead it astray. Where they are few,
+        a firmer ridge is tried too.
         """
         if self.held_back is None:
-            corrected = self._corrected_factors(plan) if self.corrects else {}
-            return Fit(self._factors(plan, corrected), self.corrects)
+            if not self.corrects:
+                return Fit(self._factors(plan, {}), False)
+            ridge = self._ridges(plan)[-1]
+            return Fit(self._corrected(plan, ridge), True, ridge=ridge)
         before = self._distance(self.held_back, factors := self._factors(plan, {}))
         if not self.corrects:
             return Fit(factors, False, before)
         del factors  # they are not held beside the corrected ones, but made again where needed
-        factors = self._factors(plan, self._corrected_factors(plan))
-        after = self._distance(self.held_back, factors)
-        if after.closer_than(before):
-            return Fit(factors, True, after, one_shot=before)
-        del factors
-        return Fit(self._factors(plan, {}), False, before, rejected=after)
+        best: Fit | None = None
+        for ridge in self._ridges(plan):
+            factors = self._corrected(plan, ridge)
+            after = self._distance(self.held_back, factors)
+            if best is None or best.distance is None or after.closer_than(best.distance):
+                best = Fit(factors, True, after, one_shot=before, ridge=ridge)
+        assert best is not None
+        assert best.distance is not None
+        if best.distance.closer_than(before):
+            return best
+        rejected = best.distance
+        del best, factors
+        return Fit(self._factors(plan, {}), False, before, rejected=rejected)
+
+    def _ridges(self, plan: Plan) -> list[float]:
+        """The ridges that the correction is tried with."""
+        ranks = plan.ranks()
+        planned = [la for la in self.dense.free if la.name in ranks and la.name in self.moments]
+        if not planned:
+            return [refit.RIDGE]
+        widest = max(planned, key=lambda layer: layer.shape[1])
+        tokens = self.moments[widest.name].tokens * self.samples
+        few = tokens < _PLENTY * widest.shape[1]
+        return [refit.RIDGE, _FIRMER] if few else [refit.RIDGE]
+
+    def _corrected(self, plan: Plan, ridge: float) -> dict[str, Factors]:
+        return self._factors(plan, self._corrected_factors(plan, ridge))
 
     def _factors(self, plan: Plan, corrected: Mapping[str, Factors]) -> dict[str, Factors]:
         """Those of one shot, but for the layers that are corrected already."""
@@ -145,7 +174,7 @@ class SolvedModel:
         with self.show_progress("measuring on held-back samples", 0):
             return held_back.distance(factors)
 
-    def _corrected_factors(self, plan: Plan) -> dict[str, Factors]:
+    def _corrected_factors(self, plan: Plan, ridge: float) -> dict[str, Factors]:
         """The factors, refitted front to back to the inputs that the compressed model gives."""
         with self.show_progress("correcting", len(plan.ranks())) as bar:
             if self.blockwise is not None:
@@ -155,6 +184,7 @@ class SolvedModel:
                     self.moments,
                     self.batches,
                     self.blockwise.shelf,
+                    ridge=ridge,
                     advance=bar.advance,
                 )
             return refit.correct(
@@ -164,6 +194,7 @@ class SolvedModel:
                 self.moments,
                 self.batches,
                 self._walk,
+                ridge=ridge,
                 advance=bar.advance,
             )
 

@@ -69,3 +69,21 @@ def test_too_few_tokens_for_a_layers_inputs_are_said(pela, texts):
     _, _, err = pela(*texts[:-1], 2, "-o", "b")
     assert "fewer than 4 tokens for each of their inputs" in err
     assert "calibrate on more" in err
+
+
+def test_with_few_tokens_a_firmer_ridge_is_tried_and_the_better_kept(pela, texts, monkeypatch):
+    tried = []
+    real = refit.correct
+
+    def watched(*args, ridge, **kwargs):
+        tried.append(ridge)
+        factors = real(*args, ridge=ridge, **kwargs)
+        return {n: (d, u if ridge > 0.5 else 1.2 * u, b) for n, (d, u, b) in factors.items()}
+
+    monkeypatch.setattr(refit, "correct", watched)
+    done = document(pela(*texts, "-o", "b", "--json"))
+    assert tried == [0.1, 1.0]
+    assert done["ridge"] == 1.0
+    tried.clear()
+    document(pela(*texts[:-1], 350, "-o", "c", "--json"))  # 3,500 tokens for 64 inputs
+    assert tried == [0.1]
