@@ -36,7 +36,9 @@ _FAILURES = {
     errno.EDQUOT: "free some space, or choose another disk",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
-_OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    r"can(?:'t|not) allocate memory|out of memory|not enough memory", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)

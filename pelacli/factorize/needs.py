@@ -3,7 +3,8 @@
 Three stages come one after the other, and the largest counts: the backward pass of one batch; the
 solving of the layers; the correction, in which all samples are in the model together, twice. The
 sums that moments are made of are there all the time. How many copies of a layer's inputs and
-outputs a pass keeps was measured (docs/log/speed-and-memory.md).
+outputs there are is set by one language model's backward pass, and counted for the correction
+(docs/log/speed-and-memory.md): other kinds of models may need more.
 """
 
 from __future__ import annotations

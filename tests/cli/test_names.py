@@ -122,6 +122,8 @@ def test_a_place_that_can_not_be_written_to_is_refused_before_any_work(here, mon
         (OSError(errno.ENOSPC, "No space left on device"),
          "no space left on device; free some space, or choose another disk", 1),
         (MemoryError(), "the memory is not enough (MemoryError); take smaller batches", 1),
+        (RuntimeError("unable to mmap 9 bytes from file <m>: Cannot allocate memory (12)"),
+         "the memory is not enough (unable to mmap", 1),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
          "the memory is not enough ([enforce fail]", 1),
         (KeyboardInterrupt(), "interrupted", 130),
