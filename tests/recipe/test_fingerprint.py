@@ -104,7 +104,7 @@ def test_the_fingerprint_of_a_run_to_its_last_weights() -> None:
 def test_the_fingerprint_of_a_decompose_step() -> None:
     section = {"max_drop": 1.0, "calibrate": "train", "task": "vqa", "task_args": {"top": 1}}
     recipe = make({"decompose": section})
-    apart = {"task", "task_args", "data", "split"}
+    apart = {"task", "task_args", "data", "split", "blockwise"}
     parts = {
         "model": "m", "weights": "pretrained", "arch": None, "model_args": {}, "num_classes": None,
         "seed": 0, "task": "vqa", "task_args": {"top": 1}, "inputs": "x",
