@@ -8,12 +8,15 @@ searches on labelled data) is left out, as it is for ours.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
+import _kfac
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +25,7 @@ from pelacli.factorize.moments import Moments, narrow_in
 from pelacli.lowrank.calls import LinearCalls
 from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.replace import Factors
+from pelacli.measure.held_back import HeldBack
 from pelacli.models.prediction import predict
 from pelacli.models.token_head import TokenHead
 from pelacli.ranks import planner
@@ -83,6 +87,36 @@ class Case:
                 far = m.far + m.tokens * torch.outer(out, out)
                 found[layer.name] = replace(m, far=far, mean=None)
         return found
+
+    @cached_property
+    def kfac(self) -> Mapping[str, Moments]:
+        """KFAC-SVD's moments, of a language model."""
+        assert self.head is not None
+        return _kfac.moments(self.module, self.layers, self.batches, self.head)
+
+    @cached_property
+    def lems(self) -> dict[str, Any]:
+        """LEMS' energies: of KFAC-SVD's spectra, in the size of the measured divergence."""
+        spectra = self.spectra("kfac")
+
+        def divergence(name: str, rank: int) -> float:
+            plan = planner.plan(
+                [s for s in spectra if s.name == name],
+                Budget("energy", Fraction(1), scope="layers", pins={name: rank}),
+            )
+            return self.divergence(self.factors("kfac", plan))
+
+        return _kfac.scaled(spectra, divergence)
+
+    def divergence(self, factors: Mapping[str, Factors]) -> float:
+        """From the dense model, on the first calibration batches, in nats a token."""
+        kl = self._few.distance(factors).kl
+        assert kl is not None
+        return kl
+
+    @cached_property
+    def _few(self) -> HeldBack:
+        return HeldBack(self.module, self.batches[:2], self.run, self.head)
 
     @cached_property
     def scales(self) -> Mapping[str, Moments]:
@@ -204,6 +238,28 @@ def felt(case: Case, ratio: Fraction) -> dict[str, Factors]:
     return case.factors("felt", _plan(case.spectra("felt"), "energy", ratio))
 
 
+def kfac_svd(case: Case, ratio: Fraction) -> dict[str, Factors]:
+    """Both sides by the texts' own gradients, uniform ranks. Source: KFAC-SVD (ICML 2026)."""
+    return case.factors("kfac", _plan(case.spectra("kfac"), "uniform", ratio))
+
+
+def kfac_lems(case: Case, ratio: Fraction) -> dict[str, Factors]:
+    """The same with ranks by measured divergences and two numbers for the depth. Source: LEMS."""
+    spectra = case.spectra("kfac")
+    blocks = {s.name: int(re.findall(r"\d+", s.name)[0]) for s in spectra}
+    draw = np.random.default_rng(42)
+    best: tuple[float, dict[str, Factors]] | None = None
+    for _ in range(_kfac.TRIALS):
+        alpha, gamma = draw.uniform(0, _kfac.ALPHA), draw.uniform(0, _kfac.GAMMA)
+        plan = _plan(_kfac.weighed(spectra, case.lems, blocks, alpha, gamma), "energy", ratio)
+        factors = case.factors("kfac", plan)
+        divergence = case.divergence(factors)
+        if best is None or divergence < best[0]:
+            best = divergence, factors
+    assert best is not None
+    return best[1]
+
+
 def refitted(case: Case, ratio: Fraction) -> dict[str, Factors]:
     """Ours, step 5: and layers cut front to back for the inputs they really get."""
     return _corrected(case, ratio, payback=0.0)
@@ -244,3 +300,9 @@ POLICIES: dict[str, tuple[Policy, bool]] = {
     "refitted": (refitted, True),
     "pela": (pela, True),
 }
+# Of language models alone.
+OF_TEXTS: dict[str, tuple[Policy, bool]] = {
+    "kfac-svd": (kfac_svd, True),
+    "kfac-lems": (kfac_lems, True),
+}
+ALL = POLICIES | OF_TEXTS

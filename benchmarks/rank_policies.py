@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _policies import POLICIES, Case
+from _policies import ALL, OF_TEXTS, POLICIES, Case
 from _subjects import Subject, Texts, dataset, idx_images, sentences
 from rich.console import Console
 
@@ -78,7 +78,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", help="dataset, as for pela eval")
     parser.add_argument("--fashion", type=Path, default=FASHION, help="folder of the idx files")
     parser.add_argument("--size", type=int, help="pixels a side")
-    parser.add_argument("--policies", default=",".join(POLICIES), help="some of the default")
+    parser.add_argument("--policies", help=f"some of {', '.join(ALL)}; by default all that fit")
     parser.add_argument("--ratios", default="0.8,2/3,1/2,1/3")
     parser.add_argument("--seeds", default="0,1,2", help="of the calibration sample")
     parser.add_argument("--samples", type=int, default=512, help="for calibration")
@@ -93,9 +93,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         args.samples, args.test_images, args.seeds = 16, 40, "0"
     elif args.table is None and (args.model is None or args.out is None):
         parser.error("give --model and --out, or --table, or --quick")
-    for name in args.policies.split(","):
-        if name not in POLICIES:
-            parser.error(f"--policies {name}: there is {', '.join(POLICIES)}")
+    for name in (args.policies or "pela").split(","):
+        if name not in ALL:
+            parser.error(f"--policies {name}: there is {', '.join(ALL)}")
     return args
 
 
@@ -130,12 +130,16 @@ def run(subject: Subject | Texts, args: argparse.Namespace) -> list[Row]:
     dense = subject.dense_metric
     rows = read(args.out) if args.out.exists() else []
     done = {(row["policy"], row["ratio"], row["seed"]) for row in rows}
-    names, ratios = args.policies.split(","), args.ratios.split(",")
+    fitting = POLICIES if subject.head is None else ALL
+    names = args.policies.split(",") if args.policies else list(fitting)
+    if subject.head is None and (wrong := OF_TEXTS.keys() & set(names)):
+        raise RequestError(f"--policies {min(wrong)}: is of language models; leave it out")
+    ratios = args.ratios.split(",")
     cells = []
     for seed in map(int, args.seeds.split(",")):
         for name in names:
             # What looks at no samples is the same for all of them.
-            number = seed if POLICIES[name][1] else None
+            number = seed if ALL[name][1] else None
             cells += [(seed, number, name, ratio) for ratio in ratios]
     cells = [c for c in cells if (c[2], c[3], c[1]) not in done]
     cells = [c for i, c in enumerate(cells) if c[1:] not in [d[1:] for d in cells[:i]]]
@@ -175,7 +179,7 @@ def cell(
     """One policy at one budget. ``seconds`` is what it took but for what it shares with others."""
     exact = Fraction(ratio)
     start = time.perf_counter()
-    factors = POLICIES[name][0](case, exact)
+    factors = ALL[name][0](case, exact)
     seconds = time.perf_counter() - start
     used = sum(
         len(factors[la.name][0]) * sum(la.shape) if la.name in factors else la.params
@@ -209,7 +213,7 @@ def table(rows: Sequence[Row]) -> str:
         f"| policy | {' | '.join(ratios)} |",
         "|---" * (len(ratios) + 1) + "|",
     ]
-    for name in POLICIES:
+    for name in ALL:
         found = []
         for ratio in ratios:
             some = [r for r in rows if r["policy"] == name and r["ratio"] == ratio]

@@ -78,3 +78,8 @@ def test_a_language_model_is_judged_by_its_perplexity(modules, tmp_path):
     assert rows[0]["dense"] == pytest.approx(rows[0]["metric"] + rows[0]["drop"])
     assert abs(drops["pela"]) < 0.1 * abs(rows[0]["dense"])
     assert rows[-1]["kl"] < rows[0]["kl"]
+    names = ["--policies", "kfac-svd,kfac-lems", "--seeds", "0"]
+    args = benchmark.arguments([*flags, *small, *names, "--out", str(tmp_path / "lm.jsonl")])
+    rows = benchmark.run(benchmark.open_subject(args), args)
+    assert [row["policy"] for row in rows[-2:]] == ["kfac-svd", "kfac-lems"]
+    assert rows[-1]["kl"] < rows[0]["kl"]
