@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+import torch
 from torch import Tensor, nn
 
 from pelacli.factorize.factors import absorb_mean, cut
@@ -177,7 +178,10 @@ def _cut(
     weight, known = layer.weight, moments.get(layer.name)
     solution = solutions.get(layer.name)
     vectors = None if solution is None else solution.leading_vectors(rank)
-    down, up = cut(weight, known, rank, vectors=vectors, store=weight.dtype)
+    # Before they are balanced, factors of a weight in float16 may be past its largest number.
+    store = torch.promote_types(weight.dtype, torch.float32)
+    factors = cut(weight, known, rank, vectors=vectors, store=store)
+    down, up = (factor.to(weight.dtype) for factor in factors)
     mean = None if known is None else known.mean
     return down, up, absorb_mean(weight, layer.bias, down, up, mean)
 

@@ -147,3 +147,20 @@ def test_a_model_of_transformers_in_half_precision_is_calibrated_in_float32(tmp_
     assert stored.keys() == floats.keys()
     for name, tensor in stored.items():
         assert torch.equal(tensor, floats[name].bfloat16()), name
+
+
+@pytest.mark.parametrize("kind", HALVES, ids=str)
+@pytest.mark.parametrize("size", [1, 20_000])
+def test_factors_of_a_module_in_half_precision_are_those_of_float32_rounded_once(kind, size):
+    """Also where they are too large for float16 before they are balanced."""
+    torch.manual_seed(0)
+    half = torch.nn.Sequential(torch.nn.Linear(128, 96))
+    torch.nn.init.constant_(half[0].weight, size).data += size / 10 * torch.randn(96, 128)
+    half = half.to(kind)
+    exact = torch.nn.Sequential(torch.nn.Linear(128, 96))
+    exact.load_state_dict({name: t.float() for name, t in half.state_dict().items()})
+    for module in (half, exact):
+        pelacli.decompose(module, ratio=0.3, head=[])
+    for name, tensor in half.state_dict().items():
+        assert tensor.isfinite().all(), name
+        assert torch.equal(tensor, exact.state_dict()[name].to(kind)), name
