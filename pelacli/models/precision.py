@@ -39,13 +39,20 @@ def as_stored(name: str, tensor: Tensor, stored: Mapping[str, torch.dtype]) -> T
 
     Args:
         stored: of `OpenModel`.
+
+    Returns:
+        The tensor itself where it is not in float32, or holds numbers that the type can't.
     """
     dense = name
     for factor, own in _FACTORS.items():
         if name.endswith(factor):
             dense = name.removesuffix(factor) + own
     kind = stored.get(name, stored.get(dense))
-    return tensor if kind is None else tensor.to(kind)
+    if kind is None or tensor.dtype != torch.float32:  # the user has chosen another type since
+        return tensor
+    as_it_came = tensor.to(kind)
+    fits = as_it_came.isfinite().all() or not tensor.isfinite().all()
+    return as_it_came if fits else tensor  # what fp16 has no number for stays in float32
 
 
 def rounded(opened: OpenModel, factors: Mapping[str, Factors]) -> dict[str, Factors]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import pelacli
 from pelacli.artefact import loading
-from pelacli.models import opening
+from pelacli.models import opening, precision
 
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -164,3 +164,15 @@ def test_factors_of_a_module_in_half_precision_are_those_of_float32_rounded_once
     for name, tensor in half.state_dict().items():
         assert tensor.isfinite().all(), name
         assert torch.equal(tensor, exact.state_dict()[name].to(kind)), name
+
+
+def test_what_fp16_has_no_number_for_stays_in_float32():
+    stored = {"a.weight": torch.float16, "b.weight": torch.float16}
+    large = torch.tensor([1e5, 1.0])
+    assert precision.as_stored("a.weight", large, stored).dtype == torch.float32
+    assert precision.as_stored("b.down.weight", large / 1e3, stored).dtype == torch.float16
+
+
+def test_a_type_that_the_user_has_chosen_since_is_kept():
+    tensor = torch.ones(2, dtype=torch.bfloat16)
+    assert precision.as_stored("a", tensor, {"a": torch.float16}).dtype == torch.bfloat16
