@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from typing import Any
 
@@ -19,7 +19,8 @@ from pelacli.factorize.engine import Keep
 from pelacli.lowrank.find import Selection
 from pelacli.lowrank.replace import replace
 from pelacli.manifest.document import Manifest
-from pelacli.models import wrapping
+from pelacli.models import precision, wrapping
+from pelacli.models.opened import OpenModel
 from pelacli.planning.choice import choose
 from pelacli.ranks.budget import Scope, Unit
 from pelacli.ranks.plan import Plan
@@ -86,8 +87,8 @@ def plan(
         multiple=multiple,
         **budgets,
     )
-    with torch.inference_mode(False), _at_home(model, batches) as samples:
-        solved = _solved(model, settings, samples, head, correct=False, only_plan=True)
+    with torch.inference_mode(False), _at_home(model, batches) as (opened, samples):
+        solved = _solved(opened, settings, samples, head, correct=False, only_plan=True)
         return choose(solved.spectra, solved.dense.size, settings)
 
 
@@ -121,7 +122,8 @@ def decompose(
         policy: "energy", "uniform", or "threshold" (then ``threshold=`` is the share to keep).
         batches: calibration samples: tensors [B, …] that the model takes, dicts of its arguments,
             (input, label) pairs of either with labels, which are left out, or a DataLoader; also
-            one such batch alone. They have the model's precision and may be on any device. They are
+            one such batch alone. They have the model's precision and may be on any device; a model
+            in half precision is computed with in float32, and stays in half precision. They are
             read once and kept, so give some: a few hundred samples make all the difference. Small
             batches of equal shapes are joined to batches of up to 32 samples.
         unit: "params" or "flops": what the ratio counts. FLOPs are those of one sample: a plain
@@ -177,8 +179,8 @@ def decompose(
     arguments.switch("correct", correct)
     if blockwise is not None:
         arguments.switch("blockwise", blockwise)
-    with torch.inference_mode(False), _at_home(model, batches) as samples:
-        solved = _solved(model, settings, samples, head, correct=correct, blockwise=blockwise)
+    with torch.inference_mode(False), _at_home(model, batches) as (opened, samples):
+        solved = _solved(opened, settings, samples, head, correct=correct, blockwise=blockwise)
         plan = choose(solved.spectra, solved.dense.size, settings)
         manifest = _manifest(solved.dense, plan)
         # All factors before the first layer is exchanged: what fails, leaves the model as it was.
@@ -188,19 +190,24 @@ def decompose(
 
 
 @contextmanager
-def _at_home(model: nn.Module, batches: Any) -> Iterator[list[Any]]:
-    """The samples where the model is. They come first: a caller's loader may use the model. Apple's
-    devices have no double precision, so there both are on the CPU for the time of the block."""
+def _at_home(model: nn.Module, batches: Any) -> Iterator[tuple[OpenModel, list[Any]]]:
+    """The model, and the samples where it is. They come first: a caller's loader may use the model.
+
+    For the time of the block a model in half precision is in float32, where there are samples to
+    run it on. Apple's devices have no double precision, so there both are on the CPU.
+    """
     samples = arguments.samples(batches)
     device = devices.home(model)
     if device.type == "mps":
         device = torch.device("cpu")
-    with devices.placed(model, device):
-        yield devices.move_batch(samples, device)
+    opened = kept(model)[0] or wrapping.wrap(model)
+    exact = precision.float32_meanwhile(opened) if samples else nullcontext()
+    with devices.placed(model, device), exact:
+        yield opened, precision.batch_in_float32(devices.move_batch(samples, device))
 
 
 def _solved(
-    model: nn.Module,
+    opened: OpenModel,
     settings: Decompose,
     samples: list[Any],
     head: Sequence[str] | None,
@@ -210,7 +217,7 @@ def _solved(
     only_plan: bool = False,
 ) -> SolvedModel:
     """The model's spectra, and what its factors will be made of."""
-    opened = kept(model)[0] or wrapping.wrap(model)
+    model = opened.module
     unit, _ = settings.counted
     head = sorted(opened.head) if head is None else arguments.modules_of(model, "head", head)
     run = in_memory.predicting(opened.ref, model)

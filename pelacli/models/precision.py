@@ -7,7 +7,9 @@ which holds the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,30 @@ def in_float32(opened: OpenModel) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.dtype in HALF:
                 module._buffers[name] = buffer.float()
+
+
+@contextmanager
+def float32_meanwhile(opened: OpenModel) -> Iterator[None]:
+    """`in_float32` for the time of the block; then everything is of the type that it was, and new
+    factors of that of their weight."""
+    before = dict(opened.stored)
+    in_float32(opened)
+    try:
+        yield
+    finally:
+        for name, tensor in opened.module.state_dict(keep_vars=True).items():
+            if name not in before:
+                tensor.data = as_stored(name, tensor.data, opened.stored)
+        opened.stored = before
+
+
+def batch_in_float32(batch: Any) -> Any:
+    """A batch (tensors in nested dicts and lists), what is in half precision in float32."""
+    if isinstance(batch, Tensor):
+        return batch.float() if batch.dtype in HALF else batch
+    if isinstance(batch, Mapping):
+        return {name: batch_in_float32(value) for name, value in batch.items()}
+    return [batch_in_float32(value) for value in batch] if isinstance(batch, list) else batch
 
 
 def as_stored(name: str, tensor: Tensor, stored: Mapping[str, torch.dtype]) -> Tensor:

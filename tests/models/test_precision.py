@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 
@@ -11,9 +12,11 @@ import torch
 import transformers
 from generated_text import FILLERS, save_model
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import pelacli
 from pelacli.artefact import loading
+from pelacli.errors import RequestError
 from pelacli.models import opening, precision
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -176,3 +179,27 @@ def test_what_fp16_has_no_number_for_stays_in_float32():
 def test_a_type_that_the_user_has_chosen_since_is_kept():
     tensor = torch.ones(2, dtype=torch.bfloat16)
     assert precision.as_stored("a", tensor, {"a": torch.float16}).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", HALVES, ids=str)
+def test_a_module_in_half_precision_is_calibrated_in_float32(kind):
+    """Its factors are those of the same numbers in float32, rounded once, and it stays in half."""
+    torch.manual_seed(0)
+    half = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)).to(kind)
+    exact = copy.deepcopy(half).float()
+    samples = torch.randn(64, 16).to(kind)
+    pelacli.decompose(half, ratio=0.5, batches=samples)
+    pelacli.decompose(exact, ratio=0.5, batches=samples.float())
+    for one, other in zip(half.parameters(), exact.parameters(), strict=True):
+        assert one.dtype == kind
+        assert torch.equal(one, other.to(kind))
+
+
+def test_a_module_in_half_precision_that_is_refused_is_as_it_was():
+    half = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16)).bfloat16()
+    before = copy.deepcopy(half.state_dict())
+    with pytest.raises(RequestError):
+        pelacli.decompose(half, ratio=0.5, batches=torch.randn(8, 7))
+    for name, tensor in half.state_dict().items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, before[name])
