@@ -28,7 +28,7 @@ from pelacli.recipe.decompose import Decompose
 from pelacli.steps.blockwise import Choice
 from pelacli.steps.dense import DenseModel, check_flops_known, examine
 from pelacli.steps.factorization import SolvedModel, solve
-from pelacli.system import devices
+from pelacli.system import devices, processes
 
 
 @arguments.suggesting
@@ -202,7 +202,8 @@ def _at_home(model: nn.Module, batches: Any) -> Iterator[tuple[OpenModel, list[A
         device = torch.device("cpu")
     opened = kept(model)[0] or wrapping.wrap(model)
     exact = precision.float32_meanwhile(opened) if samples else nullcontext()
-    with devices.placed(model, device), exact:
+    # Whoever calls this in one process of several does not mean the others.
+    with devices.placed(model, device), exact, processes.alone():
         yield opened, precision.batch_in_float32(devices.move_batch(samples, device))
 
 

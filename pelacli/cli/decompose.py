@@ -48,7 +48,6 @@ def decompose(
     from pelacli.planning import dry_run as planning_dry_run
     from pelacli.system import processes
 
-    processes.refuse_launched("decompose")
     top: dict[str, Any] = {"weights": weights, "arch": arch, "seed": seed, "device": device}
     section = {
         "ratio": ratio,
@@ -74,10 +73,17 @@ def decompose(
         "plan": plan,
     }
     if stored := planning_dry_run.spectra_file(model, dry_run):
+        processes.refuse_launched("decompose from spectra")
         unused.refuse_in_plan_of_spectra(stored, output, spectra, set_ or [])
         cli_output.print_decomposed(planning_dry_run.run(stored, top, section, set_ or []), json)
         return
     step = requests.decompose(model, top, section, set_ or [], output)
+    if step.calibration is None:
+        processes.refuse_launched("decompose without --calibrate")
+    if step.settings.max_drop is not None:
+        processes.refuse_launched("decompose with --max-drop")
+    if step.settings.blockwise:
+        processes.refuse_launched("decompose block by block")
     from pelacli.artefact import saving
     from pelacli.steps import decompose as steps_decompose
 
@@ -85,6 +91,7 @@ def decompose(
         if dry_run and output is not None:
             saving.check_output(output, step.source)
         result = steps_decompose.run(step, dry_run=dry_run, spectra_file=spectra)
+        processes.wait(step.device)
     except DropError as error:
         cli_output.print_tried(error, json)
         raise

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pelacli.errors import RequestError
 from pelacli.lowrank.padding import padding_mask
+from pelacli.system import processes
 
 BATCH_SIZE = 32  # calibration samples that walk through the model together
 # Tokens of texts that do: what backward passes keep of every layer is there for all of them.
@@ -107,6 +109,22 @@ def join(batches: Iterable[Any]) -> list[Any]:
         group.append(batch)
         latest[form] = group, count + samples
     return [_concatenated(group) for group in groups]
+
+
+def share(batches: Sequence[Any]) -> list[Any]:
+    """This process's share of the batches, which all processes have in the same order: the whole
+    where there is only one.
+
+    Raises:
+        RequestError: there are fewer batches than processes.
+    """
+    rank, size = processes.rank_and_size()
+    if 0 < len(batches) < size:
+        raise RequestError(
+            f"calibration: the samples make {len(batches)} batches, and the launcher started "
+            f"{size} processes; give more samples, or launch at most {len(batches)}"
+        )
+    return list(batches[rank::size])
 
 
 def samples_in(batch: Any) -> int:

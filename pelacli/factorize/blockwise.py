@@ -23,6 +23,7 @@ from pelacli.factorize.calibration import (
     Passes,
     SummedMoments,
     check_finite,
+    draws_of,
     frozen,
     levels,
     propagate,
@@ -134,7 +135,6 @@ def _section(
     """Sums of one section's layers; the gradients at its input go to the shelf."""
     layers = sections.layers[section]
     sums = {layer.name: LayerSums(narrow_in(layer.shape)) for layer in layers}
-    generator = torch.Generator().manual_seed(passes.seed)
     for number, batch in enumerate(batches):
         calls: list[ObservedCall] = []
         seen = watch(layers, sums, calls, number, batch, passes.gradients)
@@ -144,6 +144,7 @@ def _section(
             given.requires_grad_().register_hook(arriving.append)
         forward = partial(sections.run, section, number, batch, given)
         if section == len(sections) - 1:
+            generator = draws_of(passes, number)
             propagate(sections.module, batch, forward, head, seen, passes, generator)
         else:
             with torch.set_grad_enabled(passes.gradients):

@@ -32,6 +32,7 @@ from pelacli.factorize.sensitivity import Head, projection, sampled_tokens
 from pelacli.lowrank.calls import LinearCalls, evaluating
 from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.padding import padding_mask, unpadded
+from pelacli.system import devices, processes
 
 # Backward passes per batch: each lowers the noise of the draws, at a price above a forward pass.
 DRAWS = 2
@@ -65,11 +66,12 @@ def collect(
     head: Head | None = None,
     advance: Callable[[int], None] = lambda samples: None,
 ) -> Mapping[str, Moments]:
-    """Moments of the layers over the batches.
+    """Moments of the layers over the batches, and over those of the other processes.
 
     Args:
-        batches: what ``predict`` takes: a tensor [B, ...], or a dict of tensors [B, ...] whose
-            ``attention_mask``, if any, marks the padding.
+        batches: this process's share (`pelacli.factorize.batches.share`). Each is what ``predict``
+            takes: a tensor [B, ...], or a dict of tensors [B, ...] whose ``attention_mask``, if
+            any, marks the padding.
         predict: (module, batch) → the model's main output, [B, ...].
         head: of a language model; what its output feels is then measured by sampled tokens.
         advance: called after each batch with its number of samples.
@@ -84,7 +86,7 @@ def collect(
     passes = passes or Passes()
     layers = [layer for layer in layers if layer.reason is None]
     sums = {layer.name: LayerSums(narrow_in(layer.shape)) for layer in layers}
-    generator = torch.Generator().manual_seed(passes.seed)
+    rank, size = processes.rank_and_size()
     samples = 0
     with frozen(module):
         for number, batch in enumerate(batches):
@@ -94,17 +96,45 @@ def collect(
                 output = partial(predict, module, batch)
             else:
                 output = partial(head.hidden, batch)
+            generator = draws_of(passes, number * size + rank)
             count = propagate(module, batch, output, head, seen, passes, generator)
             for call in calls:
                 call.finish(passes.floor)
             samples += count
             advance(count)
+    samples = processes.total(samples)
     if not samples:
         raise RequestError("calibration: there are no samples; give at least one batch")
+    _add_others(sums)
     known = levels(layers, sums, samples * passes.draws)
     moments = SummedMoments(layers, sums, known, samples, passes.draws)
     _check_finite(moments)
     return moments
+
+
+def draws_of(passes: Passes, number: int) -> torch.Generator:
+    """What the draws of one batch come from: the same, whichever process the batch falls to.
+
+    Args:
+        number: of the batch among those of all processes.
+    """
+    # torch's generator takes 32 bits of a seed; the golden ratio's spread the batches over them.
+    return torch.Generator().manual_seed((passes.seed + number * 0x9E3779B1) % 2**32)
+
+
+def _add_others(sums: Mapping[str, LayerSums]) -> None:
+    """Make the sums those over the batches of all processes, the same bits in each of them."""
+    if processes.rank_and_size()[1] == 1:
+        return
+    for known in sums.values():
+        device = None if known.gram is None else known.gram.device
+        mine = {key: value for key, value in vars(known).items() if key != "weights"}
+        gathered = processes.all_gather(devices.move_batch(mine, "cpu"))
+        first, *others = (LayerSums(**one) for one in gathered)
+        for other in others:
+            first.add(other)
+        whole = {key: value for key, value in vars(first).items() if key != "weights"}
+        vars(known).update(whole if device is None else devices.move_batch(whole, device))
 
 
 def watch(

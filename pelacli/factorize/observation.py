@@ -76,6 +76,57 @@ class LayerSums:
         self.gradient_square = _plus(self.gradient_square, sensitivity.sum(dtype=torch.float64))
         return sensitivity
 
+    def add(self, other: LayerSums) -> None:
+        """Add the sums of other samples, which may lie around another shift and be scaled
+        otherwise. The weights of tokens stay those of this one's batches."""
+        if not other.tokens:
+            return
+        if not self.tokens:
+            kept = self.weights
+            vars(self).update(vars(other) | {"weights": kept})
+            return
+        self._add_inputs(other)
+        if other.gradient is None:
+            return
+        if self.gradient is None:
+            self.gradient, self.gradient_square = other.gradient, other.gradient_square
+            self.g_scale, self.u_scale = other.g_scale, other.u_scale
+            return
+        assert self.gradient_square is not None
+        assert other.gradient_square is not None
+        assert self.g_scale is not None
+        assert other.g_scale is not None
+        ratio = self.u_scale / other.u_scale
+        self.gradient = _plus_scaled(self.gradient, other.gradient.double() * ratio**2, ratio)
+        self.gradient_square += other.gradient_square * (self.g_scale / other.g_scale) ** 2
+
+    def _add_inputs(self, other: LayerSums) -> None:
+        assert self.x_scale is not None
+        assert other.x_scale is not None
+        assert self.input_sum is not None
+        assert other.input_sum is not None
+        assert self.input_square is not None
+        assert other.input_square is not None
+        assert self.centred_sum is not None
+        assert other.centred_sum is not None
+        assert self.gram is not None
+        assert other.gram is not None
+        assert self.shift is not None
+        assert other.shift is not None
+        x_ratio, ratio = self.x_scale / other.x_scale, self.v_scale / other.v_scale
+        self.input_sum += other.input_sum * x_ratio
+        self.input_square += other.input_square * x_ratio**2
+        # v − shift is ratio·(v′ − shift′) + moved, where v′ and shift′ are the other's.
+        moved = ratio * other.shift.double() - self.shift.double()
+        centred = ratio * other.centred_sum
+        crossed = torch.outer(centred, moved)
+        gram = other.gram.double() * ratio**2 + crossed + crossed.T
+        gram += other.total * torch.outer(moved, moved)
+        self.gram = _plus_scaled(self.gram, gram, ratio)
+        self.centred_sum += centred + other.total * moved
+        self.tokens += other.tokens
+        self.total += other.total
+
     def output_level(self, passes: int, out: int) -> float:
         """Mean diagonal of G, per sample."""
         assert self.gradient_square is not None
@@ -193,6 +244,13 @@ def _square(rows: Tensor) -> Tensor:
 
 def _plus(total: Tensor | None, term: Tensor) -> Tensor:
     return term if total is None else total.add_(term)
+
+
+def _plus_scaled(total: Tensor, term: Tensor, ratio: float) -> Tensor:
+    """The sum in the total's precision; in float64, which holds any, where the term had another
+    scale."""
+    total = total.double() + term
+    return total.float() if ratio == 1 else total
 
 
 def _plus_gram(total: Tensor | None, rows: Tensor) -> Tensor:

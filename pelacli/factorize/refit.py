@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pelacli.errors import RequestError
 from pelacli.factorize.factors import decompose
 from pelacli.factorize.lockstep import Call, lockstep
 from pelacli.factorize.moments import Moments, narrow_in
@@ -30,6 +31,7 @@ from pelacli.lowrank.calls import evaluating
 from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.padding import padding_mask, token_rows
 from pelacli.lowrank.replace import Factors
+from pelacli.system import processes
 
 # Share of the compressed inputs' mean variance that holds the regression to the old weight, and
 # share of the residual stream's loss that is asked back. Measured in
@@ -83,6 +85,7 @@ def correct(
         for calls in stops:
             layer = calls[0].layer
             if layer.name not in factors:
+                _meet(layer.name)
                 known = moments.get(layer.name, Moments())
                 passages = dense.passages(layer.name, factors)
                 # Not kept in a variable: it is as large as the streams.
@@ -99,7 +102,25 @@ def correct(
             for call in calls:
                 added = _bias_in_call(call, bias)
                 call.output = F.linear(F.linear(call.x, down), up, added)
+        _meet(None)
     return factors
+
+
+def _meet(layer: str | None) -> None:
+    """Make sure that all processes refit the same layer now, since their sums are added.
+
+    Args:
+        layer: its name; None where this process has no layer left.
+
+    Raises:
+        RequestError: they do not.
+    """
+    names = processes.all_gather(layer)
+    if len(set(names)) > 1:
+        raise RequestError(
+            "the samples take different ways through the model, so their correction can't be "
+            "shared by processes; run decompose without the launcher, or with --no-correct"
+        )
 
 
 def _bias_in_call(call: Call, bias: Tensor | None) -> Tensor | None:
@@ -259,7 +280,7 @@ def _mean(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
 
 def _mean_of(sums: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """The mean of rows whose weighted sums these are."""
-    return torch.stack(list(sums)).sum(0) / sum(float(w.sum(dtype=torch.float64)) for w in weights)
+    return processes.total(torch.stack(list(sums)).sum(0)) / _weight(weights)
 
 
 def _product(
@@ -270,7 +291,7 @@ def _product(
     total = a[0].new_zeros(a[0].shape[1], b[0].shape[1])
     mean_a = _mean(a, weights).float() if centred else total.new_zeros(total.shape[0])
     mean_b = _mean(b, weights).float() if centred else total.new_zeros(total.shape[1])
-    scale_a, scale_b = safe_scale(*a), safe_scale(*b)
+    scale_a, scale_b = (min(processes.all_gather(safe_scale(*parts))) for parts in (a, b))
     for left, right, w in zip(a, b, weights, strict=True):
         weighted = scaled(left - mean_a, scale_a).mul_(w[:, None])
         right = scaled(right - mean_b, scale_b)
@@ -280,5 +301,9 @@ def _product(
             total.addmm_(weighted.T, right)
     if a is b:
         mirrored(total)
-    scale = scale_a * scale_b * sum(float(w.sum(dtype=torch.float64)) for w in weights)
-    return total.double() / scale
+    return processes.total(total.double()) / (scale_a * scale_b * _weight(weights))
+
+
+def _weight(weights: Sequence[Tensor]) -> float:
+    """The tokens' weights together, over all processes."""
+    return processes.total(sum(float(w.sum(dtype=torch.float64)) for w in weights))

@@ -36,7 +36,7 @@ from pelacli.steps.blockwise import Choice, kept_until_done
 from pelacli.steps.dense import DenseModel, check_flops_known, examine
 from pelacli.steps.factorization import Fit, SolvedModel, solve
 from pelacli.steps.quality import Candidate, QualitySearch
-from pelacli.system import devices
+from pelacli.system import devices, processes
 from pelacli.tasks import registry
 
 
@@ -75,6 +75,8 @@ def run(
         spectra_file: file to write the spectra to, beside those in the artefact.
     """
     check_targets(step, dry_run, spectra_file)
+    if processes.launched() > 1:
+        processes.join(step.device)
     with kept_until_done(layout.moments_place(step.output)):
         return _run(step, dry_run, spectra_file)
 
@@ -101,8 +103,9 @@ def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Dec
         manifest.history = [] if before is None else list(before.history)
         manifest.history.append(record(step, spectra, candidate, time.perf_counter() - start))
         extra = {planning_stored.FILE: planning_stored.dumps(spectra)}
-        saving.save(opened, manifest, step.output, extra=extra)
-    if spectra_file is not None:
+        if processes.is_first():
+            saving.save(opened, manifest, step.output, extra=extra)
+    if spectra_file is not None and processes.is_first():
         planning_stored.save(spectra, spectra_file)
     if not solved.moments:
         warn_of_no_samples()
@@ -179,15 +182,16 @@ def calibration_batches(opened: OpenModel, step: Step[Decompose]) -> list[Any]:
     limit = with_held_back(step.settings.samples)
     task = registry.get(source.task.name, source.task.settings)
     samples = task.open(source.data, source.data.train, inputs=opened.inputs, unlabelled=True)
-    batches = loader.loader(
-        samples,
-        batch_size=min(BATCH_SIZE, limit),
-        seed=step.seed,
-        shuffle=True,
-        limit=limit,
-        pinned=False,  # they are moved once
-    )
-    return [batch["inputs"] for batch in batches]
+    with processes.alone():  # all read the same ones, and `solve` shares them out
+        batches = loader.loader(
+            samples,
+            batch_size=min(BATCH_SIZE, limit),
+            seed=step.seed,
+            shuffle=True,
+            limit=limit,
+            pinned=False,  # they are moved once
+        )
+        return [batch["inputs"] for batch in batches]
 
 
 def solved_model(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pelacli import console
 from pelacli.artefact import description
 from pelacli.factorize import blockwise_refit, calibration, engine, needs, refit, sensitivity
-from pelacli.factorize.batches import cut, hold_back, join, samples_in, tokens_in
+from pelacli.factorize.batches import cut, hold_back, join, samples_in, share, tokens_in
 from pelacli.factorize.blockwise import collect
 from pelacli.factorize.engine import Keep, Solution
 from pelacli.factorize.moments import Moments
@@ -31,7 +31,7 @@ from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
 from pelacli.steps.blockwise import Blockwise, Choice, blockwise
 from pelacli.steps.dense import DenseModel
-from pelacli.system import devices, memory
+from pelacli.system import devices, memory, processes
 
 # Tokens that a layer should see for each of its inputs.
 _TOKENS_PER_INPUT = 4
@@ -79,7 +79,10 @@ class SolvedModel:
     """A dense model whose layers are solved: plans can be made of its spectra and applied to it.
 
     Attributes:
-        batches: calibration samples; none where the spectra come from the weights alone.
+        batches: calibration samples, this process's share of them; none where the spectra come from
+            the weights alone.
+        samples: how many samples the spectra are calibrated on, over all processes.
+        sample_tokens: how many tokens of text these have, without padding; None without text.
         held_back: samples that nothing is fitted to; None where there are too few.
         head: of a language model that is calibrated; else None.
         moments: layer → its moments over the samples.
@@ -92,6 +95,8 @@ class SolvedModel:
 
     dense: DenseModel
     batches: Sequence[Any]
+    samples: int
+    sample_tokens: int | None
     held_back: HeldBack | None
     head: TokenHead | None
     moments: Mapping[str, Moments]
@@ -103,22 +108,11 @@ class SolvedModel:
     blockwise: Blockwise | None = None
 
     @property
-    def samples(self) -> int:
-        """How many samples the spectra are calibrated on."""
-        return sum(map(samples_in, self.batches))
-
-    @property
     def sensitivity(self) -> str:
         """What the energies were measured by; see `pelacli.factorize.sensitivity`."""
         if not self.batches:
             return sensitivity.WEIGHTS
         return sensitivity.PROJECTIONS if self.head is None else sensitivity.SAMPLED_TOKENS
-
-    @property
-    def sample_tokens(self) -> int | None:
-        """How many tokens of text these samples have, without padding; None without text."""
-        counts = [count for batch in self.batches if (count := tokens_in(batch)) is not None]
-        return sum(counts) if counts else None
 
     def fit(self, plan: Plan) -> Fit:
         """Factors of every layer that the plan factorises; the model stays dense.
@@ -236,7 +230,8 @@ def solve(
 
     Args:
         batches: calibration samples, as `pelacli.models.prediction.predict` takes them; may be
-            none. A part of them is held back.
+            none. A part of them is held back. Processes that work together are all given the same,
+            share them out, and come to the same factors.
         keep: what is kept of each solution for `SolvedModel.apply` and `SolvedModel.factors`, which
             solve a layer again where its vectors are missing.
         correct: refit each layer to the inputs that it really gets, where there are samples.
@@ -250,17 +245,27 @@ def solve(
     head = _head(dense.module, batches[0], run) if batches else None
     samples = hold_back(batches)
     fitted = join(samples.fitted) if head is None else cut(samples.fitted)
+    count = sum(map(samples_in, fitted))
+    tokens = [known for batch in fitted if (known := tokens_in(batch)) is not None]
+    fitted = share(fitted)
     walk = partial(_walk, run, head)
-    parts = blockwise(dense, fitted, walk, seed, choice or Choice()) if fitted else None
+    choice = choice or Choice()
+    if processes.rank_and_size()[1] > 1:  # sections add nothing up over processes
+        choice = replace(choice, wanted=False)
+    parts = blockwise(dense, fitted, walk, seed, choice) if fitted else None
     if fitted:
         _check_memory(dense, fitted, head, parts, correct and keep is not Keep.NOTHING)
     moments = _moments(dense, fitted, head, seed, show_progress, run, parts) if fitted else {}
+    if moments:
+        _warn_of_few_tokens(dense, moments, count)
     with show_progress("reading spectra", len(dense.free)) as bar:
         solutions = engine.solve(dense.free, moments, keep=keep, advance=bar.advance)
     spectra = engine.spectra(dense.free, solutions, moments)
     return SolvedModel(
         dense=dense,
         batches=fitted,
+        samples=count,
+        sample_tokens=sum(tokens) if tokens else None,
         head=head,
         held_back=_held_back(dense, samples.held_back, head, run) if samples.held_back else None,
         moments=moments,
@@ -360,7 +365,6 @@ def _moments(
             moments = collect(
                 parts.sections, batches, parts.shelf, passes, head=head, advance=bar.advance
             )
-    _warn_of_few_tokens(dense, moments, sum(map(samples_in, batches)))
     unseen = [layer.name for layer in dense.free if layer.name not in moments]
     if unseen:
         console.warn(

@@ -125,11 +125,11 @@ def alone() -> Iterator[None]:
     """While active, this process does all of the work, and the others wait for it: samples are not
     shared out."""
     global _alone
-    _alone = True
+    before, _alone = _alone, True
     try:
         yield
     finally:
-        _alone = False
+        _alone = before
 
 
 def all_gather(value: T) -> list[T]:
@@ -178,5 +178,5 @@ def refuse_launched(command: str) -> None:
     if launched() > 1:
         raise RequestError(
             f"{command} is work for one process, and the launcher started {launched()}: "
-            "run it without, and launch pretrain, finetune, eval or run"
+            "run it without the launcher"
         )

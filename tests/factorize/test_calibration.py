@@ -49,9 +49,9 @@ def by_hand(net, samples, seed=0, batch=16, projections=2):
     """Inputs x [tokens, in], output-gradients g [projections, tokens, out] and token weights of
     every layer, walked explicitly."""
     found = {name: ([], [], []) for name in "abc"}
-    generator = torch.Generator().manual_seed(seed)
     net = copy.deepcopy(net)
-    for x in samples.split(batch):
+    for number, x in enumerate(samples.split(batch)):
+        generator = calibration.draws_of(calibration.Passes(seed=seed), number)
         outputs, h = {}, x
         for name in "abc":
             layer = getattr(net, name)

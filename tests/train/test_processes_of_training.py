@@ -284,11 +284,19 @@ def test_a_quality_budget_is_for_one_process(pela, tmp_path, monkeypatch):
     assert not Path("run").exists()
 
 
-def test_decompose_is_for_one_process(pela, monkeypatch):
+@pytest.mark.parametrize(
+    ("budget", "work"),
+    [
+        (("--ratio", "0.5"), "decompose without --calibrate"),
+        (("--max-drop", "1", "--calibrate", "digits", "--data", "digits"), "decompose with --max-"),
+    ],
+)
+def test_decompose_is_for_one_process_unless_samples_are_shared(pela, monkeypatch, budget, work):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    code, out, err = pela("decompose", "vit_tiny", "--weights", "random", "--ratio", "0.5")
+    code, out, err = pela("decompose", "vit_tiny", "--weights", "random", *budget)
     assert (code, out) == (2, "")
-    assert "decompose is work for one process, and the launcher started 2" in err
+    assert work in err
+    assert "is work for one process, and the launcher started 2" in err
 
 
 if __name__ == "__main__":
