@@ -266,7 +266,8 @@ def refitted(case: Case, ratio: Fraction) -> dict[str, Factors]:
 
 
 def pela(case: Case, ratio: Fraction) -> dict[str, Factors]:
-    """Ours, step 6: and the residual stream's loss paid back. What `pela decompose` does."""
+    """Ours, step 6: and the residual stream's loss paid back. What `pela decompose` does, but for
+    the firmer ridge that it tries too where tokens are few."""
     return _corrected(case, ratio)
 
 

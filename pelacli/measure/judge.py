@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from pelacli.models import heads
 from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
 from pelacli.system import devices
+from pelacli.system.shelf import Shelf
 
 
 class Judge:
@@ -41,19 +42,24 @@ class Judge:
 
     def __init__(self, opened: OpenModel, data: EvaluationData, device: torch.device) -> None:
         self._opened, self._data, self._device = opened, data, device
-        self._dense: list[Tensor] = []
+        # A language model's logits of all samples are far larger than the model.
+        self._dense: Shelf | None = None
         self._classes = heads.num_classes(opened) is not None
         self.metric = self._task_metric() if data.labelled else self._agreement_metric()
 
     def score(self) -> float:
         """The figure of the model as it is now; at first, of the dense model."""
-        if not self._data.labelled and not self._dense:
-            self._dense = self._outputs(token_parts(self._opened.module, self._data.samples))
+        if not self._data.labelled and self._dense is None:
+            self._dense = Shelf()
+            batches = token_parts(self._opened.module, self._data.samples)
+            for number, output in enumerate(self._outputs(batches)):
+                self._dense.put(str(number), output)
             return 100.0
         module = self._opened.module
         with devices.placed(module, self._device):
             if self._data.labelled:
                 return measure(self._opened, self._data, self._device)[self.metric]
+            assert self._dense is not None
             with evaluating(module):
                 figures = agreement(
                     module,
@@ -82,23 +88,22 @@ class Judge:
         choices = chooses_classes(output, padding_mask(batch["inputs"]), self._classes)
         return "same_class" if choices else "cosine"
 
-    @torch.no_grad()
-    def _outputs(self, batches: Iterable[Batch]) -> list[Tensor]:
+    def _outputs(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
         """The model's main output for each batch, on the CPU."""
         module = self._opened.module
-        with devices.placed(module, self._device), evaluating(module):
-            return [
-                predict(module, devices.move_batch(batch["inputs"], self._device)).cpu()
-                for batch in batches
-            ]
+        with devices.placed(module, self._device), evaluating(module), torch.no_grad():
+            for batch in batches:
+                yield predict(module, devices.move_batch(batch["inputs"], self._device)).cpu()
 
 
 class _Recording(nn.Module):
     """Gives the outputs of a model again, batch by batch in the same order."""
 
-    def __init__(self, outputs: list[Tensor], device: torch.device) -> None:
+    def __init__(self, outputs: Shelf, device: torch.device) -> None:
         super().__init__()
-        self._outputs, self._device = iter(outputs), device
+        self._outputs, self._device, self._next = outputs, device, 0
 
     def forward(self, *args: object, **kwargs: object) -> Tensor:
-        return next(self._outputs).to(self._device)
+        output: Tensor = self._outputs.get(str(self._next))
+        self._next += 1
+        return output.to(self._device)

@@ -48,8 +48,8 @@ class Shelf:
             full = getattr(error, "errno", None) == errno.ENOSPC or _is_full(self.folder)
             what = "the disk is full" if full else str(error).splitlines()[0]
             raise PelaError(
-                f"{self.folder}: {what}; hidden states and moments go there: make room, or "
-                "calibrate on fewer samples"
+                f"{self.folder}: {what}; what does not fit in memory goes there: make room, or "
+                "take fewer samples"
             ) from None
 
     def get(self, name: str) -> Any:
