@@ -88,7 +88,8 @@ def collect(
             if done in shelf:
                 advance(samples)
             else:
-                sums = _section(sections, section, batches, shelf, passes, head, advance)
+                with sections.at_work(section):
+                    sums = _section(sections, section, batches, shelf, passes, head, advance)
                 _put_sums(sections.layers[section], sums, shelf)
                 shelf.put(done, levels(sections.layers[section], sums, samples * passes.draws))
             known |= shelf.get(done)
@@ -116,11 +117,13 @@ def _sums(layer: str) -> str:
 def _forward(sections: Sections, batches: Sequence[Any], shelf: Shelf) -> None:
     """Write the states of all batches before all sections."""
     for section in range(len(sections) - 1):
-        for number, batch in enumerate(batches):
-            if states(section + 1, number) in shelf:
-                continue
-            given = shelf.get(states(section, number)) if section else None
-            shelf.put(states(section + 1, number), sections.run(section, number, batch, given))
+        left = [(n, b) for n, b in enumerate(batches) if states(section + 1, n) not in shelf]
+        if not left:
+            continue
+        with sections.at_work(section):
+            for number, batch in left:
+                given = shelf.get(states(section, number)) if section else None
+                shelf.put(states(section + 1, number), sections.run(section, number, batch, given))
 
 
 def _section(
@@ -152,6 +155,7 @@ def _section(
                     output = forward()
                 known = shelf.get(_gradients(section + 1, number)) if output.requires_grad else []
                 for left, gradient in zip(reversed(range(len(known))), known, strict=True):
+                    gradient = gradient.to(output.device)
                     torch.autograd.backward(output, gradient, retain_graph=left > 0)
         if given is not None:
             shelf.put(_gradients(section, number), arriving)

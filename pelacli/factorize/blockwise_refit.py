@@ -57,7 +57,8 @@ def correct(
             layers = [layer for layer in sections.layers[section] if layer.name in ranks]
             done = f"{plan}-factors-{section}"
             if done not in shelf:
-                new = _section(sections, section, layers, batches, shelf, plan, step)
+                with sections.at_work(section):
+                    new = _section(sections, section, layers, batches, shelf, plan, step)
                 shelf.put(done, {name: list(known) for name, known in new.items()})
             factors |= {name: tuple(known) for name, known in shelf.get(done).items()}
             for _ in layers:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 
@@ -33,6 +34,21 @@ class Moments:
     far_level: float = 1.0
     tokens: float = 1.0
     weights: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Moments:
+        """The same on a device; itself where it is there."""
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device)
+
+        weights = {batch: weight.to(device) for batch, weight in self.weights.items()}
+        return replace(
+            self,
+            mean=moved(self.mean),
+            near=moved(self.near),
+            far=moved(self.far),
+            weights=weights,
+        )
 
 
 def narrow_in(shape: tuple[int, int]) -> bool:

@@ -86,7 +86,7 @@ def correct(
             layer = calls[0].layer
             if layer.name not in factors:
                 _meet(layer.name)
-                known = moments.get(layer.name, Moments())
+                known = moments.get(layer.name, Moments()).to(layer.weight.device)
                 passages = dense.passages(layer.name, factors)
                 # Not kept in a variable: it is as large as the streams.
                 factors[layer.name] = _refit(

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from pelacli.factorize.batches import pieces, samples_in
 from pelacli.lowrank.calls import LinearCalls, evaluating
 from pelacli.lowrank.layer import Layer
+from pelacli.system import devices
 
 _PROBE = 2  # samples that the sections are tried on
 _STATES = ("hidden_states", "x")  # what blocks call the states where they take them by name
@@ -57,6 +58,10 @@ class BlockCall:
         else:
             output = block(*args, **{self.keyword: states}, **kwargs)
         return _states_of(output)
+
+    def to(self, device: torch.device) -> BlockCall:
+        """The same with its tensors on a device."""
+        return BlockCall(self.keyword, _moved(self.args, device), _moved(self.kwargs, device))
 
     def tensors(self) -> Iterator[Tensor]:
         yield from _tensors((self.args, self.kwargs))
@@ -117,10 +122,17 @@ class Sections:
         module: the whole model.
         layers: section → the layers in it.
         all_layers: those of all sections, in the order in which they were given.
+        device: where a block computes while it is at work (`at_work`); None: where it is. The
+            states come from the CPU, and the rest of the model stays there.
     """
 
     def __init__(
-        self, module: nn.Module, blocks: Sequence[str], run: Run, layers: Sequence[Layer]
+        self,
+        module: nn.Module,
+        blocks: Sequence[str],
+        run: Run,
+        layers: Sequence[Layer],
+        device: torch.device | None = None,
     ) -> None:
         """Args: as of `sections`.
 
@@ -136,6 +148,7 @@ class Sections:
         self._calls: dict[int, list[BlockCall]] = {}
         self.layers: list[list[Layer]] = [[] for _ in range(len(blocks) + 2)]
         self.all_layers = list(layers)
+        self.device = device
 
     def __len__(self) -> int:
         return len(self._blocks) + 2
@@ -155,8 +168,19 @@ class Sections:
             assert output is not None
             return output
         call, block = self._calls[number][section - 1], self._blocks[section - 1]
+        if self.device is not None:
+            call, states = call.to(self.device), states.to(self.device)
         # A view is the result of a call, by which a residual stream can be known again.
         return call(block, states.view_as(states))
+
+    @contextmanager
+    def at_work(self, section: int) -> Iterator[None]:
+        """Keep the section's block on the device for the time of the block of code."""
+        if self.device is None or not 0 < section < len(self) - 1:
+            yield
+            return
+        with devices.placed(self._blocks[section - 1], self.device):
+            yield
 
     @torch.no_grad()
     def prepare(self, batches: Sequence[Any]) -> None:
@@ -286,7 +310,12 @@ class Sections:
 
 
 def sections(
-    module: nn.Module, blocks: Sequence[str], run: Run, layers: Sequence[Layer], batch: Any
+    module: nn.Module,
+    blocks: Sequence[str],
+    run: Run,
+    layers: Sequence[Layer],
+    batch: Any,
+    device: torch.device | None = None,
 ) -> Sections | None:
     """The model's sections; None where it is no plain sequence of its blocks.
 
@@ -295,6 +324,7 @@ def sections(
         run: (the model, a batch) → its main output, or a language model's hidden states.
         layers: those that may be factorised.
         batch: what ``run`` takes; the first samples of it are tried.
+        device: where each block computes; unset: where it is.
     """
     if not blocks:
         return None
@@ -305,6 +335,7 @@ def sections(
         made = Sections(module, blocks, run, layers)
         with evaluating(module):
             made.check(few)
+        made.device = device
     except Exception:  # a block that is called in another way raises whatever its code raises
         return None
     finally:
@@ -347,6 +378,16 @@ def _fresh(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _fresh(item) for name, item in value.items()}
     return copy.deepcopy(value)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if type(value) in (tuple, list):
+        return type(value)(_moved(item, device) for item in value)
+    if type(value) is dict:
+        return {name: _moved(item, device) for name, item in value.items()}
+    return value
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -48,11 +48,13 @@ class Choice:
         wanted: None leaves it to the free memory.
         folder: where a killed run can be gone on with; None: nowhere.
         source: what identifies the model's weights.
+        device: where each block computes, if that is not where the model is.
     """
 
     wanted: bool | None = None
     folder: Path | None = None
     source: str = ""
+    device: torch.device | None = None
 
 
 def blockwise(
@@ -72,9 +74,9 @@ def blockwise(
         RequestError: it is wanted, and the model is no plain sequence of blocks.
     """
     short = choice.wanted is None and _short_of_memory(dense, batches)
-    if not (choice.wanted or short):
+    if not (choice.wanted or short or choice.device):
         return None
-    parts = sections(dense.module, blocks(dense.module), run, dense.free, batches[0])
+    parts = sections(dense.module, blocks(dense.module), run, dense.free, batches[0], choice.device)
     if parts is None:
         why = f"{dense.ref}: is no plain sequence of blocks"
         if choice.wanted:

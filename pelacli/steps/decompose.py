@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pelacli import console
 from pelacli.artefact import description, loading, saving
@@ -21,6 +22,7 @@ from pelacli.manifest.document import Manifest, StepRecord
 from pelacli.measure.evaluation import open_data
 from pelacli.measure.judge import Judge
 from pelacli.models import precision
+from pelacli.models.blocks import blocks
 from pelacli.models.opened import OpenModel
 from pelacli.planning import stored as planning_stored
 from pelacli.planning.choice import choose
@@ -36,8 +38,12 @@ from pelacli.steps.blockwise import Choice, kept_until_done
 from pelacli.steps.dense import DenseModel, check_flops_known, examine
 from pelacli.steps.factorization import Fit, SolvedModel, solve
 from pelacli.steps.quality import Candidate, QualitySearch
-from pelacli.system import devices, processes
+from pelacli.system import devices, memory, processes
 from pelacli.tasks import registry
+
+# How many times the largest block's weights an accelerator has to hold for one to be at work there:
+# its activations, gradients and sums are about as large again for a batch of a thousand tokens.
+_BLOCK = 6
 
 
 @dataclass
@@ -88,10 +94,10 @@ def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Dec
         precision.in_float32(opened)
     dense = dense_model(opened, step.settings)
     judge = None if step.settings.max_drop is None else judge_of(opened, step)
-    device = device_for(opened, step.device)
-    batches = devices.move_batch(calibration_batches(opened, step), device)
-    with devices.placed(opened.module, device):
-        solved = solved_model(dense, batches, step, dry_run)
+    place = place_for(opened, step)
+    batches = devices.move_batch(calibration_batches(opened, step), place.model)
+    with devices.placed(opened.module, place.model):
+        solved = solved_model(dense, batches, step, dry_run, place.blocks)
         spectra = storable(solved, step)
         candidate = chosen(solved, step.settings, judge, dry_run)
         if not dry_run:
@@ -149,19 +155,49 @@ def dense_model(opened: OpenModel, settings: Decompose) -> DenseModel:
     return dense
 
 
-def device_for(opened: OpenModel, name: str) -> torch.device:
-    """The device that the step computes on: an accelerator has to hold the model, and as much again
-    for its largest layers, moments and activations."""
-    device = devices.select_precise(name)
-    needed = 2 * sum(tensor.nbytes for tensor in opened.module.parameters())
+@dataclass(frozen=True)
+class Place:
+    """Where the step computes.
+
+    Attributes:
+        model: where the whole model is.
+        blocks: where its blocks go one after the other; None: they stay.
+    """
+
+    model: torch.device
+    blocks: torch.device | None = None
+
+
+def place_for(opened: OpenModel, step: Step[Decompose]) -> Place:
+    """Where the step computes. An accelerator has to hold the model, and as much again for its
+    largest layers, moments and activations; else a calibrated model's blocks, one after the other.
+
+    Raises:
+        RequestError: the device that is asked for can hold neither.
+    """
+    device = devices.select_precise(step.device)
     free = devices.free_memory(device)
+    needed = 2 * _bytes(opened.module)
     if free is None or free >= needed:
-        return device
-    sizes = f"{free / 1e9:.1f} GB are free on {device}, and about {needed / 1e9:.1f} GB are needed"
-    if name != "auto":
-        raise RequestError(f"--device {name}: {sizes}; take cpu")
+        return Place(device)
+    cpu = torch.device("cpu")
+    sizes = (
+        f"{memory.text(free)} are free on {device}, and about {memory.text(needed)} are needed for "
+        "the whole model"
+    )
+    sequence = [opened.module.get_submodule(name) for name in blocks(opened.module)]
+    one_by_one = step.calibration is not None and step.settings.blockwise is not False
+    if one_by_one and sequence and free >= _BLOCK * max(map(_bytes, sequence)):
+        console.warn(f"{sizes}: its blocks go there one after the other")
+        return Place(cpu, device)
+    if step.device != "auto":
+        raise RequestError(f"--device {step.device}: {sizes}; take cpu")
     console.warn(f"{sizes}: computing on the CPU")
-    return torch.device("cpu")
+    return Place(cpu)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def judge_of(opened: OpenModel, step: Step[Decompose]) -> Judge:
@@ -195,7 +231,11 @@ def calibration_batches(opened: OpenModel, step: Step[Decompose]) -> list[Any]:
 
 
 def solved_model(
-    dense: DenseModel, batches: list[Any], step: Step[Decompose], dry_run: bool
+    dense: DenseModel,
+    batches: list[Any],
+    step: Step[Decompose],
+    dry_run: bool,
+    block_device: torch.device | None = None,
 ) -> SolvedModel:
     """The model calibrated, and each layer's spectrum with what its factors will need."""
     settings = step.settings
@@ -206,7 +246,7 @@ def solved_model(
     run = in_memory.predicting(dense.ref, dense.module, "calibration")
     source = loading.input_digest(step.source, dense.opened)
     place = None if dry_run else layout.moments_place(step.output)
-    choice = Choice(settings.blockwise, place, source)
+    choice = Choice(settings.blockwise, place, source, block_device)
     return solve(dense, batches, keep, correct=correct, seed=step.seed, run=run, choice=choice)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pelacli.errors import PelaError
+from pelacli.system import devices
 
 
 class Shelf:
@@ -32,7 +33,8 @@ class Shelf:
         self.folder = folder
 
     def put(self, name: str, value: Any) -> None:
-        """Keep a value of tensors, numbers, text, lists and dicts under a name.
+        """Keep a value of tensors, numbers, text, lists and dicts under a name. It comes back on
+        the CPU.
 
         Raises:
             PelaError: the disk is full, or refuses.
@@ -41,7 +43,7 @@ class Shelf:
 
         draft = self.folder / "draft.tmp"
         try:
-            torch.save(value, draft)
+            torch.save(devices.move_batch(value, "cpu"), draft)
             os.replace(draft, self._file(name))
         except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into the latter
             draft.unlink(missing_ok=True)

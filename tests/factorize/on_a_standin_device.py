@@ -13,8 +13,10 @@ import torch
 from device_cases import CASES
 
 import pelacli
-from pelacli.factorize import engine
+from pelacli.factorize import engine, refit
 from pelacli.system import devices
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +63,35 @@ def test_the_command_takes_a_device(device, pela, monkeypatch, tmp_path):
         return real(layers, *args, **kwargs)
 
     monkeypatch.setattr(engine, "solve", watched)
-    monkeypatch.setattr(devices, "select_precise", lambda name: device if name == "cuda" else None)
+    monkeypatch.setattr(devices, "select_precise", lambda name: device if name == "cuda" else CPU)
     monkeypatch.chdir(tmp_path)
     code, _, err = pela("decompose", "test_vit", "--weights", "random", "--ratio", "0.6",
                         "--device", "cuda", "-o", "out")  # fmt: skip
     assert code == 0, err
     assert seen == {device}
     assert {p.device.type for p in pelacli.load("out").parameters()} == {"cpu"}
+
+
+def test_blocks_go_to_a_device_that_is_too_small_for_the_model(device, pela, monkeypatch, tmp_path):
+    """They compute there one after the other, and give the layers that the CPU gives."""
+    monkeypatch.setattr(devices, "select_precise", lambda name: device if name == "cuda" else CPU)
+    monkeypatch.setattr(devices, "free_memory", lambda at: 1_500_000 if at == device else None)
+    monkeypatch.chdir(tmp_path)
+    seen = set()
+    real = refit._refit
+
+    def watched(layer, *args, **kwargs):
+        seen.add(layer.weight.device)
+        return real(layer, *args, **kwargs)
+
+    monkeypatch.setattr(refit, "_refit", watched)
+    command = ("decompose", "test_vit", "--weights", "random", "--ratio", "0.6", "--calibrate",
+               "digits", "--samples", "64")  # fmt: skip
+    code, _, err = pela(*command, "--device", "cuda", "-o", "there")
+    assert code == 0, err
+    assert "its blocks go there one after the other" in err
+    assert device in seen
+    assert pela(*command, "--device", "cpu", "-o", "here")[0] == 0
+    here, there = (pelacli.load(name) for name in ("here", "there"))
+    x = torch.randn(2, 3, 160, 160)
+    torch.testing.assert_close(here(x), there(x), atol=1e-3, rtol=1e-3)

@@ -21,7 +21,7 @@ def test_what_is_computed_on_a_device_is_computed_there_alone():
         [*command, str(HERE / "on_a_standin_device.py")], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stdout
-    assert "6 passed" in run.stdout or "......" in run.stdout
+    assert "......." in run.stdout
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
@@ -31,7 +31,7 @@ def test_a_device_with_too_little_memory_is_not_taken(name, pela, monkeypatch, t
     monkeypatch.chdir(tmp_path)
     code, _, err = pela("decompose", "test_vit", "--weights", "random", "--ratio", "0.6",
                         "--device", name, "-o", "out")  # fmt: skip
-    assert "0.0 GB are free on cuda" in err
+    assert "are free on cuda" in err
     assert code == (0 if name == "auto" else 2)
 
 
