@@ -207,6 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> Row:
     parser.add_argument("--images", type=int, default=256, help="of the calibration")
     parser.add_argument("--batch", type=int, default=16, help="images that are run at a time")
     parser.add_argument("--size", type=int, default=224, help="of the images, pixels")
+    parser.add_argument("--language-model", help="directory; calibration is timed on it instead")
+    parser.add_argument("--tokens", type=int, default=32768, help="of its texts")
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--plot", type=Path, help="write the scaling curves here, as SVG")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to see that it runs")
@@ -229,7 +231,11 @@ def main(arguments: Sequence[str] | None = None) -> Row:
         if options.quick:
             name, images, size = "vit_tiny", 4, 32
         batch = min(options.batch, max(1, images // 2))
-        found["calibration"] = _calibration.measure(name, images, batch, size)
+        found["calibration"] = (
+            _calibration.measure(name, images, batch, size)
+            if options.language_model is None
+            else _calibration.measure_texts(options.language_model, options.tokens)
+        )
     if "memory" in parts:
         talk.print("memory …")
         found["memory"] = [
@@ -284,9 +290,9 @@ def show(found: Row) -> None:
     if "calibration" in found:
         row = found["calibration"]
         costs = [(key, row["seconds"][key], f"{row['times'][key]:.2f}") for key in row["seconds"]]
-        title = f"{row['model']} at {row['size']} px, {row['images']} images"
-        _table(console, title, costs, ("", "seconds", "× forward"))
-        console.print(f"target (for 256 images) met: {row['met']}\n")
+        _table(console, row["what"], costs, ("", "seconds", "× forward"))
+        targets = ", ".join(f"{key} {most:g}" for key, most in _calibration.TARGETS.items())
+        console.print(f"targets ({targets}; for 256 images or more) met: {row['met']}\n")
     for row in found.get("memory", []):
         title = f"{row['model']}, {'calibrated' if row['calibrated'] else 'plain'}: peak memory"
         _table(console, title, list(row["parts"].items()), ("", "MiB"))
