@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from pelacli.measure import flops
 from pelacli.measure.flops import Cost, layer_flops
 from pelacli.messages import one_line
 from pelacli.models import examples, prediction
+from pelacli.models.on_disk import zeros
 from pelacli.models.opened import OpenModel
 from pelacli.planning.outcome import planned_manifest
 from pelacli.ranks import reasons
@@ -27,10 +29,11 @@ _LONGEST = 120  # characters of a model's own error in our message
 def cost(opened: OpenModel, layers: Sequence[Layer]) -> Cost | None:
     """FLOPs of one sample through the dense model; None where it can't be run on a plain sample."""
     try:
-        sample = examples.example(opened)
-        if sample is None:
-            return None
-        return flops.count(opened.module, layers, lambda m: prediction.predict(m, sample))
+        with contextlib.nullcontext() if opened.weights is None else zeros(opened.module):
+            sample = examples.example(opened)
+            if sample is None:
+                return None
+            return flops.count(opened.module, layers, lambda m: prediction.predict(m, sample))
     except Exception as error:  # any model may want inputs that we can't guess
         reason = one_line(error, _LONGEST)
         warn(f"{opened.ref}: FLOPs unknown: it can't be run on a plain sample ({reason})")

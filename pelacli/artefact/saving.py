@@ -20,7 +20,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pelacli.artefact import card
+from pelacli.artefact import card, streaming
 from pelacli.errors import PelaError, RequestError
 from pelacli.manifest import document
 from pelacli.manifest.document import Manifest
@@ -94,6 +94,12 @@ def save(
 def _write_weights(opened: OpenModel, tied: Mapping[str, str], folder: Path) -> None:
     from huggingface_hub import save_torch_state_dict
 
+    if opened.weights is not None:
+        state = opened.module.state_dict()
+        kept = {name: value for name, value in state.items() if name not in tied}
+        read = opened.weights.read
+        streaming.write_weights(kept, lambda n: read(n) if kept[n].is_meta else kept[n], folder)
+        return
     storages: set[int] = set()
     tensors: dict[str, Tensor] = {}
     for name, value in opened.module.state_dict().items():

@@ -201,11 +201,12 @@ def _for_each(
     """
 
     def cost(layer: Layer) -> int:
-        return workspace(layer.shape, layer.name in moments)
+        on_disk = 0 if layer.read is None else layer.bytes
+        return on_disk + workspace(layer.shape, layer.name in moments)
 
-    largest = max((la.params * la.weight.element_size() for la in layers), default=0)
+    largest = max((layer.bytes for layer in layers), default=0)
     allowance = 2 * largest if tight else None
-    if layers and layers[0].weight.device.type != "cpu":
+    if layers and layers[0].device.type != "cpu":
         allowance = 0  # an accelerator works on one layer at a time
     with malloc.tight():
         threads.for_each(layers, work, cost=cost, allowance=allowance, done=advance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -29,6 +29,8 @@ class Layer:
         kind: "linear", "conv1d" (transformers' transposed linear), "conv1x1", "in_proj" or
             "experts" (a parameter that holds the weights of all experts of a mixture).
         reason: why it cannot or shall not be factorised; None where it can.
+        read: gives a parameter by its name in the model's state, where the module holds its shape
+            alone ("meta").
     """
 
     name: str
@@ -36,6 +38,7 @@ class Layer:
     shape: tuple[int, int]
     kind: str
     reason: str | None = None
+    read: Callable[[str], Tensor] | None = None
 
     def release(self) -> None:
         """Let go of the module once it is replaced, so that the memory of its weight is freed."""
@@ -48,15 +51,35 @@ class Layer:
 
     @property
     def weight(self) -> Tensor:
-        """The weight as out × in, whatever way the module stores it. A view, detached."""
-        name = self.name.rpartition(".")[2] if self.kind in _BY_PARAMETER else "weight"
-        weight = cast(Tensor, getattr(self.module, name)).detach()
+        """The weight as out × in, whatever way the module stores it. A view, detached; read anew
+        each time where the weights are on disk."""
+        weight = self._values(self._parameter)
         return weight.T if self.kind == "conv1d" else weight.reshape(self.shape)
 
     @property
     def bias(self) -> Tensor | None:
-        bias = getattr(self.module, "bias", None)
-        return None if bias is None else cast(Tensor, bias).detach()
+        return None if getattr(self.module, "bias", None) is None else self._values("bias")
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the weight."""
+        return self.params * int(getattr(self.module, self._parameter).element_size())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight is, or comes to when it is read."""
+        device: torch.device = getattr(self.module, self._parameter).device
+        return device if self.read is None else torch.device("cpu")
+
+    @property
+    def _parameter(self) -> str:
+        return self.name.rpartition(".")[2] if self.kind in _BY_PARAMETER else "weight"
+
+    def _values(self, parameter: str) -> Tensor:
+        tensor = cast(Tensor, getattr(self.module, parameter)).detach()
+        if self.read is None or not tensor.is_meta:
+            return tensor
+        return self.read(self.name if self.kind in _BY_PARAMETER else f"{self.name}.{parameter}")
 
 
 def weight_of(layer: nn.Module) -> Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from pelacli.errors import RequestError
 from pelacli.lowrank import find
@@ -31,6 +34,7 @@ class Request:
         arch: architecture of a bare file of weights.
         model_args: for the architecture.
         num_classes: outputs, where they differ from the checkpoint's.
+        lazy_above: bytes of weights from which they are left in their files.
     """
 
     ref: str
@@ -39,6 +43,7 @@ class Request:
     arch: str | None
     model_args: dict[str, Any]
     num_classes: int | None
+    lazy_above: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -194,14 +199,26 @@ def _file_of_timm(request: Request, directory: _Directory) -> Path:
 def _of_transformers(request: Request, directory: _Directory) -> OpenModel:
     from pelacli.models.hf import adapter as hf_adapter
 
-    module = hf_adapter.open_directory(
+    lazily = None
+    if request.weights == "pretrained" and request.num_classes is None:
+        size = sum(file.stat().st_size for file in plain_weight_files(directory.folder))
+        if size > request.lazy_above:
+            lazily = hf_adapter.open_lazily(directory.folder, request.model_args)
+    module, weights = lazily or (_filled_by_transformers(request, directory), None)
+    opened = describe(
+        request.ref, module, "transformers", directory.origin(request), directory.folder
+    )
+    opened.weights = weights
+    opened.carried = carried(directory.folder, tokenizer_of(opened.inputs))
+    return opened
+
+
+def _filled_by_transformers(request: Request, directory: _Directory) -> nn.Module:
+    from pelacli.models.hf import adapter as hf_adapter
+
+    return hf_adapter.open_directory(
         directory.folder,
         random=request.weights == "random",
         model_args=request.model_args,
         num_classes=request.num_classes,
     )
-    opened = describe(
-        request.ref, module, "transformers", directory.origin(request), directory.folder
-    )
-    opened.carried = carried(directory.folder, tokenizer_of(opened.inputs))
-    return opened

@@ -12,6 +12,7 @@ from torch import nn
 
 from pelacli.manifest.document import SourceRecord
 from pelacli.models.inputs import Inputs
+from pelacli.models.on_disk import Weights
 
 
 @dataclass
@@ -28,6 +29,8 @@ class OpenModel:
         source: where the weights came from.
         inputs: what a sample looks like.
         head: names of the output head's modules.
+        weights: where the values of what is on "meta" are read from, of a model that is opened
+            lazily (`pelacli.models.on_disk`); None where the module holds them itself.
         stored: what a tensor is stored as where that is not what it is computed in: name in the
             module's state → type. See `pelacli.models.precision`.
     """
@@ -41,6 +44,7 @@ class OpenModel:
     inputs: Inputs
     head: frozenset[str] = field(default_factory=frozenset)
     stored: dict[str, torch.dtype] = field(default_factory=dict)
+    weights: Weights | None = None
 
     @property
     def params(self) -> int:

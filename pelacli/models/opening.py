@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ def open(
     num_classes: int | None = None,
     seed: int = 0,
     meta: bool = False,
+    lazy_above: float = math.inf,
 ) -> OpenModel:
     """Open a model.
 
@@ -47,6 +49,9 @@ def open(
         num_classes: output classes, where they differ from the checkpoint's.
         seed: of random weights.
         meta: build the shapes only, without weights.
+        lazy_above: bytes of weights from which they are left in their files, where that can be
+            done: so far in the safetensors files of transformers' models. `OpenModel.weights`
+            then reads them one by one.
 
     Raises:
         RequestError: the model is unknown, or its files can't be used.
@@ -58,6 +63,7 @@ def open(
     torch.manual_seed(seed)
     config_file.check_counts(model_args or {}, f"{ref}: model_args", "give a smaller number")
     request = Request(ref, name, "random" if meta else weights, arch, model_args or {}, num_classes)
+    request = replace(request, lazy_above=lazy_above)
     if meta:
         from accelerate import init_empty_weights
 
@@ -74,6 +80,8 @@ def open(
 def _refuse_non_finite(opened: OpenModel) -> None:
     """Refuse NaN and infinity in what a checkpoint holds; masks are of minus infinity rightly."""
     for name, tensor in opened.module.state_dict(keep_vars=True).items():
+        if tensor.is_meta:  # of a lazily opened model: looked at when it is read
+            continue
         finite = torch.isfinite(tensor)
         if not isinstance(tensor, torch.nn.Parameter):
             finite |= torch.isneginf(tensor)

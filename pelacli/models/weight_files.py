@@ -17,6 +17,8 @@ from pelacli.messages import one_line
 _PLAIN = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
 }  # fmt: skip
+# For torch, safetensors maps the whole file into memory that counts as the process's own.
+_HEADER = "np"
 _UNQUANTISED = "take the checkpoint in float16, bfloat16 or float32"
 
 _Slot = tuple[nn.Module, str]  # a module, and the name of one of its own parameters or buffers
@@ -38,7 +40,7 @@ def shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """
     from safetensors import safe_open
 
-    with _damage_named(file), safe_open(file, framework="pt") as tensors:
+    with _damage_named(file), safe_open(file, framework=_HEADER) as tensors:
         return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
 
 
@@ -74,7 +76,7 @@ def _stored_types(file: Path) -> dict[str, str]:
     """Name → type as safetensors writes it."""
     from safetensors import safe_open
 
-    with _damage_named(file), safe_open(file, framework="pt") as tensors:
+    with _damage_named(file), safe_open(file, framework=_HEADER) as tensors:
         return {key: str(tensors.get_slice(key).get_dtype()) for key in tensors.keys()}  # noqa: SIM118
 
 

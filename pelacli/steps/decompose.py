@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ from pelacli.tasks import registry
 # How many times the largest block's weights an accelerator has to hold for one to be at work there:
 # its activations, gradients and sums are about as large again for a batch of a thousand tokens.
 _BLOCK = 6
+_SHARE_OF_MEMORY = 0.5  # of what is free, that weights may take
 
 
 @dataclass
@@ -89,14 +92,17 @@ def run(
 
 def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Decomposed:
     start = time.perf_counter()
-    opened, before = loading.open(step.source, **lookup.how_to_open(step.source, step.opening))
+    how = lookup.how_to_open(step.source, step.opening)
+    opened, before = loading.open(step.source, lazy_above=lazy_above(step), **how)
+    if opened.weights is not None:
+        console.warn(f"{step.source}: large for the memory that is free, so read layer by layer")
     if step.calibration is not None:
         precision.in_float32(opened)
     dense = dense_model(opened, step.settings)
     judge = None if step.settings.max_drop is None else judge_of(opened, step)
     place = place_for(opened, step)
     batches = devices.move_batch(calibration_batches(opened, step), place.model)
-    with devices.placed(opened.module, place.model):
+    with _placed(opened, place.model):
         solved = solved_model(dense, batches, step, dry_run, place.blocks)
         spectra = storable(solved, step)
         candidate = chosen(solved, step.settings, judge, dry_run)
@@ -129,6 +135,14 @@ def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Dec
         search=candidate.search,
         fit=candidate.fit,
     )
+
+
+def lazy_above(step: Step[Decompose]) -> float:
+    """Bytes of weights from which the model is read layer by layer: half of what memory is free.
+    Whatever runs the model on samples, or on an accelerator, needs all of it."""
+    runs = step.calibration is not None or step.settings.max_drop is not None
+    elsewhere = step.device not in ("auto", "cpu")
+    return math.inf if runs or elsewhere else memory.available() * _SHARE_OF_MEMORY
 
 
 def check_targets(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> None:
@@ -175,6 +189,8 @@ def place_for(opened: OpenModel, step: Step[Decompose]) -> Place:
     Raises:
         RequestError: the device that is asked for can hold neither.
     """
+    if opened.weights is not None:  # layers that are read one by one stay on the CPU
+        return Place(torch.device("cpu"))
     device = devices.select_precise(step.device)
     free = devices.free_memory(device)
     needed = 2 * _bytes(opened.module)
@@ -198,6 +214,13 @@ def place_for(opened: OpenModel, step: Step[Decompose]) -> Place:
 
 def _bytes(module: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
+
+
+def _placed(opened: OpenModel, device: torch.device) -> AbstractContextManager[None]:
+    """`devices.placed`; a lazily opened model has nothing to place."""
+    if opened.weights is not None:
+        return nullcontext()
+    return devices.placed(opened.module, device)
 
 
 def judge_of(opened: OpenModel, step: Step[Decompose]) -> Judge:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -82,6 +82,8 @@ def examine(
             expression of the selection matches nothing.
     """
     layers = find.find_dense(module, selection, ref, flag_prefix)
+    if opened.weights is not None:
+        layers = [replace(layer, read=opened.weights.read) for layer in layers]
     cost = description.cost(opened, layers)
     if cost is None and batch is not None:
         cost = _count(module, layers, batch, run)

@@ -16,13 +16,14 @@ from pelacli.errors import RequestError
 from pelacli.messages import did_you_mean, naming, one_line
 from pelacli.models import pooling
 from pelacli.models.around import timm_backbone
-from pelacli.models.hf import detectors, labels, loading, processors, segmenters
+from pelacli.models.hf import detectors, labels, lazily, loading, processors, segmenters
 from pelacli.models.hf.classes import class_of
 from pelacli.models.hf.examples import arguments, sees
 from pelacli.models.hf.examples import example as example
 from pelacli.models.hf.heads import with_head as with_head
 from pelacli.models.hf.texts import text_input
 from pelacli.models.inputs import ImageInput, Inputs, PairInput
+from pelacli.models.on_disk import WeightsOnDisk
 from pelacli.models.pairs import hf as pair_views
 from pelacli.models.pairs.repairs import repair
 from pelacli.models.pairs.view import PairModel
@@ -77,6 +78,22 @@ def open_directory(
     repair(module)
     pooling.hold(module, directory)
     return module
+
+
+def open_lazily(
+    directory: Path, model_args: dict[str, Any]
+) -> tuple[nn.Module, WeightsOnDisk] | None:
+    """Open a model directory and leave the weights in their files; None where that can't be done.
+
+    Raises:
+        RequestError: the config can't be used.
+    """
+    loading.refuse_quantised(directory)
+    lazy = lazily.load(directory, read_config(directory, model_args))
+    if lazy is not None:
+        repair(lazy[0])
+        pooling.hold(lazy[0], directory)
+    return lazy
 
 
 def read_config(directory: Path, model_args: dict[str, Any]) -> Any:

@@ -48,7 +48,7 @@ def load(directory: Path, config: Any, num_classes: int | None) -> nn.Module:
     Raises:
         RequestError: the weights can't be read or don't fit.
     """
-    files = _files(directory)
+    files = files_of(directory)
     stored = [name for file in files for name in shapes(file)]
     cls = classes.class_of(config)
     reading = first = _read(cls, directory, config, num_classes)
@@ -98,7 +98,7 @@ def _methods(part: Any) -> Iterator[str]:
             yield from _methods(value)
 
 
-def _files(directory: Path) -> list[Path]:
+def files_of(directory: Path) -> list[Path]:
     """The files that transformers reads."""
     whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if whole.is_file():

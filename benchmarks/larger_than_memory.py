@@ -1,0 +1,115 @@
+"""Factorise a random Llama of 1.1B parameters in bf16 with less memory than its weights take.
+
+    python benchmarks/larger_than_memory.py FOLDER [--limit-mib 1600] [--ratio 0.8]
+
+FOLDER gets the checkpoint (2.2 GB, in shards of 500 MB) and the result. The command runs under
+RLIMIT_DATA; what it took at most is printed, and then, by count, what larger models need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pelacli.factorize.spectra import workspace
+
+MIB = 2**20
+BYTES = 2  # of a number in bf16
+# (hidden, intermediate, blocks, key-value width, vocabulary), as their config.json say
+SHAPES = {
+    "1.1B": (2048, 5632, 22, 256, 32000),
+    "7B": (4096, 11008, 32, 4096, 32000),
+    "70B": (8192, 28672, 80, 1024, 32000),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--limit-mib", type=int, default=1600)
+    parser.add_argument("--ratio", default="0.8")
+    settings = parser.parse_args()
+    model = settings.folder / "model"
+    if not (model / "config.json").is_file():
+        subprocess.run([sys.executable, "-c", _MAKE, str(model)], check=True)
+    size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    start = time.perf_counter()
+    code, peak = _limited(
+        settings.limit_mib * MIB,
+        [sys.executable, "-m", "pelacli", "decompose", str(model), "--ratio", settings.ratio,
+         "-o", str(settings.folder / "small")],
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    print(f"weights {size / MIB:,.0f} MiB, limit on data {settings.limit_mib:,} MiB, exit {code}")
+    print(f"peak of anonymous memory {peak / MIB:,.0f} MiB, {seconds:,.0f} s")
+    for name in SHAPES:
+        print(json.dumps(counted(name)))
+
+
+def _limited(limit: int, command: list[str]) -> tuple[int, int]:
+    """(exit code, peak of anonymous memory, sampled, in bytes) of a command whose data may take no
+    more than the limit."""
+    child = subprocess.Popen(
+        command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    )
+    peak = 0
+    while child.poll() is None:
+        try:
+            lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+        except OSError:
+            continue
+        sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")]
+        peak = max(peak, *sizes, 0)
+        time.sleep(0.05)
+    return child.returncode, peak
+
+
+def counted(name: str) -> dict[str, object]:
+    """What a Llama of these shapes needs beside the interpreter, by count and not measured.
+
+    Plain: memory for a layer's weight and its workspace, or for an embedding, which is read whole;
+    on disk the result, at most as large as the weights, and the eigenvectors in float32.
+    Calibrated, also block by block, the whole model is in memory in float32, and activations come
+    on top.
+    """
+    hidden, wide, blocks, narrow, vocabulary = SHAPES[name]
+    layers = [(hidden, hidden)] * 2 + [(narrow, hidden)] * 2
+    layers += [(wide, hidden)] * 2 + [(hidden, wide)]
+    params = blocks * sum(out * in_ for out, in_ in layers) + 2 * vocabulary * hidden
+    largest = max(BYTES * out * in_ + workspace((out, in_), False) for out, in_ in layers)
+    vectors = 4 * blocks * sum(_kept(out, in_) * min(out, in_) for out, in_ in layers)
+    return {
+        "model": name,
+        "weights_gb": round(BYTES * params / 1e9, 1),
+        "plain_memory_gb": round(max(largest, BYTES * vocabulary * hidden) / 1e9, 2),
+        "plain_disk_gb": round((BYTES * params + vectors) / 1e9, 1),
+        "plain_forward_passes": 1,  # of one sample, in which FLOPs are counted
+        "calibrated_memory_gb_at_least": round(4 * params / 1e9, 1),
+    }
+
+
+def _kept(out: int, in_: int) -> int:
+    """Eigenvectors that are kept of a layer: those below break-even."""
+    return (out * in_ - 1) // (out + in_) + 1
+
+
+_MAKE = """
+import sys, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+torch.manual_seed(0)
+torch.set_default_dtype(torch.bfloat16)
+model = LlamaForCausalLM(LlamaConfig(
+    hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
+    num_key_value_heads=4, vocab_size=32000, max_position_embeddings=2048,
+    tie_word_embeddings=False, dtype="bfloat16"))
+model.save_pretrained(sys.argv[1], max_shard_size="500MB")
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Write a model's weights tensor by tensor, each read or made when its turn comes.
+
+The files are those that huggingface_hub's `save_torch_state_dict` writes, byte for byte, which
+would want all tensors of a shard in memory at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# torch's types → what safetensors calls them
+_TYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_ALIGNMENT = 8  # bytes that a header's length is a multiple of
+
+
+def write_weights(
+    shapes: Mapping[str, Tensor], read: Callable[[str], Tensor], folder: Path
+) -> None:
+    """Write the shards, and their index where there are several.
+
+    Args:
+        shapes: name → a tensor of the shape and type that is written; may be on "meta".
+        read: gives the values.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    split = split_torch_state_dict_into_shards(
+        {name: tensor.to("meta") for name, tensor in shapes.items()}
+    )
+    for file, names in split.filename_to_tensors.items():
+        _write_file({name: shapes[name] for name in names}, read, folder / file)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        text = json.dumps(index, indent=2)
+        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _write_file(shapes: Mapping[str, Tensor], read: Callable[[str], Tensor], file: Path) -> None:
+    """One safetensors file: the header's length, the header, the values.
+
+    Wide types come first, as safetensors orders them for alignment, and then names in order.
+    """
+    names = sorted(shapes, key=lambda name: (-shapes[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        tensor = shapes[name]
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _TYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little"))
+        out.write(text)
+        for name in names:
+            tensor = read(name)
+            like = shapes[name]
+            if tensor.shape != like.shape or tensor.dtype != like.dtype:
+                raise ValueError(f"{name}: is {tensor.dtype} {list(tensor.shape)} now")
+            out.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,0 +1,125 @@
+"""Plain factorising of what memory has no room for: layer by layer, to the same files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tied_checkpoints
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import pelacli
+from pelacli.artefact import loading
+from pelacli.system import memory
+
+
+@pytest.fixture
+def no_memory(monkeypatch):
+    return lambda: monkeypatch.setattr(memory, "available", lambda: 0)
+
+
+def content(folder):
+    """Every file of an artefact; of its manifest what does not change by the run."""
+    files = {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    manifest = json.loads(files.pop("pela.json"))
+    for step in manifest["history"]:
+        del step["seconds"], step["recipe"]["output"]
+    return files, manifest
+
+
+def sharded(name, path, stored="apart", dtype=torch.float32):
+    whole = tied_checkpoints.checkpoint(name, path / "whole", stored, stored == "tied")
+    model = getattr(transformers, name).from_pretrained(whole, dtype=dtype)
+    model.save_pretrained(path / "model", max_shard_size="30KB")
+    assert len(list((path / "model").glob("*.safetensors"))) > 1
+    return path / "model"
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "lazily"),
+    [
+        ("GPT2LMHeadModel", "tied", True),
+        ("LlamaForCausalLM", "apart", True),
+        ("BartForConditionalGeneration", "apart", True),
+        ("BertForMaskedLM", "tied", False),  # transformers copies a bias of it
+    ],
+)
+def test_layer_by_layer_gives_the_same_files(pela, here, no_memory, name, stored, lazily):
+    model = sharded(name, here, stored)
+    assert pela("decompose", model, "--ratio", "0.85", "-o", "whole-out")[0] == 0
+    no_memory()
+    code, _, err = pela("decompose", model, "--ratio", "0.85", "-o", "lazy-out")
+    assert code == 0
+    assert ("layer by layer" in err) == lazily
+    assert content(here / "lazy-out") == content(here / "whole-out")
+    pelacli.load(here / "lazy-out")
+
+
+def test_half_precision_stays_and_files_are_the_same(pela, here, no_memory):
+    model = sharded("LlamaForCausalLM", here, dtype=torch.bfloat16)
+    pela("decompose", model, "--ratio", "0.7", "-o", "whole-out")
+    no_memory()
+    assert pela("decompose", model, "--ratio", "0.7", "-o", "lazy-out")[0] == 0
+    assert content(here / "lazy-out") == content(here / "whole-out")
+    tensors = load_file(here / "lazy-out/model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
+def test_the_parameters_stay_on_disk_until_they_are_read(here):
+    model = sharded("GPT2LMHeadModel", here)
+    opened = loading.open(str(model), lazy_above=0)[0]
+    assert all(parameter.is_meta for parameter in opened.module.parameters())
+    whole = loading.open(str(model))[0].module.state_dict()
+    for name in opened.module.state_dict():
+        assert torch.equal(opened.weights.read(name), whole[name])
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_tied_tensor_that_is_stored_twice_is_tied_where_both_are_equal(here, equal):
+    whole = tied_checkpoints.checkpoint("LlamaForCausalLM", here / "model", "tied", says=True)
+    file = whole / "model.safetensors"
+    tensors = load_file(file)
+    head = tensors["model.embed_tokens.weight"].clone()
+    head[0, 0] += not equal
+    save_file(tensors | {"lm_head.weight": head}, file, {"format": "pt"})
+    opened = loading.open(str(whole), lazy_above=0)[0]
+    assert opened.weights is not None
+    assert torch.equal(opened.weights.read("lm_head.weight"), head)
+    assert (opened.module.lm_head.weight is opened.module.model.embed_tokens.weight) == equal
+
+
+def test_weights_that_transformers_computes_from_others_are_read_at_once(here):
+    settings = tied_checkpoints.PLAIN | {"num_key_value_heads": 2, "num_local_experts": 4}
+    config = transformers.MixtralConfig(**settings)
+    transformers.MixtralForCausalLM(config).save_pretrained(here / "model")
+    assert loading.open(str(here / "model"), lazy_above=0)[0].weights is None
+
+
+def test_values_that_are_not_finite_are_named_and_nothing_is_written(pela, here, no_memory):
+    model = sharded("LlamaForCausalLM", here)
+    file = sorted(model.glob("*.safetensors"))[-1]
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    before = sorted(here.iterdir())
+    no_memory()
+    code, out, err = pela("decompose", model, "--ratio", "0.7", "-o", "out")
+    assert (code, out) == (2, "")
+    assert all(word in err for word in (name, file.name, "finite"))
+    assert sorted(here.iterdir()) == before
+
+
+def test_weights_that_do_not_fit_are_refused_as_ever(pela, here, no_memory):
+    model = sharded("LlamaForCausalLM", here)
+    file = sorted(model.glob("*.safetensors"))[-1]
+    tensors = load_file(file)
+    gone = sorted(tensors)[0]
+    del tensors[gone]
+    save_file(tensors, file, {"format": "pt"})
+    whole = pela("decompose", model, "--ratio", "0.7", "-o", "out")
+    no_memory()
+    assert pela("decompose", model, "--ratio", "0.7", "-o", "out") == whole
+    assert whole[0] == 2
