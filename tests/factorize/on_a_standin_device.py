@@ -86,7 +86,7 @@ def test_blocks_go_to_a_device_that_is_too_small_for_the_model(device, pela, mon
 
     monkeypatch.setattr(refit, "_refit", watched)
     command = ("decompose", "test_vit", "--weights", "random", "--ratio", "0.6", "--calibrate",
-               "digits", "--samples", "64")  # fmt: skip
+               "digits", "--samples", "24")  # fmt: skip
     code, _, err = pela(*command, "--device", "cuda", "-o", "there")
     assert code == 0, err
     assert "its blocks go there one after the other" in err
