@@ -56,9 +56,9 @@ def _summary(result: Decomposed | DryRun) -> str:
 
 
 def _held_back(distance: Distance) -> str:
-    line = f"on {distance.samples} held-back samples: relative error {distance.relative_error:.4f}"
+    line = f"on {distance.samples} held-back samples: relative error {distance.relative_error:.3g}"
     if distance.kl is not None:
-        line += f", divergence {distance.kl:.4f} nats a token"
+        line += f", divergence {distance.kl:.3g} nats a token"
     if distance.perplexity is not None:
         line += f", perplexity {distance.perplexity:.2f} (dense {distance.dense_perplexity:.2f})"
     return line

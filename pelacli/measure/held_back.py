@@ -43,10 +43,14 @@ class Distance:
     perplexity: float | None = None
     dense_perplexity: float | None = None
 
+    @property
+    def decisive(self) -> float:
+        """What decides between two models: the divergence where there is one, else the error."""
+        return self.relative_error if self.kl is None else self.kl
+
     def closer_than(self, other: Distance) -> bool:
         """Whether this model is nearer to the dense one. One that gives NaN never is."""
-        mine, others = (d.relative_error if d.kl is None else d.kl for d in (self, other))
-        return not math.isnan(mine) and not mine >= others
+        return not math.isnan(self.decisive) and not self.decisive >= other.decisive
 
     def document(self) -> dict[str, float]:
         """As JSON has it; only what there is."""

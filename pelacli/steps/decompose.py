@@ -46,6 +46,7 @@ from pelacli.tasks import registry
 # How many times the largest block's weights an accelerator has to hold for one to be at work there:
 # its activations, gradients and sums are about as large again for a batch of a thousand tokens.
 _BLOCK = 6
+_ALIKE = 1.05  # a correction that makes it worse by less is left out without a word
 _SHARE_OF_MEMORY = 0.5  # of what is free, that weights may take
 
 
@@ -345,11 +346,12 @@ def warn_of_distance(fit: Fit) -> None:
     """Say when the correction was left out, and when the model is no better than a constant."""
     if fit.distance is None:
         return
-    if fit.rejected is not None:
+    if fit.rejected is not None and not fit.rejected.decisive <= _ALIKE * fit.distance.decisive:
+        what = "relative error" if fit.rejected.kl is None else "divergence"
         console.warn(
-            "the correction made the model worse on the held-back samples (relative error "
-            f"{fit.rejected.relative_error:.4f}, {fit.distance.relative_error:.4f} without), so it "
-            "is left out; calibrate on more samples"
+            f"the correction made the model worse on the held-back samples ({what} "
+            f"{fit.rejected.decisive:.3g}, {fit.distance.decisive:.3g} without), so it is left "
+            "out; calibrate on more samples"
         )
     if not fit.distance.relative_error < 1:
         console.warn(
