@@ -111,10 +111,9 @@ def open(ref: str, *, as_stored: bool = False, **how: Any) -> tuple[OpenModel, M
 
 
 def _computable(artefact: Artefact, as_stored: bool) -> tuple[OpenModel, Manifest]:
-    opened = artefact.opened
-    if not as_stored and opened.library != "transformers":
-        precision.in_float32(opened)
-    return opened, artefact.manifest
+    if not as_stored:
+        precision.ready_to_run(artefact.opened)
+    return artefact.opened, artefact.manifest
 
 
 def input_digest(source: str, opened: OpenModel) -> str:

@@ -13,12 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pelacli.models.plain_reading import TYPES
+
 # torch's types → what safetensors calls them
-_TYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
+_TYPES = {kind: name for name, kind in TYPES.items()}
 _ALIGNMENT = 8  # bytes that a header's length is a multiple of
 
 

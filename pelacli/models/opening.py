@@ -72,8 +72,7 @@ def open(
     opened = _open(request)
     opened.module.eval()
     _refuse_non_finite(opened)
-    if opened.library != "transformers":  # whose models take inputs of any precision
-        precision.in_float32(opened)
+    precision.ready_to_run(opened)
     return opened
 
 

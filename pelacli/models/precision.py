@@ -35,6 +35,12 @@ def in_float32(opened: OpenModel) -> None:
                 module._buffers[name] = buffer.float()
 
 
+def ready_to_run(opened: OpenModel) -> None:
+    """`in_float32`, but for models of transformers, which take inputs of any precision."""
+    if opened.library != "transformers":
+        in_float32(opened)
+
+
 @contextmanager
 def float32_meanwhile(opened: OpenModel) -> Iterator[None]:
     """`in_float32` for the time of the block; then everything is of the type that it was, and new

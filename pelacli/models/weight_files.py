@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from pelacli.errors import RequestError
 from pelacli.messages import one_line
+from pelacli.models.plain_reading import TYPES
 
-_PLAIN = {
-    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
-}  # fmt: skip
+_PLAIN = {name: kind for name, kind in TYPES.items() if kind.is_floating_point}
 # For torch, safetensors maps the whole file into memory that counts as the process's own.
 _HEADER = "np"
 _UNQUANTISED = "take the checkpoint in float16, bfloat16 or float32"

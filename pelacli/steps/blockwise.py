@@ -16,11 +16,9 @@ from torch import Tensor, nn
 
 from pelacli import console
 from pelacli.errors import GateError, RequestError
-from pelacli.factorize import needs
 from pelacli.factorize.sections import Sections, sections
 from pelacli.models.blocks import blocks
 from pelacli.steps.dense import DenseModel
-from pelacli.system import devices, memory
 from pelacli.system.shelf import Shelf
 from pelacli.version import __version__
 
@@ -96,16 +94,11 @@ def blockwise(
 
 def _short_of_memory(dense: DenseModel, batches: Sequence[Any]) -> bool:
     """Whether calibration of the whole model at once would take most of what is free."""
-    tokens = None if dense.cost is None else dense.cost.tokens
-    whole = needs.calibrated(
-        [dense.free],
-        tokens,
-        batches,
-        correct=False,  # whose part is the same either way
-        vocabulary=needs.vocabulary_of(dense.module),
+    # Without the correction, whose part is the same either way.
+    whole, free = (
+        dense.calibration_needs(batches, correct=False, language_model=True),
+        dense.free_memory,
     )
-    home = devices.home(dense.module)
-    free = memory.available() if home.type == "cpu" else devices.free_memory(home)
     return whole is not None and free is not None and whole.peak > _SHARE * free
 
 

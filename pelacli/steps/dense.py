@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from pelacli.artefact import description
 from pelacli.errors import RequestError
+from pelacli.factorize import needs
 from pelacli.factorize.batches import samples_in
+from pelacli.factorize.needs import Needs
 from pelacli.lowrank import find
 from pelacli.lowrank.find import Selection
 from pelacli.lowrank.layer import Layer
@@ -20,6 +22,7 @@ from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
 from pelacli.planning.size import fixed_flops, flop_obstacles
 from pelacli.ranks.size import ModelSize
+from pelacli.system import devices, memory
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,34 @@ class DenseModel:
     def free(self) -> list[Layer]:
         """The layers that may be factorised."""
         return [layer for layer in self.layers if layer.reason is None]
+
+    @property
+    def free_memory(self) -> int | None:
+        """Bytes that are free where the model is; None where it can't be told."""
+        home = devices.home(self.module)
+        return memory.available() if home.type == "cpu" else devices.free_memory(home)
+
+    def calibration_needs(
+        self,
+        batches: Sequence[Any],
+        sections: Sequence[Sequence[Layer]] | None = None,
+        *,
+        correct: bool,
+        language_model: bool,
+    ) -> Needs | None:
+        """What calibration on these batches takes; see `pelacli.factorize.needs.calibrated`.
+
+        Args:
+            sections: the layers block by block; None: all at once.
+            language_model: whether its logits are made apart.
+        """
+        return needs.calibrated(
+            [self.free] if sections is None else sections,
+            None if self.cost is None else self.cost.tokens,
+            batches,
+            correct=correct,
+            vocabulary=needs.vocabulary_of(self.module) if language_model else 0,
+        )
 
     @property
     def size(self) -> ModelSize:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pelacli import console
 from pelacli.artefact import description
-from pelacli.factorize import blockwise_refit, calibration, engine, needs, refit, sensitivity
+from pelacli.factorize import blockwise_refit, calibration, engine, refit, sensitivity
 from pelacli.factorize.batches import cut, hold_back, join, samples_in, share, tokens_in
 from pelacli.factorize.blockwise import collect
 from pelacli.factorize.engine import Keep, Solution
@@ -33,7 +33,7 @@ from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
 from pelacli.steps.blockwise import Blockwise, Choice, blockwise
 from pelacli.steps.dense import DenseModel
-from pelacli.system import devices, memory, processes
+from pelacli.system import memory, processes
 
 # Tokens that a layer should see for each of its inputs.
 _TOKENS_PER_INPUT = 4
@@ -324,15 +324,11 @@ def _check_memory(
 ) -> None:
     """Say what calibration will need, and refuse it where it is more than there is: the system
     would end the process in the midst of it without a word."""
-    estimate = needs.calibrated(
-        [dense.free] if parts is None else parts.sections.layers,
-        None if dense.cost is None else dense.cost.tokens,
-        batches,
-        correct=correct,
-        vocabulary=0 if head is None else needs.vocabulary_of(dense.module),
+    sections = None if parts is None else parts.sections.layers
+    estimate = dense.calibration_needs(
+        batches, sections, correct=correct, language_model=head is not None
     )
-    home = devices.home(dense.module)
-    available = memory.available() if home.type == "cpu" else devices.free_memory(home)
+    available = dense.free_memory
     if estimate is None or available is None:
         return
     estimate.check(available)
