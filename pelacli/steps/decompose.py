@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from pelacli import console
 from pelacli.artefact import description, loading, saving
@@ -24,7 +21,6 @@ from pelacli.manifest.document import Manifest, StepRecord
 from pelacli.measure.evaluation import open_data
 from pelacli.measure.judge import Judge
 from pelacli.models import precision
-from pelacli.models.blocks import blocks
 from pelacli.models.opened import OpenModel
 from pelacli.planning import stored as planning_stored
 from pelacli.planning.choice import choose
@@ -35,19 +31,15 @@ from pelacli.recipe import layout
 from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.fingerprint import fingerprint
 from pelacli.recipe.step import Step
-from pelacli.steps import quality
+from pelacli.steps import placing, quality
 from pelacli.steps.blockwise import Choice, kept_until_done
 from pelacli.steps.dense import DenseModel, check_flops_known, examine
 from pelacli.steps.factorization import Fit, SolvedModel, solve
 from pelacli.steps.quality import Candidate, QualitySearch
-from pelacli.system import devices, memory, processes
+from pelacli.system import devices, processes
 from pelacli.tasks import registry
 
-# How many times the largest block's weights an accelerator has to hold for one to be at work there:
-# its activations, gradients and sums are about as large again for a batch of a thousand tokens.
-_BLOCK = 6
 _ALIKE = 1.05  # a correction that makes it worse by less is left out without a word
-_SHARE_OF_MEMORY = 0.5  # of what is free, that weights may take
 
 
 @dataclass
@@ -94,16 +86,16 @@ def run(
 def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Decomposed:
     start = time.perf_counter()
     how = lookup.how_to_open(step.source, step.opening)
-    opened, before = loading.open(step.source, lazy_above=lazy_above(step), **how)
+    opened, before = loading.open(step.source, lazy_above=placing.lazy_above(step), **how)
     if opened.weights is not None:
         console.warn(f"{step.source}: large for the memory that is free, so read layer by layer")
     if step.calibration is not None:
         precision.in_float32(opened)
     dense = dense_model(opened, step.settings)
     judge = None if step.settings.max_drop is None else judge_of(opened, step)
-    place = place_for(opened, step)
+    place = placing.place_for(opened, step)
     batches = devices.move_batch(calibration_batches(opened, step), place.model)
-    with _placed(opened, place.model):
+    with placing.placed(opened, place.model):
         solved = solved_model(dense, batches, step, dry_run, place.blocks)
         spectra = storable(solved, step)
         candidate = chosen(solved, step.settings, judge, dry_run)
@@ -138,14 +130,6 @@ def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Dec
     )
 
 
-def lazy_above(step: Step[Decompose]) -> float:
-    """Bytes of weights from which the model is read layer by layer: half of what memory is free.
-    Whatever runs the model on samples, or on an accelerator, needs all of it."""
-    runs = step.calibration is not None or step.settings.max_drop is not None
-    elsewhere = step.device not in ("auto", "cpu")
-    return math.inf if runs or elsewhere else memory.available() * _SHARE_OF_MEMORY
-
-
 def check_targets(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> None:
     """Refuse what can't be written to, before any work is done."""
     if not dry_run:
@@ -168,60 +152,6 @@ def dense_model(opened: OpenModel, settings: Decompose) -> DenseModel:
         ", as it can't be run on a plain sample; budget in parameters (--unit params)",
     )
     return dense
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the step computes.
-
-    Attributes:
-        model: where the whole model is.
-        blocks: where its blocks go one after the other; None: they stay.
-    """
-
-    model: torch.device
-    blocks: torch.device | None = None
-
-
-def place_for(opened: OpenModel, step: Step[Decompose]) -> Place:
-    """Where the step computes. An accelerator has to hold the model, and as much again for its
-    largest layers, moments and activations; else a calibrated model's blocks, one after the other.
-
-    Raises:
-        RequestError: the device that is asked for can hold neither.
-    """
-    if opened.weights is not None:  # layers that are read one by one stay on the CPU
-        return Place(torch.device("cpu"))
-    device = devices.select_precise(step.device)
-    free = devices.free_memory(device)
-    needed = 2 * _bytes(opened.module)
-    if free is None or free >= needed:
-        return Place(device)
-    cpu = torch.device("cpu")
-    sizes = (
-        f"{memory.text(free)} are free on {device}, and about {memory.text(needed)} are needed for "
-        "the whole model"
-    )
-    sequence = [opened.module.get_submodule(name) for name in blocks(opened.module)]
-    one_by_one = step.calibration is not None and step.settings.blockwise is not False
-    if one_by_one and sequence and free >= _BLOCK * max(map(_bytes, sequence)):
-        console.warn(f"{sizes}: its blocks go there one after the other")
-        return Place(cpu, device)
-    if step.device != "auto":
-        raise RequestError(f"--device {step.device}: {sizes}; take cpu")
-    console.warn(f"{sizes}: computing on the CPU")
-    return Place(cpu)
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in module.parameters())
-
-
-def _placed(opened: OpenModel, device: torch.device) -> AbstractContextManager[None]:
-    """`devices.placed`; a lazily opened model has nothing to place."""
-    if opened.weights is not None:
-        return nullcontext()
-    return devices.placed(opened.module, device)
 
 
 def judge_of(opened: OpenModel, step: Step[Decompose]) -> Judge:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,18 +21,17 @@ from pelacli.factorize.batches import cut, hold_back, join, samples_in, share, t
 from pelacli.factorize.blockwise import collect
 from pelacli.factorize.engine import Keep, Solution
 from pelacli.factorize.moments import Moments
-from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.replace import Factors, replace_empty
 from pelacli.measure.held_back import Distance, HeldBack
 from pelacli.models import precision
 from pelacli.models.inputs import TextInput
-from pelacli.models.on_disk import Weights
 from pelacli.models.prediction import predict
 from pelacli.models.token_head import TokenHead, token_head
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
 from pelacli.steps.blockwise import Blockwise, Choice, blockwise
 from pelacli.steps.dense import DenseModel
+from pelacli.steps.lazy_factors import FactorsWhenRead
 from pelacli.system import memory, processes
 
 # Tokens that a layer should see for each of its inputs.
@@ -208,7 +207,9 @@ class SolvedModel:
         """
         opened = self.dense.opened
         if opened.weights is not None and fit is None:
-            opened.weights = FactorsWhenRead(opened.weights, self, plan)
+            opened.weights = FactorsWhenRead(
+                opened.weights, self.dense.free, self.solutions, self.moments, plan
+            )
             replace_empty(self.dense.module, plan.ranks())
             return
         with self.show_progress("factorising", len(plan.ranks())) as bar:
@@ -221,35 +222,6 @@ class SolvedModel:
                 refitted={} if fit is None else fit.factors,
                 advance=bar.advance,
             )
-
-
-class FactorsWhenRead:
-    """The weights of a lazily opened model with the factors of a plan, each layer's made when one
-    of its tensors is read. The last layer's are kept, as its tensors are read one after another."""
-
-    def __init__(self, dense: Weights, solved: SolvedModel, plan: Plan) -> None:
-        self._dense, self._solved, self._plan = dense, solved, plan
-        ranks = plan.ranks()
-        self._layers = {layer.name: layer for layer in solved.dense.free if layer.name in ranks}
-        self._last: tuple[str, Factors] | None = None
-
-    def read(self, name: str) -> Tensor:
-        """A tensor by its name in the low-rank module's state."""
-        for part, suffix in enumerate((".down.weight", ".up.weight", ".up.bias")):
-            layer = self._layers.get(name.removesuffix(suffix))
-            if name.endswith(suffix) and layer is not None:
-                tensor = self._factors(layer)[part]
-                assert tensor is not None  # the module has a bias where the layer has one
-                return tensor.to(cast(Tensor, layer.module.weight).dtype).contiguous()
-        return self._dense.read(name)
-
-    def _factors(self, layer: Layer) -> Factors:
-        if self._last is None or self._last[0] != layer.name:
-            self._last = None
-            solved = self._solved
-            made = engine.factors([layer], solved.solutions, solved.moments, self._plan)
-            self._last = layer.name, made[layer.name]
-        return self._last[1]
 
 
 def solve(
