@@ -88,13 +88,32 @@ def report(
         bool,
         typer.Option("--curves", help="Only the curves of training, of runs going on too."),
     ] = False,
+    latency: Annotated[
+        bool,
+        typer.Option(
+            "--latency", help="Time each beside its dense original; JSON holds the costs too."
+        ),
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Of --latency: auto (a GPU where there is one), cpu or cuda.")
+    ] = None,
+    batch_size: Annotated[
+        str | None, typer.Option(help="Of --latency: one or several, by default 1,8,32.")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Of --latency: fp32, bf16 or fp16; by default as it is stored."),
+    ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Of --latency: with torch.compile.")
+    ] = False,
     format_: Format = None,
     arch: Annotated[
         str | None, typer.Option(help="Architecture of a bare safetensors file.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Parameters, FLOPs, ranks, kept energy and curves of artefacts and plain models."""
+    """Parameters, FLOPs, ranks, kept energy, curves and latency of artefacts and plain models."""
     from pelacli.cli import reports, requests, unused
     from pelacli.errors import RequestError
     from pelacli.steps import report as steps_report
@@ -105,14 +124,21 @@ def report(
     of_sweep = {"scope": scope, "policy": policy, "unit": unit}
     if sweep is None:
         requests.refuse_without_sweep(of_sweep)
-    elif curves:
-        raise RequestError("--sweep and --curves are two reports; give one")
-    kind = "--sweep" if sweep is not None else "--curves" if curves else None
+    kinds = {"--sweep": sweep is not None, "--curves": curves, "--latency": latency}
+    asked = [name for name, given in kinds.items() if given]
+    if len(asked) > 1:
+        raise RequestError(f"{asked[0]} and {asked[1]} are two reports; give one")
+    kind = asked[0] if asked else None
+    timing = requests.timing(
+        latency, device=device, batch_sizes=batch_size, precision=precision, compile=compile
+    )
     unused.refuse_in_report(models or [], kind, by, style, arch)
     if sweep is not None:
         reports.print_sweeps(steps_report.run_sweep(models or [], sweep, of_sweep), style)
     elif curves:
         reports.print_curves(steps_report.run_curves(models or []), style)
+    elif timing is not None:
+        reports.print_speeds(steps_report.run(models or [], arch=arch, timing=timing), style)
     else:
         level = reports.level_of(by or "kind")
         result = steps_report.run(models or [], arch=arch)

@@ -10,7 +10,7 @@ from pelacli import console
 from pelacli.cli import terminal
 from pelacli.errors import RequestError
 from pelacli.planning.sweep import Sweep
-from pelacli.report import costs, curves, sweeps, tables
+from pelacli.report import costs, curves, latencies, sweeps, tables
 from pelacli.report.costs import Level
 from pelacli.report.curves import Course
 from pelacli.report.tables import Row
@@ -63,12 +63,35 @@ def print_report(report: Report, by: Level, style: Style, *, with_curves: bool) 
             print_curves(report.courses, "table")
 
 
+def print_speeds(report: Report, style: Style) -> None:
+    """Print how fast models are, and on standard error where low rank is slower than dense; JSON
+    holds their costs too."""
+    if style == "json":
+        console.print_json(_documents(report))
+    elif style == "csv":
+        terminal.print_text(tables.to_csv(latencies.exact_rows(report.speeds)), end="")
+    else:
+        rows = latencies.human_rows(report.speeds)
+        if style == "markdown":
+            terminal.print_text(tables.to_markdown(rows))
+        else:
+            terminal.print_heading(latencies.title(report.speeds))
+            terminal.print_table(rows)
+    for label, speeds in report.speeds.items():
+        line = latencies.slower_than_dense(label, speeds, report.manifests[label])
+        if line is not None:
+            console.warn(line)
+
+
 def _documents(report: Report) -> list[Row]:
     documents = costs.documents(report.manifests)
     for document in documents:
         course = report.courses.get(document["model"])
         if course is not None:
             document["curves"] = course.series
+        speeds = report.speeds.get(document["model"])
+        if speeds is not None:
+            document["latency"] = latencies.document(speeds)
     return documents
 
 

@@ -23,6 +23,7 @@ from pelacli.recipe.evaluation import Evaluation, NamedModel
 from pelacli.recipe.flags import from_flags, with_flags, without_none
 from pelacli.recipe.idle import PLANNED
 from pelacli.recipe.step import Opening, Step, step_of
+from pelacli.report.latencies import TimingRequest
 from pelacli.steps import pipeline
 
 
@@ -243,3 +244,22 @@ def refuse_without_sweep(flags: Mapping[str, Any]) -> None:
     for name, value in flags.items():
         if value is not None:
             raise RequestError(f"--{name} {value}: belongs to --sweep, as in --sweep 0.9..0.3")
+
+
+def timing(asked: bool, **flags: Any) -> TimingRequest | None:
+    """How ``pela report --latency`` is to time models; None where it is not asked to.
+
+    Args:
+        flags: as `TimingRequest.parse` takes them.
+
+    Raises:
+        RequestError: a flag that makes no sense, or one without --latency.
+    """
+    if asked:
+        return TimingRequest.parse(**flags)
+    names = {"batch_sizes": "batch-size"}
+    for name, value in flags.items():
+        if value not in (None, False):
+            text = "" if value is True else f" {value}"
+            raise RequestError(f"--{names.get(name, name)}{text}: belongs to --latency")
+    return None

@@ -183,7 +183,8 @@ def refuse_in_report(
     """Refuse the options of ``pela report`` that its kind has no use for.
 
     Args:
-        kind: the option that asks for another report than that of costs: "--sweep" or "--curves".
+        kind: the option that asks for another report than that of costs: "--sweep", "--curves" or
+            "--latency".
 
     Raises:
         RequestError: naming the option.
@@ -194,7 +195,7 @@ def refuse_in_report(
         raise RequestError(f"--by {by}: JSON holds layers and kinds alike; leave --by out")
     if arch is None:
         return
-    if kind:
+    if kind in ("--sweep", "--curves"):
         raise RequestError(f"--arch {arch}: {kind} builds no model; leave --arch out")
     if not any(Path(ref).is_file() for ref in refs):
         raise RequestError(

@@ -22,6 +22,7 @@ from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
 from pelacli.recipe.evaluation import Evaluation, NamedModel
 from pelacli.system import devices
+from pelacli.system.turns import Timing
 
 _SECONDS = 2.0  # of timing, per model
 
@@ -79,7 +80,7 @@ def run(request: Evaluation) -> Evaluated:
         params=model.params,
         flops=model.flops,
         metrics=metrics,
-        latency_ms=latencies[0] if latencies else None,
+        latency_ms=latencies[0].median if latencies else None,
         max_drop=request.max_drop,
         main_metric=None if test_data is None else test_data.main_metric,
     )
@@ -92,7 +93,7 @@ def run(request: Evaluation) -> Evaluated:
             )
         return evaluated
     comparison = comparison or _Comparison(same_task=True, metrics={}, agreement={})
-    dense_latency = latencies[1] if len(latencies) > 1 else None
+    dense_latency = latencies[1].median if len(latencies) > 1 else None
     return _with_baseline(evaluated, dense, comparison, dense_latency)
 
 
@@ -212,8 +213,8 @@ def _with_baseline(
 
 def _time(
     models: Sequence[OpenModel], data: EvaluationData | None, device: torch.device
-) -> list[float]:
-    """Milliseconds of a forward pass of each model over one batch."""
+) -> list[Timing]:
+    """How long a forward pass of each model over one batch takes."""
     batch = examples.example(models[0]) if data is None else next(iter(data.samples))["inputs"]
     modules = [opened.module for opened in models]
     with console.progress("timing"):

@@ -4,7 +4,7 @@ their training went, and what other budgets would give."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pelacli.planning import sweep as planning_sweep
 from pelacli.planning.sweep import Sweep
 from pelacli.report import curves
 from pelacli.report.curves import Course
+from pelacli.report.latencies import Speeds, TimingRequest
 
 _RUNS = Path("runs")
 
@@ -27,21 +28,26 @@ class Report:
     Attributes:
         manifests: label → record of the model, with the cost of each layer.
         courses: label → course of training, also of runs whose artefact is still to come.
+        speeds: label → its latency, where that was asked for.
     """
 
     manifests: Mapping[str, Manifest]
     courses: Mapping[str, Course]
+    speeds: Mapping[str, Speeds] = field(default_factory=dict)
 
 
-def run(refs: Sequence[str], *, arch: str | None = None) -> Report:
-    """Read the costs of models, and the courses of their training.
+def run(
+    refs: Sequence[str], *, arch: str | None = None, timing: TimingRequest | None = None
+) -> Report:
+    """Read the costs of models, and the courses of their training; and time them, if asked to.
 
     Args:
         refs: artefacts, run directories or models; none means every artefact below runs/.
         arch: architecture of a bare safetensors file.
+        timing: how to time them; None: they are not run.
 
     Raises:
-        RequestError: a model is unknown or can't be read, or there is none below runs/.
+        RequestError: a model is unknown, or can't be read or timed, or there is none below runs/.
     """
     manifests: dict[str, Manifest] = {}
     courses: dict[str, Course] = {}
@@ -50,7 +56,8 @@ def run(refs: Sequence[str], *, arch: str | None = None) -> Report:
         courses |= of_ref
         if not of_ref or lookup.artefacts(Path(ref)):  # else its artefact is still to come
             manifests |= _manifests(ref, arch)
-    return Report(manifests, courses)
+    speeds = {} if timing is None else _speeds(manifests, arch, timing)
+    return Report(manifests, courses, speeds)
 
 
 def run_curves(refs: Sequence[str]) -> dict[str, Course]:
@@ -132,6 +139,26 @@ def _spectra(ref: str) -> dict[str, Path]:
             "pela decompose MODEL --ratio 0.5 --dry-run --spectra FILE"
         )
     return files
+
+
+def _speeds(
+    manifests: Mapping[str, Manifest], arch: str | None, timing: TimingRequest
+) -> dict[str, Speeds]:
+    """Label → how fast it is. Only here torch is needed."""
+    from pelacli.artefact import loading
+    from pelacli.steps.latency import time_model
+
+    if not manifests:
+        raise RequestError("--latency: no artefact is there yet, only the course of its training")
+    for label in manifests:
+        if stored.is_spectra(Path(label)):
+            raise RequestError(f"{label}: holds spectra, no model that could be timed")
+    speeds = {}
+    for label in manifests:
+        weights = "pretrained" if Path(label).exists() else "random"
+        opened, _ = loading.open(label, as_stored=True, weights=weights, arch=arch)
+        speeds[label] = time_model(opened, timing)
+    return speeds
 
 
 def _manifests(ref: str, arch: str | None) -> dict[str, Manifest]:

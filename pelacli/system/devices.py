@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pelacli.errors import RequestError
@@ -59,6 +62,26 @@ def free_memory(device: torch.device) -> int | None:
     import torch
 
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def model_of(device: torch.device) -> str:
+    """What the device is called by its maker, as "NVIDIA H100 80GB HBM3": times are of one model of
+    a device, and of no other."""
+    import torch
+
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return _processor() if device.type == "cpu" else f"{device.type} of {_processor()}"
+
+
+def _processor() -> str:
+    """The CPU's name, which Python's ``platform`` does not give on Linux."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n"):
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine() or "cpu"
 
 
 def missing(name: str, kinds: Sequence[str]) -> RequestError:

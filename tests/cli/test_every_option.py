@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from PIL import Image
+from pretended_timing import LowRankTakesLonger
 from refusals import refused as refused
 
 from pelacli.cli.app import make_app
@@ -154,6 +156,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     ),
     "finetune": dict.fromkeys(
         ("recipe", "--dense", "--resume", "--set", "--json"), "test_the_options_of_training_act"
+    ),
+    "report": dict.fromkeys(
+        ("--latency", "--device", "--batch-size", "--precision", "--compile"),
+        "test_the_options_of_timing_act",
     ),
     "run": dict.fromkeys(
         ("recipe", "--force", "--set", "--json"), "test_the_options_of_training_act"
@@ -310,6 +316,23 @@ def test_the_options_of_training_act(pela, world, here, monkeypatch):
         assert "artefact" in pela(*command, "r.toml")[1]
 
 
+def test_the_options_of_timing_act(pela, there, monkeypatch):
+    """No time is measured: tests/cli/test_report_latency.py has the rest."""
+    monkeypatch.setattr("pelacli.measure.latency.side_by_side", LowRankTakesLonger())
+    monkeypatch.setattr("pelacli.steps.latency.compiled_blocks", lambda *_, on: nullcontext())
+    assert "latency" not in json.loads(pela("report", "small", "--json")[1])[0]
+    for flags, key, value in (
+        (("--batch-size", "3"), "batch_size", 3),
+        (("--device", "cpu"), "device", "cpu"),
+        (("--precision", "bf16"), "precision", "bf16"),
+        (("--compile",), "compile", True),
+    ):
+        code, out, err = pela("report", "small", "--latency", "--json", *flags)
+        assert code == 0, err
+        assert json.loads(out)[0]["latency"][0][key] == value
+    assert pela("report", "small", "--latency", "--device", "nonesuch")[0] == 2
+
+
 def test_the_common_options_act(pela, there):
     ask = ("decompose", "test_vit", "--weights", "random", "--ratio", "0.5", "--dry-run", "--json")
     said = pela(*ask)[2]
@@ -336,6 +359,14 @@ MODEL = ("decompose", "test_vit", "--weights", "random", "--ratio", "0.5")
         (("eval", "eval.toml", "--arch", "test_vit"), "--arch test_vit: is for a bare"),
         (("eval", "test_vit", "--weights", "random", "--arch", "test_vit"), "--arch test_vit: is"),
         (("eval", "vit.safetensors", "--arch", "test_vit", "--weights", "random"), "--weights ran"),
+        (("report", "a", "--device", "cpu"), "--device cpu: belongs to --latency"),
+        (("report", "a", "--batch-size", "8"), "--batch-size 8: belongs to --latency"),
+        (("report", "a", "--precision", "bf16"), "--precision bf16: belongs to --latency"),
+        (("report", "a", "--compile"), "--compile: belongs to --latency"),
+        (("report", "a", "--latency", "--by", "layer"), "--by layer: --latency has rows"),
+        (("report", "a", "--latency", "--curves"), "--curves and --latency are two reports"),
+        (("report", "a", "--latency", "--sweep", "0.5"), "--sweep and --latency are two reports"),
+        (("report", "a", "--latency", "--arch", "test_vit"), "--arch test_vit: is for a bare"),
         (("eval", "a", "--split", "train"), "--split train: a has no data of its own"),
         (("eval", "a", "--task", "unlabelled"), "--task unlabelled: a has no data of its own"),
         (("eval", "a", "--batch-size", "8"), "--batch-size 8: a has no data of its own"),

@@ -1,0 +1,66 @@
+"""Time several calls in turns, so that a machine that slows down slows all of them. No torch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Clock = Callable[[], float]
+
+_LEAST, _MOST = 5, 500  # rounds
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a call takes, in milliseconds.
+
+    Attributes:
+        median: of all rounds.
+        lower, upper: the quartiles: half of the rounds lie between them.
+    """
+
+    median: float
+    lower: float
+    upper: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        """What the seconds of each round come to."""
+        if len(seconds) < 2:
+            return cls(*[1000 * seconds[0]] * 3)
+        quartiles = statistics.quantiles(seconds, n=4, method="inclusive")
+        lower, median, upper = (1000 * quartile for quartile in quartiles)
+        return cls(median, lower, upper)
+
+
+def in_turns(
+    calls: Sequence[Callable[[], object]],
+    seconds: float,
+    *,
+    wait: Callable[[], object] = lambda: None,
+    clock: Clock = time.perf_counter,
+    least: int = _LEAST,
+) -> list[list[float]]:
+    """Seconds of each call in each round. The call that begins a round changes from one to the
+    next, so that none always follows the same other one.
+
+    Args:
+        seconds: that each call takes up in all, about; at least ``least`` rounds are made.
+        wait: returns when the device has done all that it was given.
+        clock: gives the time in seconds.
+    """
+    times: list[list[float]] = [[] for _ in calls]
+    end = clock() + seconds * len(calls)
+    rounds = 0
+    while rounds < least or (rounds < _MOST and clock() < end):
+        for number in range(len(calls)):
+            turn = (number + rounds) % len(calls)
+            wait()
+            start = clock()
+            calls[turn]()
+            wait()
+            times[turn].append(clock() - start)
+        rounds += 1
+    return times

@@ -1,0 +1,36 @@
+"""Models timed side by side, on a clock that the models move."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pelacli.measure import latency
+
+
+class Waits(nn.Module):
+    """Moves the clock by its own seconds for each sample."""
+
+    def __init__(self, clock, seconds):
+        super().__init__()
+        self.clock, self.seconds = clock, seconds
+
+    def forward(self, x):
+        self.clock[0] += self.seconds * len(x)
+        return x
+
+
+def test_each_model_is_timed_over_the_same_batch():
+    clock = [0.0]
+    modules = [Waits(clock, 0.25), Waits(clock, 0.5)]
+    timings = latency.side_by_side(
+        modules, torch.zeros(2, 3), lambda m, x: m(x), seconds=0, clock=lambda: clock[0]
+    )
+    assert [timing.median for timing in timings] == [500, 1000]
+    assert timings[0].lower == timings[0].upper == 500
+
+
+def test_the_cpu_does_not_tell_what_memory_a_pass_takes():
+    module = nn.Linear(3, 3)
+    run = lambda m, x: m(x)  # noqa: E731
+    assert latency.peak_bytes(module, torch.zeros(1, 3), run, torch.device("cpu")) is None
