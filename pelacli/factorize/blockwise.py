@@ -35,6 +35,7 @@ from pelacli.factorize.sections import Sections
 from pelacli.factorize.sensitivity import Head
 from pelacli.lowrank.calls import evaluating
 from pelacli.lowrank.layer import Layer
+from pelacli.lowrank.replace import Factors
 from pelacli.system.shelf import Shelf
 
 
@@ -97,6 +98,35 @@ def collect(
                 shelf.drop(_gradients(section + 1, number))
     stored = _StoredSums(shelf, list(known))
     return SummedMoments(sections.all_layers, stored, known, samples, passes.draws)
+
+
+@torch.no_grad()
+def in_sections(
+    sections: Sections, shelf: Shelf, batches: Sequence[Any], factors: Mapping[str, Factors]
+) -> Iterator[Tensor]:
+    """What the model with these factors gives of each batch. States lie on the shelf meanwhile.
+
+    Args:
+        sections: prepared for no others than these batches.
+    """
+    sections.prepare(batches)
+    last = len(sections) - 1
+    with evaluating(sections.module):
+        for section in range(last):
+            with sections.at_work(section, factors):
+                for number, batch in enumerate(batches):
+                    given = shelf.get(_passing(number)) if section else None
+                    shelf.put(_passing(number), sections.run(section, number, batch, given))
+    for number, batch in enumerate(batches):
+        with evaluating(sections.module), sections.at_work(last, factors):
+            output = sections.run(last, number, batch, shelf.get(_passing(number)))
+        shelf.drop(_passing(number))
+        yield output
+
+
+def _passing(number: int) -> str:
+    """On the shelf: the states of a batch on its way through the sections."""
+    return f"passing-{number}"
 
 
 def states(section: int, number: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,8 +36,8 @@ def correct(
     ridge: float = refit.RIDGE,
     payback: float = refit.PAYBACK,
     advance: Callable[[], None] = lambda: None,
-) -> dict[str, Factors]:
-    """Factors of the planned layers, as `refit.correct` gives them.
+) -> Mapping[str, Factors]:
+    """Factors of the planned layers, as `refit.correct` gives them; each is read when asked for.
 
     Args:
         ranks, moments, ridge, payback, advance: as there.
@@ -50,7 +50,7 @@ def correct(
     request = json.dumps([dict(ranks), ridge, payback], sort_keys=True)
     plan = hashlib.sha256(request.encode()).hexdigest()[:12]
     step = partial(refit.correct, ranks=ranks, moments=moments, ridge=ridge, payback=payback)
-    factors: dict[str, Factors] = {}
+    lies_in: dict[str, str] = {}
     with evaluating(sections.module):
         sections.prepare(batches)
         for section in range(len(sections)):
@@ -60,12 +60,34 @@ def correct(
                 with sections.at_work(section):
                     new = _section(sections, section, layers, batches, shelf, plan, step)
                 shelf.put(done, {name: list(known) for name, known in new.items()})
-            factors |= {name: tuple(known) for name, known in shelf.get(done).items()}
+            lies_in |= dict.fromkeys(shelf.get(done), done)  # a layer that never ran has none
             for _ in layers:
                 advance()
             for number in range(len(batches)):
                 shelf.drop(_compressed(plan, section, number))
-    return factors
+    return _StoredFactors(shelf, lies_in)
+
+
+class _StoredFactors(Mapping[str, Factors]):
+    """The factors on the shelf. Those of the section that was asked for last are in memory."""
+
+    def __init__(self, shelf: Shelf, lies_in: Mapping[str, str]) -> None:
+        self._shelf, self._lies_in = shelf, lies_in
+        self._last, self._read = "", dict[str, Any]()
+
+    def __getitem__(self, name: str) -> Factors:
+        place = self._lies_in[name]
+        if place != self._last:
+            self._read = {}
+            self._last, self._read = place, self._shelf.get(place)
+        down, up, bias = self._read[name]
+        return down, up, bias
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lies_in)
+
+    def __len__(self) -> int:
+        return len(self._lies_in)
 
 
 def _compressed(plan: str, section: int, number: int) -> str:

@@ -79,6 +79,7 @@ def calibrated(
     *,
     correct: bool,
     vocabulary: int = 0,
+    block: int = 0,
 ) -> Needs | None:
     """What calibration, solving and correction take.
 
@@ -89,6 +90,8 @@ def calibrated(
         batches: that layers are fitted to, as they go through the model.
         correct: whether layers are refitted.
         vocabulary: of a language model whose logits are made apart.
+        block: bytes of the largest block of a model whose weights and factors stay on disk; 0 where
+            they are in memory.
 
     Returns:
         None where positions are not known.
@@ -124,9 +127,9 @@ def calibrated(
         _CORRECTION * sum(max(sizes(layers, batch)) for batch in batches) if correct else 0.0
     )
     if correct:
-        factors = sum(layer.params for layer in layers) * _FLOAT
+        factors = block or sum(layer.params for layer in layers) * _FLOAT
         stages["correction"] = correction + factors
-    return Needs(squares + weights, stages, samples, correction / samples)
+    return Needs(squares + weights + block, stages, samples, correction / samples)
 
 
 def vocabulary_of(module: nn.Module) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,11 +25,14 @@ from torch import Tensor, nn
 from pelacli.factorize.batches import pieces, samples_in
 from pelacli.lowrank.calls import LinearCalls, evaluating
 from pelacli.lowrank.layer import Layer
+from pelacli.lowrank.replace import Factors, replaced
 from pelacli.system import devices
 
 _PROBE = 2  # samples that the sections are tried on
 _STATES = ("hidden_states", "x")  # what blocks call the states where they take them by name
 
+# (a block's name) → the time in which it has its values
+Fill = Callable[[str], AbstractContextManager[None]]
 # (the model, a batch) → its output
 Run = Callable[[nn.Module, Any], Tensor]
 
@@ -124,6 +127,8 @@ class Sections:
         all_layers: those of all sections, in the order in which they were given.
         device: where a block computes while it is at work (`at_work`); None: where it is. The
             states come from the CPU, and the rest of the model stays there.
+        fill: of a lazily opened model: (a block's name) → the time in which the block has its
+            values; None where the model holds them all. The rest has them all the time.
     """
 
     def __init__(
@@ -133,6 +138,7 @@ class Sections:
         run: Run,
         layers: Sequence[Layer],
         device: torch.device | None = None,
+        fill: Fill | None = None,
     ) -> None:
         """Args: as of `sections`.
 
@@ -140,6 +146,7 @@ class Sections:
             _NotASequenceError: the blocks can't be stood in for.
         """
         self.module, self._run = module, run
+        self._names = list(blocks)
         self._blocks = [module.get_submodule(name) for name in blocks]
         # What a block gives beside the states, if that is a tuple; nobody may need it.
         self._others: list[int | None] = [None] * len(blocks)
@@ -148,7 +155,7 @@ class Sections:
         self._calls: dict[int, list[BlockCall]] = {}
         self.layers: list[list[Layer]] = [[] for _ in range(len(blocks) + 2)]
         self.all_layers = list(layers)
-        self.device = device
+        self.device, self.fill = device, fill
 
     def __len__(self) -> int:
         return len(self._blocks) + 2
@@ -173,13 +180,30 @@ class Sections:
         # A view is the result of a call, by which a residual stream can be known again.
         return call(block, states.view_as(states))
 
+    def for_other_batches(self) -> Sections:
+        """The same sections, to be prepared for batches that are numbered anew."""
+        other = copy.copy(self)
+        other._calls = {}
+        return other
+
     @contextmanager
-    def at_work(self, section: int) -> Iterator[None]:
-        """Keep the section's block on the device for the time of the block of code."""
-        if self.device is None or not 0 < section < len(self) - 1:
-            yield
-            return
-        with devices.placed(self._blocks[section - 1], self.device):
+    def at_work(self, section: int, factors: Mapping[str, Factors] | None = None) -> Iterator[None]:
+        """Keep the section's block filled and on the device for the time of the block of code.
+
+        Args:
+            factors: of the layers that are low-rank meanwhile; only this section's are read.
+        """
+        mine = [la.name for la in self.layers[section] if la.name in (factors or {})]
+        with ExitStack() as stack:
+            if 0 < section < len(self) - 1:
+                name, block = self._names[section - 1], self._blocks[section - 1]
+                if self.fill is not None:
+                    stack.enter_context(self.fill(name))
+                if self.device is not None:
+                    stack.enter_context(devices.placed(block, self.device))
+            if factors is not None:
+                own = {name: factors[name] for name in mine}
+                stack.enter_context(replaced(self.module, own))
             yield
 
     @torch.no_grad()
@@ -242,7 +266,8 @@ class Sections:
             self.prepare([batch])
             states, output = batch, self._front(batch)
             for section in range(1, len(self)):
-                states, output = output, self.run(section, 0, batch, output)
+                with self.at_work(section):
+                    states, output = output, self.run(section, 0, batch, output)
         tolerance = 1e-5 * float(self._expected.abs().max())
         same = output.shape == self._expected.shape
         if not same or not torch.allclose(output, self._expected, 1e-4, tolerance, equal_nan=True):
@@ -270,7 +295,9 @@ class Sections:
                     raise _NotASequenceError
                 order.append(number)
                 at = number + 1
-                output = own[number](*args, **kwargs)
+                # A block that is filled has other weights than before.
+                with self.at_work(number + 1), LinearCalls(self.all_layers, note):
+                    output = own[number](*args, **kwargs)
                 previous = _states_of(output)
                 self._others[number] = len(output) - 1 if type(output) is tuple else None
                 at = len(self) - 1 if number + 1 == len(self._blocks) else -1
@@ -316,6 +343,7 @@ def sections(
     layers: Sequence[Layer],
     batch: Any,
     device: torch.device | None = None,
+    fill: Fill | None = None,
 ) -> Sections | None:
     """The model's sections; None where it is no plain sequence of its blocks.
 
@@ -325,6 +353,7 @@ def sections(
         layers: those that may be factorised.
         batch: what ``run`` takes; the first samples of it are tried.
         device: where each block computes; unset: where it is.
+        fill: of a lazily opened model, as in `Sections`.
     """
     if not blocks:
         return None
@@ -332,7 +361,7 @@ def sections(
     flags = [parameter.requires_grad for parameter in module.parameters()]
     module.requires_grad_(False)
     try:
-        made = Sections(module, blocks, run, layers)
+        made = Sections(module, blocks, run, layers, fill=fill)
         with evaluating(module):
             made.check(few)
         made.device = device

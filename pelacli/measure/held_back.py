@@ -4,7 +4,8 @@ to."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -14,11 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelacli.factorize.batches import samples_in
+from pelacli.factorize.blockwise import in_sections
+from pelacli.factorize.sections import Sections
 from pelacli.factorize.sensitivity import CHUNK, Head
 from pelacli.lowrank.calls import evaluating
 from pelacli.lowrank.padding import padding_mask, unpadded
 from pelacli.lowrank.replace import Factors, replaced
 from pelacli.measure.agreement import Difference
+from pelacli.system.shelf import Shelf
 
 _NONE = -100  # no label; torch's own
 
@@ -66,6 +70,8 @@ class HeldBack:
         predict: (module, batch) → the model's main output [B, ..., D].
         head: of a language model; None of any other.
         causal: whether the logits at a token are those of the next one.
+        blockwise: the model's sections and a shelf for their states, where all samples go through
+            one section after the other.
     """
 
     def __init__(
@@ -76,41 +82,59 @@ class HeldBack:
         head: Head | None = None,
         *,
         causal: bool = False,
+        blockwise: tuple[Sections, Shelf] | None = None,
     ) -> None:
         self._module, self._batches, self._predict = module, batches, predict
         self._head, self._causal = head, causal
+        self._blockwise = blockwise
         self._samples = sum(map(samples_in, batches))
 
     @cached_property
     def _dense(self) -> list[Tensor]:
-        return [self._states(batch) for batch in self._batches]
+        return list(self._states({}))
 
     @torch.no_grad()
     def distance(self, factors: Mapping[str, Factors]) -> Distance:
         """Of the model with these factors; it is dense before and after."""
         difference, tokens = Difference(), _TokenSums()
         with evaluating(self._module):
-            for batch, dense in zip(self._batches, self._dense, strict=True):
-                with replaced(self._module, factors):
-                    ours = self._states(batch)
+            states = zip(self._batches, self._dense, self._states(factors), strict=True)
+            for batch, dense, ours in states:
                 labels = self._labels(batch)
                 for start in range(0, len(ours), CHUNK):
                     part = slice(start, start + CHUNK)
                     z = self._outputs(dense[part])
-                    with replaced(self._module, factors):
+                    with self._at_the_end(factors):
                         y = self._outputs(ours[part])
                     difference.add(y, z)
                     if self._head is not None:
                         tokens.add(y, z, None if labels is None else labels[part])
         return Distance(self._samples, _relative(difference), **tokens.figures())
 
-    @torch.no_grad()
-    def _states(self, batch: Any) -> Tensor:
-        """Outputs [B, ..., D], or a language model's hidden states [tokens, width]."""
-        with evaluating(self._module):
-            if self._head is None:
-                return unpadded(self._predict(self._module, batch), padding_mask(batch))
-            return unpadded(self._head.hidden(batch), padding_mask(batch)).flatten(0, -2)
+    def _states(self, factors: Mapping[str, Factors]) -> Iterator[Tensor]:
+        """Outputs [B, ..., D] of each batch, or a language model's states [tokens, width]."""
+        for batch, states in zip(self._batches, self._given(factors), strict=True):
+            known = unpadded(states, padding_mask(batch))
+            yield known if self._head is None else known.flatten(0, -2)
+
+    def _given(self, factors: Mapping[str, Factors]) -> Iterator[Tensor]:
+        """What the model with these factors gives of each batch."""
+        if self._blockwise is not None:
+            yield from in_sections(*self._blockwise, self._batches, factors)
+            return
+        for batch in self._batches:
+            with torch.no_grad(), evaluating(self._module), replaced(self._module, factors):
+                if self._head is None:
+                    states = self._predict(self._module, batch)
+                else:
+                    states = self._head.hidden(batch)
+            yield states
+
+    def _at_the_end(self, factors: Mapping[str, Factors]) -> AbstractContextManager[None]:
+        if self._blockwise is None:
+            return replaced(self._module, factors)
+        sections = self._blockwise[0]
+        return sections.at_work(len(sections) - 1, factors)
 
     def _outputs(self, states: Tensor) -> Tensor:
         return states if self._head is None else self._head.logits(states)

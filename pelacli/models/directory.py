@@ -13,7 +13,7 @@ from pelacli.errors import RequestError
 from pelacli.lowrank import find
 from pelacli.manifest.digests import digest_files, plain_weight_files
 from pelacli.messages import naming
-from pelacli.models import config_file
+from pelacli.models import config_file, plain_reading
 from pelacli.models.carried import carried
 from pelacli.models.inputs import tokenizer_of
 from pelacli.models.libraries import library, own
@@ -34,7 +34,8 @@ class Request:
         arch: architecture of a bare file of weights.
         model_args: for the architecture.
         num_classes: outputs, where they differ from the checkpoint's.
-        lazy_above: bytes of weights from which they are left in their files.
+        lazy_above: bytes that the weights would take in float32, from which on they are left in
+            their files.
     """
 
     ref: str
@@ -201,8 +202,8 @@ def _of_transformers(request: Request, directory: _Directory) -> OpenModel:
 
     lazily = None
     if request.weights == "pretrained" and request.num_classes is None:
-        size = sum(file.stat().st_size for file in plain_weight_files(directory.folder))
-        if size > request.lazy_above:
+        files = plain_weight_files(directory.folder)
+        if sum(map(plain_reading.bytes_in_float32, files)) > request.lazy_above:
             lazily = hf_adapter.open_lazily(directory.folder, request.model_args)
     module, weights = lazily or (_filled_by_transformers(request, directory), None)
     opened = describe(

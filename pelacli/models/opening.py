@@ -49,9 +49,9 @@ def open(
         num_classes: output classes, where they differ from the checkpoint's.
         seed: of random weights.
         meta: build the shapes only, without weights.
-        lazy_above: bytes of weights from which they are left in their files, where that can be
-            done: so far in the safetensors files of transformers' models. `OpenModel.weights`
-            then reads them one by one.
+        lazy_above: bytes of weights, in float32, from which they are left in their files, where
+            that can be done: so far in the safetensors files of transformers' models.
+            `OpenModel.weights` then reads them one by one.
 
     Raises:
         RequestError: the model is unknown, or its files can't be used.

@@ -7,6 +7,7 @@ The library's own reader maps a whole file into memory that counts as the proces
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,15 @@ class Stored:
             if file.readinto(values.numpy().data) != size:
                 raise RequestError(f"{self.file}: {self.name}: the file is cut off; fetch it again")
         return values.view(self.dtype).view(self.shape)
+
+
+def bytes_in_float32(file: Path) -> int:
+    """What the tensors of a file take in float32. Of a file that says it in no known way: its
+    size."""
+    tensors = stored(file)
+    if tensors is None:
+        return file.stat().st_size
+    return sum(4 * math.prod(tensor.shape) for tensor in tensors.values())
 
 
 def stored(file: Path) -> dict[str, Stored] | None:

@@ -26,6 +26,8 @@ def in_float32(opened: OpenModel) -> None:
     """Make float32 of what is in half precision, in place, and note what it is stored as."""
     state = opened.module.state_dict(keep_vars=True)
     opened.stored |= {name: tensor.dtype for name, tensor in state.items() if tensor.dtype in HALF}
+    if opened.weights is not None:  # what is read becomes float32 then: `pelacli.models.filling`
+        return
     for module in opened.module.modules():
         for parameter in module._parameters.values():
             if parameter is not None and parameter.dtype in HALF:
@@ -94,14 +96,15 @@ def rounded(opened: OpenModel, factors: Mapping[str, Factors]) -> dict[str, Fact
     def once(name: str, tensor: Tensor) -> Tensor:
         return as_stored(name, tensor, opened.stored).to(tensor.dtype)
 
-    return {
-        name: (
+    def all_of(name: str, known: Factors) -> Factors:
+        down, up, bias = known
+        return (
             once(f"{name}.down.weight", down),
             once(f"{name}.up.weight", up),
             None if bias is None else once(f"{name}.up.bias", bias),
         )
-        for name, (down, up, bias) in factors.items()
-    }
+
+    return {name: all_of(name, known) for name, known in factors.items()}
 
 
 def carry_over(before: OpenModel, after: OpenModel) -> None:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from pelacli import console
 from pelacli.errors import GateError, RequestError
 from pelacli.factorize.sections import Sections, sections
+from pelacli.models import filling
 from pelacli.models.blocks import blocks
 from pelacli.steps.dense import DenseModel
 from pelacli.system.shelf import Shelf
@@ -71,12 +73,21 @@ def blockwise(
     Raises:
         RequestError: it is wanted, and the model is no plain sequence of blocks.
     """
+    lazy = dense.opened.weights
     short = choice.wanted is None and _short_of_memory(dense, batches)
-    if not (choice.wanted or short or choice.device):
+    if not (choice.wanted or short or choice.device or lazy):
         return None
-    parts = sections(dense.module, blocks(dense.module), run, dense.free, batches[0], choice.device)
+    fill = None if lazy is None else partial(filling.block, dense.module, lazy)
+    parts = sections(
+        dense.module, blocks(dense.module), run, dense.free, batches[0], choice.device, fill
+    )
     if parts is None:
         why = f"{dense.ref}: is no plain sequence of blocks"
+        if lazy is not None:
+            raise RequestError(
+                f"{why}, so to calibrate it all of it has to be in memory, in float32, and so much "
+                "is not free; leave the samples out (plain factorising reads layer by layer)"
+            )
         if choice.wanted:
             run(dense.module, batches[0])  # samples that don't fit are another mistake
             raise RequestError(f"{why}, so it can't be calibrated block by block; leave that out")
@@ -85,7 +96,7 @@ def blockwise(
             "calibrate on fewer or smaller samples if so"
         )
         return None
-    if short:
+    if short and lazy is None:
         console.warn("memory is short: calibrating block by block, with the states on disk")
     if choice.folder is None:
         return Blockwise(parts, Shelf())

@@ -88,19 +88,22 @@ def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Dec
     how = lookup.how_to_open(step.source, step.opening)
     opened, before = loading.open(step.source, lazy_above=placing.lazy_above(step), **how)
     if opened.weights is not None:
-        console.warn(f"{step.source}: large for the memory that is free, so read layer by layer")
+        unit = "layer" if step.calibration is None else "block"
+        console.warn(f"{step.source}: large for the memory that is free, so read {unit} by {unit}")
     if step.calibration is not None:
         precision.in_float32(opened)
     dense = dense_model(opened, step.settings)
     judge = None if step.settings.max_drop is None else judge_of(opened, step)
     place = placing.place_for(opened, step)
     batches = devices.move_batch(calibration_batches(opened, step), place.model)
-    with placing.placed(opened, place.model):
+    with placing.ready(opened, place.model, calibrated=step.calibration is not None):
         solved = solved_model(dense, batches, step, dry_run, place.blocks)
         spectra = storable(solved, step)
         candidate = chosen(solved, step.settings, judge, dry_run)
-        if not dry_run:
+        if not dry_run and opened.weights is None:
             solved.apply(candidate.plan, candidate.fit)
+    if not dry_run and opened.weights is not None:  # nothing of it is filled any more
+        solved.apply(candidate.plan, candidate.fit)
     if solved.sample_tokens is not None:
         console.info(f"calibrated on {solved.samples} samples, {solved.sample_tokens:,} tokens")
     manifest = planned_manifest(spectra.about.dense, candidate.plan)

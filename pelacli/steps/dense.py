@@ -18,6 +18,7 @@ from pelacli.lowrank.find import Selection
 from pelacli.lowrank.layer import Layer
 from pelacli.measure import flops
 from pelacli.measure.flops import Cost
+from pelacli.models.blocks import blocks
 from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
 from pelacli.planning.size import fixed_flops, flop_obstacles
@@ -50,6 +51,8 @@ class DenseModel:
     @property
     def free_memory(self) -> int | None:
         """Bytes that are free where the model is; None where it can't be told."""
+        if self.opened.weights is not None:  # its blocks come and go
+            return memory.available()
         home = devices.home(self.module)
         return memory.available() if home.type == "cpu" else devices.free_memory(home)
 
@@ -73,7 +76,14 @@ class DenseModel:
             batches,
             correct=correct,
             vocabulary=needs.vocabulary_of(self.module) if language_model else 0,
+            block=0 if self.opened.weights is None else self._largest_block,
         )
+
+    @property
+    def _largest_block(self) -> int:
+        """Bytes of the largest block, in float32."""
+        parts = map(self.module.get_submodule, blocks(self.module))
+        return max((4 * sum(p.numel() for p in part.parameters()) for part in parts), default=0)
 
     @property
     def size(self) -> ModelSize:

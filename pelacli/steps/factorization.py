@@ -7,7 +7,7 @@ from, who chooses the plan, and what becomes of the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,7 +23,8 @@ from pelacli.factorize.engine import Keep, Solution
 from pelacli.factorize.moments import Moments
 from pelacli.lowrank.replace import Factors, replace_empty
 from pelacli.measure.held_back import Distance, HeldBack
-from pelacli.models import precision
+from pelacli.models import filling, precision
+from pelacli.models.blocks import blocks
 from pelacli.models.inputs import TextInput
 from pelacli.models.prediction import predict
 from pelacli.models.token_head import TokenHead, token_head
@@ -31,7 +32,7 @@ from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
 from pelacli.steps.blockwise import Blockwise, Choice, blockwise
 from pelacli.steps.dense import DenseModel
-from pelacli.steps.lazy_factors import FactorsWhenRead
+from pelacli.steps.lazy_factors import FactorsWhenRead, LazyFactors
 from pelacli.system import memory, processes
 
 # Tokens that a layer should see for each of its inputs.
@@ -156,12 +157,14 @@ class SolvedModel:
         few = tokens < _PLENTY * widest.shape[1]
         return [refit.RIDGE, _FIRMER] if few else [refit.RIDGE]
 
-    def _corrected(self, plan: Plan, ridge: float) -> dict[str, Factors]:
+    def _corrected(self, plan: Plan, ridge: float) -> Mapping[str, Factors]:
         return self._factors(plan, self._corrected_factors(plan, ridge))
 
-    def _factors(self, plan: Plan, corrected: Mapping[str, Factors]) -> dict[str, Factors]:
+    def _factors(self, plan: Plan, corrected: Mapping[str, Factors]) -> Mapping[str, Factors]:
         """Those of one shot, but for the layers that are corrected already."""
         dense, solutions, moments = self.dense, self.solutions, self.moments
+        if dense.opened.weights is not None:
+            return LazyFactors(dense.opened, dense.free, solutions, moments, plan, corrected)
         factors = engine.factors(dense.free, solutions, moments, plan, refitted=corrected)
         return precision.rounded(dense.opened, factors)
 
@@ -169,7 +172,7 @@ class SolvedModel:
         with self.show_progress("measuring on held-back samples", 0):
             return held_back.distance(factors)
 
-    def _corrected_factors(self, plan: Plan, ridge: float) -> dict[str, Factors]:
+    def _corrected_factors(self, plan: Plan, ridge: float) -> Mapping[str, Factors]:
         """The factors, refitted front to back to the inputs that the compressed model gives."""
         with self.show_progress("correcting", len(plan.ranks())) as bar:
             if self.blockwise is not None:
@@ -202,14 +205,13 @@ class SolvedModel:
         """Factorise the module by the plan, in place.
 
         Args:
-            fit: the layers; None makes them of the solutions, each when its turn comes, which for
-                a lazily opened model is when it is saved.
+            fit: the layers; None makes them of the solutions, each when its turn comes. A lazily
+                opened model gets them when it is saved; nothing of it may be filled now.
         """
         opened = self.dense.opened
-        if opened.weights is not None and fit is None:
-            opened.weights = FactorsWhenRead(
-                opened.weights, self.dense.free, self.solutions, self.moments, plan
-            )
+        if opened.weights is not None:
+            factors = self._factors(plan, {}) if fit is None else fit.factors
+            opened.weights = FactorsWhenRead(opened.weights, self.dense.free, factors)
             replace_empty(self.dense.module, plan.ranks())
             return
         with self.show_progress("factorising", len(plan.ranks())) as bar:
@@ -251,7 +253,7 @@ def solve(
     Raises:
         RequestError: less memory is free than calibration needs.
     """
-    head = _head(dense.module, batches[0], run) if batches else None
+    head = _head(dense, batches[0], run) if batches else None
     samples = hold_back(batches)
     fitted = join(samples.fitted) if head is None else cut(samples.fitted)
     count = sum(map(samples_in, fitted))
@@ -276,7 +278,9 @@ def solve(
         samples=count,
         sample_tokens=sum(tokens) if tokens else None,
         head=head,
-        held_back=_held_back(dense, samples.held_back, head, run) if samples.held_back else None,
+        held_back=_held_back(dense, samples.held_back, head, run, parts)
+        if samples.held_back
+        else None,
         moments=moments,
         solutions=solutions,
         spectra=description.at_counted_tokens(spectra, dense.cost),
@@ -304,7 +308,8 @@ def _check_memory(
     if estimate is None or available is None:
         return
     estimate.check(available)
-    model = sum(parameter.nbytes for parameter in dense.module.parameters())
+    # Of a lazily opened model what is in no block.
+    model = sum(p.nbytes for p in dense.module.parameters() if not p.is_meta)
     console.info(
         f"needs about {memory.text(estimate.peak)} beside the model's {memory.text(model)}; "
         f"{memory.text(available)} are free"
@@ -335,19 +340,28 @@ class _NamingHead:
         return self.head.logits(rows)
 
 
-def _head(module: nn.Module, batch: Any, run: Run) -> TokenHead | None:
+def _head(dense: DenseModel, batch: Any, run: Run) -> TokenHead | None:
     """The head of a language model; None of any other."""
-    head = token_head(module, batch)
+    module, weights = dense.module, dense.opened.weights
+    with nullcontext() if weights is None else filling.in_turn(module, weights, blocks(module)):
+        head = token_head(module, batch)
     return None if head is None else _NamingHead(head, module, run)
 
 
 def _held_back(
-    dense: DenseModel, batches: Sequence[Any], head: TokenHead | None, run: Run
+    dense: DenseModel,
+    batches: Sequence[Any],
+    head: TokenHead | None,
+    run: Run,
+    parts: Blockwise | None,
 ) -> HeldBack:
     inputs = None if dense.opened is None else dense.opened.inputs
     causal = isinstance(inputs, TextInput) and bool(inputs.causal)
-    parts = join(batches) if head is None else cut(batches)
-    return HeldBack(dense.module, parts, run, head, causal=causal)
+    samples = join(batches) if head is None else cut(batches)
+    blockwise = None
+    if parts is not None and dense.opened.weights is not None:
+        blockwise = parts.sections.for_other_batches(), parts.shelf
+    return HeldBack(dense.module, samples, run, head, causal=causal, blockwise=blockwise)
 
 
 def _moments(

@@ -1,8 +1,8 @@
-"""Factors of a lazily opened model, made when they are written."""
+"""Factors of a lazily opened model, each made or read when it is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from torch import Tensor
@@ -12,40 +12,70 @@ from pelacli.factorize.engine import Solution
 from pelacli.factorize.moments import Moments
 from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.replace import Factors
+from pelacli.models import precision
 from pelacli.models.on_disk import Weights
+from pelacli.models.opened import OpenModel
 from pelacli.ranks.plan import Plan
 
 
-class FactorsWhenRead:
-    """The weights of a lazily opened model with the factors of a plan, each layer's made when one
-    of its tensors is read. The last layer's are kept, as its tensors are read one after another."""
+class LazyFactors(Mapping[str, Factors]):
+    """The factors of a plan. The last layer's are kept, as they are asked for one after another.
+
+    Args:
+        corrected: those that are known already.
+    """
 
     def __init__(
         self,
-        dense: Weights,
+        opened: OpenModel,
         layers: Sequence[Layer],
         solutions: Mapping[str, Solution],
         moments: Mapping[str, Moments],
         plan: Plan,
+        corrected: Mapping[str, Factors] | None = None,
     ) -> None:
-        self._dense, self._solutions, self._moments = dense, solutions, moments
+        self._opened, self._solutions, self._moments = opened, solutions, moments
         self._plan, ranks = plan, plan.ranks()
         self._layers = {layer.name: layer for layer in layers if layer.name in ranks}
+        self._corrected = corrected or {}
         self._last: tuple[str, Factors] | None = None
+
+    def __getitem__(self, name: str) -> Factors:
+        if self._last is None or self._last[0] != name:
+            self._last = None
+            self._last = name, self._made(name)
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def _made(self, name: str) -> Factors:
+        if name in self._corrected:
+            factors = {name: self._corrected[name]}
+        else:
+            layers = [self._layers[name]]
+            factors = engine.factors(layers, self._solutions, self._moments, self._plan)
+        return precision.rounded(self._opened, factors)[name]
+
+
+class FactorsWhenRead:
+    """The weights of a lazily opened model with factors in the places of some layers."""
+
+    def __init__(
+        self, dense: Weights, layers: Sequence[Layer], factors: Mapping[str, Factors]
+    ) -> None:
+        self._dense, self._factors = dense, factors
+        self._layers = {layer.name: layer for layer in layers if layer.name in factors}
 
     def read(self, name: str) -> Tensor:
         """A tensor by its name in the low-rank module's state."""
         for part, suffix in enumerate((".down.weight", ".up.weight", ".up.bias")):
             layer = self._layers.get(name.removesuffix(suffix))
             if name.endswith(suffix) and layer is not None:
-                tensor = self._factors(layer)[part]
+                tensor = self._factors[layer.name][part]
                 assert tensor is not None  # the module has a bias where the layer has one
                 return tensor.to(cast(Tensor, layer.module.weight).dtype).contiguous()
         return self._dense.read(name)
-
-    def _factors(self, layer: Layer) -> Factors:
-        if self._last is None or self._last[0] != layer.name:
-            self._last = None
-            made = engine.factors([layer], self._solutions, self._moments, self._plan)
-            self._last = layer.name, made[layer.name]
-        return self._last[1]

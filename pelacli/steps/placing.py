@@ -11,24 +11,32 @@ from torch import nn
 
 from pelacli import console
 from pelacli.errors import RequestError
+from pelacli.models import filling
 from pelacli.models.blocks import blocks
 from pelacli.models.opened import OpenModel
 from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.step import Step
-from pelacli.system import devices, memory
+from pelacli.system import devices, memory, processes
 
 # How many times the largest block's weights an accelerator has to hold for one to be at work there:
 # its activations, gradients and sums are about as large again for a batch of a thousand tokens.
 _BLOCK = 6
 _SHARE_OF_MEMORY = 0.5  # of what is free, that weights may take
+_SHARE_CALIBRATED = 0.7  # the same where they are computed in float32 and not copied
 
 
 def lazy_above(step: Step[Decompose]) -> float:
-    """Bytes of weights from which the model is read layer by layer: half of what memory is free.
-    Whatever runs the model on samples, or on an accelerator, needs all of it."""
-    runs = step.calibration is not None or step.settings.max_drop is not None
+    """Bytes of weights, in float32, from which the model is read layer by layer, or for calibration
+    block by block. Whatever runs the whole model on samples, or on an
+    accelerator, needs all of it."""
     elsewhere = step.device not in ("auto", "cpu")
-    return math.inf if runs or elsewhere else memory.available() * _SHARE_OF_MEMORY
+    whole = step.settings.max_drop is not None or (elsewhere and step.calibration is None)
+    if whole or (step.calibration is not None and step.settings.blockwise is False):
+        return math.inf
+    if step.calibration is not None and processes.launched() > 1:  # they share samples, not blocks
+        return math.inf
+    share = _SHARE_OF_MEMORY if step.calibration is None else _SHARE_CALIBRATED
+    return memory.available() * share
 
 
 @dataclass(frozen=True)
@@ -51,12 +59,13 @@ def place_for(opened: OpenModel, step: Step[Decompose]) -> Place:
     Raises:
         RequestError: the device that is asked for can hold neither.
     """
-    if opened.weights is not None:  # layers that are read one by one stay on the CPU
+    lazy = opened.weights is not None
+    if lazy and step.calibration is None:  # layers that are read one by one stay on the CPU
         return Place(torch.device("cpu"))
     device = devices.select_precise(step.device)
     free = devices.free_memory(device)
     needed = 2 * _bytes(opened.module)
-    if free is None or free >= needed:
+    if free is None or (free >= needed and not lazy):
         return Place(device)
     cpu = torch.device("cpu")
     sizes = (
@@ -78,8 +87,13 @@ def _bytes(module: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
 
 
-def placed(opened: OpenModel, device: torch.device) -> AbstractContextManager[None]:
-    """`devices.placed`; a lazily opened model has nothing to place."""
-    if opened.weights is not None:
+def ready(
+    opened: OpenModel, device: torch.device, *, calibrated: bool
+) -> AbstractContextManager[None]:
+    """The model on the device, for the time of the block. Of a lazily opened one what is not in its
+    blocks is in memory, if it is calibrated, and nothing otherwise."""
+    if opened.weights is None:
+        return devices.placed(opened.module, device)
+    if not calibrated:
         return nullcontext()
-    return devices.placed(opened.module, device)
+    return filling.beside(opened.module, opened.weights, blocks(opened.module))

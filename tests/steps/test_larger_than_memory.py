@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import generated_text
 import pytest
 import tied_checkpoints
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import pelacli
 from pelacli.artefact import loading
+from pelacli.steps import placing
 from pelacli.system import memory
 
 
@@ -55,6 +57,59 @@ def test_layer_by_layer_gives_the_same_files(pela, here, no_memory, name, stored
     assert ("layer by layer" in err) == lazily
     assert content(here / "lazy-out") == content(here / "whole-out")
     pelacli.load(here / "lazy-out")
+
+
+@pytest.fixture
+def lazily(monkeypatch):
+    """Models are opened lazily, though memory suffices for all else."""
+    return lambda: monkeypatch.setattr(placing, "lazy_above", lambda step: 0)
+
+
+TEXTS = "\n".join(f"w{i % 24} k{i % 7} w{i % 5} not w{i % 11} k{i % 13} ." for i in range(60))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "options"),
+    [
+        ("GPT2LMHeadModel", torch.float32, ()),
+        ("LlamaForCausalLM", torch.bfloat16, ()),
+        ("LlamaForCausalLM", torch.float32, ("--no-correct",)),
+        ("LlamaForCausalLM", torch.float32, ("--include", "q_proj|up_proj", "--scope", "layers")),
+    ],
+)
+def test_calibrated_block_by_block_gives_the_same_model(pela, here, lazily, name, dtype, options):
+    model = sharded(name, here, dtype=dtype)
+    generated_text.tokenizer(decoder=True).save_pretrained(model)
+    (here / "texts.txt").write_text(TEXTS)
+    request = ("decompose", model, "--ratio", "0.7", "--calibrate", "texts.txt", *options, "--json")
+    code, out, err = pela(*request, "--blockwise", "-o", "whole-out")
+    assert code == 0, err
+    lazily()
+    code, lazy, err = pela(*request, "-o", "lazy-out")
+    assert code == 0, err
+    assert "block by block" in err
+    known, new = json.loads(out), json.loads(lazy)
+    assert known["held_back"]["relative_error"] == pytest.approx(
+        new["held_back"]["relative_error"], rel=1e-4
+    )
+    assert known["layers"] == new["layers"]
+    ours, theirs = (load_file(here / f"{o}-out/model.safetensors") for o in ("lazy", "whole"))
+    assert {n: t.dtype for n, t in ours.items()} == {n: t.dtype for n, t in theirs.items()}
+    for key, tensor in theirs.items():
+        torch.testing.assert_close(ours[key], tensor, rtol=1e-3, atol=1e-5)
+    pelacli.load(here / "lazy-out")
+
+
+def test_what_is_no_sequence_of_blocks_is_refused_before_anything_is_written(pela, here, lazily):
+    model = sharded("BartForConditionalGeneration", here)
+    generated_text.tokenizer(decoder=True).save_pretrained(model)
+    (here / "texts.txt").write_text(TEXTS)
+    before = sorted(here.iterdir())
+    lazily()
+    code, out, err = pela("decompose", model, "--ratio", "0.7", "--calibrate", "texts.txt")
+    assert (code, out) == (2, "")
+    assert "no plain sequence of blocks" in err
+    assert sorted(here.iterdir()) == before
 
 
 def test_half_precision_stays_and_files_are_the_same(pela, here, no_memory):
