@@ -15,7 +15,7 @@ from pelacli.system import processes
 
 BATCH_SIZE = 32  # calibration samples that walk through the model together
 # Tokens of texts that do: what backward passes keep of every layer is there for all of them.
-TOKENS = 1024
+TOKENS = 512
 _FEWEST = 2  # samples to hold back
 FITTED_PER_HELD_BACK = 8  # samples that layers are fitted to, for each that is held back
 

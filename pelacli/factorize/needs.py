@@ -28,6 +28,8 @@ _FLOAT = 4  # bytes
 _PASS = 1.5
 # Copies of the inputs and outputs of the widest layer that two streams and a regression hold.
 _CORRECTION = 3.5
+# Copies in float64 of the inputs' moment, and of the weight, that a layer's regression holds.
+_SQUARES, _WEIGHTS = 2.5, 4
 _LOGITS = 5  # copies of the logits of some tokens, with their softmax and gradients
 
 
@@ -61,7 +63,8 @@ class Needs:
             return
         others = max(size for stage, size in self.stages.items() if stage != "correction")
         room = available - self.kept
-        fit = int(room // self.per_sample) if self.per_sample else 0
+        fixed = self.stages.get("correction", 0.0) - self.samples * self.per_sample
+        fit = max(0, int((room - fixed) // self.per_sample)) if self.per_sample else 0
         remedy = "run it where more is free, or leave the samples out (plain factorising)"
         if room >= others:
             fewer = f"calibrate on at most {fit} samples, or " if fit else ""
@@ -128,8 +131,13 @@ def calibrated(
     )
     if correct:
         factors = block or sum(layer.params for layer in layers) * _FLOAT
-        stages["correction"] = correction + factors
+        stages["correction"] = correction + factors + max(map(_regression, layers))
     return Needs(squares + weights + block, stages, samples, correction / samples)
+
+
+def _regression(layer: Layer) -> float:
+    """Bytes of the matrices of a layer's regression: of its inputs' moment, and of its weight."""
+    return 8 * (_SQUARES * layer.shape[1] ** 2 + _WEIGHTS * layer.params)
 
 
 def vocabulary_of(module: nn.Module) -> int:

@@ -242,10 +242,12 @@ def _refit(
     covariance = product(inputs, inputs)
     level = float(covariance.diagonal().mean())
     # The ridge holds to the old weight, so it stands on both sides of the normal equations.
-    damped = covariance.clone()
-    damped.diagonal().add_(max(ridge * level, torch.finfo(torch.float32).tiny))
-    hold = damped.diagonal() - covariance.diagonal()
-    root = torch.linalg.cholesky(damped)
+    # It is added in place and taken away again: a wide layer's matrices are what memory goes into.
+    variances = covariance.diagonal().clone()
+    covariance.diagonal().add_(max(ridge * level, torch.finfo(torch.float32).tiny))
+    hold = covariance.diagonal() - variances
+    root = torch.linalg.cholesky(covariance)
+    covariance.diagonal().copy_(variances)
     weight = layer.weight.detach().double()
     if narrow_in(layer.shape):
         # The weight that gives y from x̂ is W T, where T gives x from x̂: then the gradients'
