@@ -93,7 +93,7 @@ def decomposed_document(result: Decomposed | DryRun) -> dict[str, Any]:
 
 
 def _layer_documents(manifest: Manifest) -> list[dict[str, Any]]:
-    keys = {"name", "kind", "shape", "rank", "reason", "energy", "params", "flops"}
+    keys = {"name", "kind", "shape", "rank", "form", "reason", "energy", "params", "flops"}
     return [layer.model_dump(mode="json", include=keys) for layer in manifest.layers]
 
 

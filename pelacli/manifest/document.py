@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pelacli.errors import RequestError
+from pelacli.ranks.forms import Form
 from pelacli.system import json_files
 from pelacli.version import __version__
 
@@ -36,6 +37,7 @@ class LayerRecord(_Record):
         shape: (out, in).
         kind: "linear", "conv1d", "conv1x1", "in_proj" or "experts".
         rank: None where dense; ``reason`` then says why.
+        form: of the low-rank layer, "factors" where an older pela wrote none; None where dense.
         energy: share of the layer's energy that is kept, 0 to 1; None where unknown.
         params: of the weight, without the bias.
         flops: None where unknown.
@@ -45,10 +47,16 @@ class LayerRecord(_Record):
     shape: tuple[int, int]
     kind: str = "linear"
     rank: int | None = Field(None, ge=0)
+    form: Form | None = None
     reason: str | None = None
     energy: float | None = None
     params: Count
     flops: Count | None = None
+
+    @model_validator(mode="after")
+    def _check_form(self) -> Self:
+        self.form = None if self.rank is None else self.form or "factors"
+        return self
 
 
 class SourceRecord(_Record):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,17 +12,24 @@ from pelacli.ranks.budget import Budget
 from pelacli.ranks.budgets import registry
 from pelacli.ranks.pins import pins_by_name
 from pelacli.ranks.plan import Plan
+from pelacli.ranks.prices import LatencyTable
 from pelacli.ranks.size import ModelSize
 from pelacli.ranks.spectrum import Spectrum
 from pelacli.recipe.decompose import Decompose
 
 
-def choose(spectra: Sequence[Spectrum], size: ModelSize, settings: Decompose) -> Plan:
+def choose(
+    spectra: Sequence[Spectrum],
+    size: ModelSize,
+    settings: Decompose,
+    tables: Mapping[str, LatencyTable] | None = None,
+) -> Plan:
     """The plan that the settings give.
 
     Args:
         spectra: of the layers that may be factorised.
         size: of the model; `pelacli.planning.stored.About.size` has that of stored spectra.
+        tables: layer → its times, where the budget counts time.
 
     Raises:
         RequestError: the settings don't fit the layers, or their budget can't be met.
@@ -30,13 +37,20 @@ def choose(spectra: Sequence[Spectrum], size: ModelSize, settings: Decompose) ->
     if settings.plan is not None:
         plan = plan_file.read(settings.plan)
         plan_file.check(plan, size.shapes, str(settings.plan))
-        if size.fixed_flops is None:  # a plan made where they were known has no use for them here
-            limit = plan.limit if plan.unit == "params" else None
-            plan = replace(plan, unit="params", limit=limit)
-        return planner.measure(plan, spectra, size)
-    if settings.counted[0] == "flops" and size.fixed_flops is None:
-        raise RequestError("the model's FLOPs are unknown; budget in parameters (--unit params)")
-    return planner.plan(spectra, budget(spectra, settings), size)
+        if not _is_known(plan.unit, size, tables):  # a plan that was made where it was
+            plan = replace(plan, unit="params", limit=None)
+        return planner.measure(plan, spectra, size, tables)
+    unit = settings.counted[0]
+    if not _is_known(unit, size, tables):
+        what = {"flops": "FLOPs are", "latency": "latency is"}[unit]
+        raise RequestError(f"the model's {what} unknown; budget in parameters (--unit params)")
+    return planner.plan(spectra, budget(spectra, settings), size, tables)
+
+
+def _is_known(unit: str, size: ModelSize, tables: Mapping[str, LatencyTable] | None) -> bool:
+    if unit == "latency":
+        return bool(tables) and size.fixed_latency is not None
+    return unit == "params" or size.fixed_flops is not None
 
 
 def budget(spectra: Sequence[Spectrum], settings: Decompose) -> Budget:

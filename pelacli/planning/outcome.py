@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pelacli.manifest.document import Count, LayerRecord, Manifest
+from pelacli.ranks.forms import dense_weights, weights
 from pelacli.ranks.plan import LayerPlan, Plan
 
 
@@ -34,16 +35,18 @@ def planned_manifest(dense: Manifest, plan: Plan) -> Manifest:
 def _planned_row(row: LayerRecord, layer: LayerPlan | None) -> LayerRecord:
     if layer is None:
         return row
-    out, in_ = row.shape
-    weights = out * in_ if layer.rank is None else layer.rank * (out + in_)
+    before = stored = dense_weights(row.shape)
+    if layer.rank is not None and layer.form is not None:
+        stored = weights(row.shape, layer.rank, layer.form)
 
     def after(count: Count) -> Count:
-        per_weight = count.before // (out * in_)
-        return Count(before=count.before, after=per_weight * weights)
+        per_weight = count.before // before
+        return Count(before=count.before, after=per_weight * stored)
 
     return row.model_copy(
         update={
             "rank": layer.rank,
+            "form": layer.form,
             "reason": layer.reason,
             "energy": layer.energy,
             "params": after(row.params),

@@ -1,14 +1,18 @@
-"""The upper hull of the layers' (cost, energy) points, bought from its steepest part on.
+"""The upper hulls of the layers' (cost, energy) points, bought from their steepest part on.
 
-From its lowest rank a layer grows by items: a block of ``step`` ranks, or the jump from some rank
-to dense, which keeps all the rest for less than its ranks would cost. The items of all layers are
-bought in order of density (energy / cost), the best first. What does not fit is left out, and later
-items that fit use up what remains. Items without energy are not bought.
+From its lowest rank a layer grows by steps, to the next open rank or at last to dense. The points
+that it passes have an upper concave hull, whose edges span one step or more: several where a later
+step is steeper than one before it, as the last one in factors, which keeps all the rest for less
+than its ranks would cost, and as many in pivots, whose ranks become cheaper.
 
-A layer's blocks come in falling density, as its energies fall. The jump starts where its density is
-between that of the blocks before and after, which is where it is lowest: so each layer's items
-trace the upper hull of its (cost, energy) points, and buying by density is optimal up to the one
-item that did not fit. Where a jump does not fit, the blocks behind its start take its place.
+The edges of all layers are bought in order of density (energy / cost), the best first. Where one
+does not fit into what is left, the hull of those of its points that fit takes its place. So each
+purchase is the densest of all that fit: from where any layer is to any of its later points. What
+keeps no energy is not bought.
+
+It is optimal but for the last edges that do not fit. With more to spend it never keeps less: up to
+the first purchase that only the larger limit allows both are the same. That one costs more than all
+that the smaller limit has left then, and whatever that still buys is no denser.
 
 Ties go to the layer that comes first.
 """
@@ -16,32 +20,28 @@ Ties go to the layer that comes first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pelacli.ranks.concave import Steps, steps
 from pelacli.ranks.open_ranks import OpenRanks
 from pelacli.ranks.policies.base import Ranks
 
 
 @dataclass(frozen=True, eq=False)
 class Hull:
-    """The items of all layers in the order of buying.
+    """The hulls of all layers.
 
     Attributes:
-        layers: whose items they are.
-        costs: of each item, [items].
-        owners: the index of its layer, [items].
-        jumps: whether it is a jump to dense, [items].
-        waiting: whether it is a block that waits for the jump before it to fail, [items].
+        steps: of each layer.
+        edges: of all layers, in the order of buying.
     """
 
     layers: Sequence[OpenRanks]
-    costs: NDArray[np.int64]
-    owners: NDArray[np.int64]
-    jumps: NDArray[np.bool_]
-    waiting: NDArray[np.bool_]
+    steps: Sequence[Steps]
+    edges: _Edges
 
     @property
     def lowest_cost(self) -> int:
@@ -49,9 +49,9 @@ class Hull:
         return sum(layer.cost(layer.low) for layer in self.layers)
 
     @property
-    def dense_cost(self) -> int:
-        """The cost of all layers when they are dense."""
-        return sum(layer.dense_cost for layer in self.layers)
+    def largest_cost(self) -> int:
+        """The cost of all layers when each keeps the most that it can."""
+        return sum(layer.cost(layer.largest) for layer in self.layers)
 
     def cost(self, ranks: Ranks) -> int:
         """What the layers cost at these ranks."""
@@ -61,85 +61,93 @@ class Hull:
         """The ranks that keep the most energy of all layers together at a cost of at most
         ``limit``, which must suffice for the lowest ranks."""
         left = limit - self.lowest_cost
-        waiting = self.waiting.copy()
-        bought = np.zeros(len(self.costs), bool)
-        live = np.flatnonzero(~waiting)
-        while len(live):
-            spent = np.cumsum(self.costs[live])
+        reached = np.zeros(len(self.layers), np.int64)
+        edges = self.edges
+        while len(edges):
+            spent = np.cumsum(edges.costs)
             n = int(np.searchsorted(spent, left, side="right"))
-            bought[live[:n]] = True
+            np.maximum.at(reached, edges.owners[:n], edges.ends[:n])
             left -= int(spent[n - 1]) if n else 0
-            live = live[n:]
-            # What is too dear now stays too dear. Where it is a block, its layer's jump (from a
-            # rank that it will not reach) goes too; where it is a jump, the waiting blocks come in.
-            closed = np.zeros(len(self.layers), bool)
-            closed[self.owners[live[self.costs[live] > left]]] = True
-            back = np.flatnonzero(waiting & closed[self.owners])
-            waiting[back] = False
-            jumps_gone = self.jumps[live] & closed[self.owners[live]]
-            live = np.concatenate([live[~jumps_gone], back])
-            live = np.sort(live[self.costs[live] <= left])
-        return self._ranks(bought)
+            edges = self._within(left, edges[n:])
+        return [_rank(layer, int(at)) for layer, at in zip(self.layers, reached, strict=True)]
 
-    def _ranks(self, bought: NDArray[np.bool_]) -> Ranks:
-        count = len(self.layers)
-        blocks = np.bincount(self.owners[bought & ~self.jumps], minlength=count)
-        dense = np.zeros(count, bool)
-        dense[self.owners[bought & self.jumps]] = True
-        return [
-            None if full else layer.low + layer.step * int(n)
-            for layer, n, full in zip(self.layers, blocks, dense, strict=True)
-        ]
+    def _within(self, left: int, edges: _Edges) -> _Edges:
+        """The edges that fit into what is left, each alone, in the order of buying. In place of
+        the first of a layer that does not, and of all behind it, come those of the hull below."""
+        too_dear = np.flatnonzero(edges.costs > left)
+        cut = np.full(
+            len(self.layers), np.iinfo(np.int64).max
+        )  # layer → its first that is too dear
+        np.minimum.at(cut, edges.owners[too_dear], edges.starts[too_dear])
+        fitting = edges[edges.starts < cut[edges.owners]]
+        is_cut = edges.starts[too_dear] == cut[edges.owners[too_dear]]
+        parts = too_dear[is_cut & (edges.first_costs[too_dear] <= left)]
+        finer = [self._finer(left, edges, int(index)) for index in parts]
+        if not finer:
+            return fitting
+        joined = _joined([fitting, *finer])
+        return joined[np.lexsort((joined.owners, -joined.densities))]
+
+    def _finer(self, left: int, edges: _Edges, index: int) -> _Edges:
+        """The edges of the hull of those points inside an edge that fit into what is left."""
+        owner, start = int(edges.owners[index]), int(edges.starts[index])
+        costs = self.steps[owner].costs[start : int(edges.ends[index])]
+        count = int(np.searchsorted(np.cumsum(costs), left, side="right"))
+        return _edges(owner, self.steps[owner], start, start + count)
 
 
 def upper_hull(layers: Sequence[OpenRanks]) -> Hull:
-    """The items of all layers in the order of buying."""
-    items = [_items(layer) for layer in layers]
-    counts = np.array([len(of.densities) for of in items], np.int64)
-    densities = np.concatenate([np.empty(0), *(of.densities for of in items)])
-    costs = np.concatenate([np.empty(0, np.int64), *(of.costs for of in items)])
-    positions = np.concatenate([np.empty(0, np.int64), *(np.arange(n) for n in counts)])
-    jump_positions = np.repeat(np.array([of.jump for of in items], np.int64), counts)
-    owners = np.repeat(np.arange(len(layers)), counts)
-    # Each layer's items lie in order and stay so: the sort is stable and their density falls.
-    order = np.argsort(-densities, kind="stable")
-    order = order[densities[order] > 0]
-    jumps, waiting = positions == jump_positions, positions > jump_positions
-    return Hull(layers, costs[order], owners[order], jumps[order], waiting[order])
+    """The hulls of all layers."""
+    chains = [steps(layer) for layer in layers]
+    edges = [_edges(owner, chain, 0, len(chain.costs)) for owner, chain in enumerate(chains)]
+    joined = _joined(edges)
+    # The sort is stable: equally dense edges stay in the order of the layers.
+    return Hull(layers, chains, joined[np.argsort(-joined.densities, kind="stable")])
+
+
+def _rank(layer: OpenRanks, steps_taken: int) -> int | None:
+    if steps_taken == len(layer.ranks):
+        return None
+    return int(layer.ranks[steps_taken])
 
 
 @dataclass(frozen=True, eq=False)
-class _Items:
-    """What one layer offers, in the order of buying: blocks, the jump, the blocks in its place.
+class _Edges:
+    """Edges of several layers; see `pelacli.ranks.concave.Edges`.
 
     Attributes:
-        densities: energy / cost of each item, falling up to and behind the jump.
-        jump: the index of the jump to dense; the number of items where there is none.
+        owners: the index of each edge's layer, [edges].
     """
 
-    densities: NDArray[np.float64]
+    owners: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
     costs: NDArray[np.int64]
-    jump: int
+    first_costs: NDArray[np.int64]
+    densities: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+    def __getitem__(self, which: slice | NDArray[np.int64] | NDArray[np.bool_]) -> _Edges:
+        return _Edges(*(getattr(self, field.name)[which] for field in fields(self)))
 
 
-def _items(layer: OpenRanks) -> _Items:
-    energies = layer.spectrum.energies
-    blocks = energies[layer.low : layer.high].reshape(-1, layer.step).sum(axis=1)
-    block_cost, n = layer.step * layer.rank_cost, len(blocks)
-    densities = blocks / block_cost
-    if not layer.may_be_dense:
-        return _Items(densities, np.full(n, block_cost, np.int64), jump=n)
-    rest = energies[layer.high :].sum()
-    # For a jump from after each number of blocks: what it keeps, costs, and their quotient.
-    tails = np.concatenate([np.cumsum(blocks[::-1])[::-1] + rest, [rest]])
-    jump_costs = layer.dense_cost - layer.rank_cost * layer.low - block_cost * np.arange(n + 1)
-    slopes = tails / jump_costs
-    start = n - int(np.argmin(slopes[::-1]))  # the last of equals: a smaller jump
-    # Rounding must not put the jump out of order.
-    lower = densities[start] if start < n else 0.0
-    upper = densities[start - 1] if start else np.inf
-    slope = min(max(slopes[start], lower), upper)
-    costs = np.full(n + 1, block_cost, np.int64)
-    costs[start] = jump_costs[start]
-    densities = np.concatenate([densities[:start], [slope], densities[start:]])
-    return _Items(densities, costs, jump=start)
+def _edges(owner: int, chain: Steps, first: int, end: int) -> _Edges:
+    """The edges of one layer's hull over some of its steps."""
+    hull = chain.edges(first, end)
+    return _Edges(np.full(len(hull.starts), owner), *vars(hull).values())
+
+
+def _joined(parts: Sequence[_Edges]) -> _Edges:
+    """All edges of several lists in one."""
+    none = _edges(0, _NO_STEPS, 0, 0)
+    return _Edges(
+        *(
+            np.concatenate([getattr(part, field.name) for part in (none, *parts)])
+            for field in fields(_Edges)
+        )
+    )
+
+
+_NO_STEPS = Steps(np.empty(0), np.empty(0, np.int64))

@@ -35,7 +35,7 @@ def impossible(
 
 def _because(unit: Unit, costs: Costs, obstacles: Mapping[str, int]) -> tuple[str, bool]:
     """What holds 1 % of the total or more, in words; and whether it names an owner."""
-    noun = "parameters" if unit == "params" else "FLOPs"
+    noun = {"params": "parameters", "flops": "FLOPs", "latency": "time"}[unit]
 
     def share(cost: int) -> str:
         return f"{100 * cost / costs.total:.1f} %"
@@ -51,7 +51,8 @@ def _because(unit: Unit, costs: Costs, obstacles: Mapping[str, int]) -> tuple[st
         shares[0] = f"{owners[0]} ({share(large[owners[0]])} of the {noun})"
         parts.append(f"{_joined(shares)} {'is' if len(owners) == 1 else 'are'} not factorised")
     elif is_large(costs.fixed):
-        parts.append(f"{share(costs.fixed)} of the {noun} are not in factorised layers")
+        verb = "is" if unit == "latency" else "are"
+        parts.append(f"{share(costs.fixed)} of the {noun} {verb} not in factorised layers")
     if is_large(costs.pinned):
         parts.append(f"pins hold {share(costs.pinned)}")
     if is_large(costs.lowest):

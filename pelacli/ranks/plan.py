@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pelacli.ranks.forms import Form
+
 
 @dataclass(frozen=True)
 class LayerPlan:
@@ -18,12 +20,18 @@ class LayerPlan:
         rank: None where the layer stays dense.
         reason: why it is dense; None where it is factorised.
         energy: share of the layer's energy that is kept, 0 to 1; None where unknown.
+        form: of the low-rank layer, "factors" where none is given; None where the layer is dense.
     """
 
     shape: tuple[int, int]
     rank: int | None
     reason: str | None = None
     energy: float | None = None
+    form: Form | None = None
+
+    def __post_init__(self) -> None:
+        form = None if self.rank is None else self.form or "factors"
+        object.__setattr__(self, "form", form)
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Plan:
     Attributes:
         policy, scope, ratio: as asked for; ratio is None where there was none.
         layers: in the order of the model.
-        unit: "params" or "flops": what limit, used and total count.
+        unit: "params", "flops" or "latency" (nanoseconds): what limit, used and total count.
         limit: the budget, floor(ratio · total); used: what the plan costs; total: the dense cost.
             Of the whole model, or with scope "layers" of the planned layers alone.
         threshold: of policy "threshold".
@@ -60,6 +68,10 @@ class Plan:
         """Layer → rank of the layers that are factorised."""
         return {name: layer.rank for name, layer in self.layers.items() if layer.rank is not None}
 
+    def forms(self) -> dict[str, Form]:
+        """Layer → form of the layers that are factorised."""
+        return {name: layer.form for name, layer in self.layers.items() if layer.form is not None}
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as a JSON document, which `pelacli.ranks.plan_file` reads back."""
         document: dict[str, Any] = {
@@ -78,6 +90,7 @@ class Plan:
                 name: {
                     "shape": list(layer.shape),
                     "rank": layer.rank,
+                    "form": layer.form,
                     "reason": layer.reason,
                     "energy": layer.energy,
                 }
@@ -95,6 +108,8 @@ class Plan:
         lines = [self._headline()]
         for name, layer in self.layers.items():
             what = f"dense ({layer.reason})" if layer.rank is None else f"rank {layer.rank}"
+            if layer.form == "pivots":
+                what += " in pivots"
             if layer.rank is not None and layer.energy is not None:
                 what += f", energy {layer.energy:.4f}"
             lines.append(f"  {name:{width}}  {layer.shape[0]} × {layer.shape[1]}  {what}")
@@ -111,7 +126,8 @@ class Plan:
         if self.share is not None:
             line += f", energy {self.share:g}"
         if self.used is not None and self.total:
-            line += f": {self.used:,} of {self.total:,} {self.unit} ({self.used / self.total:.4f})"
+            unit = "ns" if self.unit == "latency" else self.unit
+            line += f": {self.used:,} of {self.total:,} {unit} ({self.used / self.total:.4f})"
         if self.energy is not None:
             line += f", energy kept {self.energy:.4f}"
         return line

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pelacli.errors import RequestError
 from pelacli.messages import did_you_mean, shown
 from pelacli.ranks import reasons
 from pelacli.ranks.budget import SCOPES, UNITS
+from pelacli.ranks.forms import FORMS, Form
 from pelacli.ranks.plan import LayerPlan, Plan
 from pelacli.system import json_files
 
@@ -81,8 +82,10 @@ def check(plan: Plan, shapes: Mapping[str, tuple[int, int]], where: str) -> None
         _check_rank(layer.rank, layer.shape, f"{where}: {name}")
 
 
+_Name = TypeVar("_Name", bound=str)
+
 # Keys that a layer's entry may have; those of a manifest's are among them.
-_KEYS = ("name", "shape", "rank", "reason", "energy", "kind", "params", "flops")
+_KEYS = ("name", "shape", "rank", "reason", "energy", "form", "kind", "params", "flops")
 
 
 def _entries(data: Any, where: str) -> dict[str, Any]:
@@ -128,7 +131,12 @@ def _layer(entry: Any, where: str) -> LayerPlan:
     # A rank that was put in the place of null, or taken away, leaves the old reason behind.
     reason = None if rank is not None else str(reason) if reason else reasons.PLAN_SAYS_SO
     energy = _number(entry, "energy", float, where)
-    return LayerPlan((shape[0], shape[1]), rank, reason, energy)
+    form: Form | None = None
+    if (
+        rank is not None and entry.get("form") is not None
+    ):  # one that is left of a dense layer says nothing
+        form = _one_of(FORMS, entry["form"], "form", where)
+    return LayerPlan((shape[0], shape[1]), rank, reason, energy, form)
 
 
 def _check_rank(rank: int | None, shape: tuple[int, int], where: str) -> None:
@@ -139,10 +147,11 @@ def _check_rank(rank: int | None, shape: tuple[int, int], where: str) -> None:
         )
 
 
-def _one_of(known: tuple[str, ...], value: Any, key: str, where: str) -> str:
-    if value not in known:
-        raise RequestError(f"{where}: {key} {shown(value)} is neither {' nor '.join(known)}")
-    return str(value)
+def _one_of(known: tuple[_Name, ...], value: Any, key: str, where: str) -> _Name:
+    for name in known:
+        if name == value:
+            return name
+    raise RequestError(f"{where}: {key} {shown(value)} is neither {' nor '.join(known)}")
 
 
 def _whole(value: Any, least: int) -> bool:

@@ -6,7 +6,7 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pelacli.errors import RequestError
@@ -21,35 +21,44 @@ from pelacli.ranks.pins import check_pins
 from pelacli.ranks.plan import LayerPlan, Plan
 from pelacli.ranks.policies import registry
 from pelacli.ranks.policies.base import Ranks, Target
+from pelacli.ranks.prices import LatencyTable, Prices
 from pelacli.ranks.size import ModelSize
 from pelacli.ranks.spectrum import Spectrum, share_kept
 
 
-def plan(spectra: Sequence[Spectrum], budget: Budget, size: ModelSize | None = None) -> Plan:
+def plan(
+    spectra: Sequence[Spectrum],
+    budget: Budget,
+    size: ModelSize | None = None,
+    tables: Mapping[str, LatencyTable] | None = None,
+) -> Plan:
     """Choose the ranks.
 
     Args:
         spectra: of the layers that may be factorised. Their order does not matter.
         size: what the model costs beside them. With scope "layers" it is not needed.
+        tables: layer → its times, of all layers; for a budget with unit "latency".
 
     Raises:
         RequestError: there is no layer, a pin fits none, or the budget can't be met; the message
             names the smallest ratio that can, and what stands in the way.
-        ValueError: two spectra have the same name, or the budget counts FLOPs that are unknown.
+        ValueError: two spectra have the same name, or the budget counts FLOPs or times that are
+            unknown.
     """
     size = size or ModelSize()
     _check(spectra, budget)
     fixed = size.fixed(budget.scope, budget.unit)
-    division = divide(spectra, budget, fixed)
+    prices = Prices(budget.unit, tables or {})
+    division = divide(spectra, budget, fixed, prices)
     limit = budget.limit(division.costs.total)
     most = None if limit is None else limit.cost
-    problem = _Problem(spectra, budget, size, limit)
+    problem = _Problem(spectra, budget, size, limit, prices)
     if most is None or budget.multiple is not None:
         return problem.solved(division, most)
     # Where the budget names no multiple, large layers go by eights, and by single ranks below what
     # eights cost at least. The best of these plans is kept as long as it is better than eights: so
     # more to spend never keeps less energy.
-    singles = divide(spectra, replace(budget, multiple=1), fixed)
+    singles = divide(spectra, replace(budget, multiple=1), fixed, prices)
     if division.costs.least > most:
         return problem.solved(singles, most)
     below = division.costs.least - 1
@@ -67,6 +76,7 @@ class _Problem:
     budget: Budget
     size: ModelSize
     limit: Limit | None
+    prices: Prices
 
     def solved(self, division: Division, most: int | None) -> Plan:
         """The plan for a division of the layers.
@@ -93,19 +103,28 @@ class _Problem:
             share=budget.energy,
             asked=None if budget.most is None else str(budget.most),
         )
-        measured = measure(planned, self.spectra, self.size)
+        measured = measure(planned, self.spectra, self.size, self.prices.tables)
         if limit is not None:
             _check_met(measured, limit)
         return measured
 
 
-def measure(plan: Plan, spectra: Sequence[Spectrum], size: ModelSize | None = None) -> Plan:
+def measure(
+    plan: Plan,
+    spectra: Sequence[Spectrum],
+    size: ModelSize | None = None,
+    tables: Mapping[str, LatencyTable] | None = None,
+) -> Plan:
     """The plan with its energies and costs computed from the spectra, as after an edit by hand.
 
     Layers of ``spectra`` that the plan does not name stay dense, and it then says so.
 
+    Args:
+        size, tables: as of `plan`.
+
     Raises:
         RequestError: the plan factorises a layer that is not in ``spectra``.
+        ValueError: it counts FLOPs or times that are unknown.
     """
     names = {spectrum.name for spectrum in spectra}
     for name, rank in plan.ranks().items():
@@ -115,15 +134,15 @@ def measure(plan: Plan, spectra: Sequence[Spectrum], size: ModelSize | None = No
                 f"(excluded, output head, tied …); give it null"
                 f"{did_you_mean(name, names, before='; ')}"
             )
-    layers = dict(plan.layers)
+    layers, prices = dict(plan.layers), Prices(plan.unit, tables or {})
     used = total = (size or ModelSize()).fixed(plan.scope, plan.unit)
     for spectrum in spectra:
         unnamed = LayerPlan(spectrum.shape, None, reasons.NOT_IN_PLAN)
         layer = layers.get(spectrum.name, unnamed)
         energy = spectrum.share_kept(layer.rank)
-        layers[spectrum.name] = LayerPlan(spectrum.shape, layer.rank, layer.reason, energy)
-        used += spectrum.cost(layer.rank, plan.unit)
-        total += spectrum.cost(None, plan.unit)
+        layers[spectrum.name] = replace(layer, shape=spectrum.shape, energy=energy)
+        used += prices.of(spectrum, layer.rank, layer.form)
+        total += prices.dense(spectrum)
     kept = share_kept((spectrum, layers[spectrum.name].rank) for spectrum in spectra)
     return replace(plan, layers=layers, used=used, total=total, energy=kept)
 
@@ -156,7 +175,8 @@ def _layers(spectra: Sequence[Spectrum], division: Division, ranks: Ranks) -> di
     layers = dict(division.settled)
     for free, rank in zip(division.free, ranks, strict=True):
         reason = reasons.BREAK_EVEN if rank is None else None
-        layers[free.spectrum.name] = LayerPlan(free.spectrum.shape, rank, reason)
+        form = free.form(rank)
+        layers[free.spectrum.name] = LayerPlan(free.spectrum.shape, rank, reason, form=form)
     return {spectrum.name: layers[spectrum.name] for spectrum in spectra}
 
 

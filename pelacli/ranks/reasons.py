@@ -9,7 +9,7 @@ Five places decide, in this order, and the first reason that applies is the one 
 3. `pelacli.artefact.description`: the model does more with the weight than apply it, which a trial
    run shows.
 4. `pelacli.ranks.planner`: the layer is pinned, or no rank is open to it (never applied,
-   break-even), or its policy leaves it dense (break-even).
+   break-even, not faster), or its policy leaves it dense (break-even).
 5. `pelacli.ranks.plan` and `pelacli.ranks.planner.measure`, for plans from a file: the plan says so
    without a reason, or does not name the layer.
 """
@@ -56,7 +56,8 @@ def weight_is_read(function: str) -> str:
 # 4. The budget
 PINNED_DENSE = "pinned dense"
 NEVER_APPLIED = "never applied"  # so with a budget in FLOPs it costs nothing
-BREAK_EVEN = "break-even"  # from there on factors cost as much as the dense weight
+BREAK_EVEN = "break-even"  # it keeps more for its cost than any lower rank that is open
+NOT_FASTER = "no rank is faster than dense"  # so with a budget in latency
 
 # 5. A plan from a file
 PLAN_SAYS_SO = "the plan says so"

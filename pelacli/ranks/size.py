@@ -15,6 +15,7 @@ class ModelSize:
         fixed_params: parameters outside of the layers that may be factorised: biases, norms,
             embeddings, layers that stay dense.
         fixed_flops: FLOPs of one sample outside of them; None where they are unknown.
+        fixed_latency: nanoseconds that the model takes outside of them; None where unknown.
         obstacles: owner → its part of fixed_params, to be named where a budget can't be met.
         flop_obstacles: owner → its part of fixed_flops.
     """
@@ -22,6 +23,7 @@ class ModelSize:
     shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     fixed_params: int = 0
     fixed_flops: int | None = None
+    fixed_latency: int | None = None
     obstacles: Mapping[str, int] = field(default_factory=dict)
     flop_obstacles: Mapping[str, int] = field(default_factory=dict)
 
@@ -29,16 +31,17 @@ class ModelSize:
         """What counts beside the layers that may be factorised: nothing with scope "layers".
 
         Raises:
-            ValueError: the FLOPs are wanted and unknown.
+            ValueError: FLOPs or latency are wanted and unknown.
         """
         if scope == "layers":
             return 0
         if unit == "params":
             return self.fixed_params
-        if self.fixed_flops is None:
-            raise ValueError("a FLOP budget of the whole model needs fixed_flops")
-        return self.fixed_flops
+        fixed = self.fixed_flops if unit == "flops" else self.fixed_latency
+        if fixed is None:
+            raise ValueError(f"a budget of the whole model in {unit} needs fixed_{unit}")
+        return fixed
 
     def obstacles_in(self, unit: str) -> Mapping[str, int]:
-        """Owner → its part of what is fixed, in parameters or FLOPs."""
-        return self.obstacles if unit == "params" else self.flop_obstacles
+        """Owner → its part of what is fixed, in parameters or FLOPs; of times no owner is known."""
+        return {"params": self.obstacles, "flops": self.flop_obstacles}.get(unit, {})

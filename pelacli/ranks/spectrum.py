@@ -1,4 +1,4 @@
-"""What the rank engine sees of a layer: its squared singular values, and what a rank costs."""
+"""What the rank engine sees of a layer: its squared singular values, and what a rank keeps."""
 
 from __future__ import annotations
 
@@ -47,15 +47,6 @@ class Spectrum:
             )
         if len(energies) and (energies[-1] < 0 or (np.diff(energies) > 0).any()):
             raise ValueError(f"{self.name}: energies must be non-increasing and not negative")
-
-    def cost(self, rank: int | None, unit: str) -> int:
-        """Parameters, or FLOPs per sample, of the layer at this rank; None: dense.
-
-        A weight of the layer or of its factors costs 1 parameter, or 2 · tokens FLOPs.
-        """
-        out, in_ = self.shape
-        per_weight = 1 if unit == "params" else round(2 * self.tokens)
-        return per_weight * (out * in_ if rank is None else rank * (out + in_))
 
     @cached_property
     def energy(self) -> float:

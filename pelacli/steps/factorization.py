@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pelacli import console
 from pelacli.artefact import description
+from pelacli.errors import RequestError
 from pelacli.factorize import blockwise_refit, calibration, engine, refit, sensitivity
 from pelacli.factorize.batches import cut, hold_back, join, samples_in, share, tokens_in
 from pelacli.factorize.blockwise import collect
@@ -123,6 +124,7 @@ class SolvedModel:
         shot: a correction is a regression, and few samples can lead it astray. Where they are few,
         a firmer ridge is tried too.
         """
+        _refuse_pivots(plan)
         if self.held_back is None:
             if not self.corrects:
                 return Fit(self._factors(plan, {}), False)
@@ -208,6 +210,7 @@ class SolvedModel:
             fit: the layers; None makes them of the solutions, each when its turn comes. A lazily
                 opened model gets them when it is saved; nothing of it may be filled now.
         """
+        _refuse_pivots(plan)
         opened = self.dense.opened
         if opened.weights is not None:
             factors = self._factors(plan, {}) if fit is None else fit.factors
@@ -223,6 +226,20 @@ class SolvedModel:
                 solutions=self.solutions,
                 refitted={} if fit is None else fit.factors,
                 advance=bar.advance,
+            )
+
+
+def _refuse_pivots(plan: Plan) -> None:
+    """Refuse a plan that has other layers than those that can be made.
+
+    Raises:
+        RequestError: naming the first.
+    """
+    for name, form in plan.forms().items():
+        if form != "factors":
+            raise RequestError(
+                f"{name}: layers in {form} can be planned (--dry-run) but not made yet; "
+                "use form factors"
             )
 
 

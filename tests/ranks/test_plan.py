@@ -46,7 +46,7 @@ def test_json_there_and_back(chosen):
     assert document["used"] <= document["limit"]
     assert "threshold" not in document
     assert document["layers"]["blocks.0.proj"] == {
-        "shape": [16, 16], "rank": None, "reason": "pinned dense", "energy": 1.0,
+        "shape": [16, 16], "rank": None, "form": None, "reason": "pinned dense", "energy": 1.0,
     }  # fmt: skip
 
 
@@ -71,6 +71,26 @@ def test_ranks_can_be_edited_by_hand(chosen):
 
 def test_shape_and_rank_are_enough():
     assert from_document(entry(), "x").layers == {"a": LayerPlan((4, 6), 2)}
+
+
+def test_a_form_is_read_and_one_of_a_dense_layer_is_not():
+    def form(**changes):
+        return from_document(entry(**changes), "x").layers["a"].form
+
+    assert form(form="pivots") == "pivots"
+    assert form() == form(form=None) == "factors"  # plans of before there were forms have none
+    assert form(rank=None, form="pivots") is form(rank=None, form="old words") is None
+
+
+def test_forms_go_there_and_back():
+    spectra = [Spectrum("a", (6, 6), np.arange(6.0)[::-1]), Spectrum("b", (6, 6), np.ones(6))]
+    budget = Budget(ratio=Fraction(1, 2), scope="layers", form="auto", forms={"b": "factors"})
+    chosen = plan(spectra, budget)
+    assert set(chosen.forms().values()) == {"pivots", "factors"}
+    document = json.loads(json.dumps(chosen.to_dict()))
+    assert from_document(document, "plan.json") == chosen
+    assert "  a  6 × 6  rank 2 in pivots, energy 0." in str(chosen)
+    assert "  b  6 × 6  rank 1, energy 0." in str(chosen)
 
 
 def test_a_manifests_list_of_layers_will_do():
@@ -100,6 +120,8 @@ def test_a_manifests_list_of_layers_will_do():
         (entry(shape=[4]), "plan.json: a: shape [4] is not [out, in]"),
         (entry(shape=[4, 0]), "plan.json: a: shape [4, 0] is not [out, in]"),
         (entry(energy="much"), "plan.json: a: energy 'much' is not a number"),
+        (entry(form="svd"), "plan.json: a: form 'svd' is neither factors nor pivots"),
+        (entry(form=["pivots"]), "plan.json: a: form ['pivots'] is neither factors nor pivots"),
         (entry() | {"unit": "bytes"}, "plan.json: unit 'bytes' is neither params nor flops"),
         (entry() | {"scope": "all"}, "plan.json: scope 'all' is neither model nor layers"),
         (entry() | {"limit": "lots"}, "plan.json: limit 'lots' is not a number"),

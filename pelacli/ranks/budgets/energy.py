@@ -19,4 +19,4 @@ class Kind(base.Kind):
         return {"energy": value}
 
     def suffix(self, value: Any, unit: str) -> str:
-        return f"e{value:g}{'-flops' if unit == 'flops' else ''}"
+        return f"e{value:g}{'' if unit == 'params' else f'-{unit}'}"

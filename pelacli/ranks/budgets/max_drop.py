@@ -22,4 +22,4 @@ class Kind(base.Kind):
         return {}  # each trial asks for a ratio
 
     def suffix(self, value: Any, unit: str) -> str:
-        return f"d{value:g}{'-flops' if unit == 'flops' else ''}"
+        return f"d{value:g}{'' if unit == 'params' else f'-{unit}'}"

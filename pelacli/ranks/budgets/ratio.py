@@ -8,6 +8,9 @@ from typing import Any
 from pelacli.ranks import ratio as ratios
 from pelacli.ranks.budgets import base
 
+# Of the units, in the name of a run's directory.
+_LETTERS = {"flops": "f", "latency": "l"}
+
 
 class Kind(base.Kind):
     """A decimal or a fraction. Beside a threshold both must hold."""
@@ -20,4 +23,4 @@ class Kind(base.Kind):
         return {"ratio": ratios.parse(value)}
 
     def suffix(self, value: Any, unit: str) -> str:
-        return f"{'f' if unit == 'flops' else 'r'}{float(ratios.parse(value)):.2f}"
+        return f"{_LETTERS.get(unit, 'r')}{float(ratios.parse(value)):.2f}"

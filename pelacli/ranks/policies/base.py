@@ -42,10 +42,13 @@ class Policy(Protocol):
         BUDGETS: what it can meet: "ratio" (which stands for any limit), "energy", "threshold". One
             of them is needed.
         EIGHTS: whether large layers get multiples of eight where the budget names no multiple.
+        ANY_FORM: whether a budget with form "auto" lets each layer take the form that is cheaper at
+            its rank. Where a policy does not say so, that means factors.
     """
 
     BUDGETS: tuple[str, ...]
     EIGHTS: bool
+    ANY_FORM: bool
 
     def choose(self, layers: Sequence[OpenRanks], target: Target) -> Ranks:
         """The rank of each layer.

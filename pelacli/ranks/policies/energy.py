@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 BUDGETS = ("ratio", "energy")
 EIGHTS = True
+ANY_FORM = True
 
 
 def choose(layers: Sequence[OpenRanks], target: Target) -> Ranks:
@@ -50,10 +51,9 @@ def choose(layers: Sequence[OpenRanks], target: Target) -> Ranks:
 def least(hull: Hull, enough: Callable[[Ranks], bool]) -> Ranks | None:
     """The ranks that are bought with the smallest limit at which they are enough.
 
-    With one more unit to spend the ranks that are bought never keep less energy: the first item
-    that is bought and was not before takes all that was left for the items behind it, at a better
-    density. So bisection finds the smallest limit, and to buy for the cost of the answer gives the
-    answer again.
+    With one more unit to spend the ranks that are bought never keep less energy, as
+    `pelacli.ranks.hull` says. So bisection finds the smallest limit. To buy for the cost of the
+    answer gives the answer again: what it bought still fits, and what did not fit still does not.
 
     Args:
         enough: whether ranks will do; true of all that keep more energy than some that do.
@@ -61,7 +61,7 @@ def least(hull: Hull, enough: Callable[[Ranks], bool]) -> Ranks | None:
     Returns:
         None where even the ranks that keep the most are not enough.
     """
-    low, high = hull.lowest_cost - 1, hull.dense_cost  # too little for any ranks; enough for all
+    low, high = hull.lowest_cost - 1, hull.largest_cost  # too little for any ranks; enough for all
     answer = hull.buy(high)
     if not enough(answer):
         return None

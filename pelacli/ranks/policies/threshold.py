@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
 BUDGETS = ("threshold",)
 EIGHTS = False
+ANY_FORM = False  # the paper has factors
 
 
 def choose(layers: Sequence[OpenRanks], target: Target) -> Ranks:
     """Each layer's smallest rank that keeps at least the threshold of its energy.
 
-    Ranks are rounded up to the step. A layer whose rank would pass ``high`` goes dense, or stays
-    at ``high`` where a maximum rank forbids dense. A layer without energy gets its lowest rank.
+    Ranks are rounded up to the next that is open. A layer that has none goes dense, or stays at
+    its highest where a maximum rank forbids dense. A layer without energy gets its lowest rank.
     The limit, where there is one, is not looked at: the planner compares the outcome with it.
     """
     share = target.threshold

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
 
 BUDGETS = ("ratio",)
 EIGHTS = False  # the paper's formula has its ranks as they come
+ANY_FORM = False  # the paper has factors
 
 
 def choose(layers: Sequence[OpenRanks], target: Target) -> Ranks:
     """The paper's ranks, r = floor(q · in · out / (in + out)), with one ratio q for all layers.
+
+    In another form it is the largest rank that costs at most q times the dense layer.
 
     q is the target's ratio where that is given and its ranks keep to the limit (pins and minimum
     ranks can forbid it), else the largest that does. At q = 1 layers are dense. Ranks are rounded
@@ -41,7 +44,7 @@ def _ranks_at(q: Fraction, layers: Sequence[OpenRanks]) -> Ranks:
     return [
         None
         if q >= 1 and layer.may_be_dense
-        else layer.rounded_down(q.numerator * layer.dense_cost // (q.denominator * layer.rank_cost))
+        else layer.within(q.numerator * layer.dense_cost // q.denominator)
         for layer in layers
     ]
 
@@ -51,8 +54,8 @@ def _last_that_fits(
 ) -> Fraction:
     """A ratio whose ranks are those of the largest ratio that fits.
 
-    Ranks change only where q · dense_cost is a multiple of rank_cost for some layer, so at
-    fractions with denominators up to the largest dense_cost. Two such fractions differ by at least
+    Ranks change only where q · dense_cost is a whole number for some layer, so at fractions with
+    denominators up to the largest dense_cost. Two such fractions differ by at least
     1 / largest². Once the bracket is narrower than that, the ranks at its lower end are the answer.
     """
     largest = max(layer.dense_cost for layer in layers)
