@@ -23,6 +23,7 @@ from pelacli.models import precision, wrapping
 from pelacli.models.opened import OpenModel
 from pelacli.planning.choice import choose
 from pelacli.ranks.budget import Scope, Unit
+from pelacli.ranks.forms import Choice as FormChoice
 from pelacli.ranks.plan import Plan
 from pelacli.recipe.decompose import Decompose
 from pelacli.steps.blockwise import Choice
@@ -49,6 +50,7 @@ def plan(
     min_rank: int = 1,
     max_rank: int | None = None,
     multiple: int | None = None,
+    form: FormChoice = "factors",
     **budgets: Any,
 ) -> Plan:
     """The ranks that `decompose` would choose; the model stays as it is.
@@ -85,6 +87,7 @@ def plan(
         min_rank=min_rank,
         max_rank=max_rank,
         multiple=multiple,
+        form=form,
         **budgets,
     )
     with torch.inference_mode(False), _at_home(model, batches) as (opened, samples):
@@ -112,6 +115,7 @@ def decompose(
     min_rank: int = 1,
     max_rank: int | None = None,
     multiple: int | None = None,
+    form: FormChoice = "factors",
     **budgets: Any,
 ) -> Plan:
     """Factorise a module in place, on the device where it is.
@@ -137,7 +141,7 @@ def decompose(
         include, exclude: lists of regular expressions, searched in module names.
         head: names of modules that stay dense; by default the output head, where it can be told.
         pins: regular expression → rank, "dense" or "full".
-        threshold, min_rank, max_rank, multiple: as in `pelacli.ranks.budget.Budget`.
+        threshold, min_rank, max_rank, multiple, form: as in `pelacli.ranks.budget.Budget`.
         budgets: each further file of `pelacli.ranks.budgets` by its name, in place of a ratio.
 
     Returns:
@@ -174,6 +178,7 @@ def decompose(
         min_rank=min_rank,
         max_rank=max_rank,
         multiple=multiple,
+        form=form,
         **budgets,
     )
     arguments.switch("correct", correct)

@@ -30,6 +30,7 @@ def decompose(
     min_rank: options.MinRank = None,
     max_rank: options.MaxRank = None,
     multiple: options.Multiple = None,
+    form: options.Form = None,
     plan: options.Plan = None,
     dry_run: options.DryRun = False,
     spectra: options.Spectra = None,
@@ -70,6 +71,7 @@ def decompose(
         "min_rank": min_rank,
         "max_rank": max_rank,
         "multiple": multiple,
+        "form": form,
         "plan": plan,
     }
     if stored := planning_dry_run.spectra_file(model, dry_run):

@@ -81,6 +81,13 @@ Multiple = Annotated[
     int | None,
     typer.Option(help="Ranks are multiples of this. Unset: 8 in large layers under policy energy."),
 ]
+Form = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the low-rank layers: factors (the paper's), pivots, which store less at the same "
+        "rank, or auto: policy energy takes the cheaper one at each rank, others factors."
+    ),
+]
 Plan = Annotated[
     Path | None, typer.Option(help="Use the ranks of this plan (JSON), edited by hand or not.")
 ]

@@ -84,6 +84,9 @@ def report(
     unit: Annotated[
         str | None, typer.Option(help="Of the sweep's ratios: params or flops.")
     ] = None,
+    form: Annotated[
+        str | None, typer.Option(help="Of the sweep's layers: auto, factors or pivots.")
+    ] = None,
     curves: Annotated[
         bool,
         typer.Option("--curves", help="Only the curves of training, of runs going on too."),
@@ -121,7 +124,7 @@ def report(
     if json and format_ not in (None, "json"):
         raise RequestError(f"--json and --format {format_} are two formats; give one")
     style = reports.style_of("json" if json else format_ or "table")
-    of_sweep = {"scope": scope, "policy": policy, "unit": unit}
+    of_sweep = {"scope": scope, "policy": policy, "unit": unit, "form": form}
     if sweep is None:
         requests.refuse_without_sweep(of_sweep)
     kinds = {"--sweep": sweep is not None, "--curves": curves, "--latency": latency}

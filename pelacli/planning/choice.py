@@ -71,5 +71,6 @@ def budget(spectra: Sequence[Spectrum], settings: Decompose) -> Budget:
         min_rank=settings.min_rank,
         max_rank=settings.max_rank,
         multiple=settings.multiple,
+        form=settings.form,
         pins=pins_by_name(spectra, settings.pin),
     )

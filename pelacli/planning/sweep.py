@@ -54,7 +54,7 @@ class Sweep:
     """One model at many ratios.
 
     Attributes:
-        settings: what all plans share: policy, scope, unit, limits and pins.
+        settings: what all plans share: policy, scope, unit, form, limits and pins.
         rows: one per ratio, with these columns; None where unknown.
             ``ratio``: as asked for; ``achieved``: of what scope and unit count.
             ``params``, ``flops``: of the whole model.
@@ -76,8 +76,8 @@ def run(spectra: Spectra, ratios: Sequence[str], flags: Mapping[str, Any], where
 
     Args:
         ratios: as `parse_ratios` gives them.
-        flags: scope, policy, unit; None: as when the spectra were made. The policy is then energy
-            where it was one that has no ratio.
+        flags: scope, policy, unit, form; None: as when the spectra were made. The policy is then
+            energy where it was one that has no ratio.
         where: the spectra's file, for error messages.
 
     Raises:

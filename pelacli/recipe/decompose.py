@@ -11,6 +11,7 @@ from pydantic import Field, create_model, model_validator
 from pelacli.ranks import ratio as ratios
 from pelacli.ranks.budget import Scope, Unit
 from pelacli.ranks.budgets import registry as kinds
+from pelacli.ranks.forms import Choice as FormChoice
 from pelacli.ranks.policies import registry as policies
 from pelacli.recipe.data import Data
 from pelacli.recipe.fields import (
@@ -68,6 +69,9 @@ class _Decompose(Section):
     max_rank: int | None = Field(None, ge=1, description="largest rank")
     multiple: int | None = Field(
         None, ge=1, description="ranks are multiples of this; unset: 8 in large layers by 'energy'"
+    )
+    form: FormChoice = Field(
+        "factors", description="of low-rank layers; auto: by 'energy' the cheaper one at each rank"
     )
     plan: FilePath | None = _budget("plan")
 

@@ -55,6 +55,8 @@ def _section(step: Step[Any]) -> dict[str, Any]:
         section["ratio"] = str(step.settings.budget)  # 0.5 and 1/2 are the same ratio
         section["plan"] = _digest(step.settings.plan)  # people edit a plan and keep its name
         del section["split"]
+        if section["form"] == "factors":  # as all artefacts were before there was a choice
+            del section["form"]
     return section
 
 

@@ -40,7 +40,7 @@ class _Rule:
 
 
 # Keys that choose ranks, which a plan brings along.
-PLANNED = ("policy", "unit", "scope", "pin", "min_rank", "max_rank", "multiple")
+PLANNED = ("policy", "unit", "scope", "pin", "min_rank", "max_rank", "multiple", "form")
 
 _DECOMPOSE = (
     _Rule(("samples", "correct", "blockwise"), "is about calibrate; give that too",

@@ -33,9 +33,10 @@ def caption(sweep: Sweep) -> str:
     about, settings = sweep.spectra.about, sweep.settings
     noun = "FLOPs" if settings.unit == "flops" else "parameters"
     whose = "the model's" if settings.scope == "model" else "the factorised layers'"
+    form = "" if settings.form == "factors" else f", form {settings.form}"
     samples = f" ({about.samples} samples)" if about.samples else " (no calibration)"
     return (
-        f"{about.dense.source.model}: policy {settings.policy}, ratio of {whose} {noun}; "
+        f"{about.dense.source.model}: policy {settings.policy}, ratio of {whose} {noun}{form}; "
         f"damage: {sweep.spectra.unit}{samples}"
     )
 
@@ -48,6 +49,7 @@ def _document(label: str, sweep: Sweep) -> Row:
         "policy": settings.policy,
         "scope": settings.scope,
         "unit": settings.unit,
+        "form": settings.form,
         "samples": about.samples,
         "damage_unit": sweep.spectra.unit,
         "params": about.dense.params.before,

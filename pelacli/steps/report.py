@@ -90,7 +90,7 @@ def run_sweep(refs: Sequence[str], budgets: str, settings: Mapping[str, Any]) ->
     Args:
         refs: artefacts, run directories or files of spectra; none means runs/.
         budgets: as `pelacli.planning.sweep.parse_ratios` takes them.
-        settings: scope, policy and unit; None: as when the spectra were made.
+        settings: scope, policy, unit and form; None: as when the spectra were made.
 
     Returns:
         label → sweep.

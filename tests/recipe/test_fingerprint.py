@@ -104,7 +104,7 @@ def test_the_fingerprint_of_a_run_to_its_last_weights() -> None:
 def test_the_fingerprint_of_a_decompose_step() -> None:
     section = {"max_drop": 1.0, "calibrate": "train", "task": "vqa", "task_args": {"top": 1}}
     recipe = make({"decompose": section})
-    apart = {"task", "task_args", "data", "split", "blockwise"}
+    apart = {"task", "task_args", "data", "split", "blockwise", "form"}
     parts = {
         "model": "m", "weights": "pretrained", "arch": None, "model_args": {}, "num_classes": None,
         "seed": 0, "task": "vqa", "task_args": {"top": 1}, "inputs": "x",
@@ -191,6 +191,12 @@ def test_decompose_counts_only_the_data_it_calibrates_on() -> None:
     assert decomposed(used, {}) != decomposed(used, {"dataset": "e"})
     assert decomposed(used, {}) != decomposed(used, {"image_size": 8})
     assert decomposed(used, {}) == decomposed(used, {"batch_size": 8, "augment": {"mixup": 0.5}})
+
+
+def test_factors_have_the_fingerprint_of_before_there_were_forms() -> None:
+    """`test_the_fingerprint_of_a_decompose_step` has no form."""
+    assert decomposed({"form": "factors"}, {}) == decomposed({}, {})
+    assert len({decomposed({"form": f}, {}) for f in ("auto", "factors", "pivots")}) == 3
 
 
 def test_two_spellings_of_a_ratio_have_one_fingerprint() -> None:

@@ -34,7 +34,7 @@ UNKNOWN = {
         TOP + '[decompose]\n"a.b" = 3\n',
         "x.toml:4: decompose.'a.b': unknown key; known keys: ratio, unit, scope, energy, "
         "max_drop, data, split, task, task_args, policy, threshold, calibrate, samples, correct, "
-        "blockwise, include, exclude, pin, min_rank, max_rank, multiple, plan",
+        "blockwise, include, exclude, pin, min_rank, max_rank, multiple, form, plan",
     ),
     "of another section": (
         DATA + "hflip = 0.0\n",
