@@ -12,6 +12,9 @@ def decompose(
     model: options.Model,
     ratio: options.Ratio = None,
     unit: options.Unit = None,
+    batch_size: options.BatchSize = None,
+    precision: options.Precision = None,
+    compile: options.Compile = None,
     scope: options.Scope = None,
     energy: options.Energy = None,
     max_drop: options.MaxDrop = None,
@@ -50,9 +53,11 @@ def decompose(
     from pelacli.system import processes
 
     top: dict[str, Any] = {"weights": weights, "arch": arch, "seed": seed, "device": device}
+    timing = requests.timing_keys(batch_size, precision, compile)
     section = {
         "ratio": ratio,
         "unit": unit,
+        "latency": timing or None,
         "scope": scope,
         "energy": energy,
         "max_drop": max_drop,
@@ -84,6 +89,8 @@ def decompose(
         processes.refuse_launched("decompose without --calibrate")
     if step.settings.max_drop is not None:
         processes.refuse_launched("decompose with --max-drop")
+    if step.settings.counted[0] == "latency":
+        processes.refuse_launched("decompose by --unit latency")
     if step.settings.blockwise:
         processes.refuse_launched("decompose block by block")
     from pelacli.artefact import saving

@@ -19,7 +19,20 @@ Ratio = Annotated[
     typer.Option(help="Parameters after / before, a decimal or a fraction: 0.5, 2/3."),
 ]
 Unit = Annotated[
-    str | None, typer.Option(help="What the ratio counts: params or flops (of one sample).")
+    str | None,
+    typer.Option(
+        help="What the ratio counts: params, flops (of one sample) or latency (time on --device)."
+    ),
+]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Of --unit latency: samples of a forward pass; unset: 8.")
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="Of --unit latency: fp32, bf16 or fp16; unset: as weights are stored."),
+]
+Compile = Annotated[
+    bool | None, typer.Option("--compile", help="Of --unit latency: with torch.compile.")
 ]
 Scope = Annotated[
     str | None, typer.Option(help="Whose it counts: model, or layers (the paper's 1/c).")

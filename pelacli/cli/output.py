@@ -89,6 +89,8 @@ def decomposed_document(result: Decomposed | DryRun) -> dict[str, Any]:
     }
     if result.fit is not None:
         document |= result.fit.document()
+    if result.latency is not None:
+        document["latency_ms"] = result.latency.document()
     return document if result.search is None else document | result.search.document()
 
 

@@ -61,6 +61,7 @@ def decompose(
     recipe = from_flags(
         {"model": model, "output": str(folder), **top}, {"decompose": flags}, overrides
     )
+    unused.refuse_timing(flags, recipe)
     if recipe.model != model:
         raise RequestError(f"--set model={recipe.model}: MODEL is {model}; give one")
     unused.refuse_idle(recipe, ["decompose"], overrides, flags)
@@ -76,8 +77,12 @@ def _decompose_recipe(
     if "data" in flags:
         data = _data(flags["data"]["dataset"], recipe.data)
         flags = flags | {"data": data.model_dump(mode="json", exclude_unset=True)}
+    if "latency" in flags and recipe.decompose is not None and recipe.decompose.latency is not None:
+        own = recipe.decompose.latency.model_dump(exclude_unset=True)
+        flags = flags | {"latency": own | flags["latency"]}
     replaced = _replaced_keys(recipe.decompose, flags)
     recipe = with_flags(recipe, "decompose", instead_of=replaced, **flags)
+    unused.refuse_timing(flags, recipe)
     unused.refuse_idle(recipe, ["decompose"], overrides, flags)
     step = step_of(recipe, "decompose")
     lookup.require(step.source, step.name)
@@ -111,6 +116,13 @@ def _folder_name(model: str, given: Mapping[str, Any]) -> str:
         return f"{stem}-{budgets.get(name).suffix(given[name], given.get('unit', 'params'))}"
     except (ValueError, TypeError):
         return stem  # the recipe's validation refuses the value in better words
+
+
+def timing_keys(
+    batch_size: int | None, precision: str | None, compile: bool | None
+) -> dict[str, Any]:
+    """The keys of [decompose.latency] that flags set."""
+    return without_none({"batch_size": batch_size, "precision": precision, "compile": compile})
 
 
 def pins(texts: Sequence[str] | None) -> dict[str, int | str] | None:

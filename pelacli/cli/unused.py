@@ -77,6 +77,23 @@ def refuse_idle(
             warn(f"{dotted(key.key)}: {key.needs}")
 
 
+def refuse_timing(flags: Mapping[str, Any], recipe: Recipe) -> None:
+    """Refuse flags of [decompose.latency] where the budget counts no time.
+
+    Args:
+        flags: the keys of [decompose] that flags have set.
+
+    Raises:
+        RequestError: naming the first of them.
+    """
+    if "latency" not in flags or recipe.decompose is None:
+        return
+    if recipe.decompose.counted[0] != "latency":
+        name, value = next(iter(flags["latency"].items()))
+        text = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        raise RequestError(f"{text}: is about --unit latency; give that too")
+
+
 def refuse_in_decompose(
     step: Step[Decompose], top: Mapping[str, Any], overrides: Sequence[str]
 ) -> None:

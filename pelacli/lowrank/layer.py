@@ -58,7 +58,11 @@ class Layer:
 
     @property
     def bias(self) -> Tensor | None:
-        return None if getattr(self.module, "bias", None) is None else self._values("bias")
+        return self._values("bias") if self.has_bias else None
+
+    @property
+    def has_bias(self) -> bool:
+        return getattr(self.module, "bias", None) is not None
 
     @property
     def bytes(self) -> int:

@@ -29,12 +29,14 @@ class Cost:
         total: FLOPs of the whole model.
         tokens: layer name → positions the layer is applied to; a layer that the pass never
             applies is missing.
+        calls: layer name → how often one pass applies it.
         reads: layer name → what the model does with its weight other than apply it.
     """
 
     total: int
     tokens: dict[str, int] = field(default_factory=dict)
     reads: dict[str, str] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
 
 
 def count(
@@ -47,9 +49,11 @@ def count(
         run: calls the module once on ``samples`` samples. The tensors may live on "meta".
     """
     tokens: dict[str, int] = {}
+    times: dict[str, int] = {}
 
     def apply(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         tokens[layer.name] = tokens.get(layer.name, 0) + x.numel() // x.shape[-1]
+        times[layer.name] = times.get(layer.name, 0) + 1
         return F.linear(x, weight, bias)
 
     # The fused attention kernels of the CPU have no formula in torch's counter; the plain
@@ -67,6 +71,7 @@ def count(
         counter.get_total_flops() // samples,
         {name: n // samples for name, n in tokens.items()},
         calls.reads,
+        times,
     )
 
 

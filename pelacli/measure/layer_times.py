@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 
 from pelacli.lowrank.linear import LowRankLinear
@@ -123,44 +125,32 @@ def ranks_to_time(case: Case, form: str) -> list[int]:
     return sorted({*range(step, top + 1, step), top // multiple * multiple})
 
 
-def costs(times: Table, ranks: Sequence[int], step: int) -> np.ndarray:
-    """Nanoseconds at any ranks, from those at some.
+def costs(times: Table, number: int, step: int | None) -> NDArray[np.int64]:
+    """Nanoseconds at each rank, from those at some.
 
     More rank never costs less: what was measured otherwise is noise, and neighbours share it.
-    Between two ranks that were timed, the time grows in steps: as devices work in tiles, a rank
-    costs what the next multiple of ``step`` does. Past the last one it grows as before it.
+    Between two ranks that were timed, the time grows in steps, as devices work in tiles: a rank
+    costs what the next multiple of ``step`` does, or without a step what the next timed one does.
+    Past the last one it grows as before it.
 
     Args:
         times: at least one rank → nanoseconds.
-        ranks: of the result.
 
     Returns:
-        int64 [len(ranks)].
+        The costs of the ranks 0 to number − 1.
     """
-    known = np.array(sorted(times), dtype=np.float64)
-    values = _never_falling([times[int(rank)] for rank in known])
-    wanted = np.ceil(np.asarray(ranks, dtype=np.float64) / step) * step
-    if len(known) > 1:
-        slope = (values[-1] - values[0]) / (known[-1] - known[0])
-        past = np.maximum(wanted - known[-1], 0) * slope
+    known = np.array(sorted(times))
+    values = isotonic_regression([times[rank] for rank in known.tolist()]).x
+    ranks = np.arange(number)
+    if step is None:
+        next_known = np.append(known, number)[np.searchsorted(known, ranks)]
+        ranks = np.maximum(ranks, np.where(ranks <= known[-1], next_known, 0))
     else:
-        past = np.zeros_like(wanted)
-    result: np.ndarray = np.rint(np.interp(wanted, known, values) + past).astype(np.int64)
+        ranks = -(-ranks // step) * step
+    slope = (values[-1] - values[0]) / max(1, known[-1] - known[0])
+    past = np.maximum(ranks - known[-1], 0) * slope
+    result: NDArray[np.int64] = np.rint(np.interp(ranks, known, values) + past).astype(np.int64)
     return result
-
-
-def _never_falling(values: Sequence[float]) -> np.ndarray:
-    """The nearest sequence, in squares, that never falls: runs that fall get their mean (pool
-    adjacent violators; Ayer et al., 1955)."""
-    runs: list[tuple[float, int]] = []  # (mean, length)
-    for value in values:
-        mean, length = float(value), 1
-        while runs and runs[-1][0] > mean:
-            before, count = runs.pop()
-            mean = (mean * length + before * count) / (length + count)
-            length += count
-        runs.append((mean, length))
-    return np.repeat([mean for mean, _ in runs], [length for _, length in runs])
 
 
 class _Pool:

@@ -42,7 +42,7 @@ def times(
     forms: Sequence[str],
     conditions: Conditions,
     *,
-    measure: Measure = layer_times.measure,
+    measure: Measure | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> dict[Case, LayerTimes]:
     """Times of layers in these forms: those on disk, and the others measured and put there.
@@ -58,7 +58,7 @@ def times(
         key = _key(case, conditions)
         known = _load(key, case, forms)
         if known is None:
-            known = measure(
+            known = (measure or layer_times.measure)(
                 case,
                 forms,
                 torch.device(conditions.device),

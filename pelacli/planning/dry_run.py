@@ -27,7 +27,7 @@ class DryRun:
         samples, sample_tokens, sensitivity: what they were calibrated on and by; see
             `pelacli.planning.stored.About`.
         path: None, as nothing is written; search: None, as no ratio is searched for; fit: None, as
-            no layer is made.
+            no layer is made; latency: None, as nothing is timed.
     """
 
     manifest: Manifest
@@ -40,6 +40,7 @@ class DryRun:
     path: None = None
     search: None = None
     fit: None = None
+    latency: None = None
 
 
 def spectra_file(ref: str, dry_run: bool) -> Path | None:

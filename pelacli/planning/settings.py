@@ -17,7 +17,8 @@ from pelacli.recipe.stored import known_keys
 
 # Keys of [decompose] that the spectra depend on, or that need the weights.
 _NEED_THE_MODEL = (
-    "calibrate", "samples", "correct", "include", "exclude", *budgets.searched(), *MEASURED_ON,
+    "calibrate", "samples", "correct", "include", "exclude", "latency", *budgets.searched(),
+    *MEASURED_ON,
 )  # fmt: skip
 
 
@@ -44,6 +45,13 @@ def from_stored(
     kept = {key: value for key, value in stored.items() if key not in _NEED_THE_MODEL}
     kept = known_keys(kept, ("decompose",), lambda key: f"{where}: {'.'.join(map(str, key))}")
     asked = recipe_overrides.section_with("decompose", flags, overrides)
+    if asked.get("unit") == "latency":
+        raise RequestError(
+            f"{where}: holds spectra, no model that could be timed; budget in params or flops, or "
+            "decompose the model itself by --unit latency"
+        )
+    if kept.get("unit") == "latency":  # of the device that it was made on
+        del kept["unit"]
     if any(name in asked for name in budgets.names()):
         kept = {key: value for key, value in kept.items() if key not in budgets.names()}
         if kept.get("policy") in set(policies.names()) - set(policies.with_budget("ratio")):

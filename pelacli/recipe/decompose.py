@@ -40,11 +40,22 @@ def _budget(name: str) -> Any:
     return Field(None, description=kind.DESCRIPTION, **kind.BOUNDS)
 
 
+class Latency(Section):
+    """What the time of unit = "latency" is measured on: a batch on the recipe's device."""
+
+    batch_size: int = Field(8, ge=1, description="samples of one forward pass")
+    precision: Literal["fp32", "bf16", "fp16"] | None = Field(
+        None, description="of weights and inputs; unset: as most weights are stored"
+    )
+    compile: bool = Field(False, description="with torch.compile")
+
+
 class _Decompose(Section):
     """How small, and by which ranks."""
 
     ratio: Ratio = _budget("ratio")
     unit: Unit = Field("params", description="what the ratio counts")
+    latency: Latency | None = Field(None, description="what unit 'latency' is measured on")
     scope: Scope = Field("model", description="whose it counts")
     energy: float | None = _budget("energy")
     max_drop: float | None = _budget("max_drop")
@@ -81,6 +92,7 @@ class _Decompose(Section):
             raise SectionError("needs samples to refit to; give calibrate", "correct")
         self._check_budgets()
         self._check_threshold()
+        self._check_latency()
         low, high = self.min_rank, self.max_rank
         if high is not None and high < low:
             raise SectionError(
@@ -121,6 +133,14 @@ class _Decompose(Section):
             )
         if thresholds and "policy" not in self.model_fields_set:
             raise SectionError(f"needs policy = {_either(by_threshold)} too", thresholds[0])
+
+    def _check_latency(self) -> None:
+        """Refuse time as what counts where the policy can't plan by it."""
+        if self.counted[0] == "latency" and self.policy not in policies.with_budget("energy"):
+            owners = _either(policies.with_budget("energy"))
+            raise SectionError(
+                f"'latency' belongs to policy {owners}, not to {self.policy!r}", "unit", "policy"
+            )
 
     def _given(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in kinds.names()}

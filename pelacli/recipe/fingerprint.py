@@ -57,6 +57,9 @@ def _section(step: Step[Any]) -> dict[str, Any]:
         del section["split"]
         if section["form"] == "factors":  # as all artefacts were before there was a choice
             del section["form"]
+        measured_on = section.pop("latency")
+        if step.settings.counted[0] == "latency":  # else nothing reads it
+            section["latency"] = {"device": step.device, "conditions": measured_on}
     return section
 
 

@@ -135,4 +135,6 @@ def _flag(key: Key, sections: Collection[str] = ()) -> str:
     name = key[1:] if len(key) > 1 and key[0] in sections else key
     if name and name[0] == "model":
         return "MODEL"
+    if len(name) > 1 and name[0] == "latency":  # its keys have flags of their own
+        name = name[1:]
     return f"--{str(name[0]).replace('_', '-')}" if name else "command line"

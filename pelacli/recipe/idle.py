@@ -49,6 +49,8 @@ _DECOMPOSE = (
           "chooses ranks, and plan brings them along; leave one out", lambda s: s.plan is not None),
     _Rule(("threshold",), "belongs to policy 'threshold'",
           lambda s: s.policy not in registry.with_budget("threshold") and s.plan is None),
+    _Rule(("latency",), "is about unit = \"latency\"; give that too",
+          lambda s: s.counted[0] != "latency"),
     _Rule(("unit", "scope"), "says what a ratio counts; give that too",
           lambda s: not any(budgets.get(name).IS_COUNTED for name in s.budgets)),
     _Rule(("unit", "scope"), "says what a ratio counts, and there is none; leave it out",

@@ -31,10 +31,11 @@ from pelacli.recipe import layout
 from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.fingerprint import fingerprint
 from pelacli.recipe.step import Step
-from pelacli.steps import placing, quality
+from pelacli.steps import latency_budget, placing, quality
 from pelacli.steps.blockwise import Choice, kept_until_done
 from pelacli.steps.dense import DenseModel, check_flops_known, examine
 from pelacli.steps.factorization import Fit, SolvedModel, solve
+from pelacli.steps.latency_budget import LatencyOutcome
 from pelacli.steps.quality import Candidate, QualitySearch
 from pelacli.system import devices, processes
 from pelacli.tasks import registry
@@ -53,6 +54,7 @@ class Decomposed:
         search: for the smallest model within a quality budget, where one was asked for.
         fit: how far the model is from the dense one on held-back samples; None without calibration
             and after a dry run.
+        latency: predicted and measured, where the budget counts time; else None.
     """
 
     path: Path | None
@@ -65,6 +67,7 @@ class Decomposed:
     sensitivity: str | None = None
     search: QualitySearch | None = None
     fit: Fit | None = None
+    latency: LatencyOutcome | None = None
 
 
 def run(
@@ -93,6 +96,8 @@ def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Dec
     if step.calibration is not None:
         precision.in_float32(opened)
     dense = dense_model(opened, step.settings)
+    if latency_budget.counts_time(step.settings):
+        dense = latency_budget.timed(dense, step)
     judge = None if step.settings.max_drop is None else judge_of(opened, step)
     place = placing.place_for(opened, step)
     batches = devices.move_batch(calibration_batches(opened, step), place.model)
@@ -107,9 +112,17 @@ def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Dec
     if solved.sample_tokens is not None:
         console.info(f"calibrated on {solved.samples} samples, {solved.sample_tokens:,} tokens")
     manifest = planned_manifest(spectra.about.dense, candidate.plan)
+    latency = None
+    if dense.times is not None:
+        low_rank = None if dry_run else opened
+        latency = latency_budget.outcome(dense, candidate.plan, solved.spectra, low_rank)
+        console.warn(str(latency))
     if not dry_run:
         manifest.history = [] if before is None else list(before.history)
-        manifest.history.append(record(step, spectra, candidate, time.perf_counter() - start))
+        entry = record(step, spectra, candidate, time.perf_counter() - start)
+        if latency is not None:
+            entry.metrics["latency_ms"] = latency.document()
+        manifest.history.append(entry)
         extra = {planning_stored.FILE: planning_stored.dumps(spectra)}
         if processes.is_first():
             saving.save(opened, manifest, step.output, extra=extra)
@@ -130,6 +143,7 @@ def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Dec
         sensitivity=spectra.about.sensitivity,
         search=candidate.search,
         fit=candidate.fit,
+        latency=latency,
     )
 
 
@@ -234,7 +248,7 @@ def chosen(
     what the settings ask for. Layers that no sample is needed for are made one by one later."""
     if judge is not None:
         return quality.smallest(solved, settings, judge)
-    plan = choose(solved.spectra, solved.dense.size, settings)
+    plan = choose(solved.spectra, solved.dense.size, settings, solved.dense.tables)
     fit = solved.fit(plan) if solved.batches and not dry_run else None
     return Candidate(plan, fit)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,10 +18,12 @@ from pelacli.lowrank.find import Selection
 from pelacli.lowrank.layer import Layer
 from pelacli.measure import flops
 from pelacli.measure.flops import Cost
+from pelacli.measure.model_times import ModelTimes
 from pelacli.models.blocks import blocks
 from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
 from pelacli.planning.size import fixed_flops, flop_obstacles
+from pelacli.ranks.prices import LatencyTable
 from pelacli.ranks.size import ModelSize
 from pelacli.system import devices, memory
 
@@ -35,6 +37,7 @@ class DenseModel:
         layers: all linear maps, each with the reason why it stays dense, if any.
         cost: FLOPs of one sample; None where they are unknown.
         opened: the model as its library describes it.
+        times: of its layers on a device; None where no budget counts time.
     """
 
     module: nn.Module
@@ -42,6 +45,12 @@ class DenseModel:
     layers: Sequence[Layer]
     cost: Cost | None
     opened: OpenModel
+    times: ModelTimes | None = None
+
+    @property
+    def tables(self) -> Mapping[str, LatencyTable] | None:
+        """Layer → its times at each rank."""
+        return None if self.times is None else self.times.tables
 
     @property
     def free(self) -> list[Layer]:
@@ -95,6 +104,7 @@ class DenseModel:
             shapes={row.name: row.shape for row in rows},
             fixed_params=find.fixed_params(self.module, self.free),
             fixed_flops=fixed_flops(total, rows, free),
+            fixed_latency=None if self.times is None else self.times.fixed,
             obstacles=description.obstacles(self.module, self.layers),
             flop_obstacles=flop_obstacles(total, rows, free),
         )
@@ -134,12 +144,12 @@ def examine(
 
 
 def check_flops_known(dense: DenseModel, unit: str, remedy: str) -> None:
-    """Refuse a budget in FLOPs of a model whose FLOPs are unknown.
+    """Refuse a budget in FLOPs or time of a model that was not run on a sample.
 
     Raises:
         RequestError: with the remedy.
     """
-    if unit == "flops" and dense.cost is None:
+    if unit != "params" and dense.cost is None:
         raise RequestError(f"{dense.ref}: its FLOPs are unknown{remedy}")
 
 

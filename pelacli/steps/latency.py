@@ -41,7 +41,7 @@ def time_model(opened: OpenModel, request: TimingRequest) -> Speeds:
     modules = [opened.module]
     if low_rank_layers(opened.module):
         modules.append(fold(copy.deepcopy(opened.module)))
-    precision = request.precision or _own_precision(opened.module)
+    precision = request.precision or own_precision(opened)
     with naming(f"{opened.ref}: can't be run on a plain sample", "it can't be timed"):
         sample = examples.example(opened)
     if sample is None:
@@ -103,11 +103,11 @@ def compiled(modules: Sequence[nn.Module], *, on: bool) -> Iterator[None]:
         yield
 
 
-def _own_precision(module: nn.Module) -> str:
-    """The precision of most of a module's weights; "fp32" where that is another one."""
+def own_precision(opened: OpenModel) -> str:
+    """The precision that most of a model's weights are stored in; "fp32" where that is another."""
     numbers: Counter[torch.dtype] = Counter()
-    for parameter in module.parameters():
-        numbers[parameter.dtype] += parameter.numel()
+    for name, parameter in opened.module.named_parameters():
+        numbers[opened.stored.get(name, parameter.dtype)] += parameter.numel()
     most = max(numbers, key=lambda dtype: numbers[dtype], default=torch.float32)
     return next((name for name, dtype in latency.DTYPES.items() if dtype == most), "fp32")
 

@@ -30,7 +30,8 @@ def lazy_above(step: Step[Decompose]) -> float:
     block by block. Whatever runs the whole model on samples, or on an
     accelerator, needs all of it."""
     elsewhere = step.device not in ("auto", "cpu")
-    whole = step.settings.max_drop is not None or (elsewhere and step.calibration is None)
+    timed = step.settings.counted[0] == "latency"
+    whole = timed or step.settings.max_drop is not None or (elsewhere and step.calibration is None)
     if whole or (step.calibration is not None and step.settings.blockwise is False):
         return math.inf
     if step.calibration is not None and processes.launched() > 1:  # they share samples, not blocks

@@ -172,7 +172,7 @@ class _Trials:
 
     def _plan(self, ratio: Fraction) -> Plan:
         at_ratio = self._settings.model_copy(update={"ratio": str(ratio), "max_drop": None})
-        return choose(self._solved.spectra, self._size, at_ratio)
+        return choose(self._solved.spectra, self._size, at_ratio, self._solved.dense.tables)
 
     def _add_row(self, plan: Plan | None, score: float, start: float) -> dict[str, Any]:
         manifest = self._manifest if plan is None else planned_manifest(self._manifest, plan)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 from PIL import Image
-from pretended_timing import LowRankTakesLonger
+from pretended_timing import LowRankTakesLonger, pretended_layer_times
 from refusals import refused as refused
 
 from pelacli.cli.app import make_app
@@ -153,6 +153,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--blockwise": "test_block_by_block_what_is_done_lies_beside_the_output_meanwhile",
         "--output": "test_output_and_spectra_are_written_where_they_are_asked_for",
         "--spectra": "test_output_and_spectra_are_written_where_they_are_asked_for",
+        "--batch-size": "test_the_options_of_planning_by_time_act",
+        "--precision": "test_the_options_of_planning_by_time_act",
+        "--compile": "test_the_options_of_planning_by_time_act",
     },
     "pretrain": dict.fromkeys(
         ("recipe", "--resume", "--set", "--json"), "test_the_options_of_training_act"
@@ -334,6 +337,22 @@ def test_the_options_of_timing_act(pela, there, monkeypatch):
         assert code == 0, err
         assert json.loads(out)[0]["latency"][0][key] == value
     assert pela("report", "small", "--latency", "--device", "nonesuch")[0] == 2
+
+
+def test_the_options_of_planning_by_time_act(pela, there, monkeypatch, tmp_path):
+    """No time is measured: tests/cli/test_unit_latency.py has the rest."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("pelacli.measure.latency.side_by_side", LowRankTakesLonger())
+    monkeypatch.setattr("pelacli.measure.layer_times.measure", pretended_layer_times)
+    monkeypatch.setattr("pelacli.steps.latency.compiled_blocks", lambda *_, on: nullcontext())
+    for flags, key, value in (
+        (("--batch-size", "3"), "batch_size", 3),
+        (("--precision", "bf16"), "precision", "bf16"),
+        (("--compile",), "compile", True),
+    ):
+        code, out, err = pela(*TINY, "--unit", "latency", "--ratio", "0.99", *flags)
+        assert code == 0, err
+        assert json.loads(out)["latency_ms"][key] == value
 
 
 def test_the_common_options_act(pela, there):

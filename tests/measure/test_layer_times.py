@@ -84,23 +84,28 @@ def test_some_ten_ranks_are_timed_up_to_where_low_rank_is_as_large_as_dense(out,
 
 
 def test_costs_between_the_timed_ranks_go_in_steps():
-    costs = layer_times.costs({16: 100, 32: 200}, [0, 1, 16, 17, 24, 25, 32, 33], step=8)
+    costs = layer_times.costs({16: 100, 32: 200}, 34, step=8)
     assert costs.dtype == np.int64
-    assert costs.tolist() == [100, 100, 100, 150, 150, 200, 200, 250]
-    assert layer_times.costs({5: 7}, [1, 5, 9], step=1).tolist() == [7, 7, 7]
+    some = [0, 1, 16, 17, 24, 25, 32, 33]
+    assert costs[some].tolist() == [100, 100, 100, 150, 150, 200, 200, 250]
+    assert layer_times.costs({5: 7}, 10, step=1).tolist() == [7] * 10
+
+
+def test_without_a_step_a_rank_costs_what_the_next_timed_one_does():
+    costs = layer_times.costs({16: 100, 32: 200}, 49, step=None)
+    assert costs[[0, 16, 17, 25, 32, 40, 48]].tolist() == [100, 100, 200, 200, 200, 250, 300]
 
 
 def test_noise_is_shared_between_neighbours():
-    assert layer_times.costs({1: 10, 2: 30, 3: 20, 4: 40}, [1, 2, 3, 4], 1).tolist() == [
-        10, 25, 25, 40,
-    ]  # fmt: skip
+    costs = layer_times.costs({1: 10, 2: 30, 3: 20, 4: 40}, 5, step=1)
+    assert costs[1:].tolist() == [10, 25, 25, 40]
 
 
 @given(
     st.dictionaries(st.integers(1, 64), st.integers(1, 10**9), min_size=1),
-    st.sampled_from([1, 8, 16]),
+    st.sampled_from([1, 8, 16, None]),
 )
 def test_more_rank_never_costs_less(times, step):
-    costs = layer_times.costs(times, range(80), step)
+    costs = layer_times.costs(times, 80, step)
     assert (np.diff(costs) >= 0).all()
     assert costs[0] > 0

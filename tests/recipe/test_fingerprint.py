@@ -104,7 +104,7 @@ def test_the_fingerprint_of_a_run_to_its_last_weights() -> None:
 def test_the_fingerprint_of_a_decompose_step() -> None:
     section = {"max_drop": 1.0, "calibrate": "train", "task": "vqa", "task_args": {"top": 1}}
     recipe = make({"decompose": section})
-    apart = {"task", "task_args", "data", "split", "blockwise", "form"}
+    apart = {"task", "task_args", "data", "split", "blockwise", "form", "latency"}
     parts = {
         "model": "m", "weights": "pretrained", "arch": None, "model_args": {}, "num_classes": None,
         "seed": 0, "task": "vqa", "task_args": {"top": 1}, "inputs": "x",
@@ -119,6 +119,21 @@ def test_the_fingerprint_of_a_decompose_step() -> None:
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     assert digest_of(recipe, "decompose", "x") == digest
+
+
+def test_what_time_is_measured_on_counts_where_a_budget_counts_time() -> None:
+    def digest(device: str = "cpu", **section: Any) -> str:
+        return digest_of(make({"decompose": section, "device": device}), "decompose", "x")
+
+    asked = {"batch_size": 4, "compile": True}
+    assert digest(latency=asked) == digest() == digest("cuda")
+    by_time = [
+        digest(unit="latency"),
+        digest(unit="latency", latency={"batch_size": 4}),
+        digest(unit="latency", latency=asked),
+        digest("cuda", unit="latency", latency=asked),
+    ]
+    assert len(set(by_time)) == 4
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ UNKNOWN = {
     ),
     "quoted": (
         TOP + '[decompose]\n"a.b" = 3\n',
-        "x.toml:4: decompose.'a.b': unknown key; known keys: ratio, unit, scope, energy, "
+        "x.toml:4: decompose.'a.b': unknown key; known keys: ratio, unit, latency, scope, energy, "
         "max_drop, data, split, task, task_args, policy, threshold, calibrate, samples, correct, "
         "blockwise, include, exclude, pin, min_rank, max_rank, multiple, form, plan",
     ),

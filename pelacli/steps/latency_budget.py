@@ -1,0 +1,141 @@
+"""Time as what a budget counts: the dense model and its layers are timed before the plan, and the
+low-rank model beside the dense one after it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pelacli import console
+from pelacli.errors import RequestError
+from pelacli.measure import layer_times, layer_times_cache, model_times
+from pelacli.measure.model_times import ModelTimes
+from pelacli.messages import naming
+from pelacli.models.opened import OpenModel
+from pelacli.ranks import forms
+from pelacli.ranks.plan import Plan
+from pelacli.ranks.spectrum import Spectrum
+from pelacli.recipe.decompose import Decompose, Latency
+from pelacli.recipe.step import Step
+from pelacli.report.latencies import Conditions, Speeds, TimingRequest
+from pelacli.steps.dense import DenseModel
+from pelacli.steps.latency import own_precision, time_model
+
+_NEAR = 1.1  # a prediction within a tenth is left without comment
+
+
+@dataclass(frozen=True)
+class LatencyOutcome:
+    """Milliseconds of one forward pass of a batch.
+
+    Attributes:
+        predicted: by the times of single layers; measured: of the whole low-rank model, and dense
+            in turns with it. After a dry run ``measured`` is None, and dense was timed alone.
+    """
+
+    dense: float
+    predicted: float
+    measured: float | None
+    batch_size: int
+    conditions: Conditions
+
+    def document(self) -> dict[str, Any]:
+        """As JSON and the manifest have it, under ``latency_ms``."""
+        return {
+            "dense": self.dense,
+            "predicted": self.predicted,
+            "measured": self.measured,
+            "batch_size": self.batch_size,
+            **self.conditions.document(),
+        }
+
+    def __str__(self) -> str:
+        line = f"a batch of {self.batch_size} {self.conditions}: "
+        if self.measured is None:
+            return f"{line}predicted {self.predicted:.4g} ms, dense {self.dense:.4g} ms"
+        line += (
+            f"{self.measured:.4g} ms, predicted {self.predicted:.4g} ms, dense {self.dense:.4g} ms"
+        )
+        if self.measured >= self.dense:
+            return line + (
+                "; it is no faster than dense here: plan on a quiet machine, or for a larger batch "
+                "(--batch-size)"
+            )
+        off = max(self.measured, self.predicted) > _NEAR * min(self.measured, self.predicted)
+        return f"{line}; the prediction is off by more than a tenth" if off else line
+
+
+def counts_time(settings: Decompose) -> bool:
+    """Whether the settings' budget counts time."""
+    return settings.plan is None and settings.counted[0] == "latency"
+
+
+def timed(dense: DenseModel, step: Step[Decompose]) -> DenseModel:
+    """The dense model with its times on the step's device.
+
+    Raises:
+        RequestError: it can't be run there.
+    """
+    assert dense.cost is not None  # `pelacli.steps.dense.check_flops_known` has seen to it
+    request = _request(dense.opened, step)
+    forms_to_time = _forms(step)
+    speeds = _time_copy(dense.opened, request)
+    [size] = request.batch_sizes
+    cases = [model_times.case_of(layer, dense.cost, size) for layer in dense.free]
+    different = {case for case in cases if case is not None}
+    known = {}
+    with (
+        naming(f"{dense.ref}: its layers can't be timed {speeds.conditions}", "change --precision"),
+        console.progress("timing layers", len(different)) as bar,
+    ):
+        known = layer_times_cache.times(
+            sorted(different, key=str), forms_to_time, speeds.conditions, advance=bar.advance
+        )
+    tables = model_times.tables(dense.free, dense.cost, size, known, speeds.conditions.device)
+    whole = round(1e6 * speeds.batches[0].own.median)
+    return replace(dense, times=ModelTimes(speeds.conditions, size, whole, tables))
+
+
+def outcome(
+    dense: DenseModel, plan: Plan, spectra: Sequence[Spectrum], low_rank: OpenModel | None
+) -> LatencyOutcome:
+    """What the plan comes to.
+
+    Args:
+        dense: as `timed` gives it.
+        low_rank: the model after the plan, which is timed; None after a dry run.
+    """
+    times = dense.times
+    assert times is not None
+    predicted = times.predicted(plan, spectra) / 1e6
+    if low_rank is None:
+        return LatencyOutcome(
+            times.dense / 1e6, predicted, None, times.batch_size, times.conditions
+        )
+    how = times.conditions
+    request = TimingRequest(how.device, (times.batch_size,), how.precision, how.compile)
+    [speed] = _time_copy(low_rank, request).batches
+    beside = speed.own if speed.dense is None else speed.dense
+    return LatencyOutcome(beside.median, predicted, speed.own.median, times.batch_size, how)
+
+
+def _request(opened: OpenModel, step: Step[Decompose]) -> TimingRequest:
+    asked = step.settings.latency or Latency()
+    precision = asked.precision or own_precision(opened)
+    return TimingRequest(step.device, (asked.batch_size,), precision, asked.compile)
+
+
+def _forms(step: Step[Decompose]) -> Sequence[str]:
+    """The forms that the plan may take, of those that can be timed."""
+    wanted = forms.FORMS if step.settings.form == "auto" else (step.settings.form,)
+    known = [form for form in wanted if form in layer_times.FORMS]
+    if not known:
+        raise RequestError(f"--form {step.settings.form}: can't be timed yet; use factors")
+    return known
+
+
+def _time_copy(opened: OpenModel, request: TimingRequest) -> Speeds:
+    """Time a copy, as timing changes precision and device."""
+    return time_model(replace(opened, module=copy.deepcopy(opened.module)), request)
