@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -30,10 +31,19 @@ def predict(module: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
         if view is not None:
             return view.output(inputs)
     if isinstance(inputs, Mapping):
-        inputs = _with_decoder_inputs(module, inputs)
+        inputs = without_cache(module, _with_decoder_inputs(module, inputs))
     result = module(**inputs) if isinstance(inputs, Mapping) else module(inputs)
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
     return main_output(result, mask, getattr(module, "pela_pooling", None))
+
+
+def without_cache(module: nn.Module, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The inputs of a pass after which nothing is generated: a model that can keep the keys and
+    values of all its layers for the next token need not. Over the layers they are the most that a
+    pass without gradients holds."""
+    if "use_cache" in inputs or "use_cache" not in inspect.signature(module.forward).parameters:
+        return inputs
+    return {**inputs, "use_cache": False}
 
 
 def _with_decoder_inputs(module: nn.Module, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pelacli.models.prediction import predict
+from pelacli.models.prediction import predict, without_cache
 
 _PROBE = 8  # tokens that a split is tried on
 
@@ -95,10 +95,12 @@ class _SplitHead:
 
     @classmethod
     def of(cls, module: nn.Module, body: str, inputs: Mapping[str, Tensor]) -> _SplitHead:
-        return cls(module, body, type(module.get_submodule(body)(**inputs)))
+        part = module.get_submodule(body)
+        return cls(module, body, type(part(**without_cache(part, inputs))))
 
     def hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        output: Tensor = self.module.get_submodule(self.body)(**inputs)[0]
+        part = self.module.get_submodule(self.body)
+        output: Tensor = part(**without_cache(part, inputs))[0]
         return output
 
     def logits(self, rows: Tensor) -> Tensor:
