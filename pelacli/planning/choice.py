@@ -10,6 +10,7 @@ from pelacli.errors import RequestError
 from pelacli.ranks import plan_file, planner
 from pelacli.ranks.budget import Budget
 from pelacli.ranks.budgets import registry
+from pelacli.ranks.forms import Form
 from pelacli.ranks.pins import pins_by_name
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.prices import LatencyTable
@@ -23,6 +24,7 @@ def choose(
     size: ModelSize,
     settings: Decompose,
     tables: Mapping[str, LatencyTable] | None = None,
+    forms: Mapping[str, Form] | None = None,
 ) -> Plan:
     """The plan that the settings give.
 
@@ -30,6 +32,7 @@ def choose(
         spectra: of the layers that may be factorised.
         size: of the model; `pelacli.planning.stored.About.size` has that of stored spectra.
         tables: layer → its times, where the budget counts time.
+        forms: layer → its form where that is settled; a plan from a file has its own.
 
     Raises:
         RequestError: the settings don't fit the layers, or their budget can't be met.
@@ -44,7 +47,8 @@ def choose(
     if not _is_known(unit, size, tables):
         what = {"flops": "FLOPs are", "latency": "latency is"}[unit]
         raise RequestError(f"the model's {what} unknown; budget in parameters (--unit params)")
-    return planner.plan(spectra, budget(spectra, settings), size, tables)
+    wanted = replace(budget(spectra, settings), forms=forms or {})
+    return planner.plan(spectra, wanted, size, tables)
 
 
 def _is_known(unit: str, size: ModelSize, tables: Mapping[str, LatencyTable] | None) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from pelacli.errors import RequestError
 from pelacli.ranks.forms import Form, dense_weights, weights
 from pelacli.ranks.spectrum import Spectrum
 
@@ -62,11 +63,11 @@ class Prices:
             forms: those that are allowed.
 
         Raises:
-            ValueError: the layer has times for none of them.
+            RequestError: the layer has times for none of them.
         """
         known = [i for i, form in enumerate(forms) if self._has(spectrum, form)]
         if not known:
-            raise ValueError(f"{spectrum.name}: no latencies in the form {' or '.join(forms)}")
+            raise self._untimed(spectrum, forms)
         costs = np.stack([self._costs(spectrum, ranks, forms[i]) for i in known])
         best = costs.argmin(axis=0)
         return costs[best, np.arange(len(ranks))], np.array(known)[best]
@@ -75,13 +76,19 @@ class Prices:
         if self.unit != "latency":
             return self._per_weight(spectrum) * weights(spectrum.shape, ranks, form)
         if not self._has(spectrum, form):
-            raise ValueError(f"{spectrum.name}: no latencies in the form {form}")
+            raise self._untimed(spectrum, [form])
         times = np.asarray(self._table(spectrum).ranks[form], np.int64)
         if times.shape != (min(spectrum.shape) + 1,):
             raise ValueError(
                 f"{spectrum.name}: {times.shape} latencies for a layer of shape {spectrum.shape}"
             )
         return times[ranks]
+
+    def _untimed(self, spectrum: Spectrum, forms: Sequence[Form]) -> RequestError:
+        timed = " or ".join(self._table(spectrum).ranks)
+        return RequestError(
+            f"{spectrum.name}: was not timed in form {' or '.join(forms)}; take {timed or 'dense'}"
+        )
 
     def _has(self, spectrum: Spectrum, form: Form) -> bool:
         return self.unit != "latency" or form in self._table(spectrum).ranks

@@ -72,6 +72,7 @@ def _layer_rows(manifest: Manifest) -> list[Row]:
             "out": layer.shape[0],
             "in": layer.shape[1],
             "rank": layer.rank,
+            "form": layer.form,
             "reason": layer.reason,
             "energy": layer.energy,
             **_counts(layer.params, layer.flops),
@@ -101,6 +102,7 @@ def _kind_row(kind: str, layers: list[LayerRecord]) -> Row:
         "factorised": len(ranks),
         "rank_min": min(ranks, default=None),
         "rank_max": max(ranks, default=None),
+        "in_pivots": sum(layer.form == "pivots" for layer in layers),
         "reason": reasons.pop() if len(reasons) == 1 else None,
         "energy": sum(energies) / len(energies) if energies else None,
         **_counts(_sum(layer.params for layer in layers), _sum(layer.flops for layer in layers)),
@@ -125,7 +127,7 @@ def _human_layers(manifest: Manifest) -> list[Row]:
         {
             "layer": row["layer"],
             "shape": _shape(row),
-            "rank": _dense(row["reason"]) if row["rank"] is None else str(row["rank"]),
+            "rank": _rank(row),
             "energy": _energy(row["energy"]),
             **_changes(row),
         }
@@ -218,13 +220,22 @@ def _shape(row: Row) -> str:
     return "various" if row["out"] is None else f"{row['out']}×{row['in']}"
 
 
+def _rank(row: Row) -> str:
+    if row["rank"] is None:
+        return _dense(row["reason"])
+    return f"{row['rank']} in pivots" if row["form"] == "pivots" else str(row["rank"])
+
+
 def _ranks(row: Row) -> str:
-    """The ranks of a kind of layer: "17–19, 2 dense"."""
-    low, high = row["rank_min"], row["rank_max"]
+    """The ranks of a kind of layer: "17–19, 2 dense", "17–19 in pivots"."""
+    low, high, in_pivots = row["rank_min"], row["rank_max"], row["in_pivots"]
     if low is None:
         return _dense(row["reason"])
     dense = row["layers"] - row["factorised"]
-    return (str(low) if low == high else f"{low}–{high}") + (f", {dense} dense" if dense else "")
+    text = str(low) if low == high else f"{low}–{high}"
+    if in_pivots:
+        text += " in pivots" if in_pivots == row["factorised"] else f", {in_pivots} in pivots"
+    return text + (f", {dense} dense" if dense else "")
 
 
 def _dense(reason: str | None) -> str:

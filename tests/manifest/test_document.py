@@ -129,6 +129,20 @@ def test_a_broken_file_is_named(tmp_path, content, message):
     assert message in text
 
 
+def test_a_layer_without_a_form_is_in_factors(artefact):
+    def without_form(document):
+        for layer in document["layers"]:
+            del layer["form"]
+
+    edit(artefact, without_form)  # as older artefacts are
+    layers = manifest_document.read(artefact).layers
+    assert {layer.rank is not None: layer.form for layer in layers} == {
+        True: "factors", False: None,
+    }  # fmt: skip
+    edit(artefact, lambda document: document["layers"][0].update(rank=3, form="svd"))
+    assert "layers.0.form: Input should be 'factors' or 'pivots'" in refusal(artefact)
+
+
 def test_a_newer_format_asks_for_an_upgrade(artefact):
     edit(artefact, lambda document: document.update(format=99, pela="7.1", params="new"))
     text = refusal(artefact)

@@ -374,7 +374,7 @@ def test_unknown_times_are_refused():
         ValueError, match=r"layer: \(2,\) latencies for a layer of shape \(10, 10\)"
     ):
         by_time([flat()], Fraction(1, 2), few)
-    with pytest.raises(ValueError, match="layer: no latencies in the form pivots"):
+    with pytest.raises(RequestError, match="was not timed in form pivots; take factors"):
         by_time([flat()], Fraction(1, 2), few, form="pivots")
     with pytest.raises(ValueError, match="needs fixed_latency"):
         plan([flat()], Budget(ratio=Fraction(1, 2), unit="latency"), tables=few)

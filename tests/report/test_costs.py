@@ -62,7 +62,7 @@ def test_a_row_per_kind_sums_its_layers(vit):
     mlp, head = costs.exact_rows({"a": vit}, "kind")
     assert mlp == {
         "model": "a", "kind": "blocks.*.mlp.fc1", "out": 3072, "in": 768, "layers": 3,
-        "factorised": 2, "rank_min": 200, "rank_max": 300, "reason": "break-even",
+        "factorised": 2, "rank_min": 200, "rank_max": 300, "in_pivots": 0, "reason": "break-even",
         "energy": pytest.approx(0.9),
         "params_before": 3 * 3072 * 768, "params_after": 500 * 3840 + 3072 * 768,
         "flops_before": 394 * 3 * 3072 * 768, "flops_after": 394 * (500 * 3840 + 3072 * 768),
@@ -99,6 +99,26 @@ def test_the_json_document_has_its_keys_and_exact_figures(vit):
     assert (head["rank"], head["reason"]) == (None, "output head")
     vit.flops = None
     assert costs.documents({"a": vit})[0]["flops"] is None
+
+
+def test_rows_say_what_is_in_pivots(vit):
+    def ranks(by):
+        lines = cells(tables.to_markdown(costs.human_rows({"a": vit}, by)))
+        column = lines[0].index("rank")
+        return [line[column] for line in lines[1:3]]
+
+    vit.layers[0].form = "pivots"
+    assert [row["form"] for row in costs.exact_rows({"a": vit})] == [
+        "pivots",
+        "factors",
+        None,
+        None,
+    ]
+    assert costs.exact_rows({"a": vit}, "kind")[0]["in_pivots"] == 1
+    assert ranks("layer") == ["200 in pivots", "300"]
+    assert ranks("kind")[0] == "200–300, 1 in pivots, 1 dense"
+    vit.layers[1].form = "pivots"
+    assert ranks("kind")[0] == "200–300 in pivots, 1 dense"
 
 
 def test_exact_rows_are_exact_as_csv(vit):
