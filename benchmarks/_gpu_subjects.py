@@ -8,15 +8,28 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 import transformers
 from torch import Tensor, nn
 
+from pelacli.errors import InfeasibleError
 from pelacli.lowrank import find, replace
 from pelacli.lowrank.layer import Layer
+from pelacli.measure import flops, latency, layer_times, layer_times_cache, model_times
+from pelacli.measure.model_times import ModelTimes
+from pelacli.ranks import planner
+from pelacli.ranks.budget import Budget
+from pelacli.ranks.plan import Plan
+from pelacli.ranks.size import ModelSize
+from pelacli.ranks.spectrum import Spectrum
+from pelacli.steps.latency import conditions_of
+from pelacli.system import devices
+from pelacli.train.compilation import compiled_blocks
 
 HALF = Fraction(1, 2)
+TIME = Fraction(3, 5)  # of the dense model's, that a plan by time is made for
 EIGHT = 8  # of which pela's ranks are multiples in large layers
 TINY_VIT: dict[str, Any] = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
 TINY_LLAMA: dict[str, Any] = {
@@ -101,18 +114,73 @@ def low_rank(subject: Subject, ranks: Mapping[str, int], forms: Mapping[str, str
     return module.eval()
 
 
-# name of a variant → makes it of the dense subject
-Variant = Callable[[Subject], nn.Module]
+@dataclass(frozen=True)
+class Made:
+    """A low-rank model, and what a row says of how it was made."""
+
+    module: nn.Module
+    facts: Mapping[str, Any]
 
 
-def factors_at_half(subject: Subject) -> nn.Module:
+def factors_at_half(subject: Subject, compiled: bool) -> Made:
     """Each layer at half its weights in factors, ranks in eights."""
-    return low_rank(subject, uniform_ranks(subject.layers, "factors", EIGHT), {})
+    return Made(low_rank(subject, uniform_ranks(subject.layers, "factors", EIGHT), {}), {})
 
 
-def reference(subject: Subject) -> nn.Module:
+def reference(subject: Subject, compiled: bool) -> Made:
     """The paper's ranks: each layer at half its weights in factors, to the rank."""
-    return low_rank(subject, uniform_ranks(subject.layers, "factors", 1), {})
+    return Made(low_rank(subject, uniform_ranks(subject.layers, "factors", 1), {}), {})
 
 
-VARIANTS: dict[str, Variant] = {"reference": reference, "factors": factors_at_half}
+def planned_by_time(subject: Subject, compiled: bool) -> Made:
+    """A plan for `TIME` of the dense model's time, or what is nearest to it that can be had.
+
+    The layers are timed eager for compiled models too: each is one or two products, which
+    compilation leaves alone, and compiling a few hundred of them would take all the time there is.
+    """
+    device = devices.home(subject.module)
+    layers, samples = subject.layers, len(subject.inputs)
+    cost = flops.count(subject.module, layers, lambda m: m(subject.sample))
+    cases = [model_times.case_of(layer, cost, samples) for layer in layers]
+    conditions = conditions_of(device, "bf16", False)
+    known = layer_times_cache.times(
+        [case for case in cases if case is not None], list(layer_times.FORMS), conditions
+    )
+    tables = model_times.tables(layers, cost, samples, known, device.type)
+    with compiled_blocks(subject.module, on=compiled):
+        [timing] = latency.side_by_side(
+            [subject.module], subject.inputs, lambda m, x: m(x), seconds=0.5, device=device
+        )
+    times = ModelTimes(conditions, samples, round(1e6 * timing.median), tables)
+    plan = _plan(layers, times)
+    facts = {
+        "planned": plan.used / plan.total if plan.used and plan.total else None,
+        "dense_layers": sum(layer.rank is None for layer in plan.layers.values()),
+    }
+    return Made(low_rank(subject, plan.ranks(), plan.forms()), facts)
+
+
+def _plan(layers: list[Layer], times: ModelTimes) -> Plan:
+    """Energies fall as those of trained weights do, with the square of the number."""
+    spectra = []
+    for layer in layers:
+        energies = np.arange(1, min(layer.shape) + 1, dtype=np.float64) ** -2
+        spectra.append(Spectrum(layer.name, layer.shape, energies))
+    size = ModelSize(fixed_latency=times.fixed)
+
+    def at(ratio: Fraction) -> Plan:
+        budget = Budget(ratio=ratio, unit="latency", form="auto")
+        return planner.plan(spectra, budget, size, times.tables)
+
+    try:
+        return at(TIME)
+    except InfeasibleError as error:
+        return at(Fraction(error.smallest or 1))
+
+
+# name → makes the low-rank model of the dense subject; told whether both will run compiled
+VARIANTS: dict[str, Callable[[Subject, bool], Made]] = {
+    "reference": reference,
+    "factors": factors_at_half,
+    "latency": planned_by_time,
+}

@@ -179,7 +179,8 @@ def forward(cell: Cell, args: argparse.Namespace) -> Row:
         subject = language(cell.model, (texts, tokens), args.device, tiny=args.quick)
     else:
         subject = vision(cell.model, cell.batch[0], args.device, tiny=args.quick)
-    low = VARIANTS[cell.variant](subject)
+    made = VARIANTS[cell.variant](subject, cell.compiled)
+    low = made.module
     modules = [low, subject.module]
     share = _flops(low, subject) / _flops(subject.module, subject)
     with ExitStack() as stack:
@@ -190,7 +191,8 @@ def forward(cell: Cell, args: argparse.Namespace) -> Row:
         )
         device = torch.device(args.device)
         peaks = [latency.peak_bytes(m, subject.inputs, _call, device) for m in modules]
-    return figures(*timings) | {"flops": share, "peak": peaks[0], "dense_peak": peaks[1]}
+    memory = {"peak": peaks[0], "dense_peak": peaks[1]}
+    return {**figures(*timings), "flops": share, **memory, **made.facts}
 
 
 def _call(module: nn.Module, inputs: Any) -> Any:

@@ -41,6 +41,11 @@ class ModelTimes:
         """Nanoseconds of what no plan changes: what is left of the dense model's."""
         return max(0, self.dense - sum(table.dense for table in self.tables.values()))
 
+    @property
+    def planned_dense(self) -> int:
+        """Nanoseconds of the dense model as a plan has them, its layers' own and the fixed part."""
+        return self.fixed + sum(table.dense for table in self.tables.values())
+
     def predicted(self, plan: Plan, spectra: Sequence[Spectrum]) -> int:
         """Nanoseconds of one forward pass of the model after a plan."""
         prices = Prices("latency", self.tables)

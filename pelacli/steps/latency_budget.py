@@ -31,12 +31,15 @@ class LatencyOutcome:
     """Milliseconds of one forward pass of a batch.
 
     Attributes:
-        predicted: by the times of single layers; measured: of the whole low-rank model, and dense
-            in turns with it. After a dry run ``measured`` is None, and dense was timed alone.
+        dense: of the dense model, in turns with the low-rank one; timed alone after a dry run.
+        predicted: of the low-rank model, by the times of single layers.
+        planned_dense: the same of the dense model: what the plan's ratio is of.
+        measured: of the whole low-rank model; None after a dry run.
     """
 
     dense: float
     predicted: float
+    planned_dense: float
     measured: float | None
     batch_size: int
     conditions: Conditions
@@ -46,24 +49,26 @@ class LatencyOutcome:
         return {
             "dense": self.dense,
             "predicted": self.predicted,
+            "planned_dense": self.planned_dense,
             "measured": self.measured,
             "batch_size": self.batch_size,
             **self.conditions.document(),
         }
 
     def __str__(self) -> str:
-        line = f"a batch of {self.batch_size} {self.conditions}: "
+        planned = self.predicted / self.planned_dense
+        line = f"a batch of {self.batch_size} {self.conditions}: predicted {self.predicted:.4g} ms"
+        line += f" ({planned:.2f} of dense)"
         if self.measured is None:
-            return f"{line}predicted {self.predicted:.4g} ms, dense {self.dense:.4g} ms"
-        line += (
-            f"{self.measured:.4g} ms, predicted {self.predicted:.4g} ms, dense {self.dense:.4g} ms"
-        )
-        if self.measured >= self.dense:
+            return line
+        real = self.measured / self.dense
+        line += f", measured {self.measured:.4g} ms ({real:.2f} of dense, {self.dense:.4g} ms)"
+        if real > 1:
             return line + (
-                "; it is no faster than dense here: plan on a quiet machine, or for a larger batch "
+                "; it is slower than dense here: plan on a quiet machine, or for a larger batch "
                 "(--batch-size)"
             )
-        off = max(self.measured, self.predicted) > _NEAR * min(self.measured, self.predicted)
+        off = max(real, planned) > _NEAR * min(real, planned)
         return f"{line}; the prediction is off by more than a tenth" if off else line
 
 
@@ -109,16 +114,14 @@ def outcome(
     """
     times = dense.times
     assert times is not None
-    predicted = times.predicted(plan, spectra) / 1e6
+    predicted, planned_dense = times.predicted(plan, spectra) / 1e6, times.planned_dense / 1e6
+    size, how = times.batch_size, times.conditions
     if low_rank is None:
-        return LatencyOutcome(
-            times.dense / 1e6, predicted, None, times.batch_size, times.conditions
-        )
-    how = times.conditions
-    request = TimingRequest(how.device, (times.batch_size,), how.precision, how.compile)
+        return LatencyOutcome(times.dense / 1e6, predicted, planned_dense, None, size, how)
+    request = TimingRequest(how.device, (size,), how.precision, how.compile)
     [speed] = _time_copy(low_rank, request).batches
     beside = speed.own if speed.dense is None else speed.dense
-    return LatencyOutcome(beside.median, predicted, speed.own.median, times.batch_size, how)
+    return LatencyOutcome(beside.median, predicted, planned_dense, speed.own.median, size, how)
 
 
 def _request(opened: OpenModel, step: Step[Decompose]) -> TimingRequest:

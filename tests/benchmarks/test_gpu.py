@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pretended_timing import pretended_layer_times
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -20,8 +21,10 @@ def gpu(monkeypatch):
 
 
 @pytest.fixture
-def quick(gpu, tmp_path):
+def quick(gpu, tmp_path, monkeypatch):
     """Run tiny models; gives the rows."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("pelacli.measure.layer_times.measure", pretended_layer_times)
     file = tmp_path / "rows.jsonl"
 
     def run(only, *more):
@@ -79,7 +82,7 @@ def test_what_failed_and_what_another_device_gave_is_measured_again(gpu, quick, 
 
 
 def test_an_error_ends_its_row_and_not_the_run(gpu, quick, monkeypatch, capsys):
-    def fail(subject):
+    def fail(subject, compiled):
         raise RuntimeError("out of memory")
 
     monkeypatch.setitem(gpu.VARIANTS, "reference", fail)
