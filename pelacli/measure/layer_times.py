@@ -62,7 +62,8 @@ class LayerTimes:
     forms: Mapping[str, Table]
 
 
-# (case, rank) → a layer of a form in eval mode. Its parameters need no values and are on "meta".
+# (case, rank) → a layer of a form. Its parameters need no values and are on "meta"; buffers have
+# theirs.
 Make = Callable[[Case, int], nn.Module]
 
 
@@ -165,8 +166,11 @@ class _Pool:
         self._next = 0
 
     def fill(self, module: nn.Module) -> None:
-        """Give a module weights from here; its buffers stay as they are."""
+        """Give a module weights from here, and its buffers the device."""
         for part in module.modules():
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = buffer.to(self._values.device)
             for name, parameter in part._parameters.items():
                 if parameter is not None:
                     part._parameters[name] = nn.Parameter(self._take(parameter), False)

@@ -55,6 +55,8 @@ def _because(unit: Unit, costs: Costs, obstacles: Mapping[str, int]) -> tuple[st
         parts.append(f"{share(costs.fixed)} of the {noun} {verb} not in factorised layers")
     if is_large(costs.pinned):
         parts.append(f"pins hold {share(costs.pinned)}")
+    if unit == "latency" and is_large(costs.dense):
+        parts.append(f"layers that no rank makes faster hold {share(costs.dense)}")
     if is_large(costs.lowest):
         parts.append(f"the layers at their lowest ranks hold {share(costs.lowest)}")
     return f", because {_joined(parts)}" if parts else "", bool(owners)

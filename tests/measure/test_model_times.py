@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from pelacli.errors import InfeasibleError
 from pelacli.lowrank import find
 from pelacli.measure import flops, model_times
 from pelacli.measure.layer_times import Case, LayerTimes
@@ -102,6 +103,17 @@ def test_a_layer_that_is_not_faster_stays_dense():
     assert made.layers["slow"].reason == "no rank is faster than dense"
     assert made.layers["fast"].rank == 8  # 200 + 400 + 25 · 8 ≤ 0.8 · 1000
     assert known.predicted(made, spectra) == 800
+
+
+def test_a_ratio_that_can_not_be_had_names_the_layers_that_are_not_faster():
+    known = times(fast=(400, 25), slow=(400, 500))
+    with pytest.raises(InfeasibleError) as error:
+        plan(known, "0.3")
+    assert str(error.value) == (
+        "ratio 0.3 cannot be met: the smallest possible is 0.625, because 20.0 % of the time is "
+        "not in factorised layers, layers that no rank makes faster hold 40.0 % and the layers at "
+        "their lowest ranks hold 2.5 %"
+    )
 
 
 def test_the_prediction_is_of_the_whole_model_whatever_the_budget_counts():
