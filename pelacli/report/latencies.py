@@ -199,6 +199,10 @@ def _remedies(speeds: Speeds, manifest: Manifest) -> list[str]:
         remedies = [f"batches of {largest.batch_size} are {largest.speedup:.2f} × as fast as dense"]
     if not speeds.conditions.compile:
         remedies.append("time it with --compile")
+    if manifest.unit != "latency":
+        remedies.append("decompose by time (--unit latency)")
+    if any(layer.form == "pivots" for layer in manifest.layers):
+        remedies.append("decompose with --form factors")
     multiple = 8 if speeds.conditions.device == "cpu" else 32
     ranks = [layer.rank for layer in manifest.layers if layer.rank is not None]
     if any(rank % multiple for rank in ranks):

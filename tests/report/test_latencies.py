@@ -23,11 +23,11 @@ def speeds(*times, conditions=CPU, spread=0.1):
     return Speeds(conditions, [Speed(n, timing(own), timing(dense)) for n, own, dense in times])
 
 
-def manifest(rank=24):
+def manifest(rank=24, unit="params", form="factors"):
     count = Count(before=100, after=50)
-    layer = LayerRecord(name="a", shape=(64, 64), rank=rank, params=count)
+    layer = LayerRecord(name="a", shape=(64, 64), rank=rank, form=form, params=count)
     source = SourceRecord(model="m", library="timm")
-    return Manifest(source=source, library="timm", params=count, layers=[layer])
+    return Manifest(source=source, library="timm", params=count, unit=unit, layers=[layer])
 
 
 def test_a_row_holds_both_times_and_how_they_were_measured():
@@ -61,7 +61,8 @@ def test_where_low_rank_is_slower_a_line_says_so_and_what_to_do():
     line = latencies.slower_than_dense("m", speeds((1, 4.0, 2.0), (32, 5.0, 10.0)), manifest(20))
     assert line == (
         "m: slower than dense at batch size 1 (0.50 × its speed) on cpu in fp32; batches of 32 are "
-        "2.00 × as fast as dense, time it with --compile or decompose with --multiple 8"
+        "2.00 × as fast as dense, time it with --compile, decompose by time (--unit latency) or "
+        "decompose with --multiple 8"
     )
     assert latencies.slower_than_dense("m", speeds((1, 2.0, 4.0)), manifest()) is None
 
@@ -71,6 +72,11 @@ def test_only_what_has_not_been_tried_is_advised():
     said = latencies.slower_than_dense("m", slow, manifest(rank=64))
     assert "--compile" not in said
     assert "--multiple" not in said
+    assert "--form" not in said
+    assert "--unit latency" in said
+    said = latencies.slower_than_dense("m", slow, manifest(64, unit="latency", form="pivots"))
+    assert "--unit" not in said
+    assert "--form factors" in said
     assert "--multiple 32" in latencies.slower_than_dense("m", slow, manifest(rank=24))
     assert "--multiple" not in latencies.slower_than_dense("m", speeds((1, 4.0, 2.0)), manifest(24))
 
