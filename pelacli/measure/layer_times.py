@@ -166,11 +166,10 @@ class _Pool:
         self._next = 0
 
     def fill(self, module: nn.Module) -> None:
-        """Give a module weights from here, and its buffers the device."""
+        """Give a module weights from here; its buffers come to the same device."""
         for part in module.modules():
             for name, buffer in part._buffers.items():
-                if buffer is not None:
-                    part._buffers[name] = buffer.to(self._values.device)
+                part._buffers[name] = None if buffer is None else buffer.to(self._values.device)
             for name, parameter in part._parameters.items():
                 if parameter is not None:
                     part._parameters[name] = nn.Parameter(self._take(parameter), False)
