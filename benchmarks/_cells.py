@@ -124,6 +124,7 @@ class Settings:
         model: directory of the headless model; data: of the folders of images.
         size: pixels a side; samples: of the calibration; steps: N.
         multiple: of which our start's ranks are; None: as pela chooses. The paper's are single.
+        form: of our start's layers; the paper's have factors.
     """
 
     model: str
@@ -138,6 +139,7 @@ class Settings:
     batch: int
     precision: str
     multiple: int | None = None
+    form: str = "auto"
 
     def stamp(self) -> dict[str, Any]:
         """What decides the results, and no path."""
@@ -245,6 +247,8 @@ class Workshop:
         if method.start is None:
             return None
         name = f"{method.start}{'-backbone' if method.backbone else ''}"
+        if method.start == "ours":
+            name += f"-{self.settings.form}"
         output = self.work / "starts" / f"{name}-{cell.ratio.replace('/', '_')}-{cell.seed}"
         return self._recipe(self._dense(cell), output, cell.seed, decompose=self._decompose(cell))
 
@@ -275,7 +279,8 @@ class Workshop:
         common = {"ratio": cell.ratio, "scope": "layers"}
         if cell.method.start == "svd":
             return common | {"policy": "uniform", "multiple": 1}
-        ours = {"samples": self.settings.samples, "multiple": self.settings.multiple}
+        s = self.settings
+        ours = {"samples": s.samples, "multiple": s.multiple, "form": s.form}
         return common | {"calibrate": "train"} | ours
 
     def _train(self, table: dict[str, float], steps: int, images: int) -> dict[str, Any]:

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from pelacli.errors import InfeasibleError
 from pelacli.lowrank import find, replace
 from pelacli.lowrank.layer import Layer
+from pelacli.lowrank.pivot_linear import PivotLinear
 from pelacli.measure import flops, latency, layer_times, layer_times_cache, model_times
 from pelacli.measure.model_times import ModelTimes
 from pelacli.ranks import planner
 from pelacli.ranks.budget import Budget
+from pelacli.ranks.forms import Form
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.size import ModelSize
 from pelacli.ranks.spectrum import Spectrum
@@ -104,11 +106,13 @@ def uniform_ranks(layers: list[Layer], form: str, multiple: int) -> dict[str, in
     return ranks
 
 
-def low_rank(subject: Subject, ranks: Mapping[str, int], forms: Mapping[str, str]) -> nn.Module:
+def low_rank(subject: Subject, ranks: Mapping[str, int], forms: Mapping[str, Form]) -> nn.Module:
     """A copy of the subject's module with these ranks and random factors."""
     module = copy.deepcopy(subject.module)
-    replace.replace_empty(module, ranks)
+    replace.replace_empty(module, ranks, forms)
     for layer in find.low_rank_layers(module).values():
+        if isinstance(layer, PivotLinear):
+            layer.order.copy_(torch.randperm(len(layer.order)))
         for parameter in layer.parameters():
             nn.init.normal_(parameter, std=0.02)
     return module.eval()
@@ -125,6 +129,12 @@ class Made:
 def factors_at_half(subject: Subject, compiled: bool) -> Made:
     """Each layer at half its weights in factors, ranks in eights."""
     return Made(low_rank(subject, uniform_ranks(subject.layers, "factors", EIGHT), {}), {})
+
+
+def pivots_at_half(subject: Subject, compiled: bool) -> Made:
+    """Each layer at half its weights in pivots, ranks in eights."""
+    ranks = uniform_ranks(subject.layers, "pivots", EIGHT)
+    return Made(low_rank(subject, ranks, dict.fromkeys(ranks, "pivots")), {})
 
 
 def reference(subject: Subject, compiled: bool) -> Made:
@@ -182,5 +192,6 @@ def _plan(layers: list[Layer], times: ModelTimes) -> Plan:
 VARIANTS: dict[str, Callable[[Subject, bool], Made]] = {
     "reference": reference,
     "factors": factors_at_half,
+    "pivots": pivots_at_half,
     "latency": planned_by_time,
 }

@@ -24,25 +24,31 @@ from pelacli.factorize import calibration, engine, refit
 from pelacli.factorize.moments import Moments, narrow_in
 from pelacli.lowrank.calls import LinearCalls
 from pelacli.lowrank.layer import Layer
-from pelacli.lowrank.replace import Factors
+from pelacli.lowrank.replace import Parts
 from pelacli.measure.held_back import HeldBack
 from pelacli.models.prediction import predict
 from pelacli.models.token_head import TokenHead
 from pelacli.ranks import planner
 from pelacli.ranks.budget import Budget
+from pelacli.ranks.forms import Choice
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
 
 
 @dataclass
 class Case:
-    """A model and its calibration samples; what several policies need is measured once."""
+    """A model and its calibration samples; what several policies need is measured once.
+
+    Attributes:
+        form: of the layers that pela's own policies make.
+    """
 
     module: nn.Module
     layers: Sequence[Layer]
     batches: Sequence[Any]
     seed: int
     head: TokenHead | None = None
+    form: Choice = "factors"
     _cuts: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @cached_property
@@ -108,7 +114,7 @@ class Case:
 
         return _kfac.scaled(spectra, divergence)
 
-    def divergence(self, factors: Mapping[str, Factors]) -> float:
+    def divergence(self, factors: Mapping[str, Parts]) -> float:
         """From the dense model, on the first calibration batches, in nats a token."""
         kl = self._few.distance(factors).kl
         assert kl is not None
@@ -149,29 +155,32 @@ class Case:
         """The layers' spectra by the moments of this kind; "plain" for none."""
         moments = self.moments(kind)
         if kind not in self._cuts:
-            self._cuts[kind] = engine.solve(self.layers, moments)
+            self._cuts[kind] = engine.solve(self.layers, moments, keep=engine.Keep.ALL)
         return engine.spectra(self.layers, self._cuts[kind], moments)
 
     def moments(self, kind: str) -> Mapping[str, Moments]:
         """The moments of a kind; see the properties."""
         return {} if kind == "plain" else getattr(self, kind)
 
-    def factors(self, kind: str, plan: Plan) -> dict[str, Factors]:
+    def factors(self, kind: str, plan: Plan) -> dict[str, Parts]:
         """Each layer cut once, in the metric of these moments."""
         self.spectra(kind)
         return engine.factors(self.layers, self._cuts[kind], self.moments(kind), plan)
 
 
-def _plan(spectra: Sequence[Spectrum], policy: str, ratio: Fraction) -> Plan:
-    return planner.plan(spectra, Budget(policy, ratio, scope="layers", multiple=1))
+def _plan(
+    spectra: Sequence[Spectrum], policy: str, ratio: Fraction, form: Choice = "factors"
+) -> Plan:
+    budget = Budget(policy, ratio, scope="layers", multiple=1, form=form)
+    return planner.plan(spectra, budget)
 
 
-def plain_uniform(case: Case, ratio: Fraction) -> dict[str, Factors]:
+def plain_uniform(case: Case, ratio: Fraction) -> dict[str, Parts]:
     """Truncated SVD of the weights at equal ratios: the start of the paper's PELA."""
     return case.factors("plain", _plan(case.spectra("plain"), "uniform", ratio))
 
 
-def plain_threshold(case: Case, ratio: Fraction) -> dict[str, Factors]:
+def plain_threshold(case: Case, ratio: Fraction) -> dict[str, Parts]:
     """Truncated SVD; every layer keeps the same share of its energy, the largest that fits."""
     spectra = case.spectra("plain")
     limit = int(ratio * sum(s.shape[0] * s.shape[1] for s in spectra))
@@ -188,12 +197,12 @@ def plain_threshold(case: Case, ratio: Fraction) -> dict[str, Factors]:
     return case.factors("plain", at(low))
 
 
-def plain_global(case: Case, ratio: Fraction) -> dict[str, Factors]:
+def plain_global(case: Case, ratio: Fraction) -> dict[str, Parts]:
     """Truncated SVD; the ranks that keep the most energy of all weights together."""
     return case.factors("plain", _plan(case.spectra("plain"), "energy", ratio))
 
 
-def asvd(case: Case, ratio: Fraction) -> dict[str, Factors]:
+def asvd(case: Case, ratio: Fraction) -> dict[str, Parts]:
     """Channels scaled by mean |x|^½ before the SVD, uniform ranks.
 
     Source: ASVD (arXiv 2312.05821), without its search of ranks on labelled perplexity.
@@ -201,12 +210,12 @@ def asvd(case: Case, ratio: Fraction) -> dict[str, Factors]:
     return case.factors("scales", _plan(case.spectra("scales"), "uniform", ratio))
 
 
-def svdllm(case: Case, ratio: Fraction) -> dict[str, Factors]:
+def svdllm(case: Case, ratio: Fraction) -> dict[str, Parts]:
     """Inputs whitened by a root of E[x xᵀ], uniform ranks. Source: SVD-LLM (arXiv 2403.07378)."""
     return case.factors("raw_inputs", _plan(case.spectra("raw_inputs"), "uniform", ratio))
 
 
-def balf(case: Case, ratio: Fraction) -> dict[str, Factors]:
+def balf(case: Case, ratio: Fraction) -> dict[str, Parts]:
     """Whitened energies as shares of each layer's own, and one multiplier over all layers' ranks.
 
     Source: BALF (arXiv 2509.25136): budgeted activation-aware low-rank factorisation.
@@ -218,37 +227,37 @@ def balf(case: Case, ratio: Fraction) -> dict[str, Factors]:
     return case.factors("raw_inputs", _plan(spectra, "energy", ratio))
 
 
-def whitened_mean(case: Case, ratio: Fraction) -> dict[str, Factors]:
+def whitened_mean(case: Case, ratio: Fraction) -> dict[str, Parts]:
     """Ours, step 1: inputs whitened about their mean, which the bias takes up; uniform ranks."""
     return case.factors("inputs", _plan(case.spectra("inputs"), "uniform", ratio))
 
 
-def two_sided_uniform(case: Case, ratio: Fraction) -> dict[str, Factors]:
+def two_sided_uniform(case: Case, ratio: Fraction) -> dict[str, Parts]:
     """Ours, step 2: and cut in the metric of what the model's output feels; uniform ranks."""
     return case.factors("two_sided", _plan(case.spectra("two_sided"), "uniform", ratio))
 
 
-def two_sided(case: Case, ratio: Fraction) -> dict[str, Factors]:
+def two_sided(case: Case, ratio: Fraction) -> dict[str, Parts]:
     """Ours, step 3: and the ranks that keep the most of that energy together."""
-    return case.factors("two_sided", _plan(case.spectra("two_sided"), "energy", ratio))
+    return case.factors("two_sided", _plan(case.spectra("two_sided"), "energy", ratio, case.form))
 
 
-def felt(case: Case, ratio: Fraction) -> dict[str, Factors]:
+def felt(case: Case, ratio: Fraction) -> dict[str, Parts]:
     """Ours, step 4: and tokens weighted by how strongly they are felt. All of pela's one shot."""
-    return case.factors("felt", _plan(case.spectra("felt"), "energy", ratio))
+    return case.factors("felt", _plan(case.spectra("felt"), "energy", ratio, case.form))
 
 
-def kfac_svd(case: Case, ratio: Fraction) -> dict[str, Factors]:
+def kfac_svd(case: Case, ratio: Fraction) -> dict[str, Parts]:
     """Both sides by the texts' own gradients, uniform ranks. Source: KFAC-SVD (ICML 2026)."""
     return case.factors("kfac", _plan(case.spectra("kfac"), "uniform", ratio))
 
 
-def kfac_lems(case: Case, ratio: Fraction) -> dict[str, Factors]:
+def kfac_lems(case: Case, ratio: Fraction) -> dict[str, Parts]:
     """The same with ranks by measured divergences and two numbers for the depth. Source: LEMS."""
     spectra = case.spectra("kfac")
     blocks = {s.name: int(re.findall(r"\d+", s.name)[0]) for s in spectra}
     draw = np.random.default_rng(42)
-    best: tuple[float, dict[str, Factors]] | None = None
+    best: tuple[float, dict[str, Parts]] | None = None
     for _ in range(_kfac.TRIALS):
         alpha, gamma = draw.uniform(0, _kfac.ALPHA), draw.uniform(0, _kfac.GAMMA)
         plan = _plan(_kfac.weighed(spectra, case.lems, blocks, alpha, gamma), "energy", ratio)
@@ -260,20 +269,20 @@ def kfac_lems(case: Case, ratio: Fraction) -> dict[str, Factors]:
     return best[1]
 
 
-def refitted(case: Case, ratio: Fraction) -> dict[str, Factors]:
+def refitted(case: Case, ratio: Fraction) -> dict[str, Parts]:
     """Ours, step 5: and layers cut front to back for the inputs they really get."""
     return _corrected(case, ratio, payback=0.0)
 
 
-def pela(case: Case, ratio: Fraction) -> dict[str, Factors]:
+def pela(case: Case, ratio: Fraction) -> dict[str, Parts]:
     """Ours, step 6: and the residual stream's loss paid back. What `pela decompose` does, but for
     the firmer ridge that it tries too where tokens are few."""
     return _corrected(case, ratio)
 
 
-def _corrected(case: Case, ratio: Fraction, payback: float = refit.PAYBACK) -> dict[str, Factors]:
-    plan = _plan(case.spectra("felt"), "energy", ratio)
-    return case.factors("felt", plan) | refit.correct(
+def _corrected(case: Case, ratio: Fraction, payback: float = refit.PAYBACK) -> dict[str, Parts]:
+    plan = _plan(case.spectra("felt"), "energy", ratio, case.form)
+    refitted = refit.correct(
         case.module,
         case.layers,
         plan.ranks(),
@@ -282,9 +291,11 @@ def _corrected(case: Case, ratio: Fraction, payback: float = refit.PAYBACK) -> d
         case.run,
         payback=payback,
     )
+    solved = case._cuts["felt"]
+    return engine.factors(case.layers, solved, case.felt, plan, refitted=refitted)
 
 
-Policy = Callable[[Case, Fraction], dict[str, Factors]]
+Policy = Callable[[Case, Fraction], dict[str, Parts]]
 
 # name → (policy, whether it looks at samples)
 POLICIES: dict[str, tuple[Policy, bool]] = {
@@ -307,3 +318,5 @@ OF_TEXTS: dict[str, tuple[Policy, bool]] = {
     "kfac-lems": (kfac_lems, True),
 }
 ALL = POLICIES | OF_TEXTS
+# Pela's own, whose plans can spend what pivots save.
+OF_ANY_FORM = ("two-sided", "felt", "refitted", "pela")

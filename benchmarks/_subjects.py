@@ -23,7 +23,7 @@ from pelacli.data import dataset as data_dataset
 from pelacli.data.dataset import Dataset
 from pelacli.data.loader import loader
 from pelacli.factorize.batches import cut
-from pelacli.lowrank.replace import Factors, replaced
+from pelacli.lowrank.replace import Parts, replaced
 from pelacli.measure.held_back import HeldBack
 from pelacli.models import heads
 from pelacli.models import inputs as models_inputs
@@ -62,7 +62,7 @@ class Subject:
     def tests(self) -> int:
         return len(self.dense)
 
-    def measure(self, factors: Mapping[str, Factors]) -> dict[str, float]:
+    def measure(self, factors: Mapping[str, Parts]) -> dict[str, float]:
         """The figures of the model with these factors."""
         with replaced(self.opened.module, factors):
             return self.measure_module(self.opened.module)
@@ -189,7 +189,7 @@ class Texts:
         assert perplexity is not None
         return -perplexity
 
-    def measure(self, factors: Mapping[str, Factors]) -> dict[str, float]:
+    def measure(self, factors: Mapping[str, Parts]) -> dict[str, float]:
         """The figures of the model with these factors."""
         distance = self.held_back.distance(factors)
         assert distance.perplexity is not None

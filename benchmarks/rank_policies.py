@@ -32,14 +32,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _policies import ALL, OF_TEXTS, POLICIES, Case
+from _policies import ALL, OF_ANY_FORM, OF_TEXTS, POLICIES, Case
 from _subjects import Subject, Texts, dataset, idx_images, sentences
 from rich.console import Console
 
 from pelacli.errors import RequestError
 from pelacli.lowrank import find
 from pelacli.lowrank.layer import Layer
+from pelacli.lowrank.replace import Parts, tensors
 from pelacli.models import inputs, opening
+from pelacli.ranks.forms import CHOICES, Choice
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 Row = dict[str, Any]
@@ -79,6 +81,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fashion", type=Path, default=FASHION, help="folder of the idx files")
     parser.add_argument("--size", type=int, help="pixels a side")
     parser.add_argument("--policies", help=f"some of {', '.join(ALL)}; by default all that fit")
+    parser.add_argument(
+        "--forms",
+        nargs="+",
+        choices=CHOICES,
+        default=["factors", "auto"],
+        help="of pela's own",
+    )
     parser.add_argument("--ratios", default="0.8,2/3,1/2,1/3")
     parser.add_argument("--seeds", default="0,1,2", help="of the calibration sample")
     parser.add_argument("--samples", type=int, default=512, help="for calibration")
@@ -129,28 +138,31 @@ def run(subject: Subject | Texts, args: argparse.Namespace) -> list[Row]:
     layers = [la for la in find.find_layers(opened.module, head=opened.head) if not la.reason]
     dense = subject.dense_metric
     rows = read(args.out) if args.out.exists() else []
-    done = {(row["policy"], row["ratio"], row["seed"]) for row in rows}
+    done = {(r["policy"], r["ratio"], r["seed"], r.get("form", "factors")) for r in rows}
     fitting = POLICIES if subject.head is None else ALL
     names = args.policies.split(",") if args.policies else list(fitting)
     if subject.head is None and (wrong := OF_TEXTS.keys() & set(names)):
         raise RequestError(f"--policies {min(wrong)}: is of language models; leave it out")
     ratios = args.ratios.split(",")
-    cells = []
+    cells: list[tuple[int, int | None, str, str, Choice]] = []
     for seed in map(int, args.seeds.split(",")):
         for name in names:
             # What looks at no samples is the same for all of them.
             number = seed if ALL[name][1] else None
-            cells += [(seed, number, name, ratio) for ratio in ratios]
-    cells = [c for c in cells if (c[2], c[3], c[1]) not in done]
+            forms: list[Choice] = args.forms if name in OF_ANY_FORM else ["factors"]
+            cells += [(seed, number, name, ratio, form) for ratio in ratios for form in forms]
+    cells = [c for c in cells if (c[2], c[3], c[1], c[4]) not in done]
     cells = [c for i, c in enumerate(cells) if c[1:] not in [d[1:] for d in cells[:i]]]
     case: Case | None = None
     begin = time.perf_counter()
-    for i, (seed, number, name, ratio) in enumerate(cells):
+    for i, (seed, number, name, ratio, form) in enumerate(cells):
         if case is None or case.seed != seed:
             batches = subject.calibration(args.samples, seed)
             case = Case(opened.module, layers, batches, seed, subject.head)
+        case.form = form
         row = cell(subject, case, layers, name, ratio)
         row |= {
+            "form": form,
             "seed": number,
             "model": opened.ref if not Path(opened.ref).exists() else Path(opened.ref).name,
             "dense": dense,
@@ -165,7 +177,7 @@ def run(subject: Subject | Texts, args: argparse.Namespace) -> list[Row]:
             file.write(json.dumps(row) + "\n")
         left = (time.perf_counter() - begin) / (i + 1) * (len(cells) - i - 1)
         talk.print(
-            f"{i + 1}/{len(cells)} seed {number} {name} {ratio}: {row['metric']:.2f} "
+            f"{i + 1}/{len(cells)} seed {number} {name} {form} {ratio}: {row['metric']:.2f} "
             f"({-row['drop']:+.2f}), error {row['error']:.4f}, {row['seconds']:.1f} s; "
             f"{left / 60:.0f} min left",
             soft_wrap=True,
@@ -181,10 +193,7 @@ def cell(
     start = time.perf_counter()
     factors = ALL[name][0](case, exact)
     seconds = time.perf_counter() - start
-    used = sum(
-        len(factors[la.name][0]) * sum(la.shape) if la.name in factors else la.params
-        for la in layers
-    )
+    used = sum(_weights(factors[la.name]) if la.name in factors else la.params for la in layers)
     total = sum(la.params for la in layers)
     if used > int(exact * total):
         raise RequestError(f"{name}: takes {used} parameters of {int(exact * total)}")
@@ -194,13 +203,18 @@ def cell(
     }  # fmt: skip
 
 
+def _weights(parts: Parts) -> int:
+    named = tensors(parts)
+    return named["down.weight"].numel() + named["up.weight"].numel()
+
+
 def read(file: Path) -> list[Row]:
     """The rows of a file."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: a line per policy, a column per budget: drop ± spread / error of the outputs."""
+    """Markdown: a line per policy and form, a column per budget: drop ± spread / outputs' error."""
     if not rows:
         return "no results yet"
     first = rows[0]
@@ -210,16 +224,17 @@ def table(rows: Sequence[Row]) -> str:
         f"{max(row['samples'] for row in rows)} calibration samples. Points lost "
         "(mean ± standard deviation over seeds) / relative error of the outputs / seconds.",
         "",
-        f"| policy | {' | '.join(ratios)} |",
-        "|---" * (len(ratios) + 1) + "|",
+        f"| policy | form | {' | '.join(ratios)} |",
+        "|---" * (len(ratios) + 2) + "|",
     ]
-    for name in ALL:
+    for name, form in ((name, form) for name in ALL for form in CHOICES):
+        mine = [r for r in rows if (r["policy"], r.get("form", "factors")) == (name, form)]
         found = []
         for ratio in ratios:
-            some = [r for r in rows if r["policy"] == name and r["ratio"] == ratio]
+            some = [r for r in mine if r["ratio"] == ratio]
             found.append(_figures(some) if some else "")
         if any(found):
-            lines.append(f"| {name} | {' | '.join(found)} |")
+            lines.append(f"| {name} | {form} | {' | '.join(found)} |")
     return "\n".join(lines)
 
 

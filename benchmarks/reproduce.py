@@ -43,6 +43,7 @@ from pelacli.artefact import loading
 from pelacli.errors import PelaError, RequestError
 from pelacli.manifest import digests
 from pelacli.models import opening
+from pelacli.ranks.forms import CHOICES
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 # Points that the healed model may lose against the dense one, by ratio.
@@ -79,6 +80,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--samples", type=int, default=512, help="of calibration, unlabelled")
     parser.add_argument("--multiple", type=int, help="of which ours has ranks; unset: as pela does")
+    parser.add_argument("--form", default="auto", choices=CHOICES, help="of ours' layers")
     parser.add_argument("--train-images", type=int, default=20000, help="training sees these")
     parser.add_argument("--test-images", type=int, default=3000)
     parser.add_argument("--ratios", default="2/3,1/2,1/3", help="of the layers' parameters")
@@ -141,7 +143,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     settings = Settings(
         args.model, str(images), args.size, args.steps, args.teacher_steps, args.transfer_steps,
         args.samples, args.train_images, args.test_images, args.batch, args.precision,
-        args.multiple,
+        args.multiple, args.form,
     )  # fmt: skip
     stamp = json.loads(json.dumps(settings.stamp()))
     rows = read(args.out) if args.out.exists() else []

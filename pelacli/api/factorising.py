@@ -50,7 +50,7 @@ def plan(
     min_rank: int = 1,
     max_rank: int | None = None,
     multiple: int | None = None,
-    form: FormChoice = "factors",
+    form: FormChoice = "auto",
     **budgets: Any,
 ) -> Plan:
     """The ranks that `decompose` would choose; the model stays as it is.
@@ -115,7 +115,7 @@ def decompose(
     min_rank: int = 1,
     max_rank: int | None = None,
     multiple: int | None = None,
-    form: FormChoice = "factors",
+    form: FormChoice = "auto",
     **budgets: Any,
 ) -> Plan:
     """Factorise a module in place, on the device where it is.
@@ -236,7 +236,8 @@ def _solved(
         run=run,
     )
     check_flops_known(dense, unit, "; give batches to count them on, or budget in parameters")
-    keep = Keep.NOTHING if only_plan else Keep.PLANNED
+    planned = Keep.PLANNED if settings.form == "factors" else Keep.ALL
+    keep = Keep.NOTHING if only_plan else planned
     return solve(
         dense,
         samples,

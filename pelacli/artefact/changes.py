@@ -13,6 +13,8 @@ from pelacli.lowrank.linear import LowRankLinear
 from pelacli.manifest.document import Count, LayerRecord, Manifest
 from pelacli.measure.flops import layer_flops
 from pelacli.models.opened import OpenModel
+from pelacli.ranks import forms
+from pelacli.ranks.forms import Form
 
 
 def relocated(opened: OpenModel, manifest: Manifest, before: Mapping[str, nn.Module]) -> Manifest:
@@ -97,13 +99,14 @@ class _Form:
     shape: tuple[int, int]
     rank: int | None
     kind: str
+    form: Form | None = None
 
     def fits(self, row: LayerRecord) -> bool:
         """Whether a row is about a layer of this form. A dense one may have another shape, as a
         head has that got another number of classes: `recounted` sees to that."""
         if row.rank is None or self.rank is None:
             return row.rank is self.rank and row.kind == self.kind
-        return (row.shape, row.rank) == (self.shape, self.rank)
+        return (row.shape, row.rank, row.form) == (self.shape, self.rank, self.form)
 
 
 def _forms(module: nn.Module) -> dict[str, _Form]:
@@ -114,7 +117,7 @@ def _forms(module: nn.Module) -> dict[str, _Form]:
         for layer in find.find_layers(module)
         if layer.name.rpartition(".")[0] not in low_rank
     } | {
-        name: _Form((layer.out_features, layer.in_features), layer.rank, "")
+        name: _Form((layer.out_features, layer.in_features), layer.rank, "", layer.form)
         for name, layer in low_rank.items()
     }
 
@@ -158,15 +161,16 @@ def _unknown(layer: LowRankLinear, name: str) -> LayerRecord:
     """A row for a low-rank layer that has none: the task made it by copying another (a decoder of
     fusion layers), or it came from another model. How much energy it keeps is not known."""
     out, in_, rank = layer.out_features, layer.in_features, layer.rank
-    params = Count(before=out * in_, after=rank * (out + in_))
-    return LayerRecord(name=name, shape=(out, in_), rank=rank, params=params)
+    params = Count(before=out * in_, after=forms.weights((out, in_), rank, layer.form))
+    return LayerRecord(name=name, shape=(out, in_), rank=rank, form=layer.form, params=params)
 
 
 def _renamed(row: LayerRecord, name: str, tokens: int | None) -> LayerRecord:
     """A low-rank layer's row under its new name, at the tokens that it is applied to there."""
     flops = None
     if tokens is not None:
-        dense, low = (layer_flops(row.shape, tokens, rank) for rank in (None, row.rank))
+        dense = layer_flops(row.shape, tokens, None)
+        low = layer_flops(row.shape, tokens, row.rank, row.form)
         flops = Count(before=dense, after=low)
     return row.model_copy(update={"name": name, "flops": flops})
 

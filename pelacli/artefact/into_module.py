@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pelacli.artefact.loading import Artefact
-from pelacli.artefact.rebuilding import read_config
+from pelacli.artefact.rebuilding import forms_of, read_config
 from pelacli.errors import RequestError
 from pelacli.lowrank import find
 from pelacli.lowrank.replace import replace_empty
@@ -49,7 +49,7 @@ def load_into(module: nn.Module, path: Path) -> Artefact:
     frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
     with _as_before_on_error(module):
         try:
-            replace_empty(module, ranks)
+            replace_empty(module, ranks, forms_of(manifest))
         except RequestError as error:
             raise RequestError(f"{path}: {error}; {_REMEDY}") from None
         load_strictly(module, stored_tensors(files), path, hint=f"; {_REMEDY}", tied=manifest.tied)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from pelacli.artefact import changes, unrecorded
-from pelacli.artefact.rebuilding import REMEDY, ranks_of, read_config, rebuild_dense
+from pelacli.artefact.rebuilding import REMEDY, forms_of, ranks_of, read_config, rebuild_dense
 from pelacli.errors import RequestError
 from pelacli.lowrank import replace
 from pelacli.manifest import digests, document, lookup
@@ -21,6 +21,7 @@ from pelacli.models import carried, libraries, opening, precision
 from pelacli.models.inputs import tokenizer_of
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import load_strictly, stored_tensors
+from pelacli.ranks.forms import Form
 
 
 @dataclass
@@ -43,29 +44,33 @@ def load(path: Path) -> Artefact:
             names the file and the tensor.
     """
     manifest = document.read(path)
-    module = _low_rank(path, manifest.library, ranks_of(manifest))
+    module = _low_rank(path, manifest.library, ranks_of(manifest), forms_of(manifest))
     load_strictly(module, stored_tensors(digests.weight_files(path)), path, tied=manifest.tied)
     return Artefact(_opened(path, module, manifest.library, manifest.source), manifest)
 
 
-def _load_unrecorded(path: Path, ranks: Mapping[str, int], source: SourceRecord) -> Artefact:
+def _load_unrecorded(
+    path: Path, ranks: Mapping[str, int], forms: Mapping[str, Form], source: SourceRecord
+) -> Artefact:
     """A low-rank model whose pela.json is missing, with a manifest of what can be seen of it.
 
     Raises:
         RequestError: a file is damaged or doesn't fit.
     """
-    module = _low_rank(path, source.library, ranks)
+    module = _low_rank(path, source.library, ranks, forms)
     computed = unrecorded.computed_tensors(path, module)
     load_strictly(module, chain(stored_tensors(digests.weight_files(path)), computed), path)
     opened = _opened(path, module, source.library, source)
     return Artefact(opened, changes.current(opened))
 
 
-def _low_rank(path: Path, library: str, ranks: Mapping[str, int]) -> nn.Module:
+def _low_rank(
+    path: Path, library: str, ranks: Mapping[str, int], forms: Mapping[str, Form]
+) -> nn.Module:
     """The architecture that config.json describes, with layers of these ranks, to be filled."""
     read_config(path)  # or its error, before the library's own
     module = rebuild_dense(path, library)
-    replace.replace_empty(module, ranks)
+    replace.replace_empty(module, ranks, forms)
     return module
 
 
@@ -100,7 +105,7 @@ def open(ref: str, *, as_stored: bool = False, **how: Any) -> tuple[OpenModel, M
     """
     path = lookup.latest(Path(ref))
     if path is None:
-        seen = unrecorded.ranks_and_source(Path(ref))
+        seen = unrecorded.layers_and_source(Path(ref))
         if seen is None:
             return opening.open(ref, **how), None
         unrecorded.check_settings(ref, how.get("model_args"), how.get("weights", "pretrained"))

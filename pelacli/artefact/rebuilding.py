@@ -11,6 +11,7 @@ from pelacli.lowrank import replace
 from pelacli.manifest.document import Manifest
 from pelacli.messages import naming
 from pelacli.models import config_file, libraries
+from pelacli.ranks.forms import Form
 
 REMEDY = "make the artefact anew"
 
@@ -27,7 +28,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def rebuild(path: Path, manifest: Manifest) -> nn.Module:
     """The low-rank architecture that config.json and the manifest describe."""
     module = rebuild_dense(path, manifest.library)
-    replace.replace_empty(module, ranks_of(manifest))
+    replace.replace_empty(module, ranks_of(manifest), forms_of(manifest))
     return module
 
 
@@ -35,6 +36,11 @@ def rebuild_dense(path: Path, library: str) -> nn.Module:
     """The dense architecture that config.json describes."""
     with naming(f"{path / config_file.FILE}: can't be rebuilt from it", REMEDY):
         return libraries.library(library).rebuild(path)
+
+
+def forms_of(manifest: Manifest) -> dict[str, Form]:
+    """The form of each low-rank layer."""
+    return {layer.name: layer.form for layer in manifest.layers if layer.form is not None}
 
 
 def ranks_of(manifest: Manifest) -> dict[str, int]:

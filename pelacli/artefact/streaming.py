@@ -17,6 +17,8 @@ from pelacli.models.plain_reading import TYPES
 
 # torch's types → what safetensors calls them
 _TYPES = {kind: name for name, kind in TYPES.items()}
+# Types in the order in which safetensors writes their tensors
+_ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
 _ALIGNMENT = 8  # bytes that a header's length is a multiple of
 
 
@@ -48,9 +50,9 @@ def write_weights(
 def _write_file(shapes: Mapping[str, Tensor], read: Callable[[str], Tensor], file: Path) -> None:
     """One safetensors file: the header's length, the header, the values.
 
-    Wide types come first, as safetensors orders them for alignment, and then names in order.
+    Types come in safetensors' order, the widest first, and then names in order.
     """
-    names = sorted(shapes, key=lambda name: (-shapes[name].element_size(), name))
+    names = sorted(shapes, key=lambda name: (_ORDER.index(_TYPES[shapes[name].dtype]), name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in names:

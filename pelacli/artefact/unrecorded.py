@@ -20,11 +20,14 @@ from pelacli.manifest import digests
 from pelacli.manifest.document import SourceRecord
 from pelacli.models.directory import library_of
 from pelacli.models.weight_files import StoredTensor, factor_ranks, shapes, ties
+from pelacli.ranks.forms import Form
 
 
-def ranks_and_source(path: Path) -> tuple[dict[str, int], SourceRecord] | None:
-    """The rank of each low-rank layer that the weights of a directory hold, and what a manifest
-    says of such a model; None where they hold none, or it is no model's directory.
+def layers_and_source(
+    path: Path,
+) -> tuple[dict[str, int], dict[str, Form], SourceRecord] | None:
+    """The rank and the form of each low-rank layer that the weights of a directory hold, and what a
+    manifest says of such a model; None where they hold none, or it is no model's directory.
 
     Raises:
         RequestError: weights or config.json are damaged.
@@ -45,12 +48,19 @@ def ranks_and_source(path: Path) -> tuple[dict[str, int], SourceRecord] | None:
     architecture = config.get("architecture") or next(iter(config.get("architectures") or []), None)
     # As `pelacli.manifest.lookup.input_digest` takes it of a directory without a record.
     digest = digests.digest_files(digests.plain_weight_files(path))
-    return ranks, SourceRecord(
-        model=str(path),
-        library=library,
-        architecture=architecture,
-        weights="pretrained",
-        digest=digest,
+    forms: dict[str, Form] = {
+        name: "pivots" if f"{name}.order" in stored else "factors" for name in ranks
+    }
+    return (
+        ranks,
+        forms,
+        SourceRecord(
+            model=str(path),
+            library=library,
+            architecture=architecture,
+            weights="pretrained",
+            digest=digest,
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pelacli.lowrank.find import low_rank_layers
 from pelacli.lowrank.linear import LowRankLinear
@@ -24,10 +24,15 @@ def fold(module: nn.Module) -> nn.Module:
 
 def _linear(low: LowRankLinear) -> nn.Module:
     dense = nn.Linear(low.in_features, low.out_features, low.bias is not None, device="meta")
-    dense.weight = nn.Parameter((low.up.weight @ low.down.weight).detach())
+    dense.weight = nn.Parameter(_weight(low))
     if low.bias is not None:
         dense.bias = nn.Parameter(low.bias.detach().clone())
     return dense
+
+
+def _weight(low: LowRankLinear) -> Tensor:
+    down, up = low.factors()
+    return (up @ down).detach()
 
 
 def _conv1d(low: LowRankLinear) -> nn.Module:
@@ -36,7 +41,7 @@ def _conv1d(low: LowRankLinear) -> nn.Module:
 
     dense: Any = Conv1D(low.out_features, 0)
     dense.nx = low.in_features
-    dense.weight = nn.Parameter((low.up.weight @ low.down.weight).detach().T.contiguous())
+    dense.weight = nn.Parameter(_weight(low).T.contiguous())
     if low.bias is None:
         dense.bias = nn.Parameter(dense.weight.new_zeros(low.out_features))
     else:

@@ -35,7 +35,7 @@ from pelacli.factorize.sections import Sections
 from pelacli.factorize.sensitivity import Head
 from pelacli.lowrank.calls import evaluating
 from pelacli.lowrank.layer import Layer
-from pelacli.lowrank.replace import Factors
+from pelacli.lowrank.replace import Parts
 from pelacli.system.shelf import Shelf
 
 
@@ -102,7 +102,7 @@ def collect(
 
 @torch.no_grad()
 def in_sections(
-    sections: Sections, shelf: Shelf, batches: Sequence[Any], factors: Mapping[str, Factors]
+    sections: Sections, shelf: Shelf, batches: Sequence[Any], factors: Mapping[str, Parts]
 ) -> Iterator[Tensor]:
     """What the model with these factors gives of each batch. States lie on the shelf meanwhile.
 

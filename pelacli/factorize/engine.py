@@ -15,7 +15,8 @@ from pelacli.factorize.moments import Moments
 from pelacli.factorize.spectra import solve as solve_layer
 from pelacli.factorize.spectra import workspace
 from pelacli.lowrank.layer import Layer
-from pelacli.lowrank.replace import Factors, replace
+from pelacli.lowrank.replace import Factors, Parts, in_form, replace
+from pelacli.ranks.forms import Form
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
 from pelacli.system import malloc, threads
@@ -26,8 +27,8 @@ class Keep(Enum):
     """Which eigenvectors of a solved layer are kept, so that factors need not solve it again.
 
     NOTHING: only the energies, where a plan is all that is wanted.
-    PLANNED: those below break-even, since no plan uses others.
-    ALL: all of them, since a pinned rank may lie past break-even.
+    PLANNED: those below break-even, since no plan of factors uses others.
+    ALL: all of them, since a pinned rank or one of pivots may lie past break-even.
     """
 
     NOTHING = "nothing"
@@ -114,23 +115,26 @@ def factors(
     *,
     refitted: Mapping[str, Factors] | None = None,
     advance: Callable[[], None] = lambda: None,
-) -> dict[str, Factors]:
-    """Factors of every layer that the plan factorises; the model stays dense.
+) -> dict[str, Parts]:
+    """Every layer that the plan factorises, in its form; the model stays dense.
 
     Args:
         solutions: from `solve`. Where a layer's vectors are not there, it is solved again.
         refitted: factors that are known already, from `pelacli.factorize.refit`.
     """
-    ranks = plan.ranks()
-    factors_of = dict(refitted or {})
+    ranks, forms, known = plan.ranks(), plan.forms(), refitted or {}
+    parts_of: dict[str, Parts] = {}
     planned = [layer for layer in layers if layer.name in ranks]
 
     def work(layer: Layer) -> None:
-        if layer.name not in factors_of:
-            factors_of[layer.name] = _cut(layer, ranks[layer.name], moments, solutions)
+        name = layer.name
+        if name in known:
+            parts_of[name] = in_form(known[name], forms[name])
+        else:
+            parts_of[name] = _cut(layer, ranks[name], forms[name], moments, solutions)
 
     _for_each(planned, work, moments, tight=False, advance=advance)
-    return {layer.name: factors_of[layer.name] for layer in planned}
+    return {layer.name: parts_of[layer.name] for layer in planned}
 
 
 def apply(
@@ -140,7 +144,7 @@ def apply(
     plan: Plan,
     *,
     solutions: Mapping[str, Solution] | None = None,
-    refitted: Mapping[str, Factors] | None = None,
+    parts: Mapping[str, Parts] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> None:
     """Factorise the module by the plan, in place, giving up each dense weight for its factors.
@@ -150,17 +154,18 @@ def apply(
 
     Args:
         solutions: from `solve`. Where a layer's vectors are not there, it is solved again.
-        refitted: factors that are known already, from `pelacli.factorize.refit`.
+        parts: layers that are known already, from `factors`.
     """
-    ranks = plan.ranks()
+    ranks, forms = plan.ranks(), plan.forms()
     planned = [layer for layer in layers if layer.name in ranks]
-    solutions, refitted = solutions or {}, refitted or {}
+    solutions, parts = solutions or {}, parts or {}
     replacing = threading.Lock()
 
     def work(layer: Layer) -> None:
-        new = refitted.get(layer.name)
+        new = parts.get(layer.name)
         if new is None:
-            new = _cut(layer, ranks[layer.name], moments, solutions)
+            name = layer.name
+            new = _cut(layer, ranks[name], forms[name], moments, solutions)
         with replacing:
             replace(module, {layer.name: new})
             layer.release()
@@ -171,19 +176,21 @@ def apply(
 def _cut(
     layer: Layer,
     rank: int,
+    form: Form,
     moments: Mapping[str, Moments],
     solutions: Mapping[str, Solution],
-) -> Factors:
-    """One layer's factors, the mean of their error taken up by the bias."""
+) -> Parts:
+    """One layer cut, the mean of its error taken up by the bias."""
     weight, known = layer.weight, moments.get(layer.name)
     solution = solutions.get(layer.name)
     vectors = None if solution is None else solution.leading_vectors(rank)
     # Before they are balanced, factors of a weight in float16 may be past its largest number.
     store = torch.promote_types(weight.dtype, torch.float32)
-    factors = cut(weight, known, rank, vectors=vectors, store=store)
-    down, up = (factor.to(weight.dtype) for factor in factors)
+    down, up = cut(weight, known, rank, vectors=vectors, store=store)
+    if form == "factors":  # pivots are made of what is not rounded yet
+        down, up = down.to(weight.dtype), up.to(weight.dtype)
     mean = None if known is None else known.mean
-    return down, up, absorb_mean(weight, layer.bias, down, up, mean)
+    return in_form((down, up, absorb_mean(weight, layer.bias, down, up, mean)), form)
 
 
 def _for_each(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pelacli.factorize.batches import pieces, samples_in
 from pelacli.lowrank.calls import LinearCalls, evaluating
 from pelacli.lowrank.layer import Layer
-from pelacli.lowrank.replace import Factors, replaced
+from pelacli.lowrank.replace import Parts, replaced
 from pelacli.system import devices
 
 _PROBE = 2  # samples that the sections are tried on
@@ -187,7 +187,7 @@ class Sections:
         return other
 
     @contextmanager
-    def at_work(self, section: int, factors: Mapping[str, Factors] | None = None) -> Iterator[None]:
+    def at_work(self, section: int, factors: Mapping[str, Parts] | None = None) -> Iterator[None]:
         """Keep the section's block filled and on the device for the time of the block of code.
 
         Args:

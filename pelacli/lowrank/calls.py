@@ -52,8 +52,8 @@ class LinearCalls(TorchFunctionMode):
         if func is F.linear:
             x, weight, bias = linear_arguments(args, kwargs)
             if isinstance(weight, FactoredWeight):  # its factors are applied one by one
-                inner = self.__torch_function__(F.linear, types, (x, weight.down))
-                return self.__torch_function__(F.linear, types, (inner, weight.up, bias))
+                with self:
+                    return weight.linear(x, bias)
             layer = self._layers.get(id(weight))
             if layer is not None and layer.kind == "linear":
                 return self._apply(layer, x, weight, bias)

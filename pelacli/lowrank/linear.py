@@ -5,12 +5,25 @@ Words (``out`` × ``in`` weight W, rank r): ``down`` is r × in, ``up`` is out �
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from pelacli.lowrank.weight import product
+from pelacli.ranks.forms import Form
+
+
+def linear(in_features: int, out_features: int, *, bias: bool, **kwargs: Any) -> nn.Linear:
+    """``nn.Linear``, also with no inputs or no outputs, of which it warns."""
+    if in_features and out_features:
+        return nn.Linear(in_features, out_features, bias=bias, **kwargs)
+    empty = nn.Linear(1, 1, bias=False, device="meta")
+    empty.in_features, empty.out_features = in_features, out_features
+    empty.weight = nn.Parameter(torch.empty(out_features, in_features, **kwargs))
+    if bias:
+        empty.bias = nn.Parameter(torch.zeros(out_features, **kwargs))
+    return empty
 
 
 class LowRankLinear(nn.Module):
@@ -22,6 +35,7 @@ class LowRankLinear(nn.Module):
         bias: whether ``up`` has a bias.
 
     Attributes:
+        form: how it is stored and run; `pelacli.lowrank.pivot_linear` has the other one.
         replaces: the kind of the dense layer whose place it takes, "linear" or "conv1d", which
             stores its weight the other way round. Folding gives that kind back.
 
@@ -32,26 +46,28 @@ class LowRankLinear(nn.Module):
     call ``F.linear`` themselves (BEiT, EVA, Swin-V2); see `pelacli.lowrank.weight`.
     """
 
+    form: ClassVar[Form] = "factors"
+
     def __init__(
         self, in_features: int, out_features: int, rank: int, bias: bool = True, **kwargs: Any
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
         self.replaces = "linear"
-        if rank:
-            self.down = nn.Linear(in_features, rank, bias=False, **kwargs)
-            self.up = nn.Linear(rank, out_features, bias=bias, **kwargs)
-        else:  # nn.Linear warns about empty weights, which are what rank 0 means
-            self.down, self.up = (nn.Linear(1, 1, bias=False, device="meta") for _ in range(2))
-            self.down.in_features, self.down.out_features = in_features, 0
-            self.up.in_features, self.up.out_features = 0, out_features
-            self.down.weight = nn.Parameter(torch.empty(0, in_features, **kwargs))
-            self.up.weight = nn.Parameter(torch.empty(out_features, 0, **kwargs))
-            if bias:
-                self.up.bias = nn.Parameter(torch.zeros(out_features, **kwargs))
+        self.down = linear(in_features, rank, bias=False, **kwargs)
+        self.up = linear(rank, out_features, bias=bias, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.up(self.down(x)))
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """(down [r, in], up [out, r]) whose product the map is, with gradients."""
+        return self.down.weight, self.up.weight
+
+    def decay_gradients(self) -> tuple[Tensor, Tensor]:
+        """Gradients of ½·‖W′‖² for ``up.weight`` and ``down.weight``."""
+        down, up = self.down.weight, self.up.weight
+        return up @ (down @ down.T), (up.T @ up) @ down
 
     @property
     def weight(self) -> Tensor:

@@ -6,20 +6,43 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from pelacli.errors import RequestError
 from pelacli.lowrank.find import submodule
 from pelacli.lowrank.layer import describe
 from pelacli.lowrank.linear import LowRankLinear
+from pelacli.lowrank.pivot_linear import PivotLinear
+from pelacli.lowrank.pivoting import Pivots, pivots
+from pelacli.ranks.forms import Form
 
 # (down [r, in], up [out, r], bias [out] or None) of a layer
 Factors = tuple[Tensor, Tensor, "Tensor | None"]
+# What a low-rank layer is made of
+Parts = Factors | Pivots
 # (the module in the model, the one to take its place)
 Exchange = tuple[nn.Module, nn.Module]
 
 
-def replace(module: nn.Module, factors: Mapping[str, Factors]) -> None:
+def in_form(factors: Factors, form: Form) -> Parts:
+    """The factors as they are, or in pivot form."""
+    return factors if form == "factors" else pivots(*factors)
+
+
+def tensors(parts: Parts) -> dict[str, Tensor]:
+    """The tensors of a low-rank layer under their names in its state."""
+    if isinstance(parts, Pivots):
+        named = {
+            "down.weight": parts.down, "up.weight": parts.up, "order": parts.order,
+            "down.bias": parts.down_bias, "up.bias": parts.up_bias,
+        }  # fmt: skip
+    else:
+        named = dict(zip(("down.weight", "up.weight", "up.bias"), parts, strict=True))
+    return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def replace(module: nn.Module, factors: Mapping[str, Parts]) -> None:
     """Put `LowRankLinear` in the place of the named layers.
 
     Args:
@@ -33,7 +56,7 @@ def replace(module: nn.Module, factors: Mapping[str, Factors]) -> None:
 
 
 @contextmanager
-def replaced(module: nn.Module, factors: Mapping[str, Factors]) -> Iterator[None]:
+def replaced(module: nn.Module, factors: Mapping[str, Parts]) -> Iterator[None]:
     """`replace` for the time of the block; the very modules from before come back after it."""
     exchanges = _low_rank(module, factors)
     exchange(module, exchanges)
@@ -43,27 +66,34 @@ def replaced(module: nn.Module, factors: Mapping[str, Factors]) -> Iterator[None
         exchange(module, [(new, old) for old, new in exchanges])
 
 
-def replace_empty(module: nn.Module, ranks: Mapping[str, int]) -> None:
+def replace_empty(
+    module: nn.Module, ranks: Mapping[str, int], form_of: Mapping[str, Form] | None = None
+) -> None:
     """Put uninitialised `LowRankLinear` of the given ranks in place, to be filled from a file.
+
+    Args:
+        ranks, form_of: by the layers' names; a layer without a form is one of factors.
 
     Raises:
         RequestError: a name is no layer of the module that can be factorised.
     """
-    factors = {}
+    exchanges: list[Exchange] = []
     for name, rank in ranks.items():
         dense = submodule(module, name)
         kind = describe(dense)
         if kind is None or kind.reason is not None:
             raise RequestError(f"{name}: not a layer that can be factorised in this model")
         out, in_ = kind.shape
+        form = (form_of or {}).get(name, "factors")
+        low = _module((out, in_), rank, form, getattr(dense, "bias", None) is not None)
         weight = cast(Tensor, dense.weight)
-        bias = getattr(dense, "bias", None)
-        factors[name] = (
-            weight.new_empty(rank, in_),
-            weight.new_empty(out, rank),
-            None if bias is None else weight.new_empty(out),
-        )
-    replace(module, factors)
+        for part in (low.down, low.up):
+            for key, parameter in part.named_parameters():
+                setattr(part, key, _parameter(weight.new_empty(parameter.shape), weight))
+        if isinstance(low, PivotLinear):
+            low.order = torch.empty_like(low.order, device=weight.device)
+        exchanges.append((dense, _in_place_of(dense, low)))
+    exchange(module, exchanges)
 
 
 def exchange(module: nn.Module, exchanges: Iterable[Exchange]) -> None:
@@ -90,33 +120,61 @@ def _put(module: nn.Module, new_of: Mapping[nn.Module, nn.Module]) -> None:
                         value[i] = new_of[item]
 
 
-def _low_rank(module: nn.Module, factors: Mapping[str, Factors]) -> list[Exchange]:
+def _low_rank(module: nn.Module, factors: Mapping[str, Parts]) -> list[Exchange]:
     """The low-rank layers of the factors, each with the dense one whose place it takes."""
     exchanges: list[Exchange] = []
-    for name, (down, up, bias) in factors.items():
+    for name, parts in factors.items():
         dense = submodule(module, name)
-        low = LowRankLinear(
-            down.shape[1],
-            up.shape[0],
-            down.shape[0],
-            bias is not None,
-            device="meta",
-            dtype=down.dtype,
-        )
-        kind = describe(dense)
-        low.replaces = low.replaces if kind is None else kind.kind
         weight = cast(Tensor, dense.weight)
-        low.down.weight, low.up.weight = _parameter(down, weight), _parameter(up, weight)
-        if bias is not None:
-            low.up.bias = _parameter(bias, weight)
-            dense_bias = getattr(dense, "bias", None)
-            if dense_bias is not None:  # it may be trained where the weight is frozen
-                low.up.bias.requires_grad_(dense_bias.requires_grad)
-        if "weight" in dense._parameters:  # else the hooks may be what computes it
-            for hooks in _HOOKS:  # the very dicts: who holds a handle can still remove the hook
-                setattr(low, hooks, getattr(dense, hooks))
-        exchanges.append((dense, low.train(dense.training)))
+        low = _filled(parts, weight)
+        exchanges.append((dense, _in_place_of(dense, low)))
     return exchanges
+
+
+def _module(shape: tuple[int, int], rank: int, form: Form, bias: bool) -> LowRankLinear:
+    """A low-rank layer without memory for its weights."""
+    out, in_ = shape
+    cls = PivotLinear if form == "pivots" else LowRankLinear
+    return cls(in_, out, rank, bias, device="meta")
+
+
+def _filled(parts: Parts, like: Tensor) -> LowRankLinear:
+    """A low-rank layer with these tensors, in the precision of the dense weight."""
+    if isinstance(parts, Pivots):
+        return _filled_with_pivots(parts, like)
+    down, up, bias = parts
+    low = _module((len(up), down.shape[1]), len(down), "factors", bias is not None)
+    low.down.weight, low.up.weight = _parameter(down, like), _parameter(up, like)
+    if bias is not None:
+        low.up.bias = _parameter(bias, like)
+    return low
+
+
+def _filled_with_pivots(parts: Pivots, like: Tensor) -> PivotLinear:
+    out, in_ = parts.shape
+    low = PivotLinear(in_, out, len(parts.down), parts.up_bias is not None, device="meta")
+    low.down.weight, low.up.weight = _parameter(parts.down, like), _parameter(parts.up, like)
+    if parts.down_bias is not None:
+        low.down.bias = _parameter(parts.down_bias, like)
+    if parts.up_bias is not None:
+        low.up.bias = _parameter(parts.up_bias, like)
+    low.order = parts.order.to(like.device)
+    return low
+
+
+def _in_place_of(dense: nn.Module, low: LowRankLinear) -> LowRankLinear:
+    """The low-rank layer with what the dense one has beside its weight: its kind, whether its bias
+    is trained, its mode and its hooks."""
+    kind = describe(dense)
+    low.replaces = low.replaces if kind is None else kind.kind
+    bias = getattr(dense, "bias", None)
+    for part in (low.down, low.up):
+        if bias is not None and part.bias is not None:  # trained, where the weight is frozen
+            part.bias.requires_grad_(bias.requires_grad)
+    if "weight" in dense._parameters:  # else the hooks may be what computes it
+        for hooks in _HOOKS:  # the very dicts: who holds a handle can still remove the hook
+            setattr(low, hooks, getattr(dense, hooks))
+    return low.train(dense.training)
 
 
 # What a caller registered on a layer, as torch keeps it.

@@ -7,6 +7,7 @@ same.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
@@ -36,6 +37,10 @@ attention_body: Any = FunctionType(
 )
 
 
+# inputs [..., in] → outputs [..., out]
+Apply = Callable[[Tensor], Tensor]
+
+
 class FactoredWeight(torch.Tensor):
     """The product up·down [out, in] as a tensor that is applied as two thin products: by
     ``F.linear``, by ``x @ weight.T`` or ``weight @ x``, and inside of
@@ -47,13 +52,29 @@ class FactoredWeight(torch.Tensor):
 
     up: Tensor
     down: Tensor
+    apply: Apply | None
+    apply_transposed: Apply | None
 
     @staticmethod
-    def __new__(cls, up: Tensor, down: Tensor) -> FactoredWeight:
+    def __new__(
+        cls,
+        up: Tensor,
+        down: Tensor,
+        apply: Apply | None = None,
+        apply_transposed: Apply | None = None,
+    ) -> FactoredWeight:
         shape = (up.shape[0], down.shape[1])
         weight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=up.dtype, device=up.device)
         weight.up, weight.down = up, down
+        weight.apply, weight.apply_transposed = apply, apply_transposed
         return weight
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """What ``F.linear`` with this weight gives."""
+        if self.apply is None:
+            return F.linear(F.linear(x, self.down), self.up, bias)
+        y = self.apply(x)
+        return y if bias is None else y + bias
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -61,14 +82,23 @@ class FactoredWeight(torch.Tensor):
         if func is F.linear:
             x, weight, bias = linear_arguments(args, kwargs)
             if isinstance(weight, FactoredWeight) and not isinstance(x, FactoredWeight):
-                return F.linear(F.linear(x, weight.down), weight.up, bias)
+                return weight.linear(x, bias)
         if func is F.multi_head_attention_forward:
             return attention_body(*args, **kwargs)
         if func in TRANSPOSES:
-            return product(args[0].down.T, args[0].up.T, training=args[0].requires_grad)
+            before = args[0]
+            return product(
+                before.down.T,
+                before.up.T,
+                training=before.requires_grad,
+                apply=before.apply_transposed,
+                apply_transposed=before.apply,
+            )
         if func in MATMULS and not kwargs:
             left, right = args
             if isinstance(right, FactoredWeight) and not isinstance(left, FactoredWeight):
+                if right.apply_transposed is not None:
+                    return right.apply_transposed(left)
                 return (left @ right.up) @ right.down
             if isinstance(left, FactoredWeight) and not isinstance(right, FactoredWeight):
                 return left.up @ (left.down @ right)
@@ -90,26 +120,35 @@ class _Product(torch.autograd.Function):
     sends its gradient back to both of them."""
 
     @staticmethod
-    def forward(ctx: Any, up: Tensor, down: Tensor) -> Tensor:
+    def forward(ctx: Any, up: Tensor, down: Tensor, *apply: Apply | None) -> Tensor:
         ctx.save_for_backward(up, down)
-        return FactoredWeight(up, down)
+        return FactoredWeight(up, down, *apply)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         up, down = ctx.saved_tensors
-        return grads[0] @ down.T, up.T @ grads[0]
+        return grads[0] @ down.T, up.T @ grads[0], None, None
 
 
-def product(up: Tensor, down: Tensor, *, training: bool) -> Tensor:
+def product(
+    up: Tensor,
+    down: Tensor,
+    *,
+    training: bool,
+    apply: Apply | None = None,
+    apply_transposed: Apply | None = None,
+) -> Tensor:
     """up·down as a `FactoredWeight`: up [out, r], down [r, in].
 
     Args:
         training: whether what takes it whole sends gradients back; ``torch.jit.trace`` takes none
             that does.
+        apply: multiplies inputs [..., in] by it, where there is a cheaper way than by the factors;
+            apply_transposed: outputs [..., out] by its transpose.
     """
     if not training:
-        return FactoredWeight(up, down)
-    weight: Tensor = _Product.apply(up, down)
+        return FactoredWeight(up, down, apply, apply_transposed)
+    weight: Tensor = _Product.apply(up, down, apply, apply_transposed)
     return weight
 
 

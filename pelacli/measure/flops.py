@@ -19,6 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pelacli.lowrank.calls import LinearCalls, evaluating
 from pelacli.lowrank.layer import Layer
+from pelacli.ranks import forms
+from pelacli.ranks.forms import Form
 
 
 @dataclass
@@ -89,7 +91,10 @@ def _frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def layer_flops(shape: tuple[int, int], tokens: int, rank: int | None) -> int:
-    """FLOPs of a layer [out, in] at ``tokens`` positions: dense, or factorised at ``rank``."""
-    out, in_ = shape
-    return 2 * tokens * (out * in_ if rank is None else rank * (out + in_))
+def layer_flops(
+    shape: tuple[int, int], tokens: int, rank: int | None, form: Form | None = None
+) -> int:
+    """FLOPs of a layer [out, in] at ``tokens`` positions: dense, or low-rank in a form."""
+    if rank is None:
+        return 2 * tokens * forms.dense_weights(shape)
+    return 2 * tokens * forms.weights(shape, rank, form or "factors")

@@ -20,7 +20,7 @@ from pelacli.factorize.sections import Sections
 from pelacli.factorize.sensitivity import CHUNK, Head
 from pelacli.lowrank.calls import evaluating
 from pelacli.lowrank.padding import padding_mask, unpadded
-from pelacli.lowrank.replace import Factors, replaced
+from pelacli.lowrank.replace import Parts, replaced
 from pelacli.measure.agreement import Difference
 from pelacli.system.shelf import Shelf
 
@@ -94,7 +94,7 @@ class HeldBack:
         return list(self._states({}))
 
     @torch.no_grad()
-    def distance(self, factors: Mapping[str, Factors]) -> Distance:
+    def distance(self, factors: Mapping[str, Parts]) -> Distance:
         """Of the model with these factors; it is dense before and after."""
         difference, tokens = Difference(), _TokenSums()
         with evaluating(self._module):
@@ -111,13 +111,13 @@ class HeldBack:
                         tokens.add(y, z, None if labels is None else labels[part])
         return Distance(self._samples, _relative(difference), **tokens.figures())
 
-    def _states(self, factors: Mapping[str, Factors]) -> Iterator[Tensor]:
+    def _states(self, factors: Mapping[str, Parts]) -> Iterator[Tensor]:
         """Outputs [B, ..., D] of each batch, or a language model's states [tokens, width]."""
         for batch, states in zip(self._batches, self._given(factors), strict=True):
             known = unpadded(states, padding_mask(batch))
             yield known if self._head is None else known.flatten(0, -2)
 
-    def _given(self, factors: Mapping[str, Factors]) -> Iterator[Tensor]:
+    def _given(self, factors: Mapping[str, Parts]) -> Iterator[Tensor]:
         """What the model with these factors gives of each batch."""
         if self._blockwise is not None:
             yield from in_sections(*self._blockwise, self._batches, factors)
@@ -130,7 +130,7 @@ class HeldBack:
                     states = self._head.hidden(batch)
             yield states
 
-    def _at_the_end(self, factors: Mapping[str, Factors]) -> AbstractContextManager[None]:
+    def _at_the_end(self, factors: Mapping[str, Parts]) -> AbstractContextManager[None]:
         if self._blockwise is None:
             return replaced(self._module, factors)
         sections = self._blockwise[0]

@@ -22,6 +22,7 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 
 from pelacli.lowrank.linear import LowRankLinear
+from pelacli.lowrank.pivot_linear import PivotLinear
 from pelacli.measure.latency import waiting
 from pelacli.system.turns import Clock, in_turns
 
@@ -71,11 +72,18 @@ def _factors(case: Case, rank: int) -> nn.Module:
     return LowRankLinear(case.in_, case.out, rank, case.bias, device="meta")
 
 
+def _pivots(case: Case, rank: int) -> nn.Module:
+    low = PivotLinear(case.in_, case.out, rank, case.bias, device="meta")
+    generator = torch.Generator().manual_seed(0)
+    low.order = torch.randperm(len(low.order), generator=generator).int()
+    return low
+
+
 def _dense(case: Case, rank: int) -> nn.Module:
     return nn.Linear(case.in_, case.out, case.bias, device="meta")
 
 
-FORMS: Mapping[str, Make] = {"factors": _factors}
+FORMS: Mapping[str, Make] = {"factors": _factors, "pivots": _pivots}
 
 
 def measure(

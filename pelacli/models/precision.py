@@ -9,17 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pelacli.lowrank.replace import Factors
+from pelacli.lowrank.pivoting import Pivots
+from pelacli.lowrank.replace import Parts
 from pelacli.models.opened import OpenModel
 
 HALF = (torch.float16, torch.bfloat16)
 # What a low-rank layer calls its tensors → what the dense one calls those that they stand for.
-_FACTORS = {".down.weight": ".weight", ".up.weight": ".weight", ".up.bias": ".bias"}
+_FACTORS = {
+    ".down.weight": ".weight", ".up.weight": ".weight", ".down.bias": ".bias", ".up.bias": ".bias",
+}  # fmt: skip
 
 
 def in_float32(opened: OpenModel) -> None:
@@ -89,14 +93,27 @@ def as_stored(name: str, tensor: Tensor, stored: Mapping[str, torch.dtype]) -> T
     return as_it_came if fits else tensor  # what fp16 has no number for stays in float32
 
 
-def rounded(opened: OpenModel, factors: Mapping[str, Factors]) -> dict[str, Factors]:
-    """Factors as they will be read back: layer → (down, up, bias), rounded to what they are stored
-    as and still of the type that they are computed in."""
+def rounded(opened: OpenModel, factors: Mapping[str, Parts]) -> dict[str, Parts]:
+    """Low-rank layers as they will be read back: rounded to what they are stored as, and still of
+    the type that they are computed in."""
 
     def once(name: str, tensor: Tensor) -> Tensor:
         return as_stored(name, tensor, opened.stored).to(tensor.dtype)
 
-    def all_of(name: str, known: Factors) -> Factors:
+    def all_of(name: str, known: Parts) -> Parts:
+        if isinstance(known, Pivots):
+            biases = {"down": known.down_bias, "up": known.up_bias}
+            down_bias, up_bias = (
+                None if value is None else once(f"{name}.{part}.bias", value)
+                for part, value in biases.items()
+            )
+            return replace(
+                known,
+                down=once(f"{name}.down.weight", known.down),
+                up=once(f"{name}.up.weight", known.up),
+                down_bias=down_bias,
+                up_bias=up_bias,
+            )
         down, up, bias = known
         return (
             once(f"{name}.down.weight", down),

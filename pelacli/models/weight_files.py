@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pelacli.errors import RequestError
+from pelacli.lowrank.find import low_rank_layers
+from pelacli.lowrank.pivot_linear import PivotLinear
 from pelacli.messages import one_line
 from pelacli.models.plain_reading import TYPES
 
@@ -168,6 +170,20 @@ def load_strictly(
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise RequestError(f"{where}: its weights lack {missing[0]}{more}{hint}")
+    _check_orders(module, where)
+
+
+def _check_orders(module: nn.Module, where: Path) -> None:
+    """Refuse pivots of which one is twice there, or nowhere: an index outside of the layer would
+    end the process on a GPU.
+
+    Raises:
+        RequestError: naming the tensor.
+    """
+    for name, low in low_rank_layers(module).items():
+        order = low.order.long().cpu() if isinstance(low, PivotLinear) else None
+        if order is not None and not torch.equal(order.sort().values, torch.arange(len(order))):
+            raise RequestError(f"{where}: {name}.order holds an index twice; make it anew")
 
 
 def _slots(module: nn.Module, tied: Mapping[str, str] | None) -> dict[str, list[_Slot]]:

@@ -82,7 +82,7 @@ class _Decompose(Section):
         None, ge=1, description="ranks are multiples of this; unset: 8 in large layers by 'energy'"
     )
     form: FormChoice = Field(
-        "factors", description="of low-rank layers; auto: by 'energy' the cheaper one at each rank"
+        "auto", description="of low-rank layers; auto: by 'energy' the cheaper one at each rank"
     )
     plan: FilePath | None = _budget("plan")
 

@@ -211,7 +211,7 @@ def solved_model(
     """The model calibrated, and each layer's spectrum with what its factors will need."""
     settings = step.settings
     correct = settings.correct is not False
-    keep = Keep.ALL if settings.pin else Keep.PLANNED
+    keep = Keep.PLANNED if settings.form == "factors" and not settings.pin else Keep.ALL
     if settings.max_drop is None and dry_run:  # a plan is all that is wanted
         keep = Keep.NOTHING
     run = in_memory.predicting(dense.ref, dense.module, "calibration")

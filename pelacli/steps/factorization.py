@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from pelacli import console
 from pelacli.artefact import description
-from pelacli.errors import RequestError
 from pelacli.factorize import blockwise_refit, calibration, engine, refit, sensitivity
 from pelacli.factorize.batches import cut, hold_back, join, samples_in, share, tokens_in
 from pelacli.factorize.blockwise import collect
 from pelacli.factorize.engine import Keep, Solution
 from pelacli.factorize.moments import Moments
-from pelacli.lowrank.replace import Factors, replace_empty
+from pelacli.lowrank.replace import Factors, Parts, replace_empty
 from pelacli.measure.held_back import Distance, HeldBack
 from pelacli.models import filling, precision
 from pelacli.models.blocks import blocks
@@ -60,7 +59,7 @@ class Fit:
         ridge: of the correction; see `pelacli.factorize.refit.correct`.
     """
 
-    factors: Mapping[str, Factors]
+    factors: Mapping[str, Parts]
     corrected: bool
     distance: Distance | None = None
     one_shot: Distance | None = None
@@ -124,7 +123,6 @@ class SolvedModel:
         shot: a correction is a regression, and few samples can lead it astray. Where they are few,
         a firmer ridge is tried too.
         """
-        _refuse_pivots(plan)
         if self.held_back is None:
             if not self.corrects:
                 return Fit(self._factors(plan, {}), False)
@@ -159,10 +157,10 @@ class SolvedModel:
         few = tokens < _PLENTY * widest.shape[1]
         return [refit.RIDGE, _FIRMER] if few else [refit.RIDGE]
 
-    def _corrected(self, plan: Plan, ridge: float) -> Mapping[str, Factors]:
+    def _corrected(self, plan: Plan, ridge: float) -> Mapping[str, Parts]:
         return self._factors(plan, self._corrected_factors(plan, ridge))
 
-    def _factors(self, plan: Plan, corrected: Mapping[str, Factors]) -> Mapping[str, Factors]:
+    def _factors(self, plan: Plan, corrected: Mapping[str, Factors]) -> Mapping[str, Parts]:
         """Those of one shot, but for the layers that are corrected already."""
         dense, solutions, moments = self.dense, self.solutions, self.moments
         if dense.opened.weights is not None:
@@ -170,7 +168,7 @@ class SolvedModel:
         factors = engine.factors(dense.free, solutions, moments, plan, refitted=corrected)
         return precision.rounded(dense.opened, factors)
 
-    def _distance(self, held_back: HeldBack, factors: Mapping[str, Factors]) -> Distance:
+    def _distance(self, held_back: HeldBack, factors: Mapping[str, Parts]) -> Distance:
         with self.show_progress("measuring on held-back samples", 0):
             return held_back.distance(factors)
 
@@ -210,12 +208,11 @@ class SolvedModel:
             fit: the layers; None makes them of the solutions, each when its turn comes. A lazily
                 opened model gets them when it is saved; nothing of it may be filled now.
         """
-        _refuse_pivots(plan)
         opened = self.dense.opened
         if opened.weights is not None:
             factors = self._factors(plan, {}) if fit is None else fit.factors
             opened.weights = FactorsWhenRead(opened.weights, self.dense.free, factors)
-            replace_empty(self.dense.module, plan.ranks())
+            replace_empty(self.dense.module, plan.ranks(), plan.forms())
             return
         with self.show_progress("factorising", len(plan.ranks())) as bar:
             engine.apply(
@@ -224,22 +221,8 @@ class SolvedModel:
                 self.moments,
                 plan,
                 solutions=self.solutions,
-                refitted={} if fit is None else fit.factors,
+                parts={} if fit is None else fit.factors,
                 advance=bar.advance,
-            )
-
-
-def _refuse_pivots(plan: Plan) -> None:
-    """Refuse a plan that has other layers than those that can be made.
-
-    Raises:
-        RequestError: naming the first.
-    """
-    for name, form in plan.forms().items():
-        if form != "factors":
-            raise RequestError(
-                f"{name}: layers in {form} can be planned (--dry-run) but not made yet; "
-                "use form factors"
             )
 
 

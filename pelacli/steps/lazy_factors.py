@@ -11,14 +11,17 @@ from pelacli.factorize import engine
 from pelacli.factorize.engine import Solution
 from pelacli.factorize.moments import Moments
 from pelacli.lowrank.layer import Layer
-from pelacli.lowrank.replace import Factors
+from pelacli.lowrank.replace import Factors, Parts, tensors
 from pelacli.models import precision
 from pelacli.models.on_disk import Weights
 from pelacli.models.opened import OpenModel
 from pelacli.ranks.plan import Plan
 
+# What a low-rank layer's tensors are called
+_SUFFIXES = (".down.weight", ".up.weight", ".down.bias", ".up.bias", ".order")
 
-class LazyFactors(Mapping[str, Factors]):
+
+class LazyFactors(Mapping[str, Parts]):
     """The factors of a plan. The last layer's are kept, as they are asked for one after another.
 
     Args:
@@ -38,9 +41,9 @@ class LazyFactors(Mapping[str, Factors]):
         self._plan, ranks = plan, plan.ranks()
         self._layers = {layer.name: layer for layer in layers if layer.name in ranks}
         self._corrected = corrected or {}
-        self._last: tuple[str, Factors] | None = None
+        self._last: tuple[str, Parts] | None = None
 
-    def __getitem__(self, name: str) -> Factors:
+    def __getitem__(self, name: str) -> Parts:
         if self._last is None or self._last[0] != name:
             self._last = None
             self._last = name, self._made(name)
@@ -52,30 +55,30 @@ class LazyFactors(Mapping[str, Factors]):
     def __len__(self) -> int:
         return len(self._layers)
 
-    def _made(self, name: str) -> Factors:
-        if name in self._corrected:
-            factors = {name: self._corrected[name]}
-        else:
-            layers = [self._layers[name]]
-            factors = engine.factors(layers, self._solutions, self._moments, self._plan)
-        return precision.rounded(self._opened, factors)[name]
+    def _made(self, name: str) -> Parts:
+        known = {name: self._corrected[name]} if name in self._corrected else {}
+        parts = engine.factors(
+            [self._layers[name]], self._solutions, self._moments, self._plan, refitted=known
+        )
+        return precision.rounded(self._opened, parts)[name]
 
 
 class FactorsWhenRead:
     """The weights of a lazily opened model with factors in the places of some layers."""
 
     def __init__(
-        self, dense: Weights, layers: Sequence[Layer], factors: Mapping[str, Factors]
+        self, dense: Weights, layers: Sequence[Layer], factors: Mapping[str, Parts]
     ) -> None:
         self._dense, self._factors = dense, factors
         self._layers = {layer.name: layer for layer in layers if layer.name in factors}
 
     def read(self, name: str) -> Tensor:
         """A tensor by its name in the low-rank module's state."""
-        for part, suffix in enumerate((".down.weight", ".up.weight", ".up.bias")):
+        for suffix in _SUFFIXES:
             layer = self._layers.get(name.removesuffix(suffix))
             if name.endswith(suffix) and layer is not None:
-                tensor = self._factors[layer.name][part]
-                assert tensor is not None  # the module has a bias where the layer has one
-                return tensor.to(cast(Tensor, layer.module.weight).dtype).contiguous()
+                tensor = tensors(self._factors[layer.name])[suffix[1:]]
+                if tensor.is_floating_point():
+                    tensor = tensor.to(cast(Tensor, layer.module.weight).dtype)
+                return tensor.contiguous()
         return self._dense.read(name)

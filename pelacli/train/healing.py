@@ -161,9 +161,11 @@ def _choose_taps(student: nn.Module, settings: Pretrain, task: Base) -> list[str
 
 
 def _factors(student: nn.Module, name: str) -> tuple[Tensor, Tensor]:
-    """(up, down) of a layer of the module that trains, which may be a copy of the student."""
+    """(up [out, r], down [r, in]) of a layer of the module that trains, perhaps a copy of the
+    student."""
     layer = cast(linear.LowRankLinear, find.submodule(student, name))
-    return layer.up.weight, layer.down.weight
+    down, up = layer.factors()
+    return up, down
 
 
 def _dense_weight(teacher: nn.Module, name: str) -> Tensor:

@@ -98,14 +98,15 @@ def decay_products(module: nn.Module, optimizer: Optimizer, weight_decay: float)
     ``weight_decay/2 · ‖up·down‖²``: ``up ← up − lr·weight_decay·up·(down·downᵀ)``, and likewise
     for down. The inner products are rank × rank, so the product itself is never formed. To decay
     each factor instead amounts, where the two are balanced, to penalising the nuclear norm of the
-    product, which takes from small singular values as much as from large ones.
+    product, which takes from small singular values as much as from large ones. In pivot form the
+    gradients are those of the entries that are stored.
     """
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for layer in low_rank_layers(module).values():
         up, down = layer.up.weight, layer.down.weight
         amount = weight_decay * rates.get(id(up), 0.0)  # 0: frozen
         if amount and layer.rank:
-            gradients = up @ (down @ down.T), (up.T @ up) @ down
+            gradients = layer.decay_gradients()
             up.sub_(gradients[0], alpha=amount)
             down.sub_(gradients[1], alpha=amount)
 

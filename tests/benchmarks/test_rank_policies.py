@@ -28,7 +28,12 @@ def test_quick_prints_a_line_per_policy(modules):
     command = [sys.executable, str(BENCHMARKS / "rank_policies.py"), "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert [line.split()[1] for line in lines[1:]] == list(policies.POLICIES)
+    named = [tuple(line.split()[1:4:2]) for line in lines[1:]]
+    assert named == [
+        (name, form)
+        for name in policies.POLICIES
+        for form in (("auto", "factors") if name in policies.OF_ANY_FORM else ("factors",))
+    ]
     assert all(line.count("/") == 8 for line in lines[1:])  # three figures in each of four cells
 
 
@@ -42,9 +47,10 @@ def test_cells_share_the_budget_and_are_not_run_twice(modules, tmp_path, capsys)
         assert row["achieved"] <= float(row["ratio"] if row["ratio"] == "1" else 0.5)
         if row["ratio"] == "1" and row["policy"] != "balf":
             assert row["error"] < 1e-6, row["policy"]  # nothing is left out
-    cells = [(row["policy"], row["ratio"], row["seed"]) for row in rows]
+    cells = [(row["policy"], row["form"], row["ratio"], row["seed"]) for row in rows]
     calibrated = sum(looks for _, looks in policies.POLICIES.values())
-    assert len(cells) == len(set(cells)) == 2 * (len(policies.POLICIES) + calibrated)
+    lines = len(policies.POLICIES) + calibrated + 2 * len(policies.OF_ANY_FORM)
+    assert len(cells) == len(set(cells)) == 2 * lines
 
     kept = out.read_text().splitlines()
     out.write_text("\n".join(kept[:-3]) + "\n")  # stopped before the last three
@@ -69,7 +75,18 @@ def test_a_language_model_is_judged_by_its_perplexity(modules, tmp_path):
         str(tmp_path / "fit.txt"),
         str(tmp_path / "test.txt"),
     ]
-    small = ["--block", "16", "--samples", "256", "--test-tokens", "128", "--ratios", "0.8"]
+    small = [
+        "--forms",
+        "factors",
+        "--block",
+        "16",
+        "--samples",
+        "256",
+        "--test-tokens",
+        "128",
+        "--ratios",
+        "0.8",
+    ]
     names = ["--policies", "plain-uniform,svd-llm,felt,pela", "--seeds", "0"]
     args = benchmark.arguments([*flags, *small, *names, "--out", str(tmp_path / "lm.jsonl")])
     rows = benchmark.run(benchmark.open_subject(args), args)

@@ -188,7 +188,7 @@ def test_a_damaged_artefact_is_named_with_its_damage(refused, here, artefact):
         ("unbuilt", "unbuilt/config.json"),
         ("older", 'older/pela.json: no record of an artefact: it has no "format"'),
         ("negative", "rank: Input should be greater than or equal to 0"),
-        ("ranks", "the model wants (3, 64)"),
+        ("ranks", "the model wants (3, 61)"),
         ("renamed", "zzz: the model has no such layer"),
         ("cut", "cut/model.safetensors: not a whole safetensors file"),
         ("lacking", "lack norm.weight"),

@@ -63,7 +63,7 @@ ACTS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "--min-rank": ((*PLAN, "--ratio", "0.5"), (*PLAN, "--ratio", "0.5", "--min-rank", "20")),
         "--max-rank": ((*PLAN, "--ratio", "0.8"), (*PLAN, "--ratio", "0.8", "--max-rank", "9")),
         "--multiple": ((*PLAN, "--ratio", "0.8"), (*PLAN, "--ratio", "0.8", "--multiple", "7")),
-        "--form": ((*PLAN, "--ratio", "0.8"), (*PLAN, "--ratio", "0.8", "--form", "auto")),
+        "--form": ((*PLAN, "--ratio", "0.8"), (*PLAN, "--ratio", "0.8", "--form", "factors")),
         "--plan": ((*PLAN, "--ratio", "0.8"), (*PLAN, "--plan", "plan.json")),
         "--set": ((*PLAN, "--ratio", "0.8"),
                   (*PLAN, "--ratio", "0.8", "--set", "decompose.max_rank=9")),

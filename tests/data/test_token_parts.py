@@ -10,7 +10,7 @@ from pelacli.data.token_parts import token_parts
 from pelacli.models import opening
 
 
-def batch(count=7, length=300):
+def batch(count=7, length=150):
     ids = torch.arange(count * length).view(count, length) % 50
     return {
         "inputs": {"input_ids": ids, "attention_mask": torch.ones_like(ids)},

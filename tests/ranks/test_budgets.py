@@ -161,13 +161,14 @@ def test_api_plans_flops_of_any_module_by_its_batches():
     torch.manual_seed(0)
     model = TwoRates()
     batches = [torch.randn(4, 16, 32), torch.randn(2, 16, 32)]
-    plan = pelacli.plan(model, ratio=0.5, unit="flops", scope="layers", batches=iter(batches))
+    how = {"ratio": 0.5, "scope": "layers", "form": "factors"}
+    plan = pelacli.plan(model, unit="flops", batches=iter(batches), **how)
     assert plan.unit == "flops"
     assert plan.total == 2 * 17 * 32 * 32
     assert plan.used <= plan.total / 2
     ranks = {name: plan.ranks().get(name, 16) for name in ("often", "once")}
     assert 2 * 64 * (16 * ranks["often"] + ranks["once"]) == plan.used
-    by_params = pelacli.plan(model, ratio=0.5, scope="layers", batches=batches)
+    by_params = pelacli.plan(model, batches=batches, **how)
     assert by_params.total == 2 * 32 * 32
     assert by_params.ranks()["often"] > ranks["often"]
     with pytest.raises(RequestError, match="its FLOPs are unknown; give batches"):

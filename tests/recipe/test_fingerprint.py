@@ -103,6 +103,7 @@ def test_the_fingerprint_of_a_run_to_its_last_weights() -> None:
 
 def test_the_fingerprint_of_a_decompose_step() -> None:
     section = {"max_drop": 1.0, "calibrate": "train", "task": "vqa", "task_args": {"top": 1}}
+    section["form"] = "factors"
     recipe = make({"decompose": section})
     apart = {"task", "task_args", "data", "split", "blockwise", "form", "latency"}
     parts = {
@@ -209,8 +210,8 @@ def test_decompose_counts_only_the_data_it_calibrates_on() -> None:
 
 
 def test_factors_have_the_fingerprint_of_before_there_were_forms() -> None:
-    """`test_the_fingerprint_of_a_decompose_step` has no form."""
-    assert decomposed({"form": "factors"}, {}) == decomposed({}, {})
+    """`test_the_fingerprint_of_a_decompose_step` has no form in it."""
+    assert decomposed({"form": "auto"}, {}) == decomposed({}, {})
     assert len({decomposed({"form": f}, {}) for f in ("auto", "factors", "pivots")}) == 3
 
 

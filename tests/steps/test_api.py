@@ -129,7 +129,9 @@ def test_a_thousand_batches_of_one_sample_are_walked_as_batches_of_32(form):
     assert find.low_rank_layers(model).keys() == {f"layers.{i}" for i in range(3)}
     assert same(model, weights(wanted))
     plans = [
-        pelacli.plan(Counting(), energy=0.9, batches=map(form, images.split(n))).ranks()
+        pelacli.plan(
+            Counting(), energy=0.9, form="factors", batches=map(form, images.split(n))
+        ).ranks()
         for n in (1, 32)
     ]
     assert plans[0] == plans[1]

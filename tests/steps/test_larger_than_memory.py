@@ -119,7 +119,8 @@ def test_half_precision_stays_and_files_are_the_same(pela, here, no_memory):
     assert pela("decompose", model, "--ratio", "0.7", "-o", "lazy-out")[0] == 0
     assert content(here / "lazy-out") == content(here / "whole-out")
     tensors = load_file(here / "lazy-out/model.safetensors")
-    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    assert kinds == {torch.bfloat16}
 
 
 def test_the_parameters_stay_on_disk_until_they_are_read(here):

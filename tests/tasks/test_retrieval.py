@@ -381,6 +381,7 @@ eval_every = 100
 
 [decompose]
 ratio = 0.25
+form = "factors"
 calibrate = "train"
 samples = 96
 
