@@ -193,3 +193,24 @@ def test_it_is_traced_and_compiled():
         x = torch.randn(3, shape[1])
         exported = torch.export.export(model.eval(), (x,)).module()
         torch.testing.assert_close(exported(x), model(x))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_goes_to_onnx_as_it_is(shape, tmp_path):
+    """Low rank stays low rank, for any number of samples."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    from onnx.reference import ReferenceEvaluator
+
+    model, _ = layer(shape, 4)
+    x = torch.randn(3, 5, shape[1])
+    torch.onnx.export(
+        model.eval(), (x,), tmp_path / "m.onnx", dynamo=True, verbose=False,
+        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+    )  # fmt: skip
+    written = onnx.load(tmp_path / "m.onnx")
+    stored = sum(n for t in written.graph.initializer if (n := len(t.raw_data) // 4))
+    assert stored < shape[0] * shape[1]
+    more = torch.cat((x, x))
+    [y] = ReferenceEvaluator(written).run(None, {written.graph.input[0].name: more.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), model(more).detach(), rtol=1e-4, atol=1e-4)

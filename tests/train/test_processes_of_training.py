@@ -50,7 +50,9 @@ ACCELERATOR = acceleration.accelerator
 MIXED = Augment(scale=(0.7, 1.0), hflip=0.0, color_jitter=0.2, mixup=0.5, cutmix=0.5)
 
 
-def heal(output: Path, stop_at: int | None = None, resume: bool = False, **changed):
+def heal(
+    output: Path, stop_at: int | None = None, resume: bool = False, form: str = "pivots", **changed
+):
     """Eight steps of healing a tiny ViT at half its size; returns the student."""
     teacher = opening.open("vit_tiny", weights="random", model_args=TINY, num_classes=10)
     for index, p in enumerate(teacher.module.parameters()):  # a fresh ViT is all but constant
@@ -58,7 +60,7 @@ def heal(output: Path, stop_at: int | None = None, resume: bool = False, **chang
         p.data.add_(0.1 * noise)
     student = copy.copy(teacher)
     student.module = copy.deepcopy(teacher.module)
-    pelacli.decompose(student.module, ratio="0.5", policy="uniform")
+    pelacli.decompose(student.module, ratio="0.5", policy="uniform", form=form)
     teacher.module.eval().requires_grad_(False)
     section = Pretrain(**(SECTION | changed))
     task = registry.get("image-classification")
