@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelacli.lowrank.linear import LowRankLinear, linear
-from pelacli.lowrank.weight import Apply, product
+from pelacli.lowrank.weight import Apply, gathered, product
 
 
 def pivots_on_inputs(in_features: int, out_features: int) -> bool:
@@ -91,7 +91,7 @@ class PivotLinear(LowRankLinear):
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        down, up = self.down.weight, self.up.weight
+        down, up = gathered(self.down.weight), gathered(self.up.weight)
         one = torch.eye(self.rank, dtype=down.dtype, device=down.device)
         if self.on_inputs:
             place = self.order.argsort()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -150,6 +150,15 @@ def product(
         return FactoredWeight(up, down, apply, apply_transposed)
     weight: Tensor = _Product.apply(up, down, apply, apply_transposed)
     return weight
+
+
+def gathered(factor: Tensor) -> Tensor:
+    """The whole of a factor that is spread over processes, with gradients to each process's share.
+
+    All processes compute the same, so each share gets its gradient once and nothing is averaged.
+    """
+    gather = getattr(factor, "full_tensor", None)
+    return factor if gather is None else cast(Tensor, gather())
 
 
 def linear_arguments(args: Any, kwargs: Any) -> tuple[Tensor, Tensor, Tensor | None]:

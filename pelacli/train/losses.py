@@ -9,13 +9,13 @@ Losses between the outputs of student and teacher are files of `pelacli.distilla
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from pelacli.distillation.logits import loss as squared_difference
 from pelacli.errors import PelaError, RequestError
+from pelacli.lowrank.weight import gathered
 
 
 def feature(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -66,8 +66,7 @@ def perturbation(
     if form not in ("two-sided", "hinge"):
         raise RequestError(f"perturbation_form {form!r}: must be 'two-sided' or 'hinge'")
     worst = [
-        _largest_entry(_gathered(up), _gathered(down), weight.detach())
-        for up, down, weight in pairs
+        _largest_entry(gathered(up), gathered(down), weight.detach()) for up, down, weight in pairs
     ]
     if not worst:
         raise RequestError("no factorised layer to keep near its weight: set loss.perturbation = 0")
@@ -87,12 +86,3 @@ def _largest_entry(up: Tensor, down: Tensor, weight: Tensor) -> Tensor:
         # index_select keeps the position on the device; plain indexing would wait for the GPU.
         entry = up.index_select(0, row).float() @ down.index_select(1, column).float()
         return (entry - weight.index_select(0, row).index_select(1, column).float()).view(())
-
-
-def _gathered(factor: Tensor) -> Tensor:
-    """The whole of a factor that is spread over processes, with gradients to each process's share.
-
-    All processes compute the same, so each share gets its gradient once and nothing is averaged.
-    """
-    gather = getattr(factor, "full_tensor", None)
-    return cast(Tensor, gather()) if gather is not None else factor

@@ -34,7 +34,14 @@ def quick(gpu, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("work", ["inference vit_base", "healing vit_base", "prefill smollm2"])
+@pytest.mark.parametrize(
+    "work",
+    [
+        "inference vit_base",
+        pytest.param("healing vit_base", marks=pytest.mark.slow),
+        pytest.param("prefill smollm2", marks=pytest.mark.slow),
+    ],
+)
 def test_every_kind_of_work_gives_a_row_for_each_variant(gpu, quick, capsys, work):
     rows = quick(work)
     cells = [c for c in gpu.cells(2, quick=True) if f"{c.work} {c.model}".startswith(work)]
@@ -71,6 +78,7 @@ def test_a_run_goes_on_where_it_stopped(gpu, quick, tmp_path):
     assert [gpu.name(row) for row in quick("inference vit_base")] == [gpu.name(r) for r in first]
 
 
+@pytest.mark.slow
 def test_what_failed_and_what_another_device_gave_is_measured_again(gpu, quick, tmp_path):
     [row, *_] = quick("inference vit_base 2 eager reference")
     file = tmp_path / "rows.jsonl"
@@ -81,6 +89,7 @@ def test_what_failed_and_what_another_device_gave_is_measured_again(gpu, quick, 
         assert len(quick("inference vit_base 2 eager reference")) == 2
 
 
+@pytest.mark.slow
 def test_an_error_ends_its_row_and_not_the_run(gpu, quick, monkeypatch, capsys):
     def fail(subject, compiled):
         raise RuntimeError("out of memory")

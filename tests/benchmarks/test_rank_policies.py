@@ -23,6 +23,7 @@ def modules(monkeypatch):
     return rank_policies, _policies
 
 
+@pytest.mark.slow
 def test_quick_prints_a_line_per_policy(modules):
     _, policies = modules
     command = [sys.executable, str(BENCHMARKS / "rank_policies.py"), "--quick"]

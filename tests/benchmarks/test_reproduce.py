@@ -68,6 +68,7 @@ def test_rows_of_all_kinds_and_none_is_made_twice(modules, tmp_path, capsys):
         reproduce.run(args)
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_goes_on(modules, tmp_path, monkeypatch):
     reproduce, cells = modules
     args = quick(reproduce, tmp_path, "--seeds", "0")

@@ -525,6 +525,7 @@ LEARNERS = {
 
 
 @pytest.mark.parametrize("name", [VIT, pytest.param(SWIN, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_detector_learns_falls_and_is_healed(name, here, pela):
     shape = LEARNERS[name]
     drawn_boxes.write(here / "shapes", {"train": 256, "val": 48}, side=shape["img_size"], seed=1)

@@ -57,15 +57,16 @@ assert described["description"] == "how many parameters may remain"
 layers = [Spectrum(name, (9, 9), np.arange(9.0, 0.0, -1.0), tokens=4.0) for name in "ab"]
 size = ModelSize(fixed_params=10, fixed_flops=80, shapes={s.name: s.shape for s in layers})
 for policy, ranks in (("energy", 5), ("uniform", 2 + 2)):
-    plan = choose(layers, size, section(params=100, policy=policy, unit="flops", scope="layers"))
+    asked = {"policy": policy, "unit": "flops", "scope": "layers", "form": "factors"}
+    plan = choose(layers, size, section(params=100, **asked))
     assert (plan.unit, plan.scope, plan.limit) == ("params", "model", 100)
     assert plan.used == 10 + ranks * (9 + 9)
 assert "params 100" in str(plan)
 document = json.loads(json.dumps(plan.to_dict()))
 assert (document["asked"], document["ratio"]) == ("params 100", None)
 assert plan_file.from_document(document, "p") == plan
-said = refusal(lambda: choose(layers, size, section(params=45)), InfeasibleError)
-assert said.startswith("params 45 cannot be met: the smallest possible is 46, because"), said
+said = refusal(lambda: choose(layers, size, section(params=43)), InfeasibleError)
+assert said.startswith("params 43 cannot be met: the smallest possible is 44, because"), said
 
 # Stored spectra are planned by it, and what they were made with gives way, in both directions.
 stored = settings.from_stored({"ratio": "0.5"}, {}, "s", ["decompose.params=100"])

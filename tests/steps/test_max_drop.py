@@ -314,6 +314,7 @@ def test_trials_leave_the_dense_model_as_it_was(digits, inputs, correct, monkeyp
     assert done.search.curve[0]["score"] - written == pytest.approx(done.search.drop, abs=0.3)
 
 
+@pytest.mark.slow
 def test_a_recipe_with_a_quality_budget_runs_and_is_skipped(pela, digits, here):
     text = DIGITS + DATA + '[decompose]\nmax_drop = 20.0\ncalibrate = "train"\nsamples = 64\n'
     (here / "r.toml").write_text(text)

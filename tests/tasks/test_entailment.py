@@ -177,6 +177,7 @@ eval_every = 100
 """
 
 
+@pytest.mark.slow
 def test_vilt_learns_falls_and_comes_back(pela, here):
     """Whether a sentence is about a colour at all is worth 67; which colour it is, the rest."""
     world.model("ViltForQuestionAnswering", here / "m")

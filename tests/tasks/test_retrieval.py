@@ -405,6 +405,7 @@ def score(path: Path, data: Data, name: str = "retrieval") -> float:
     return base.evaluate(found.module, batches, task)[task.MAIN]
 
 
+@pytest.mark.slow
 def test_clip_learns_falls_and_comes_back(pela, here):
     world.model("CLIPModel", here / "m")
     world.captions(here / "data", 4)

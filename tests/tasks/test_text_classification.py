@@ -60,6 +60,7 @@ def figures(pela, ref, *more):
     return json.loads(out)[0]["metrics"]
 
 
+@pytest.mark.slow
 def test_a_headless_encoder_learns_falls_and_comes_back(pela, here):
     save_model("bert", "", here / "model")
     write(here / "data" / "train.jsonl", labelled(1000, 0))

@@ -413,6 +413,7 @@ def learns(pela, here: Path, kind: str, **values: object) -> dict[str, float]:
     return scores
 
 
+@pytest.mark.slow
 def test_vilt_learns_falls_and_comes_back(pela, here):
     """Always saying "no" is worth 32; knowing colours and places, 68. Plain SVD, as calibration
     leaves too little to heal."""
