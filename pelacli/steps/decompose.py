@@ -41,6 +41,7 @@ from pelacli.system import devices, processes
 from pelacli.tasks import registry
 
 _ALIKE = 1.05  # a correction that makes it worse by less is left out without a word
+_NOTHING = 1e-4  # and so is one after which no more than this is lost
 
 
 @dataclass
@@ -293,7 +294,8 @@ def warn_of_distance(fit: Fit) -> None:
     """Say when the correction was left out, and when the model is no better than a constant."""
     if fit.distance is None:
         return
-    if fit.rejected is not None and not fit.rejected.decisive <= _ALIKE * fit.distance.decisive:
+    alike = max(_ALIKE * fit.distance.decisive, _NOTHING)
+    if fit.rejected is not None and not fit.rejected.decisive <= alike:
         what = "relative error" if fit.rejected.kl is None else "divergence"
         console.warn(
             f"the correction made the model worse on the held-back samples ({what} "

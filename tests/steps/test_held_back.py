@@ -10,6 +10,9 @@ from json_output import document
 import pelacli
 from pelacli.factorize import refit
 from pelacli.manifest import document as manifests
+from pelacli.measure.held_back import Distance
+from pelacli.steps import decompose
+from pelacli.steps.factorization import Fit
 
 
 @pytest.fixture
@@ -87,3 +90,12 @@ def test_with_few_tokens_a_firmer_ridge_is_tried_and_the_better_kept(pela, texts
     tried.clear()
     document(pela(*texts[:-1], 350, "-o", "c", "--json"))  # 3,500 tokens for 64 inputs
     assert tried == [0.1]
+
+
+@pytest.mark.parametrize(("without", "after", "said"), [(1e-7, 2e-7, False), (0.1, 0.2, True)])
+def test_a_correction_that_is_left_out_is_told_where_something_is_lost(
+    capsys, without, after, said
+):
+    one_shot, rejected = (Distance(8, error) for error in (without, after))
+    decompose.warn_of_distance(Fit({}, False, one_shot, rejected=rejected))
+    assert ("the correction made the model worse" in capsys.readouterr().err) == said
