@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pelacli.models.plain_reading import TYPES
+from pelacli.models.plain_reading import LENGTH, TYPES
 
 # torch's types → what safetensors calls them
 _TYPES = {kind: name for name, kind in TYPES.items()}
@@ -54,10 +54,12 @@ def _write_file(shapes: Mapping[str, Tensor], read: Callable[[str], Tensor], fil
     """
     names = sorted(shapes, key=lambda name: (_ORDER.index(_TYPES[shapes[name].dtype]), name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    starts: dict[str, int] = {}
     end = 0
     for name in names:
         tensor = shapes[name]
-        start, end = end, end + tensor.numel() * tensor.element_size()
+        starts[name] = start = end
+        end += tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _TYPES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -66,9 +68,11 @@ def _write_file(shapes: Mapping[str, Tensor], read: Callable[[str], Tensor], fil
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     with file.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little"))
+        out.write(len(text).to_bytes(LENGTH, "little"))
         out.write(text)
-        for name in names:
+        # By name, whatever its type: a layer whose tensors are made is asked for all of them then.
+        for name in sorted(names):
+            out.seek(LENGTH + len(text) + starts[name])
             tensor = read(name)
             like = shapes[name]
             if tensor.shape != like.shape or tensor.dtype != like.dtype:

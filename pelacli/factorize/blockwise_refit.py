@@ -57,11 +57,13 @@ def correct(
         for section in range(len(sections)):
             layers = [layer for layer in sections.layers[section] if layer.name in ranks]
             done = f"{plan}-factors-{section}"
-            if done not in shelf:
+            if done in shelf:
+                factors = shelf.get(done)
+            else:
                 with sections.at_work(section):
-                    new = _section(sections, section, layers, batches, shelf, plan, step)
-                shelf.put(done, {name: list(known) for name, known in new.items()})
-            lies_in |= dict.fromkeys(shelf.get(done), done)  # a layer that never ran has none
+                    factors = _section(sections, section, layers, batches, shelf, plan, step)
+                shelf.put(done, {name: list(known) for name, known in factors.items()})
+            lies_in |= dict.fromkeys(factors, done)  # a layer that never ran has none
             for _ in layers:
                 advance()
             for number in range(len(batches)):
@@ -83,6 +85,9 @@ class _StoredFactors(Mapping[str, Factors]):
             self._last, self._read = place, self._shelf.get(place)
         down, up, bias = self._read[name]
         return down, up, bias
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._lies_in  # nothing is read for that
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._lies_in)

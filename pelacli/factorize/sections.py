@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pelacli.factorize.batches import pieces, samples_in
 from pelacli.lowrank.calls import LinearCalls, evaluating
+from pelacli.lowrank.forwards import replace_forwards, restore_forwards
 from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.replace import Parts, replaced
 from pelacli.system import devices
@@ -193,7 +194,6 @@ class Sections:
         Args:
             factors: of the layers that are low-rank meanwhile; only this section's are read.
         """
-        mine = [la.name for la in self.layers[section] if la.name in (factors or {})]
         with ExitStack() as stack:
             if 0 < section < len(self) - 1:
                 name, block = self._names[section - 1], self._blocks[section - 1]
@@ -202,7 +202,8 @@ class Sections:
                 if self.device is not None:
                     stack.enter_context(devices.placed(block, self.device))
             if factors is not None:
-                own = {name: factors[name] for name in mine}
+                names = [la.name for la in self.layers[section] if la.name in factors]
+                own = {name: factors[name] for name in names}
                 stack.enter_context(replaced(self.module, own))
             yield
 
@@ -233,14 +234,14 @@ class Sections:
         with self._lock:
             self._passes += 1
             if self._passes == 1:
-                self._own = _replace_forwards(self._blocks, self._stand_in)
+                self._own = replace_forwards(self._blocks, self._stand_in)
         try:
             yield
         finally:
             with self._lock:
                 self._passes -= 1
                 if self._passes == 0:
-                    _restore_forwards(self._blocks, self._own)
+                    restore_forwards(self._blocks, self._own)
 
     def _stand_in(self, number: int) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -305,12 +306,12 @@ class Sections:
 
             return forward
 
-        before = _replace_forwards(self._blocks, watched)
+        before = replace_forwards(self._blocks, watched)
         try:
             with LinearCalls(self.all_layers, note):
                 self._expected = self._run(self.module, batch)
         finally:
-            _restore_forwards(self._blocks, before)
+            restore_forwards(self._blocks, before)
         if order != list(range(len(self._blocks))) or {-1} in places.values():
             raise _NotASequenceError
         return places
@@ -371,23 +372,6 @@ def sections(
         for parameter, flag in zip(module.parameters(), flags, strict=True):
             parameter.requires_grad_(flag)
     return made
-
-
-def _replace_forwards(
-    blocks: Sequence[nn.Module], forward: Callable[[int], Callable[..., Any]]
-) -> list[Any]:
-    """Give the blocks these forwards. Gives what they had of their own, beside their class's."""
-    own = [block.__dict__.get("forward") for block in blocks]
-    for number, block in enumerate(blocks):
-        block.__dict__["forward"] = forward(number)
-    return own
-
-
-def _restore_forwards(blocks: Sequence[nn.Module], own: Sequence[Any]) -> None:
-    for block, before in zip(blocks, own, strict=True):
-        del block.__dict__["forward"]
-        if before is not None:
-            block.__dict__["forward"] = before
 
 
 def _states_of(output: Any) -> Tensor:

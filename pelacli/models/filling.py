@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from pelacli.lowrank.forwards import replace_forwards, restore_forwards
 from pelacli.models.on_disk import Weights
-
-_HALF = (torch.float16, torch.bfloat16)
+from pelacli.models.precision import HALF, batch_in_float32
 
 
 @contextmanager
@@ -38,11 +36,11 @@ def filled(module: nn.Module, weights: Weights, wanted: Callable[[str], bool]) -
                     if old.is_meta:
                         if id(old) not in values:
                             values[id(old)] = nn.Parameter(
-                                _in_float32(weights.read(name)), old.requires_grad
+                                batch_in_float32(weights.read(name)), old.requires_grad
                             )
                         before.append((slots, key, old))
                         slots[key] = values[id(old)]
-                    elif old.dtype in _HALF and not isinstance(old, nn.Parameter):
+                    elif old.dtype in HALF and not isinstance(old, nn.Parameter):
                         before.append((slots, key, old))
                         slots[key] = old.float()
         yield
@@ -67,30 +65,18 @@ def beside(
 @contextmanager
 def in_turn(module: nn.Module, weights: Weights, blocks: Sequence[str]) -> Iterator[None]:
     """While active, each block is filled as it runs, so that the whole module can be run."""
-    with ExitStack() as stack:
-        for name in blocks:
-            part = module.get_submodule(name)
-            own, set_before = part.forward, part.__dict__.get("forward")
-            part.__dict__["forward"] = _filling(partial(block, module, weights, name), own)
-            stack.callback(_restore, part, set_before)
+    parts = [module.get_submodule(name) for name in blocks]
+    own = [part.forward for part in parts]
+
+    def filling(number: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with block(module, weights, blocks[number]):
+                return own[number](*args, **kwargs)
+
+        return forward
+
+    before = replace_forwards(parts, filling)
+    try:
         yield
-
-
-def _filling(
-    fill: Callable[[], AbstractContextManager[None]], own: Callable[..., Any]
-) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with fill():
-            return own(*args, **kwargs)
-
-    return forward
-
-
-def _restore(part: nn.Module, forward: Any) -> None:
-    del part.__dict__["forward"]
-    if forward is not None:
-        part.__dict__["forward"] = forward
-
-
-def _in_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in _HALF else tensor
+    finally:
+        restore_forwards(parts, before)

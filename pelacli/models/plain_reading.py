@@ -21,7 +21,7 @@ TYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-_LENGTH = 8  # bytes of the header's length, with which a file begins
+LENGTH = 8  # bytes of the header's length, with which a file begins
 _ALIGNMENT = 64  # bytes that torch aligns its own memory to
 
 
@@ -72,12 +72,12 @@ def stored(file: Path) -> dict[str, Stored] | None:
     """The tensors of a file that is known to be whole, by name; None where one is of a type that
     torch has no plain one for."""
     with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(_LENGTH), "little")
+        length = int.from_bytes(opened.read(LENGTH), "little")
         header = json.loads(opened.read(length))
     header.pop("__metadata__", None)
     if any(entry["dtype"] not in TYPES for entry in header.values()):
         return None
-    begin = _LENGTH + length
+    begin = LENGTH + length
     return {
         name: Stored(
             file,

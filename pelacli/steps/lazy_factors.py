@@ -49,6 +49,9 @@ class LazyFactors(Mapping[str, Parts]):
             self._last = name, self._made(name)
         return self._last[1]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._layers  # nothing is made for that
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._layers)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import pelacli
 from pelacli.artefact import loading
-from pelacli.steps import placing
+from pelacli.steps import lazy_factors, placing
 from pelacli.system import memory
 
 
@@ -179,3 +179,18 @@ def test_weights_that_do_not_fit_are_refused_as_ever(pela, here, no_memory):
     no_memory()
     assert pela("decompose", model, "--ratio", "0.7", "-o", "out") == whole
     assert whole[0] == 2
+
+
+def test_a_layer_is_made_once_when_it_is_written(pela, here, lazily, monkeypatch):
+    model = sharded("LlamaForCausalLM", here, dtype=torch.bfloat16)
+    made = []
+    own = lazy_factors.LazyFactors._made
+    monkeypatch.setattr(
+        lazy_factors.LazyFactors,
+        "_made",
+        lambda self, name: (made.append(name), own(self, name))[1],
+    )
+    lazily()
+    code, _, err = pela("decompose", model, "--ratio", "0.7", "-o", "out")
+    assert code == 0, err
+    assert len(made) == len(set(made)) > 0
