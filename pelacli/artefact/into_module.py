@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pelacli.artefact.loading import Artefact
-from pelacli.artefact.rebuilding import forms_of, read_config
+from pelacli.artefact.rebuilding import forms_of, ranks_of, read_config
 from pelacli.errors import RequestError
 from pelacli.lowrank import find
 from pelacli.lowrank.replace import replace_empty
@@ -44,12 +44,11 @@ def load_into(module: nn.Module, path: Path) -> Artefact:
             f"{path}: is a model of {manifest.library}, built from its config.json; leave model out"
         )
     _check_class(module, read_config(path), path)
-    ranks = {layer.name: layer.rank for layer in manifest.layers if layer.rank is not None}
     files = digests.weight_files(path)
     frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
     with _as_before_on_error(module):
         try:
-            replace_empty(module, ranks, forms_of(manifest))
+            replace_empty(module, ranks_of(manifest), forms_of(manifest))
         except RequestError as error:
             raise RequestError(f"{path}: {error}; {_REMEDY}") from None
         load_strictly(module, stored_tensors(files), path, hint=f"; {_REMEDY}", tied=manifest.tied)

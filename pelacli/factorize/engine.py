@@ -162,12 +162,12 @@ def apply(
     replacing = threading.Lock()
 
     def work(layer: Layer) -> None:
-        new = parts.get(layer.name)
+        name = layer.name
+        new = parts.get(name)
         if new is None:
-            name = layer.name
             new = _cut(layer, ranks[name], forms[name], moments, solutions)
         with replacing:
-            replace(module, {layer.name: new})
+            replace(module, {name: new})
             layer.release()
 
     _for_each(planned, work, moments, tight=True, advance=advance)

@@ -17,27 +17,31 @@ _EXCHANGES = 2000  # then it is left as it is; random and trained layers took fe
 
 @dataclass(frozen=True)
 class Pivots:
-    """The tensors of a `PivotLinear`, under their names there.
-
-    Attributes:
-        largest: the largest absolute entry of what the others are made of the pivots by: rounding
-            errors of the pivots grow with it.
-    """
+    """The tensors of a `PivotLinear`, under their names there."""
 
     down: Tensor
     up: Tensor
     order: Tensor
     down_bias: Tensor | None
     up_bias: Tensor | None
-    largest: float
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in) of the layer."""
-        narrow, rank = len(self.order), len(self.down)
-        if self.down.shape[1] + rank == narrow and len(self.up) >= narrow:
-            return len(self.up), narrow
-        return narrow, self.down.shape[1]
+        narrow = len(self.order)
+        return (len(self.up), narrow) if self._on_inputs else (narrow, self.down.shape[1])
+
+    @property
+    def largest(self) -> float:
+        """The largest absolute entry of what the others are made of the pivots by: rounding errors
+        of the pivots grow with it."""
+        mix = self.down if self._on_inputs else self.up
+        return float(mix.abs().max()) if mix.numel() else 0.0
+
+    @property
+    def _on_inputs(self) -> bool:
+        narrow = len(self.order)
+        return self.down.shape[1] + len(self.down) == narrow and len(self.up) >= narrow
 
 
 @torch.no_grad()
@@ -59,9 +63,7 @@ def pivots(down: Tensor, up: Tensor, bias: Tensor | None) -> Pivots:
         # up·down = (up·Rᵀ)·Qᵀ, and the columns of Qᵀ are those at the pivots times [I, mixᵀ].
         on_pivots = wide_out @ span.T
         order = torch.cat((chosen, others)).int()
-        return Pivots(
-            mix.T.to(kind).contiguous(), on_pivots.to(kind), order, None, bias, _largest(mix)
-        )
+        return Pivots(mix.T.to(kind).contiguous(), on_pivots.to(kind), order, None, bias)
     chosen, others, mix, span = _pivots_of(wide_out)
     on_pivots = span @ wide_in
     order = torch.cat((chosen, others)).argsort().int()
@@ -70,9 +72,7 @@ def pivots(down: Tensor, up: Tensor, bias: Tensor | None) -> Pivots:
         wide_bias = bias.double()
         down_bias = wide_bias[chosen].to(bias_kind)
         up_bias = (wide_bias[others] - mix @ down_bias.double()).to(bias_kind)
-    return Pivots(
-        on_pivots.to(kind), mix.to(kind).contiguous(), order, down_bias, up_bias, _largest(mix)
-    )
+    return Pivots(on_pivots.to(kind), mix.to(kind).contiguous(), order, down_bias, up_bias)
 
 
 def _pivots_of(tall: Tensor) -> tuple[Tensor, ...]:
@@ -119,7 +119,3 @@ def _rows_of_lu(basis: Tensor) -> Tensor:
     for i, other in enumerate(swaps.tolist()):
         rows[i], rows[other] = rows[other], rows[i]
     return torch.tensor(rows[: basis.shape[1]])
-
-
-def _largest(mix: Tensor) -> float:
-    return float(mix.abs().max()) if mix.numel() else 0.0

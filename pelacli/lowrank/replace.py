@@ -140,25 +140,16 @@ def _module(shape: tuple[int, int], rank: int, form: Form, bias: bool) -> LowRan
 
 def _filled(parts: Parts, like: Tensor) -> LowRankLinear:
     """A low-rank layer with these tensors, in the precision of the dense weight."""
-    if isinstance(parts, Pivots):
-        return _filled_with_pivots(parts, like)
-    down, up, bias = parts
-    low = _module((len(up), down.shape[1]), len(down), "factors", bias is not None)
-    low.down.weight, low.up.weight = _parameter(down, like), _parameter(up, like)
-    if bias is not None:
-        low.up.bias = _parameter(bias, like)
-    return low
-
-
-def _filled_with_pivots(parts: Pivots, like: Tensor) -> PivotLinear:
-    out, in_ = parts.shape
-    low = PivotLinear(in_, out, len(parts.down), parts.up_bias is not None, device="meta")
-    low.down.weight, low.up.weight = _parameter(parts.down, like), _parameter(parts.up, like)
-    if parts.down_bias is not None:
-        low.down.bias = _parameter(parts.down_bias, like)
-    if parts.up_bias is not None:
-        low.up.bias = _parameter(parts.up_bias, like)
-    low.order = parts.order.to(like.device)
+    named = tensors(parts)
+    form: Form = "pivots" if isinstance(parts, Pivots) else "factors"
+    shape = parts.shape if isinstance(parts, Pivots) else (len(parts[1]), parts[0].shape[1])
+    low = _module(shape, len(named["down.weight"]), form, "up.bias" in named)
+    for part, prefix in ((low.down, "down."), (low.up, "up.")):
+        for key in ("weight", "bias"):
+            if prefix + key in named:
+                setattr(part, key, _parameter(named[prefix + key], like))
+    if isinstance(low, PivotLinear):
+        low.order = named["order"].to(like.device)
     return low
 
 

@@ -75,9 +75,8 @@ class Hull:
         """The edges that fit into what is left, each alone, in the order of buying. In place of
         the first of a layer that does not, and of all behind it, come those of the hull below."""
         too_dear = np.flatnonzero(edges.costs > left)
-        cut = np.full(
-            len(self.layers), np.iinfo(np.int64).max
-        )  # layer → its first that is too dear
+        # layer → its first that is too dear
+        cut = np.full(len(self.layers), np.iinfo(np.int64).max)
         np.minimum.at(cut, edges.owners[too_dear], edges.starts[too_dear])
         fitting = edges[edges.starts < cut[edges.owners]]
         is_cut = edges.starts[too_dear] == cut[edges.owners[too_dear]]

@@ -74,7 +74,7 @@ def blockwise(
         RequestError: it is wanted, and the model is no plain sequence of blocks.
     """
     lazy = dense.opened.weights
-    short = choice.wanted is None and _short_of_memory(dense, batches)
+    short = choice.wanted is None and lazy is None and _short_of_memory(dense, batches)
     if not (choice.wanted or short or choice.device or lazy):
         return None
     fill = None if lazy is None else partial(filling.block, dense.module, lazy)
@@ -96,7 +96,7 @@ def blockwise(
             "calibrate on fewer or smaller samples if so"
         )
         return None
-    if short and lazy is None:
+    if short:
         console.warn("memory is short: calibrating block by block, with the states on disk")
     if choice.folder is None:
         return Blockwise(parts, Shelf())
@@ -106,10 +106,8 @@ def blockwise(
 def _short_of_memory(dense: DenseModel, batches: Sequence[Any]) -> bool:
     """Whether calibration of the whole model at once would take most of what is free."""
     # Without the correction, whose part is the same either way.
-    whole, free = (
-        dense.calibration_needs(batches, correct=False, language_model=True),
-        dense.free_memory,
-    )
+    whole = dense.calibration_needs(batches, correct=False, language_model=True)
+    free = dense.free_memory
     return whole is not None and free is not None and whole.peak > _SHARE * free
 
 

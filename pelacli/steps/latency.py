@@ -114,8 +114,6 @@ def own_precision(opened: OpenModel) -> str:
 
 def _options(request: TimingRequest) -> str:
     """The options that may be at fault."""
-    return (
-        "--batch-size, --device, --precision or leave --compile out"
-        if request.compile
-        else ("--batch-size, --device or --precision")
-    )
+    if request.compile:
+        return "--batch-size, --device, --precision or leave --compile out"
+    return "--batch-size, --device or --precision"

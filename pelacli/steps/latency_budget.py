@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pelacli import console
-from pelacli.errors import RequestError
-from pelacli.measure import layer_times, layer_times_cache, model_times
+from pelacli.measure import layer_times_cache, model_times
 from pelacli.measure.model_times import ModelTimes
 from pelacli.messages import naming
 from pelacli.models.opened import OpenModel
@@ -90,7 +89,6 @@ def timed(dense: DenseModel, step: Step[Decompose]) -> DenseModel:
     [size] = request.batch_sizes
     cases = [model_times.case_of(layer, dense.cost, size) for layer in dense.free]
     different = {case for case in cases if case is not None}
-    known = {}
     with (
         naming(f"{dense.ref}: its layers can't be timed {speeds.conditions}", "change --precision"),
         console.progress("timing layers", len(different)) as bar,
@@ -131,12 +129,8 @@ def _request(opened: OpenModel, step: Step[Decompose]) -> TimingRequest:
 
 
 def _forms(step: Step[Decompose]) -> Sequence[str]:
-    """The forms that the plan may take, of those that can be timed."""
-    wanted = forms.FORMS if step.settings.form == "auto" else (step.settings.form,)
-    known = [form for form in wanted if form in layer_times.FORMS]
-    if not known:
-        raise RequestError(f"--form {step.settings.form}: can't be timed yet; use factors")
-    return known
+    """The forms that the plan may take."""
+    return forms.FORMS if step.settings.form == "auto" else (step.settings.form,)
 
 
 def _time_copy(opened: OpenModel, request: TimingRequest) -> Speeds:

@@ -27,8 +27,8 @@ _SHARE_CALIBRATED = 0.7  # the same where they are computed in float32 and not c
 
 def lazy_above(step: Step[Decompose]) -> float:
     """Bytes of weights, in float32, from which the model is read layer by layer, or for calibration
-    block by block. Whatever runs the whole model on samples, or on an
-    accelerator, needs all of it."""
+    block by block. Whatever runs the whole model on samples, or on an accelerator, needs all of
+    it."""
     elsewhere = step.device not in ("auto", "cpu")
     timed = step.settings.counted[0] == "latency"
     whole = timed or step.settings.max_drop is not None or (elsewhere and step.calibration is None)
