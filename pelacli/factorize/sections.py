@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelacli.factorize.batches import pieces, samples_in
+from pelacli.factorize.block_call import BlockCall, NotASequenceError, states_of
 from pelacli.lowrank.calls import LinearCalls, evaluating
 from pelacli.lowrank.forwards import replace_forwards, restore_forwards
 from pelacli.lowrank.layer import Layer
@@ -30,7 +31,6 @@ from pelacli.lowrank.replace import Parts, replaced
 from pelacli.system import devices
 
 _PROBE = 2  # samples that the sections are tried on
-_STATES = ("hidden_states", "x")  # what blocks call the states where they take them by name
 
 # (a block's name) → the time in which it has its values
 Fill = Callable[[str], AbstractContextManager[None]]
@@ -38,52 +38,9 @@ Fill = Callable[[str], AbstractContextManager[None]]
 Run = Callable[[nn.Module, Any], Tensor]
 
 
-class _NotASequenceError(Exception):
-    """The model is no plain sequence of its blocks."""
-
-
 class _ReachedError(BaseException):
     """The pass has come to the last block, and what comes after it is not wanted. No error of the
     model, so whoever catches those lets it pass."""
-
-
-@dataclass(frozen=True)
-class BlockCall:
-    """What a block is called with beside the states."""
-
-    keyword: str | None  # of the states; None where they are the first argument
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def __call__(self, block: nn.Module, states: Tensor) -> Tensor:
-        args, kwargs = (_fresh(part) for part in (self.args, self.kwargs))
-        if self.keyword is None:
-            output = block(states, *args, **kwargs)
-        else:
-            output = block(*args, **{self.keyword: states}, **kwargs)
-        return _states_of(output)
-
-    def to(self, device: torch.device) -> BlockCall:
-        """The same with its tensors on a device."""
-        return BlockCall(self.keyword, _moved(self.args, device), _moved(self.kwargs, device))
-
-    def tensors(self) -> Iterator[Tensor]:
-        yield from _tensors((self.args, self.kwargs))
-
-    @classmethod
-    def split(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, BlockCall]:
-        """The states of a call, and the rest of it."""
-        if args:
-            states, call = args[0], cls(None, args[1:], kwargs)
-        else:
-            keyword = next((name for name in _STATES if name in kwargs), None)
-            if keyword is None:
-                raise _NotASequenceError
-            others = {name: value for name, value in kwargs.items() if name != keyword}
-            states, call = kwargs[keyword], cls(keyword, (), others)
-        if not isinstance(states, Tensor):
-            raise _NotASequenceError
-        return states, call
 
 
 @dataclass
@@ -106,7 +63,7 @@ class _Pass:
         """A block's stand-in is called: what it gives."""
         states, call = BlockCall.split(args, kwargs)
         if number != len(self.calls) or (number and states is not self.given):
-            raise _NotASequenceError
+            raise NotASequenceError
         if number == 0:
             self.first = states
         self.calls.append(call)
@@ -144,7 +101,7 @@ class Sections:
         """Args: as of `sections`.
 
         Raises:
-            _NotASequenceError: the blocks can't be stood in for.
+            NotASequenceError: the blocks can't be stood in for.
         """
         self.module, self._run = module, run
         self._names = list(blocks)
@@ -255,13 +212,13 @@ class Sections:
         """Try the sections on a few samples, and find out which layers lie in which.
 
         Raises:
-            _NotASequenceError: they don't give what the model gives, or gradients would be lost.
+            NotASequenceError: they don't give what the model gives, or gradients would be lost.
         """
         places = self._observe(batch)
         for layer in self.all_layers:
             at = places.get(layer.name, {len(self) - 1})  # the head's, which ``run`` may leave out
             if len(at) != 1:
-                raise _NotASequenceError
+                raise NotASequenceError
             self.layers[next(iter(at))].append(layer)
         with torch.no_grad():
             self.prepare([batch])
@@ -272,7 +229,7 @@ class Sections:
         tolerance = 1e-5 * float(self._expected.abs().max())
         same = output.shape == self._expected.shape
         if not same or not torch.allclose(output, self._expected, 1e-4, tolerance, equal_nan=True):
-            raise _NotASequenceError
+            raise NotASequenceError
         self._check_gradients(batch, states)
         del self._calls[0], self._expected
 
@@ -293,13 +250,13 @@ class Sections:
                 nonlocal at, previous
                 states = BlockCall.split(args, kwargs)[0]
                 if previous is not None and states is not previous:
-                    raise _NotASequenceError
+                    raise NotASequenceError
                 order.append(number)
                 at = number + 1
                 # A block that is filled has other weights than before.
                 with self.at_work(number + 1), LinearCalls(self.all_layers, note):
                     output = own[number](*args, **kwargs)
-                previous = _states_of(output)
+                previous = states_of(output)
                 self._others[number] = len(output) - 1 if type(output) is tuple else None
                 at = len(self) - 1 if number + 1 == len(self._blocks) else -1
                 return output
@@ -313,7 +270,7 @@ class Sections:
         finally:
             restore_forwards(self._blocks, before)
         if order != list(range(len(self._blocks))) or {-1} in places.values():
-            raise _NotASequenceError
+            raise NotASequenceError
         return places
 
     def _check_gradients(self, batch: Any, states: Tensor) -> None:
@@ -331,10 +288,10 @@ class Sections:
             one, output = self._pass(batch, states.detach().requires_grad_())
         assert output is not None
         if any(tensor.requires_grad for call in one.calls for tensor in call.tensors()):
-            raise _NotASequenceError
+            raise NotASequenceError
         felt = torch.autograd.grad(output.float().sum(), outputs, allow_unused=True)
         if any(gradient is not None for gradient in felt):
-            raise _NotASequenceError
+            raise NotASequenceError
 
 
 def sections(
@@ -372,42 +329,3 @@ def sections(
         for parameter, flag in zip(module.parameters(), flags, strict=True):
             parameter.requires_grad_(flag)
     return made
-
-
-def _states_of(output: Any) -> Tensor:
-    """The states that a block gives: its output, or the first part of it."""
-    states = output[0] if type(output) is tuple and output else output
-    if not isinstance(states, Tensor):
-        raise _NotASequenceError
-    return states
-
-
-def _fresh(value: Any) -> Any:
-    """An argument for one call: what a block may change (a cache of keys) is a copy."""
-    if isinstance(value, Tensor | str | int | float | None):
-        return value.detach() if isinstance(value, Tensor) else value
-    if type(value) in (tuple, list):
-        return type(value)(map(_fresh, value))
-    if isinstance(value, Mapping):
-        return {name: _fresh(item) for name, item in value.items()}
-    return copy.deepcopy(value)
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if type(value) in (tuple, list):
-        return type(value)(_moved(item, device) for item in value)
-    if type(value) is dict:
-        return {name: _moved(item, device) for name, item in value.items()}
-    return value
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
