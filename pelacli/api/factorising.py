@@ -28,7 +28,8 @@ from pelacli.ranks.plan import Plan
 from pelacli.recipe.decompose import Decompose
 from pelacli.steps.blockwise import Choice
 from pelacli.steps.dense import DenseModel, check_flops_known, examine
-from pelacli.steps.factorization import SolvedModel, solve
+from pelacli.steps.factorization import solve
+from pelacli.steps.solved import SolvedModel
 from pelacli.system import devices, processes
 
 

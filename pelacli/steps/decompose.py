@@ -34,9 +34,10 @@ from pelacli.recipe.step import Step
 from pelacli.steps import latency_budget, placing, quality
 from pelacli.steps.blockwise import Choice, kept_until_done
 from pelacli.steps.dense import DenseModel, check_flops_known, examine
-from pelacli.steps.factorization import Fit, SolvedModel, solve
+from pelacli.steps.factorization import solve
 from pelacli.steps.latency_budget import LatencyOutcome
 from pelacli.steps.quality import Candidate, QualitySearch
+from pelacli.steps.solved import Fit, SolvedModel
 from pelacli.system import devices, processes
 from pelacli.tasks import registry
 

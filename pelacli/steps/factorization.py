@@ -1,4 +1,4 @@
-"""Dense model → moments → spectra, and from a plan to the low-rank model.
+"""Dense model → moments → spectra: what `pelacli.steps.solved` goes on from.
 
 The decompose step and the Python interface both go this way; they differ in where the model comes
 from, who chooses the plan, and what becomes of the result.
@@ -6,8 +6,8 @@ from, who chooses the plan, and what becomes of the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,214 +16,24 @@ from torch import Tensor, nn
 
 from pelacli import console
 from pelacli.artefact import description
-from pelacli.factorize import blockwise_refit, calibration, engine, refit, sensitivity
+from pelacli.factorize import calibration, engine
 from pelacli.factorize.batches import cut, hold_back, join, samples_in, share, tokens_in
 from pelacli.factorize.blockwise import collect
-from pelacli.factorize.engine import Keep, Solution
+from pelacli.factorize.engine import Keep
 from pelacli.factorize.moments import Moments
-from pelacli.lowrank.replace import Factors, Parts, replace_empty
-from pelacli.measure.held_back import Distance, HeldBack
-from pelacli.models import filling, precision
+from pelacli.measure.held_back import HeldBack
+from pelacli.models import filling
 from pelacli.models.blocks import blocks
 from pelacli.models.inputs import TextInput
 from pelacli.models.prediction import predict
 from pelacli.models.token_head import TokenHead, token_head
-from pelacli.ranks.plan import Plan
-from pelacli.ranks.spectrum import Spectrum
 from pelacli.steps.blockwise import Blockwise, Choice, blockwise
 from pelacli.steps.dense import DenseModel
-from pelacli.steps.lazy_factors import FactorsWhenRead, LazyFactors
+from pelacli.steps.solved import Run, ShowProgress, SolvedModel, states_of
 from pelacli.system import memory, processes
 
 # Tokens that a layer should see for each of its inputs.
 _TOKENS_PER_INPUT = 4
-# Where the widest layer sees fewer than this many, the correction is also tried with the larger
-# ridge, which is better for few tokens and worse for many (docs/log/calibration-and-refit.md).
-_PLENTY, _FIRMER = 16, 1.0
-
-# (what is being done, how many parts it has) → the block in which it is done
-ShowProgress = Callable[[str, float], AbstractContextManager[console.Progress]]
-# (the model, a batch) → its main output [B, …]
-Run = Callable[[nn.Module, Any], Tensor]
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Factors of all planned layers, and how far the model with them is from the dense one.
-
-    Attributes:
-        corrected: whether they were refitted front to back.
-        distance: on the held-back samples; None where there are none.
-        one_shot: the distance before the correction, where that was kept.
-        rejected: the distance after a correction that was not.
-        ridge: of the correction; see `pelacli.factorize.refit.correct`.
-    """
-
-    factors: Mapping[str, Parts]
-    corrected: bool
-    distance: Distance | None = None
-    one_shot: Distance | None = None
-    rejected: Distance | None = None
-    ridge: float | None = None
-
-    def document(self) -> dict[str, Any]:
-        """What JSON says of it."""
-        distances = {"one_shot": self.one_shot, "rejected": self.rejected}
-        document = {"corrected": self.corrected, "ridge": self.ridge}
-        if self.distance is None:
-            return {**document, "held_back": None}
-        others = {key: known.document() for key, known in distances.items() if known is not None}
-        return {**document, "held_back": {**self.distance.document(), **others}}
-
-
-@dataclass(frozen=True)
-class SolvedModel:
-    """A dense model whose layers are solved: plans can be made of its spectra and applied to it.
-
-    Attributes:
-        batches: calibration samples, this process's share of them; none where the spectra come from
-            the weights alone.
-        samples: how many samples the spectra are calibrated on, over all processes.
-        sample_tokens: how many tokens of text these have, without padding; None without text.
-        held_back: samples that nothing is fitted to; None where there are too few.
-        head: of a language model that is calibrated; else None.
-        moments: layer → its moments over the samples.
-        solutions: layer → what solving it gave.
-        spectra: of the layers that may be factorised.
-        corrects: whether layers are refitted to the inputs that the compressed model gives them.
-        run: runs the model on a batch.
-        blockwise: its blocks, where it is calibrated and corrected one after the other.
-    """
-
-    dense: DenseModel
-    batches: Sequence[Any]
-    samples: int
-    sample_tokens: int | None
-    held_back: HeldBack | None
-    head: TokenHead | None
-    moments: Mapping[str, Moments]
-    solutions: Mapping[str, Solution]
-    spectra: Sequence[Spectrum]
-    corrects: bool
-    show_progress: ShowProgress
-    run: Run
-    blockwise: Blockwise | None = None
-
-    @property
-    def sensitivity(self) -> str:
-        """What the energies were measured by; see `pelacli.factorize.sensitivity`."""
-        if not self.batches:
-            return sensitivity.WEIGHTS
-        return sensitivity.PROJECTIONS if self.head is None else sensitivity.SAMPLED_TOKENS
-
-    def fit(self, plan: Plan) -> Fit:
-        """Factors of every layer that the plan factorises; the model stays dense.
-
-        The corrected ones, unless held-back samples are nearer to the dense model with those of one
-        shot: a correction is a regression, and few samples can lead it astray. Where they are few,
-        a firmer ridge is tried too.
-        """
-        if self.held_back is None:
-            if not self.corrects:
-                return Fit(self._factors(plan, {}), False)
-            ridge = self._ridges(plan)[-1]
-            return Fit(self._corrected(plan, ridge), True, ridge=ridge)
-        before = self._distance(self.held_back, factors := self._factors(plan, {}))
-        if not self.corrects:
-            return Fit(factors, False, before)
-        del factors  # they are not held beside the corrected ones, but made again where needed
-        best: Fit | None = None
-        for ridge in self._ridges(plan):
-            factors = self._corrected(plan, ridge)
-            after = self._distance(self.held_back, factors)
-            if best is None or best.distance is None or after.closer_than(best.distance):
-                best = Fit(factors, True, after, one_shot=before, ridge=ridge)
-        assert best is not None
-        assert best.distance is not None
-        if best.distance.closer_than(before):
-            return best
-        rejected = best.distance
-        del best, factors
-        return Fit(self._factors(plan, {}), False, before, rejected=rejected)
-
-    def _ridges(self, plan: Plan) -> list[float]:
-        """The ridges that the correction is tried with."""
-        ranks = plan.ranks()
-        planned = [la for la in self.dense.free if la.name in ranks and la.name in self.moments]
-        if not planned:
-            return [refit.RIDGE]
-        widest = max(planned, key=lambda layer: layer.shape[1])
-        tokens = self.moments[widest.name].tokens * self.samples
-        few = tokens < _PLENTY * widest.shape[1]
-        return [refit.RIDGE, _FIRMER] if few else [refit.RIDGE]
-
-    def _corrected(self, plan: Plan, ridge: float) -> Mapping[str, Parts]:
-        return self._factors(plan, self._corrected_factors(plan, ridge))
-
-    def _factors(self, plan: Plan, corrected: Mapping[str, Factors]) -> Mapping[str, Parts]:
-        """Those of one shot, but for the layers that are corrected already."""
-        dense, solutions, moments = self.dense, self.solutions, self.moments
-        if dense.opened.weights is not None:
-            return LazyFactors(dense.opened, dense.free, solutions, moments, plan, corrected)
-        factors = engine.factors(dense.free, solutions, moments, plan, refitted=corrected)
-        return precision.rounded(dense.opened, factors)
-
-    def _distance(self, held_back: HeldBack, factors: Mapping[str, Parts]) -> Distance:
-        with self.show_progress("measuring on held-back samples", 0):
-            return held_back.distance(factors)
-
-    def _corrected_factors(self, plan: Plan, ridge: float) -> Mapping[str, Factors]:
-        """The factors, refitted front to back to the inputs that the compressed model gives."""
-        with self.show_progress("correcting", len(plan.ranks())) as bar:
-            if self.blockwise is not None:
-                return blockwise_refit.correct(
-                    self.blockwise.sections,
-                    plan.ranks(),
-                    self.moments,
-                    self.batches,
-                    self.blockwise.shelf,
-                    ridge=ridge,
-                    advance=bar.advance,
-                )
-            return refit.correct(
-                self.dense.module,
-                self.dense.free,
-                plan.ranks(),
-                self.moments,
-                self.batches,
-                self._walk,
-                ridge=ridge,
-                advance=bar.advance,
-            )
-
-    def _walk(self, module: nn.Module, batch: Any) -> Tensor:
-        """A pass through all layers but those in a language model's head, whose logits would take
-        more time and memory than they are worth here."""
-        return _walk(self.run, self.head, module, batch)
-
-    def apply(self, plan: Plan, fit: Fit | None) -> None:
-        """Factorise the module by the plan, in place.
-
-        Args:
-            fit: the layers; None makes them of the solutions, each when its turn comes. A lazily
-                opened model gets them when it is saved; nothing of it may be filled now.
-        """
-        opened = self.dense.opened
-        if opened.weights is not None:
-            factors = self._factors(plan, {}) if fit is None else fit.factors
-            opened.weights = FactorsWhenRead(opened.weights, self.dense.free, factors)
-            replace_empty(self.dense.module, plan.ranks(), plan.forms())
-            return
-        with self.show_progress("factorising", len(plan.ranks())) as bar:
-            engine.apply(
-                self.dense.module,
-                self.dense.free,
-                self.moments,
-                plan,
-                solutions=self.solutions,
-                parts={} if fit is None else fit.factors,
-                advance=bar.advance,
-            )
 
 
 def solve(
@@ -259,7 +69,7 @@ def solve(
     count = sum(map(samples_in, fitted))
     tokens = [known for batch in fitted if (known := tokens_in(batch)) is not None]
     fitted = share(fitted)
-    walk = partial(_walk, run, head)
+    walk = partial(states_of, run, head)
     choice = choice or Choice()
     if processes.rank_and_size()[1] > 1:  # sections add nothing up over processes
         choice = replace(choice, wanted=False)
@@ -314,11 +124,6 @@ def _check_memory(
         f"needs about {memory.text(estimate.peak)} beside the model's {memory.text(model)}; "
         f"{memory.text(available)} are free"
     )
-
-
-def _walk(run: Run, head: TokenHead | None, module: nn.Module, batch: Any) -> Tensor:
-    """The model's output, or a language model's hidden states."""
-    return run(module, batch) if head is None else head.hidden(batch)
 
 
 @dataclass(frozen=True)

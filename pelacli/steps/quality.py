@@ -20,7 +20,7 @@ from pelacli.ranks import search
 from pelacli.ranks.plan import Plan
 from pelacli.recipe.decompose import Decompose
 from pelacli.report import tables
-from pelacli.steps.factorization import Fit, SolvedModel
+from pelacli.steps.solved import Fit, SolvedModel
 
 EVALUATIONS = 8  # the dense model's included
 _WHOLE = 10_000  # ratios of four digits, which --ratio can repeat

@@ -12,7 +12,7 @@ import pelacli
 from pelacli.api import factorising
 from pelacli.errors import RequestError
 from pelacli.lowrank import find
-from pelacli.steps.factorization import SolvedModel
+from pelacli.steps.solved import SolvedModel
 
 BATCHES = [torch.randn(8, 3, 32, generator=torch.Generator().manual_seed(0))]
 

@@ -12,7 +12,7 @@ from pelacli.factorize import refit
 from pelacli.manifest import document as manifests
 from pelacli.measure.held_back import Distance
 from pelacli.steps import decompose
-from pelacli.steps.factorization import Fit
+from pelacli.steps.solved import Fit
 
 
 @pytest.fixture
