@@ -13,7 +13,7 @@ from torch import nn
 from pelacli.system.devices import move_batch
 from pelacli.system.turns import Clock, Timing, in_turns
 
-# Names of `pelacli.report.latencies.PRECISIONS` → types
+# Names of `pelacli.system.precisions.NAMES` → types
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _WARM_UP = 2  # passes; the first also compiles, tunes and allocates
 Predict = Callable[[nn.Module, Any], Any]

@@ -19,6 +19,7 @@ from pelacli.recipe.fields import (
     FilePath,
     Pattern,
     Pin,
+    Precision,
     Ratio,
     Section,
     SectionError,
@@ -44,7 +45,7 @@ class Latency(Section):
     """What the time of unit = "latency" is measured on: a batch on the recipe's device."""
 
     batch_size: int = Field(8, ge=1, description="samples of one forward pass")
-    precision: Literal["fp32", "bf16", "fp16"] | None = Field(
+    precision: Precision | None = Field(
         None, description="of weights and inputs; unset: as most weights are stored"
     )
     compile: bool = Field(False, description="with torch.compile")

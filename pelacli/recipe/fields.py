@@ -14,12 +14,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     Strict,
     WithJsonSchema,
 )
 
 from pelacli.messages import shown
 from pelacli.ranks import ratio as ratios
+from pelacli.system import precisions
 
 
 class SectionError(ValueError):
@@ -88,6 +90,10 @@ def _check_name(value: Any) -> Any:
     return expanded
 
 
+def _without_fraction(value: float) -> float:
+    return int(value) if float(value).is_integer() else value
+
+
 def _check_pair(value: Any) -> Any:
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise ValueError("expected two numbers, as [0.5, 1.0]")
@@ -103,6 +109,7 @@ def _check_range(value: tuple[float, float]) -> tuple[float, float]:
 Text = Annotated[str, BeforeValidator(_check_name)]
 Device = Annotated[str, AfterValidator(_check_device)]
 Pattern = Annotated[str, AfterValidator(_check_pattern)]
+Precision = Annotated[Literal["fp32", "bf16", "fp16"], BeforeValidator(precisions.canonical)]
 Scalar = bool | int | float | str
 Argument = Annotated[Scalar | list[Scalar], BeforeValidator(_check_argument)]
 Pin = Annotated[Annotated[int, Field(ge=0)] | Literal["dense", "full"], BeforeValidator(_check_pin)]
@@ -113,6 +120,10 @@ Ratio = Annotated[
 # Files have lists for tuples and text for paths, hence not strict.
 FilePath = Annotated[Path, Strict(False), BeforeValidator(_check_name)]
 Positive = Annotated[float, Field(gt=0)]
+# A whole number stays one, so that what is recorded of it stays the same.
+Epochs = Annotated[
+    Positive, AfterValidator(_without_fraction), PlainSerializer(_without_fraction, int | float)
+]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 _PAIR = (Strict(False), BeforeValidator(_check_pair))
 Range = Annotated[tuple[Positive, Positive], *_PAIR, AfterValidator(_check_range)]

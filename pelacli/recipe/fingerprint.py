@@ -51,6 +51,8 @@ def _section(step: Step[Any]) -> dict[str, Any]:
     if whole.get("result") != "best":  # only "best" chooses among the evaluations
         left_out |= {"eval_every"}
     section = {key: value for key, value in whole.items() if key not in left_out}
+    if section.get("precision") == "fp32":  # what it is called in the digests of all artefacts
+        section["precision"] = "no"
     if _has_decompose(step):
         section["ratio"] = str(step.settings.budget)  # 0.5 and 1/2 are the same ratio
         section["plan"] = _digest(step.settings.plan)  # people edit a plan and keep its name

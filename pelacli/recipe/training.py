@@ -8,7 +8,16 @@ from pydantic import Field, create_model, model_validator
 
 from pelacli.distillation import registry as distillation
 from pelacli.recipe.data import Data
-from pelacli.recipe.fields import Argument, Betas, Pattern, Section, SectionError, Text
+from pelacli.recipe.fields import (
+    Argument,
+    Betas,
+    Epochs,
+    Pattern,
+    Precision,
+    Section,
+    SectionError,
+    Text,
+)
 
 
 class Train(Section):
@@ -42,7 +51,7 @@ class Train(Section):
         "linear", description="drop_path rises with depth, or is the same in all blocks"
     )
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights")
-    precision: Literal["no", "fp16", "bf16"] = Field("no", description="mixed precision")
+    precision: Precision = Field("fp32", description="fp32, or mixed: bf16, fp16")
     accumulate: int = Field(1, ge=1, description="batches per update")
     channels_last: bool = Field(False, description="convolutions and images with channels last")
     compile: bool = Field(False, description="torch.compile the model")
@@ -53,7 +62,7 @@ class Train(Section):
         "last", description="weights of the artefact: those at the end, or of the best evaluation"
     )
     log_every: int = Field(10, ge=1, description="updates between lines of metrics.jsonl")
-    eval_every: int = Field(1, ge=1, description="epochs between evaluations")
+    eval_every: Epochs = Field(1, description="epochs between evaluations; a fraction will do")
     trackers: list[Text] = Field([], description="accelerate's trackers: tensorboard, wandb")
 
     @model_validator(mode="after")

@@ -10,9 +10,8 @@ from typing import Any
 from pelacli.errors import RequestError
 from pelacli.manifest.document import Manifest
 from pelacli.report.tables import UNKNOWN, Row, human
+from pelacli.system import precisions
 from pelacli.system.turns import Timing
-
-PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,8 @@ class TimingRequest:
 
     Attributes:
         device: as in recipes.
-        precision: of `PRECISIONS`; None: what most of the model's weights are stored in.
+        precision: one of `pelacli.system.precisions.NAMES`; None: what most of the model's
+            weights are stored in.
         compile: with torch.compile.
     """
 
@@ -31,7 +31,7 @@ class TimingRequest:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in (None, *PRECISIONS):
+        if self.precision not in (None, *precisions.NAMES):
             raise RequestError(f"--precision {self.precision}: give fp32, bf16 or fp16")
 
     @classmethod
@@ -49,7 +49,7 @@ class TimingRequest:
             RequestError: batch sizes that are no numbers, or a precision that there is not.
         """
         sizes = cls.batch_sizes if batch_sizes is None else _numbers(batch_sizes)
-        return cls(device or cls.device, sizes, precision, compile)
+        return cls(device or cls.device, sizes, precisions.canonical(precision), compile)
 
 
 def _numbers(text: str) -> list[int]:

@@ -12,9 +12,9 @@ from accelerate.state import AcceleratorState, PartialState
 if TYPE_CHECKING:
     from pelacli.recipe.training import Train
 
-from pelacli.console import warn
+from pelacli.console import warn_once
 from pelacli.errors import RequestError
-from pelacli.system import devices, processes
+from pelacli.system import devices, precisions, processes
 
 
 def accelerator(settings: Train, device: str, output: Path | None) -> Accelerator:
@@ -27,6 +27,7 @@ def accelerator(settings: Train, device: str, output: Path | None) -> Accelerato
     Raises:
         RequestError: this machine has no such device, precision or tracker.
     """
+    precision = _computed_in(settings.precision, devices.select(device))
     processes.ignore_leftovers()
     # accelerate keeps one precision and device for a process; a recipe has several steps.
     AcceleratorState._reset_state()
@@ -35,7 +36,7 @@ def accelerator(settings: Train, device: str, output: Path | None) -> Accelerato
     try:
         accelerator = Accelerator(
             cpu=device == "cpu",
-            mixed_precision=settings.precision,
+            mixed_precision=precision.replace("fp32", "no"),
             log_with=settings.trackers or None,
             # Beside the run's own folder, which is removed when its artefact is written.
             project_dir=str(tracking(output)) if output else None,
@@ -51,9 +52,17 @@ def accelerator(settings: Train, device: str, output: Path | None) -> Accelerato
     kind = accelerator.device.type
     if device not in ("auto", kind):
         raise devices.missing(device, [kind])
-    if settings.precision == "fp16" and kind == "cpu":  # accelerate says nothing
-        warn("precision = 'fp16' is for GPUs: training in float32; CPUs have 'bf16'")
     return accelerator
+
+
+def _computed_in(precision: str, device: torch.device) -> str:
+    """The precision that is asked for, or float32 where the device does not have it. Weights and
+    what is recorded are float32 in both, so a run may go on where there is the other."""
+    reason = precisions.obstacle(precision, device)
+    if reason is None:
+        return precision
+    warn_once(f"{precision} on {device}", f"precision = {precision!r}: {reason}: training in fp32")
+    return "fp32"
 
 
 def tracking(output: Path) -> Path:

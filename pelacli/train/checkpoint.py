@@ -222,5 +222,5 @@ def not_finite(step: int, figures: Mapping[str, float], output: Path | None) -> 
     newest = steps(output)[-1:] if output else []
     return PelaError(
         f"not finite at step {step}: {listed}; last good checkpoint: "
-        f"{newest[0] if newest else 'none'}; a lower lr, clip_grad or precision 'no' may help"
+        f"{newest[0] if newest else 'none'}; a lower lr, clip_grad or precision 'fp32' may help"
     )

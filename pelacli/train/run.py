@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,12 +40,20 @@ class Run:
         """Epochs that are over after so many steps."""
         return step * self.accumulate // self.batches
 
-    def evaluation_due(self, every: int | None) -> bool:
-        """Whether the run is over, or the last update ended an epoch whose number is a multiple of
-        ``every``. None: at the end of the run only."""
+    def evaluation_due(self, every: float | None) -> bool:
+        """Whether the run is over, or the last update brought it to a multiple of ``every`` epochs,
+        or past one. None: at the end of the run only.
+
+        It follows from the step alone, so a run that goes on evaluates where it would have.
+        """
         if self.step == self.total or not every:
             return self.step == self.total
-        return self.epochs(self.step) // every > self.epochs(self.step - 1) // every
+        exact = Fraction(str(every))  # 0.1 as it is written: ten of them are one epoch
+        now, before = (
+            Fraction(step * self.accumulate, self.batches) // exact
+            for step in (self.step, self.step - 1)
+        )
+        return now > before
 
     def save_due(self, every: int | None) -> bool:
         """Whether the run is over, or ``every`` updates were made since the last checkpoint. None:

@@ -26,7 +26,7 @@ def test_the_recipe_is_the_papers():
     assert (section.opt, section.lr, section.min_lr, section.weight_decay) == (
         "adamw", 1e-4, 1e-5, 0.02,
     )  # fmt: skip
-    assert (section.epochs, section.precision, section.clip_grad) == (20, "no", None)
+    assert (section.epochs, section.precision, section.clip_grad) == (20, "fp32", None)
     assert (spec.data.batch_size, spec.data.augment.scale) == (128, (0.2, 1.0))
     assert (task.queue, task.momentum, task.alpha, task.ramp, task.mask, task.max_tokens) == (
         65536, 0.995, 0.4, 1.0, 0.15, 25,

@@ -94,7 +94,8 @@ def test_the_fingerprint_of_a_run_to_its_last_weights() -> None:
     parts = {
         "model": "m", "weights": "pretrained", "arch": None, "model_args": {}, "num_classes": None,
         "seed": 0, "task": "image-classification", "inputs": "x",
-        "section": {k: v for k, v in whole["pretrain"].items() if k not in elsewhere},
+        "section": {k: v for k, v in whole["pretrain"].items() if k not in elsewhere}
+        | {"precision": "no"},
         "data": data | {"batch_size": 8},
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
