@@ -10,6 +10,9 @@ From Python::
 
 What was asked for and can't be done is a `RequestError`, what fails on the way another `PelaError`;
 both are one line. Importing this package costs nothing: torch comes with the first call.
+
+Once this package is imported, transformers opens an artefact too: ``AutoModel.from_pretrained``,
+``pipeline``.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pelacli.errors import PelaError, RequestError
+from pelacli.system.after_import import after_import
 from pelacli.version import __version__
 
 if TYPE_CHECKING:
@@ -33,6 +37,15 @@ __all__ = [
     "plan",
     "save",
 ]
+
+
+def _register() -> None:
+    from pelacli.models.hf import quantizer
+
+    quantizer.register()
+
+
+after_import("transformers.quantizers.auto", _register)
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from pelacli.artefact import changes, into_module, loading, roundtrip, saving
 from pelacli.manifest import lookup
 from pelacli.manifest.document import Manifest
 from pelacli.models import heads, torch_module, wrapping
+from pelacli.models.hf import stated_layers
 from pelacli.models.opened import OpenModel
 from pelacli.system import devices
 
@@ -106,7 +107,9 @@ def save(model: nn.Module, path: str | Path) -> None:
 
 
 def keep(opened: OpenModel, manifest: Manifest | None) -> None:
-    """Let the module remember what `save` will need."""
+    """Let the module remember what `save` will need, and its configuration which layers are
+    low-rank."""
+    stated_layers.state(opened.module)
     setattr(opened.module, _KEPT, (opened, manifest))
 
 

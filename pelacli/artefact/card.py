@@ -35,6 +35,7 @@ def model_card(manifest: Manifest) -> str:
         'model = pelacli.load("PATH")',
         "```",
         "",
+        *_in_transformers(manifest),
         "## Layers",
         "",
         costs.kinds_markdown(manifest),
@@ -51,3 +52,9 @@ def model_card(manifest: Manifest) -> str:
         lines.append(f"- {step.step} (seed {step.seed})" + (f": {figures}" if figures else ""))
     lines += ["", "The full record is in `pela.json`."]
     return "\n".join(lines) + "\n"
+
+
+def _in_transformers(manifest: Manifest) -> list[str]:
+    if manifest.library != "transformers":
+        return []
+    return ["After `import pelacli`, `from_pretrained` of transformers opens it too.", ""]

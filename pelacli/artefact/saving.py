@@ -16,13 +16,14 @@ loading strictly. Nothing is ever unpickled.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
-from pelacli.artefact import card, streaming
+from pelacli.artefact import card, rebuilding, streaming
 from pelacli.errors import PelaError, RequestError
-from pelacli.manifest import document
+from pelacli.manifest import document, low_rank_config
 from pelacli.manifest.document import Manifest
 from pelacli.models import precision
 from pelacli.models.opened import OpenModel
@@ -80,7 +81,7 @@ def save(
         with files.replacing(path) as folder:
             manifest.tied = ties(opened.module)
             _write_weights(opened, manifest.tied, folder)
-            opened.describe(folder)
+            _stating_layers(opened, manifest).describe(folder)
             for name, content in (extra or {}).items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
@@ -89,6 +90,13 @@ def save(
             (folder / "README.md").write_text(text, encoding="utf-8")
     except OSError as error:
         raise PelaError(f"{path}: can't be written: {error.strerror or error}") from None
+
+
+def _stating_layers(opened: OpenModel, manifest: Manifest) -> OpenModel:
+    """The model with the low-rank layers of the manifest in its config.json."""
+    ranks, form_of = rebuilding.ranks_of(manifest), rebuilding.forms_of(manifest)
+    config = low_rank_config.with_layers(opened.config, opened.library, ranks, form_of)
+    return replace(opened, config=config)
 
 
 def _write_weights(opened: OpenModel, tied: Mapping[str, str], folder: Path) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pelacli.lowrank.find import low_rank_layers
 from pelacli.lowrank.linear import LowRankLinear
 from pelacli.lowrank.replace import Exchange, exchange
+from pelacli.models.hf import stated_layers
 
 
 def fold(module: nn.Module) -> nn.Module:
@@ -19,6 +20,7 @@ def fold(module: nn.Module) -> nn.Module:
         dense = _conv1d(low) if low.replaces == "conv1d" else _linear(low)
         exchanges.append((low, dense.train(low.training)))
     exchange(module, exchanges)
+    stated_layers.state(module)
     return module
 
 
