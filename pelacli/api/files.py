@@ -96,6 +96,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     saving.check_output(at)
     opened, before = kept(model)
     opened = opened or wrapping.wrap(model)
+    roundtrip.check_merged(opened)
     with devices.on_cpu(model):
         manifest = changes.current(opened, before)
         if opened.library == torch_module.NAME:

@@ -52,6 +52,20 @@ def check_finite(opened: OpenModel) -> None:
             raise RequestError(f"{opened.ref}: {name} holds values that are not finite")
 
 
+def check_merged(opened: OpenModel) -> None:
+    """Refuse a module with adapters of peft, which an artefact has no form for.
+
+    Raises:
+        RequestError: naming the first of them.
+    """
+    for name, part in opened.module.named_modules():
+        if any(cls.__name__ == "BaseTunerLayer" for cls in type(part).__mro__):
+            raise RequestError(
+                f"{opened.ref}: {name} has an adapter of peft, which an artefact can't hold; save "
+                "the adapter by its own save_pretrained, or what merge_and_unload() gives"
+            )
+
+
 def _other_tensors(module: nn.Module, rebuilt: nn.Module) -> str | None:
     """The first tensor that the module and the one rebuilt from its description do not share."""
     ours, theirs = (m.state_dict(keep_vars=True) for m in (module, rebuilt))

@@ -53,7 +53,7 @@ class LinearCalls(TorchFunctionMode):
             x, weight, bias = linear_arguments(args, kwargs)
             if isinstance(weight, FactoredWeight):  # its factors are applied one by one
                 with self:
-                    return weight.linear(x, bias)
+                    return weight.product.linear(x, bias)
             layer = self._layers.get(id(weight))
             if layer is not None and layer.kind == "linear":
                 return self._apply(layer, x, weight, bias)

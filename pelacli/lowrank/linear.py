@@ -5,12 +5,13 @@ Words (``out`` × ``in`` weight W, rank r): ``down`` is r × in, ``up`` is out �
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from pelacli.lowrank.weight import product
+from pelacli.lowrank.weight import Apply, Product
 from pelacli.ranks.forms import Form
 
 
@@ -60,9 +61,20 @@ class LowRankLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.up(self.down(x)))
 
+    @property
+    def is_adapted(self) -> bool:
+        """Whether something runs around one of its parts, or in its place: an adapter of peft, a
+        quantised layer, weights that an offloading hook brings."""
+        return not (_is_plain(self.down) and _is_plain(self.up))
+
     def factors(self) -> tuple[Tensor, Tensor]:
-        """(down [r, in], up [out, r]) whose product the map is, with gradients."""
-        return self.down.weight, self.up.weight
+        """(down [r, in], up [out, r]) whose product the map is, with gradients, and with what
+        adapters add."""
+        return self._factors_of(_weight_of(self.down), _weight_of(self.up))
+
+    def _factors_of(self, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors from the weights of the two parts."""
+        return down, up
 
     def decay_gradients(self) -> tuple[Tensor, Tensor]:
         """Gradients of ½·‖W′‖² for ``up.weight`` and ``down.weight``."""
@@ -72,11 +84,59 @@ class LowRankLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """up·down, [out, in]; multiplied out only for those who do more than ``F.linear``."""
-        return product(self.up.weight, self.down.weight, training=self.training)
+        shape = self.out_features, self.in_features
+        if self.is_adapted:
+            sources = [p for p in self.parameters() if p.is_floating_point()]
+            product = Product(shape, sources, self.factors, self._run_without_bias)
+        else:
+            down, up = self.down.weight, self.up.weight
+            factors = partial(self._factors_of, down, up)
+            product = Product(shape, (up, down), factors, self._apply_of(down, up))
+        return product.as_tensor(training=self.training)
+
+    def _apply_of(self, down: Tensor, up: Tensor) -> Apply | None:
+        """How the weights of the two parts are applied; None: one after the other."""
+        return None
 
     @property
     def bias(self) -> Tensor | None:
+        if self.is_adapted and getattr(self.up, "bias", None) is not None:
+            return self._run_on_zeros()[0]
+        return self._plain_bias
+
+    @property
+    def _plain_bias(self) -> Tensor | None:
         return cast("Tensor | None", self.up.bias)
+
+    def _run_without_bias(self, x: Tensor) -> Tensor:
+        y: Tensor = self(x)
+        bias = self.bias
+        return y if bias is None else y - bias
+
+    def _run_on_zeros(self) -> Tensor:
+        """The output [1, out] for zeros."""
+        like = next(p for p in self.parameters() if p.is_floating_point())
+        y: Tensor = self(like.new_zeros(1, self.in_features))
+        return y
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+
+
+def _is_plain(part: nn.Module) -> bool:
+    """Whether a part does what ``nn.Linear`` does with its weight and no more."""
+    return (
+        isinstance(part, nn.Linear)
+        and type(part).forward is nn.Linear.forward
+        and "forward" not in vars(part)
+    )
+
+
+def _weight_of(part: nn.Linear) -> Tensor:
+    """The weight [out, in] of a part, with what an adapter adds to it: what it makes of an
+    identity."""
+    if _is_plain(part):
+        return part.weight
+    like = next(p for p in part.parameters() if p.is_floating_point())
+    one = torch.eye(part.in_features, dtype=like.dtype, device=like.device)
+    return cast(Tensor, part(one) - part(torch.zeros_like(one[:1]))).T

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelacli.lowrank.linear import LowRankLinear, linear
-from pelacli.lowrank.weight import Apply, gathered, product
+from pelacli.lowrank.weight import Apply, gathered
 
 
 def pivots_on_inputs(in_features: int, out_features: int) -> bool:
@@ -74,10 +74,8 @@ class PivotLinear(LowRankLinear):
     def forward(self, x: Tensor) -> Tensor:
         return self._through(x, self.down, self.up)
 
-    def _without_bias(self, x: Tensor) -> Tensor:
-        """W′x for those who read the weight and apply it themselves."""
-        down, up = self.down.weight, self.up.weight
-        return self._through(x, lambda x: F.linear(x, down), lambda x: F.linear(x, up))
+    def _apply_of(self, down: Tensor, up: Tensor) -> Apply:
+        return lambda x: self._through(x, lambda x: F.linear(x, down), lambda x: F.linear(x, up))
 
     def _through(self, x: Tensor, down: Apply, up: Apply) -> Tensor:
         # Of a matrix, columns are taken much faster than of what has more dimensions.
@@ -90,8 +88,8 @@ class PivotLinear(LowRankLinear):
             y = torch.cat((pivots, up(pivots)), 1).index_select(1, self.order)
         return y.reshape(*x.shape[:-1], self.out_features)
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        down, up = gathered(self.down.weight), gathered(self.up.weight)
+    def _factors_of(self, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        down, up = gathered(down), gathered(up)
         one = torch.eye(self.rank, dtype=down.dtype, device=down.device)
         if self.on_inputs:
             place = self.order.argsort()
@@ -105,12 +103,7 @@ class PivotLinear(LowRankLinear):
         return up @ (down @ down.T), down + (up.T @ up) @ down
 
     @property
-    def weight(self) -> Tensor:
-        down, up = self.factors()
-        return product(up, down, training=self.training, apply=self._without_bias)
-
-    @property
-    def bias(self) -> Tensor | None:
+    def _plain_bias(self) -> Tensor | None:
         if self.on_inputs or self.up.bias is None:
             return cast("Tensor | None", self.up.bias)
         others = self.up.bias + self.up.weight @ self.down.bias

@@ -7,7 +7,8 @@ same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, cast
 
@@ -41,40 +42,87 @@ attention_body: Any = FunctionType(
 Apply = Callable[[Tensor], Tensor]
 
 
-class FactoredWeight(torch.Tensor):
-    """The product up·down [out, in] as a tensor that is applied as two thin products: by
-    ``F.linear``, by ``x @ weight.T`` or ``weight @ x``, and inside of
-    ``F.multi_head_attention_forward``.
+@dataclass(frozen=True)
+class Product:
+    """A matrix of low rank, put together only where somebody wants more than to multiply by it.
 
-    Any other operation gets the dense product, with gradients to both factors. So a model that
-    reads ``layer.weight`` still runs the factors at their price.
+    Attributes:
+        shape: (out, in).
+        sources: the tensors that it is made from; gradients go to them.
+        factors: gives (down [r, in], up [out, r]), whose product it is.
+        apply: multiplies inputs [..., in] by it, where that is not done by the factors;
+            apply_transposed: outputs [..., out] by its transpose.
     """
 
-    up: Tensor
-    down: Tensor
-    apply: Apply | None
-    apply_transposed: Apply | None
+    shape: tuple[int, int]
+    sources: Sequence[Tensor]
+    factors: Callable[[], tuple[Tensor, Tensor]]
+    apply: Apply | None = None
+    apply_transposed: Apply | None = None
 
-    @staticmethod
-    def __new__(
-        cls,
-        up: Tensor,
-        down: Tensor,
-        apply: Apply | None = None,
-        apply_transposed: Apply | None = None,
-    ) -> FactoredWeight:
-        shape = (up.shape[0], down.shape[1])
-        weight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=up.dtype, device=up.device)
-        weight.up, weight.down = up, down
-        weight.apply, weight.apply_transposed = apply, apply_transposed
+    @property
+    def whole(self) -> Tensor:
+        down, up = self.factors()
+        return up @ down
+
+    @property
+    def transposed(self) -> Product:
+        def factors() -> tuple[Tensor, Tensor]:
+            down, up = self.factors()
+            return up.T, down.T
+
+        shape = (self.shape[1], self.shape[0])
+        return Product(shape, self.sources, factors, self.apply_transposed, self.apply)
+
+    def as_tensor(self, *, training: bool) -> Tensor:
+        """As a weight that a model may read.
+
+        Args:
+            training: whether what takes it whole sends gradients back; ``torch.jit.trace`` takes
+                none that does.
+        """
+        if not training:
+            return FactoredWeight(self)
+        weight: Tensor = _Node.apply(self, *self.sources)
         return weight
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """What ``F.linear`` with this weight gives."""
+        """What ``F.linear`` with this matrix gives."""
         if self.apply is None:
-            return F.linear(F.linear(x, self.down), self.up, bias)
+            down, up = self.factors()
+            return F.linear(F.linear(x, down), up, bias)
         y = self.apply(x)
         return y if bias is None else y + bias
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        down, up = self.factors()
+        return up @ (down @ x)
+
+    def __rmatmul__(self, x: Tensor) -> Tensor:
+        if self.apply_transposed is not None:
+            return self.apply_transposed(x)
+        down, up = self.factors()
+        return (x @ up) @ down
+
+
+class FactoredWeight(torch.Tensor):
+    """A `Product` as a tensor [out, in] that is applied as two thin products: by ``F.linear``, by
+    ``x @ weight.T`` or ``weight @ x``, and inside of ``F.multi_head_attention_forward``.
+
+    Any other operation gets the dense product, with gradients to what it is made from. So a model
+    that reads ``layer.weight`` still runs the factors at their price.
+    """
+
+    product: Product
+
+    @staticmethod
+    def __new__(cls, product: Product) -> FactoredWeight:
+        like = product.sources[0]
+        weight = torch.Tensor._make_wrapper_subclass(
+            cls, product.shape, dtype=like.dtype, device=like.device
+        )
+        weight.product = product
+        return weight
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -82,26 +130,18 @@ class FactoredWeight(torch.Tensor):
         if func is F.linear:
             x, weight, bias = linear_arguments(args, kwargs)
             if isinstance(weight, FactoredWeight) and not isinstance(x, FactoredWeight):
-                return weight.linear(x, bias)
+                return weight.product.linear(x, bias)
         if func is F.multi_head_attention_forward:
             return attention_body(*args, **kwargs)
         if func in TRANSPOSES:
-            before = args[0]
-            return product(
-                before.down.T,
-                before.up.T,
-                training=before.requires_grad,
-                apply=before.apply_transposed,
-                apply_transposed=before.apply,
-            )
+            weight = args[0]
+            return weight.product.transposed.as_tensor(training=weight.requires_grad)
         if func in MATMULS and not kwargs:
             left, right = args
             if isinstance(right, FactoredWeight) and not isinstance(left, FactoredWeight):
-                if right.apply_transposed is not None:
-                    return right.apply_transposed(left)
-                return (left @ right.up) @ right.down
+                return right.product.__rmatmul__(left)
             if isinstance(left, FactoredWeight) and not isinstance(right, FactoredWeight):
-                return left.up @ (left.down @ right)
+                return left.product @ right
         with torch._C.DisableTorchFunctionSubclass():
             reads = func.__self__.__name__ if getattr(func, "__name__", "") == "__get__" else None
             if reads is not None and reads not in _VIEWS:
@@ -115,41 +155,30 @@ class FactoredWeight(torch.Tensor):
         return func(*tree_map(_dense, args), **tree_map(_dense, kwargs or {}))
 
 
-class _Product(torch.autograd.Function):
-    """The factors' weight as a node of the graph: what takes it as a whole, as a fused kernel does,
-    sends its gradient back to both of them."""
+class _Node(torch.autograd.Function):
+    """A factored weight as a node of the graph: what takes it as a whole, as a fused kernel does,
+    sends its gradient back to what the weight is made from."""
 
     @staticmethod
-    def forward(ctx: Any, up: Tensor, down: Tensor, *apply: Apply | None) -> Tensor:
-        ctx.save_for_backward(up, down)
-        return FactoredWeight(up, down, *apply)
+    def forward(ctx: Any, product: Product, *sources: Tensor) -> Tensor:
+        ctx.product = product
+        ctx.save_for_backward(*sources)
+        return FactoredWeight(product)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        up, down = ctx.saved_tensors
-        return grads[0] @ down.T, up.T @ grads[0], None, None
-
-
-def product(
-    up: Tensor,
-    down: Tensor,
-    *,
-    training: bool,
-    apply: Apply | None = None,
-    apply_transposed: Apply | None = None,
-) -> Tensor:
-    """up·down as a `FactoredWeight`: up [out, r], down [r, in].
-
-    Args:
-        training: whether what takes it whole sends gradients back; ``torch.jit.trace`` takes none
-            that does.
-        apply: multiplies inputs [..., in] by it, where there is a cheaper way than by the factors;
-            apply_transposed: outputs [..., out] by its transpose.
-    """
-    if not training:
-        return FactoredWeight(up, down, apply, apply_transposed)
-    weight: Tensor = _Product.apply(up, down, apply, apply_transposed)
-    return weight
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        sources = ctx.saved_tensors  # or torch's error, where one was changed in place meanwhile
+        twice = torch.is_grad_enabled()
+        with torch.enable_grad():
+            whole = ctx.product.whole
+        wanted = [s for s, is_wanted in zip(sources, ctx.needs_input_grad[1:], strict=True)
+                  if is_wanted]  # fmt: skip
+        gradients = iter(
+            torch.autograd.grad(whole, wanted, grads[0], create_graph=twice, allow_unused=True)
+        )
+        return None, *(
+            next(gradients) if is_wanted else None for is_wanted in ctx.needs_input_grad[1:]
+        )
 
 
 def gathered(factor: Tensor) -> Tensor:
@@ -169,4 +198,4 @@ def linear_arguments(args: Any, kwargs: Any) -> tuple[Tensor, Tensor, Tensor | N
 
 
 def _dense(value: Any) -> Any:
-    return value.up @ value.down if isinstance(value, FactoredWeight) else value
+    return value.product.whole if isinstance(value, FactoredWeight) else value

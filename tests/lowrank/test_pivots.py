@@ -72,6 +72,22 @@ def test_what_reads_the_weight_gets_the_same_and_pays_no_more(shape):
         assert counter.get_total_flops() == 2 * 3 * 4 * (sum(shape) - 4)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_reading_the_weight_to_apply_it_puts_nothing_together(training, monkeypatch):
+    def put_together(*_):
+        raise AssertionError("the factors were put together")
+
+    for shape in SHAPES:
+        (low,), _ = layer(shape, 4)
+        low.train(training)
+        x = torch.randn(3, shape[1])
+        with monkeypatch.context() as patch:
+            patch.setattr(type(low), "_factors_of", put_together)
+            for y in (F.linear(x, low.weight, low.bias), x @ low.weight.T + low.bias):
+                torch.testing.assert_close(y, low(x), rtol=1e-4, atol=1e-4)
+                y.sum().backward()
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gradients_are_those_of_the_stored_entries(shape):
     (low,), _ = layer(shape, 4)

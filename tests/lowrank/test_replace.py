@@ -77,6 +77,21 @@ def test_gradients_reach_both_factors_either_way(layer):
         assert torch.allclose(up, grads[0][1], rtol=1e-4, atol=1e-5)
 
 
+def test_a_weight_taken_whole_is_differentiated_twice(layer):
+    x = torch.randn(5, 8)
+    both = []
+    for weight in (layer.weight, layer.up.weight @ layer.down.weight):
+        y = (weight * 1).tanh() @ x.T
+        [first] = torch.autograd.grad(y.square().sum(), layer.down.weight, create_graph=True)
+        both.append(
+            torch.autograd.grad(first.square().sum(), layer.parameters(), allow_unused=True)
+        )
+    for ours, theirs in zip(*both, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
 class Reads(nn.Module):
     """Applies the weight itself."""
 
