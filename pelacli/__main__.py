@@ -35,8 +35,8 @@ def _fail(error: BaseException, failure: Failure, debug: bool) -> int:
         import traceback
 
         traceback.print_exception(error)
-    if failure.message:
-        print(f"pela: error: {' '.join(failure.message.split())}", file=sys.stderr)
+    for message in filter(None, (failure.message, *failure.others)):
+        print(f"pela: error: {' '.join(message.split())}", file=sys.stderr)
     return failure.exit_code
 
 

@@ -5,6 +5,7 @@ A message is one line that names the thing, the place and the remedy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 _LONGEST = 600  # characters of a message
@@ -28,6 +29,18 @@ class RequestError(PelaError):
     """The request was wrong: usage, recipe, unknown model, unusable input. Exit code 2."""
 
     exit_code = 2
+
+
+class CollectedError(RequestError):
+    """Several things were wrong with one request. Exit code 2.
+
+    Attributes:
+        messages: one line each.
+    """
+
+    def __init__(self, messages: Sequence[str]) -> None:
+        super().__init__(f"{messages[0]} (and {len(messages) - 1} more)")
+        self.messages = [str(RequestError(message)) for message in messages]
 
 
 class InfeasibleError(RequestError):

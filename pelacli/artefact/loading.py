@@ -49,6 +49,19 @@ def load(path: Path) -> Artefact:
     return Artefact(_opened(path, module, manifest.library, manifest.source), manifest)
 
 
+def shapes(path: Path) -> OpenModel:
+    """An artefact's model without the values of its weights, which lie on "meta".
+
+    Raises:
+        RequestError: it is no artefact, its configuration is damaged, or it has no weights.
+    """
+    manifest = document.read(path)
+    module = _low_rank(path, manifest.library, ranks_of(manifest), forms_of(manifest)).to("meta")
+    if not digests.weight_files(path):
+        raise RequestError(f"{path}: has no model.safetensors; {REMEDY}")
+    return _opened(path, module, manifest.library, manifest.source)
+
+
 def _load_unrecorded(
     path: Path, ranks: Mapping[str, int], forms: Mapping[str, Form], source: SourceRecord
 ) -> Artefact:

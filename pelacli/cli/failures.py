@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pelacli.errors import PelaError
+from pelacli.errors import CollectedError, PelaError
 from pelacli.messages import one_line
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
@@ -43,15 +44,22 @@ _OUT_OF_MEMORY = re.compile(
 
 @dataclass(frozen=True)
 class Failure:
-    """What to say, in one line, and the exit code."""
+    """What to say, in one line, and the exit code.
+
+    Attributes:
+        others: further lines, where several things are wrong.
+    """
 
     message: str
     exit_code: int
+    others: Sequence[str] = ()
 
 
 def describe(error: BaseException) -> Failure:
     """What to say of an error that ended a command."""
     usage = getattr(error, "format_message", None)  # what the parser raises
+    if isinstance(error, CollectedError):
+        return Failure(error.messages[0], error.exit_code, error.messages[1:])
     if isinstance(error, PelaError):
         return Failure(str(error), error.exit_code)
     if isinstance(error, KeyboardInterrupt):

@@ -45,17 +45,17 @@ def copy(
 def check(recipe: RecipeFile, set_: Set = None, json: Json = False) -> None:
     """Validate a recipe, look for its model and its data, and print it as resolved."""
     from pelacli import console
-    from pelacli.recipe import reading, schema
+    from pelacli.recipe import reading, schema, toml_text
 
     read, place_of = reading.load_with_places(recipe, set_ or [])
-    from pelacli.steps import preflight
+    from pelacli.steps.preflight import check as preflight
 
-    preflight.check(read, place_of)
-    resolved = schema.resolved(read)
+    chosen = preflight.check(read, place_of)
+    console.info(f"{recipe}: ok")
     if json:
-        console.print_json(resolved, exact=True)
+        console.print_json(schema.resolved(read), exact=True)
     else:
-        typer.echo(f"{recipe}: ok")
+        typer.echo(toml_text.dumps(read, chosen), nl=False)
 
 
 def print_schema() -> None:

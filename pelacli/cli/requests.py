@@ -189,11 +189,13 @@ def _evaluation(ref: str, flags: EvalFlags, overrides: Sequence[str]) -> Evaluat
     else:
         data, task, task_args = _stored_data(ref, needed=flags.data is None)
         model = _named_model(ref, flags)
-        request = Evaluation(model, data=data, task=task, task_args=task_args)
+        request = Evaluation(model, data=data, task=task, task_args=task_args, task_is_named=False)
     if flags.task not in (None, request.task):
         request = replace(request, task_args=None)
     names = ("max_drop", "split", "task", "batch_size", "latency")
     changes = without_none({name: getattr(flags, name) for name in names})
+    if flags.task is not None:
+        changes["task_is_named"] = True
     if flags.data is not None:
         changes["data"] = _data(flags.data, request.data)
     if flags.against is not None:

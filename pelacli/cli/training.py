@@ -23,10 +23,13 @@ def pretrain(
 
     malloc.large_pages()
     unused.refuse_other_sections("pretrain", set_ or [])
-    read = reading.load(recipe, set_ or [])
+    read, place_of = reading.load_with_places(recipe, set_ or [])
     unused.refuse_idle(read, ["pretrain"], set_ or [])
     step = step_of(read, "pretrain")
     from pelacli.steps import pretrain as steps_pretrain
+    from pelacli.steps.preflight import check
+
+    check.check(read, place_of, ["pretrain"])
 
     cli_output.print_trained(steps_pretrain.run(step, resume=resume), json)
 
@@ -50,10 +53,13 @@ def finetune(
     malloc.large_pages()
     name: Literal["teacher", "finetune"] = "teacher" if dense else "finetune"
     unused.refuse_other_sections("finetune --dense" if dense else "finetune", set_ or [])
-    read = reading.load(recipe, set_ or [])
+    read, place_of = reading.load_with_places(recipe, set_ or [])
     unused.refuse_idle(read, [name], set_ or [])
     step = step_of(read, name)
     from pelacli.steps import finetune as steps_finetune
+    from pelacli.steps.preflight import check
+
+    check.check(read, place_of, [name])
 
     cli_output.print_trained(steps_finetune.run(step, resume=resume), json)
 
@@ -72,8 +78,8 @@ def run(
     from pelacli.system import malloc
 
     malloc.large_pages()
-    read = reading.load(recipe, set_ or [])
+    read, place_of = reading.load_with_places(recipe, set_ or [])
     unused.refuse_idle(read, layout.sections(read), set_ or [])
-    result = pipeline.run(read, force=force)
+    result = pipeline.run(read, force=force, place_of=place_of)
     cli_output.print_run(result, json)
     pipeline.gate(result)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pelacli import console
+from pelacli.data.dataset import Dataset
 from pelacli.data.loader import Loader, loader
 from pelacli.errors import RequestError
 from pelacli.models import heads
@@ -16,6 +17,7 @@ from pelacli.models.inputs import TextInput
 from pelacli.models.opened import OpenModel
 from pelacli.recipe.data import Data
 from pelacli.tasks import base, registry
+from pelacli.tasks.common.labels import open_with_or_without
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def open_data(
     *,
     split: str | None = None,
     batch_size: int | None = None,
+    insists: bool = True,
 ) -> EvaluationData:
     """Open the data that a model is judged on.
 
@@ -57,6 +60,8 @@ def open_data(
             for it.
         task_args: the task's settings.
         split, batch_size: in place of the data's own.
+        insists: whether to refuse a model that gives no output for the task. Else it is judged by
+            its agreement with another model alone, which is said.
 
     Raises:
         RequestError: the data can't be opened, or the model gives no output for the task.
@@ -66,15 +71,27 @@ def open_data(
         kind = "text" if isinstance(opened.inputs, TextInput) else "image"
         task = f"{kind}-classification" if classes else "unlabelled"
     judged_by = registry.get(task, task_args)
-    dataset = judged_by.open(data, split or data.val, inputs=opened.inputs)
+    if not insists and not judged_by.fits(opened):
+        console.warn_once(
+            f"judged without task {task}",
+            f"{opened.ref}: {_no_output(task)}, so it is compared with another model alone; for "
+            "figures of the task add [finetune], which gives it a head, or name a checkpoint that "
+            "has one",
+        )
+        task, judged_by = "unlabelled", registry.get("unlabelled")
+
+    def open_split(unlabelled: bool) -> Dataset:
+        return judged_by.open(data, split or data.val, inputs=opened.inputs, unlabelled=unlabelled)
+
+    dataset = open_split(False) if insists else open_with_or_without(open_split)
     labelled = judged_by.LABELLED and dataset.labelled
     if labelled and not judged_by.fits(opened):
         raise RequestError(
-            f"{opened.ref}: gives no output that task {task!r} could judge; `pela finetune` builds "
-            "what the task needs around it"
+            f"{opened.ref}: {_no_output(task)}; `pela finetune` builds what the task needs around "
+            "it, and task 'unlabelled' compares it with another model as it is"
         )
     if judged_by.LABELLED and not labelled:
-        dataset = judged_by.open(data, split or data.val, inputs=opened.inputs, unlabelled=True)
+        dataset = open_split(True)
     samples = loader(
         dataset,
         batch_size=batch_size or data.batch_size,
@@ -82,6 +99,13 @@ def open_data(
         num_classes=classes if labelled else None,
     )
     return EvaluationData(samples, judged_by, task, labelled)
+
+
+def _no_output(task: str) -> str:
+    """What a model lacks, in the middle of a message."""
+    if task.endswith("-classification"):
+        return f"has no classes (a backbone), so task {task!r} can't judge it"
+    return f"gives no output that task {task!r} could judge"
 
 
 def measure(opened: OpenModel, data: EvaluationData, device: torch.device) -> dict[str, float]:

@@ -33,6 +33,8 @@ class Evaluation:
         split, batch_size: in place of the data's own.
         task: name of the task; None takes classification where the data has labels for it.
         task_args: its settings.
+        task_is_named: whether this evaluation names the task. A task that a recipe has by default,
+            or that an earlier step had, is left out for a model that has no output for it.
         max_drop: the most points of the main metric that the model may be behind the baseline.
         latency: whether to time the forward pass.
         device: as in a recipe.
@@ -45,6 +47,7 @@ class Evaluation:
     batch_size: int | None = None
     task: str | None = None
     task_args: Mapping[str, Any] | None = None
+    task_is_named: bool = True
     max_drop: float | None = None
     latency: bool = True
     device: str = "auto"

@@ -86,15 +86,21 @@ def run(request: Evaluation) -> Evaluated:
     )
     if dense is None:
         if test_data is not None and not metrics:
-            console.warn(
-                f"{request.model.ref}: no figure of the data, as it has no labels for task "
-                f"{test_data.task_name!r}; name one that needs none (--task), or a model to "
-                "compare with (--against)"
-            )
+            console.warn(f"{request.model.ref}: no figure of the data{_remedy(test_data)}")
         return evaluated
     comparison = comparison or _Comparison(same_task=True, metrics={}, agreement={})
     dense_latency = latencies[1].median if len(latencies) > 1 else None
     return _with_baseline(evaluated, dense, comparison, dense_latency)
+
+
+def _remedy(data: EvaluationData) -> str:
+    """Why there is no figure, and what would give one."""
+    if not data.task.LABELLED:
+        return "; name a model to compare with (--against)"
+    return (
+        f", as it has no labels for task {data.task_name!r}; name one that needs none (--task), "
+        "or a model to compare with (--against)"
+    )
 
 
 def gate(results: Sequence[Evaluated]) -> None:
@@ -151,6 +157,7 @@ def _test_data(opened: OpenModel, request: Evaluation) -> EvaluationData | None:
         request.task_args,
         split=request.split,
         batch_size=request.batch_size,
+        insists=request.task_is_named,
     )
 
 

@@ -6,15 +6,18 @@ from torch import Tensor, nn
 
 from pelacli.artefact import changes, description, loading, saving
 from pelacli.artefact.loading import Artefact
+from pelacli.data.dataset import Dataset
 from pelacli.data.loader import Batch
 from pelacli.lowrank import find
 from pelacli.manifest import lookup
 from pelacli.models import precision
+from pelacli.models.opened import OpenModel
 from pelacli.recipe.step import Step
 from pelacli.recipe.training import Train
 from pelacli.steps import training
 from pelacli.steps.training import Outcome
 from pelacli.tasks import base, registry
+from pelacli.tasks.base import Base
 from pelacli.train.loop import Objective
 from pelacli.train.splits import Splits, open_splits
 
@@ -40,13 +43,38 @@ def _open(step: Step[Train]) -> Artefact:
 def _fit(step: Step[Train], model: Artefact) -> Artefact:
     """The model as its task trains it, around a backbone or with another head. The manifest follows
     the layers to their new names."""
-    assert step.data is not None  # the recipe's validation has seen to it
-    task = registry.get(step.task.name, step.task.settings)
     layers = find.linear_modules(model.module)
-    dataset = task.open(step.data, step.data.train, inputs=model.opened.inputs)
-    fitted = task.fit(model.opened, dataset, step.opening.num_classes, step.seed)
-    precision.carry_over(model.opened, fitted)
-    return Artefact(fitted, changes.relocated(fitted, model.manifest, layers))
+    fitted_model = fitted(step, model.opened, dataset_of(step, model.opened))
+    precision.carry_over(model.opened, fitted_model)
+    return Artefact(fitted_model, changes.relocated(fitted_model, model.manifest, layers))
+
+
+def task_of(step: Step[Train]) -> Base:
+    """The step's task with its settings.
+
+    Raises:
+        RequestError: there is no such task, or no such setting of it.
+    """
+    return registry.get(step.task.name, step.task.settings)
+
+
+def dataset_of(step: Step[Train], opened: OpenModel) -> Dataset:
+    """The training split, by whose classes the model gets its head.
+
+    Raises:
+        RequestError: it can't be opened, or the model does not take its samples.
+    """
+    assert step.data is not None  # the recipe's validation has seen to it
+    return task_of(step).open(step.data, step.data.train, inputs=opened.inputs)
+
+
+def fitted(step: Step[Train], opened: OpenModel, dataset: Dataset) -> OpenModel:
+    """The model with what its task needs, as `pelacli.tasks.base.Base.fit` gives it.
+
+    Raises:
+        RequestError: the task can't be built around this model, or not for this dataset.
+    """
+    return task_of(step).fit(opened, dataset, step.opening.num_classes, step.seed)
 
 
 def _objective(data: Splits) -> Objective:

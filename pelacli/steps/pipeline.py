@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from pelacli import console
@@ -15,6 +17,7 @@ from pelacli.recipe import layout, schema
 from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.evaluation import Evaluation, NamedModel
 from pelacli.recipe.fingerprint import fingerprint
+from pelacli.recipe.keys import Key, dotted
 from pelacli.recipe.schema import Recipe
 from pelacli.recipe.step import Step, opening_of, steps_of
 from pelacli.system import processes
@@ -28,18 +31,28 @@ class Ran:
     evaluated: Any
 
 
-def run(recipe: Recipe, *, force: bool = False) -> Ran:
-    """Run the recipe.
+def run(recipe: Recipe, *, force: bool = False, place_of: Callable[[Key], str] = dotted) -> Ran:
+    """Run the recipe, after a look at all that its steps will need.
 
     A step is done if its artefact was made by the same settings from the same input: the
     fingerprint in its manifest says so. The evaluation is always run, as it leaves no artefact.
 
     Args:
         force: do every step again.
+        place_of: key → its place and name in the recipe, for messages.
+
+    Raises:
+        RequestError: the recipe has no steps, or what one of them needs is not there. Nothing has
+            been computed or written then.
     """
     steps = steps_of(recipe)
     if not steps and recipe.eval is None:
         raise RequestError("the recipe has no steps; add [decompose], [pretrain] …")
+    done = 0 if force else len(list(takewhile(is_done, steps)))
+    if done < len(steps) or recipe.eval is not None:
+        from pelacli.steps.preflight import check
+
+        check.check(recipe, place_of, [*(step.name for step in steps[done:]), "eval"])
     outcomes = []
     for step in steps:
         start = time.perf_counter()
@@ -153,6 +166,7 @@ def evaluation(recipe: Recipe) -> Evaluation:
         batch_size=section.batch_size,
         task=task,
         task_args=task_args if section.task_args is None else section.task_args,
+        task_is_named=section.task is not None or "task" in recipe.model_fields_set,
         max_drop=section.max_drop,
         latency=section.latency,
         device=recipe.device,

@@ -56,6 +56,10 @@ class Task(Base):
             )
         return numbered
 
+    def fits(self, opened: OpenModel) -> bool:
+        """Whether the model has an output for each class; a backbone gives features."""
+        return heads.num_classes(opened) is not None
+
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """A fresh head where the data has other classes than the model, or only some of them; the
         names of the data's."""

@@ -66,6 +66,10 @@ class Task(Base):
             scores=self.SCORES,
         )
 
+    def fits(self, opened: OpenModel) -> bool:
+        """Whether the model has an output for each class; an encoder gives an embedding."""
+        return (heads.num_classes(opened) or 0) >= 2
+
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """The model as a classifier: a fresh head where it has none, or other classes."""
         if not dataset.labelled:

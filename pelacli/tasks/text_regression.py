@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 from pelacli.data.dataset import Dataset
 from pelacli.data.loader import Batch
 from pelacli.errors import RequestError
+from pelacli.models import heads
 from pelacli.tasks import text_classification
 from pelacli.tasks.common.metrics import Correlations
 
@@ -21,6 +22,10 @@ from pelacli.tasks.common.metrics import Correlations
 class Task(text_classification.Task):
     MAIN: ClassVar[str | None] = "spearman"
     SCORES: ClassVar[bool] = True
+
+    def fits(self, opened: OpenModel) -> bool:
+        """Whether the model has one output, the score."""
+        return heads.num_classes(opened) == 1
 
     def fit(self, opened: OpenModel, dataset: Dataset, classes: int | None, seed: int) -> OpenModel:
         """The model with one output, fresh where it has another number of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 from pelacli.console import warn_once
 from pelacli.errors import RequestError
+from pelacli.messages import one_line
 from pelacli.system import devices, precisions, processes
 
 
@@ -27,7 +29,8 @@ def accelerator(settings: Train, device: str, output: Path | None) -> Accelerato
     Raises:
         RequestError: this machine has no such device, precision or tracker.
     """
-    precision = _computed_in(settings.precision, devices.select(device))
+    precision = computed_in(settings.precision, devices.select(device))
+    check_trackers(settings.trackers)
     processes.ignore_leftovers()
     # accelerate keeps one precision and device for a process; a recipe has several steps.
     AcceleratorState._reset_state()
@@ -45,17 +48,13 @@ def accelerator(settings: Train, device: str, output: Path | None) -> Accelerato
         )
     except (ValueError, ImportError) as error:
         raise RequestError(f"precision or trackers cannot be had here: {error}") from None
-    trackers = {str(getattr(t, "value", t)) for t in accelerator.log_with or []}
-    missing = set(settings.trackers) - trackers
-    if missing - {"all"}:  # accelerate leaves them out without a word
-        raise RequestError(f"tracker {min(missing)!r}: its package is not installed")
     kind = accelerator.device.type
     if device not in ("auto", kind):
         raise devices.missing(device, [kind])
     return accelerator
 
 
-def _computed_in(precision: str, device: torch.device) -> str:
+def computed_in(precision: str, device: torch.device) -> str:
     """The precision that is asked for, or float32 where the device does not have it. Weights and
     what is recorded are float32 in both, so a run may go on where there is the other."""
     reason = precisions.obstacle(precision, device)
@@ -63,6 +62,25 @@ def _computed_in(precision: str, device: torch.device) -> str:
         return precision
     warn_once(f"{precision} on {device}", f"precision = {precision!r}: {reason}: training in fp32")
     return "fp32"
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that accelerate does not know or whose package is missing; it leaves the
+    latter out without a word.
+
+    Raises:
+        RequestError: the first of them.
+    """
+    from accelerate.tracking import filter_trackers
+
+    for name in names:
+        try:
+            if filter_trackers([name], "."):
+                continue
+        except ValueError as error:
+            raise RequestError(f"tracker {name!r}: {one_line(error)}") from None
+        if name != "all":
+            raise RequestError(f"tracker {name!r}: its package is not installed")
 
 
 def tracking(output: Path) -> Path:

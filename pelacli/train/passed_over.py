@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pelacli.console import warn
+from pelacli.console import warn_once
 from pelacli.models.heads import num_classes
 from pelacli.models.inputs import TextInput
 from pelacli.models.opened import OpenModel
@@ -31,7 +31,8 @@ def say(step: Step[Train], opened: OpenModel, labelled: bool) -> None:
         labelled: whether the step learns from labels.
     """
     for key, why in _keys(step, opened, labelled):
-        warn(f"{key}: {why}, so it is passed over")
+        message = f"{key}: {why}, so it is passed over"
+        warn_once(message, message)
 
 
 def _keys(step: Step[Train], opened: OpenModel, labelled: bool) -> Iterator[tuple[str, str]]:

@@ -15,6 +15,7 @@ from pelacli.recipe.step import Step
 from pelacli.recipe.training import Train
 from pelacli.tasks import registry
 from pelacli.tasks.base import Base
+from pelacli.tasks.common.labels import open_with_or_without
 from pelacli.train import passed_over
 
 
@@ -86,12 +87,13 @@ def _open_training(
             data, data.train, inputs=opened.inputs, training=True, unlabelled=unlabelled
         )
 
-    if not task.LABELLED:
-        labelled = False
-    dataset = open_split(unlabelled=labelled is False)
-    if labelled is None:
-        fits = task.fits(opened) and _has_outputs(opened, dataset, step)
-        labelled = dataset.labelled and fits
+    if not task.LABELLED or (labelled is None and not task.fits(opened)):
+        labelled = False  # nor need the data have any
+    if labelled is not None:
+        dataset = open_split(unlabelled=not labelled)
+    else:
+        dataset = open_with_or_without(open_split)
+        labelled = dataset.labelled and _has_outputs(opened, dataset, step)
         if not labelled:
             dataset = open_split(unlabelled=True)
     if labelled and not task.fits(opened):

@@ -22,7 +22,8 @@ def test_recipes_are_listed_shown_copied_and_checked(pela, here):
     assert pela("recipes", "copy", "quickstart.toml", "mine.toml")[:2] == (0, "mine.toml\n")
     assert (here / "quickstart.toml").read_text() == (here / "mine.toml").read_text() == text
 
-    assert pela("recipes", "check", "mine.toml") == (0, "mine.toml: ok\n", "")
+    code, out, err = pela("recipes", "check", "mine.toml", "--set", "pretrain.epochs=5")
+    assert (code, err, tomllib.loads(out)["pretrain"]["epochs"]) == (0, "", 5)
     asked = document(pela("recipes", "check", "mine.toml", "--json", "--set", "pretrain.epochs=5"))
     assert asked["pretrain"]["epochs"] == 5
     assert asked["decompose"]["ratio"] == "1/2"

@@ -484,7 +484,7 @@ def test_the_number_of_updates_follows_from_epochs_batches_and_steps():
         ({"opt": "adamwx"}, "opt 'adamwx': timm refuses"),
         ({"sched": "cosin"}, "sched 'cosin': timm refuses"),
         ({"sched": "plateau"}, "sched 'plateau': timm refuses"),
-        ({"trackers": ["nosuch"]}, "trackers cannot be had"),
+        ({"trackers": ["nosuch"]}, "tracker 'nosuch': "),
     ],
 )
 def test_names_that_no_library_knows_are_refused(changed, message):
