@@ -23,7 +23,6 @@ from pelacli.factorize.sections import Sections
 from pelacli.lowrank.calls import evaluating
 from pelacli.lowrank.padding import padding_mask
 from pelacli.lowrank.replace import Factors
-from pelacli.system import malloc
 from pelacli.system.shelf import Shelf
 
 
@@ -52,7 +51,7 @@ def correct(
     plan = hashlib.sha256(request.encode()).hexdigest()[:12]
     step = partial(refit.correct, ranks=ranks, moments=moments, ridge=ridge, payback=payback)
     lies_in: dict[str, str] = {}
-    with malloc.tight(), evaluating(sections.module):
+    with evaluating(sections.module):
         sections.prepare(batches)
         for section in range(len(sections)):
             layers = [layer for layer in sections.layers[section] if layer.name in ranks]

@@ -3,7 +3,7 @@
 Sequential correction needs every sample's input at one layer before it can cut that layer, and the
 cut layer before any sample can go on. Block-wise replay would need to know what a block is. Here
 each batch runs through the whole model in a thread of its own, and the threads take turns: one
-runs until it is about to apply a watched layer, hands over the call, and waits for the output.
+runs until it is about to apply a watched layer, hands over the call, and waits to be told how.
 That works for any architecture, in the order in which its layers really run, at the price of one
 forward pass. Only one thread ever runs at a time.
 
@@ -29,14 +29,15 @@ from pelacli.lowrank.layer import Layer
 
 @dataclass
 class Call:
-    """A layer is about to be applied, and its walker waits for the output.
+    """A layer is about to be applied, and its walker waits to be told how.
 
     Attributes:
         walker: number of the batch.
         x: the layer's input, [..., in].
         weight, bias: what the model applies, [out, in] and [out] or None.
         watch: knows, when the walker stops again, where the output went.
-        output: to be filled in by whoever iterates over the stops, [..., out].
+        apply: to be filled in by whoever iterates over the stops: makes the output [..., out] of
+            the input, when it is the walker's turn.
     """
 
     walker: int
@@ -45,7 +46,7 @@ class Call:
     weight: Tensor
     bias: Tensor | None
     watch: Watch
-    output: Tensor | None = None
+    apply: Callable[[Tensor], Tensor] | None = None
 
 
 class _Stop(BaseException):
@@ -59,6 +60,7 @@ class _Walker:
         self.call: Call | None = None
         self.watch = Watch()
         self.error: BaseException | None = None
+        self._output: Tensor | None = None  # of the call that was
         self.stopping = False
         self._number, self._layers, self._run = number, layers, run
         self._go, self._turn_over = threading.Semaphore(0), threading.Semaphore(0)
@@ -67,7 +69,11 @@ class _Walker:
 
     def advance(self) -> None:
         """Run to the next call, or to the end of the model (``call`` is None then)."""
-        self.call = None
+        if self.call is not None:
+            # Not in the walker's thread: each thread that multiplies keeps buffers for it.
+            assert self.call.apply is not None
+            self._output = self.call.apply(self.call.x)
+            self.call = None
         self._go.release()
         self._turn_over.acquire()
         if self.error is not None:
@@ -94,13 +100,12 @@ class _Walker:
         self._turn_over.release()
 
     def _hand_over(self, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        call = self.call = Call(self._number, layer, x, weight, bias, self.watch)
+        self.call = Call(self._number, layer, x, weight, bias, self.watch)
         self._turn_over.release()
         self._go.acquire()
         if self.stopping:
             raise _Stop
-        # The call may be held longer than the model needs its output.
-        output, call.output = call.output, None
+        output, self._output = self._output, None
         assert output is not None
         self.watch.follow(output)
         return output
@@ -121,7 +126,8 @@ def lockstep(
 
     Gives:
         An iterator over the stops. Each is the list of the walkers that are about to apply the
-        same layer; whoever iterates must fill in every call's ``output`` before the next stop.
+        same layer; whoever iterates must fill in every call's ``apply`` before the next stop. No
+        output is made before its walker goes on, since those of all walkers take much memory.
     """
     walkers = [
         _Walker(i, layers, lambda batch=batch: predict(module, batch))  # type: ignore[misc]

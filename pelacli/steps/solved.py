@@ -22,6 +22,7 @@ from pelacli.ranks.spectrum import Spectrum
 from pelacli.steps.blockwise import Blockwise
 from pelacli.steps.dense import DenseModel
 from pelacli.steps.lazy_factors import FactorsWhenRead, LazyFactors
+from pelacli.system import malloc
 
 # Where the widest layer sees fewer than this many, the correction is also tried with the larger
 # ridge, which is better for few tokens and worse for many (docs/log/calibration-and-refit.md).
@@ -160,7 +161,8 @@ class SolvedModel:
 
     def _corrected_factors(self, plan: Plan, ridge: float) -> Mapping[str, Factors]:
         """The factors, refitted front to back to the inputs that the compressed model gives."""
-        with self.show_progress("correcting", len(plan.ranks())) as bar:
+        # The streams are made of many tensors that come and go: between them glibc leaves holes.
+        with malloc.tight(), self.show_progress("correcting", len(plan.ranks())) as bar:
             if self.blockwise is not None:
                 return blockwise_refit.correct(
                     self.blockwise.sections,

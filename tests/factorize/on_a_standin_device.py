@@ -79,13 +79,13 @@ def test_blocks_go_to_a_device_that_is_too_small_for_the_model(device, pela, mon
     monkeypatch.setattr(devices, "free_memory", lambda at: 1_500_000 if at == device else None)
     monkeypatch.chdir(tmp_path)
     seen = set()
-    real = refit._refit
+    real = refit.Regression
 
-    def watched(layer, *args, **kwargs):
+    def watched(layer, known):
         seen.add(layer.weight.device)
-        return real(layer, *args, **kwargs)
+        return real(layer, known)
 
-    monkeypatch.setattr(refit, "_refit", watched)
+    monkeypatch.setattr(refit, "Regression", watched)
     command = ("decompose", "test_vit", "--weights", "random", "--ratio", "0.6", "--calibrate",
                "digits", "--samples", "24")  # fmt: skip
     code, _, err = pela(*command, "--device", "cuda", "-o", "there")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from pelacli.factorize import calibration, engine, lockstep, refit
+from pelacli.factorize.moments import Moments
+from pelacli.factorize.regression import Regression
 from pelacli.lowrank import find, replace
 from pelacli.ranks.plan import LayerPlan, Plan
 
@@ -53,18 +56,34 @@ def error(dense, model, batches):
 
 def test_lockstep_stops_all_walkers_at_each_layer_in_order(net, batches):
     layers = find.find_layers(net)
-    seen, kept = [], []
+    seen = []
     with lockstep.lockstep(net, layers, batches, predict) as stops:
         for calls in stops:
             assert [call.walker for call in calls] == list(range(len(batches)))
             assert len({call.layer.name for call in calls}) == 1
             seen.append(calls[0].layer.name)
             for call in calls:
-                call.output = F.linear(call.x, call.weight, call.bias)
-            kept.append(calls)
-    assert not any(call.output is not None for calls in kept for call in calls)  # the model's alone
+                call.apply = partial(F.linear, weight=call.weight, bias=call.bias)
     order = [f"{part}.{i}" for i in range(3) for part in ("inner", "outer")]
     assert seen == [*order, "mix"]
+
+
+def test_an_output_is_made_when_its_walker_goes_on(net, batches):
+    """Those of all walkers together would take as much memory as the streams themselves."""
+    made = []
+
+    def apply(number, layer, x):
+        made.append(number)
+        return F.linear(x, layer.weight, layer.bias)
+
+    layers = find.find_layers(net)
+    with lockstep.lockstep(net, layers, batches, predict) as stops:
+        for calls in stops:
+            before = len(made)
+            for call in calls:
+                call.apply = partial(apply, call.walker, call.layer)
+            assert len(made) == before
+    assert made == [*range(len(batches))] * len(layers)
 
 
 def test_lockstep_passes_errors_on_and_leaves_no_threads(net, batches):
@@ -80,7 +99,7 @@ def test_lockstep_passes_errors_on_and_leaves_no_threads(net, batches):
         with lockstep.lockstep(net, find.find_layers(net), batches, fails) as stops:
             for calls in stops:
                 for call in calls:
-                    call.output = F.linear(call.x, call.weight, call.bias)
+                    call.apply = partial(F.linear, weight=call.weight, bias=call.bias)
 
     with pytest.raises(RuntimeError, match="boom"):
         walk()
@@ -205,3 +224,27 @@ def test_correction_lowers_the_error_of_the_output(net, batches, rank):
     assert error(net, corrected, batches) < 0.9 * error(net, one_shot, batches)
     for layer in layers:  # the dense model is left as it was
         assert torch.equal(layer.weight, weight[layer.name])
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 9), nn.Linear(9, 6), nn.Linear(9, 6, bias=False)])
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+def test_sums_of_batches_of_any_size_are_those_of_all_at_once(layer, scale):
+    """Whatever mean and size the first batch has."""
+    torch.manual_seed(0)
+    known = find.find_layers(nn.Sequential(layer))[0]
+    dense = (torch.randn(400, known.shape[1]) + 3) * scale
+    dense[:100] *= 1e-4
+    ours = dense + 0.1 * scale * torch.randn_like(dense)
+    weights = torch.rand(400)
+
+    def fitted(size):
+        sums = Regression(known, Moments())
+        for x, y, w in zip(*(t.split(size) for t in (dense, ours, weights)), strict=True):
+            sums.add(x, y, w, lambda x=x: x @ layer.weight.detach().T)
+        down, up, bias = sums.factors(6, 1e-3)
+        return up.double() @ down.double(), bias
+
+    (many, bias), (one, wanted) = fitted(100), fitted(400)
+    assert torch.allclose(many, one, rtol=1e-3, atol=1e-3)
+    if bias is not None:
+        assert torch.allclose(bias, wanted, rtol=1e-3, atol=1e-3 * scale)
