@@ -7,6 +7,7 @@ import json
 import tomllib
 from pathlib import Path
 
+import generated_text
 import pytest
 import timm
 from PIL import Image
@@ -248,3 +249,60 @@ def test_images_without_labels_heal_a_backbone_and_a_classifier(pela, backbone):
         code, out, err = pela("recipes", "check", "r.toml", *flags)
         assert code == 0, err
         assert "# pretrain: labels are not used" in out
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ("unit=flops",), ("unit=latency",), ("energy=0.9",),
+        ("policy=threshold", "threshold=0.5", "ratio=0.3"), ("policy=threshold", "threshold=0.5"),
+        ("max_drop=1.0",),
+    ],
+)  # fmt: skip
+def test_a_budget_that_shapes_do_not_decide_is_left_to_the_step(pela, recipe, sets):
+    flags = [part for text in sets for part in ("--set", f"decompose.{text}")]
+    code, _, err = pela("recipes", "check", "r.toml", *flags)
+    assert (code, err) == (0, "")
+
+
+@pytest.fixture
+def texts(here) -> Path:
+    """A recipe for a tiny BERT, which looks into its mask, so that it needs values to run."""
+    for split, count in (("train", 12), ("validation", 6)):
+        generated_text.write(here / f"texts/{split}.jsonl", generated_text.labelled(count, 1))
+    generated_text.save_model("bert", "MaskedLM", here / "bert")
+    (here / "t.toml").write_text(
+        'model = "bert"\noutput = "r"\ntask = "text-classification"\n'
+        '[data]\ndataset = "texts"\nbatch_size = 4\n[decompose]\nratio = 0.8\n'
+        'calibrate = "train"\n[pretrain]\nlabels = false\n[finetune]\n[eval]\n'
+    )
+    return here / "t.toml"
+
+
+def test_a_text_model_goes_through_all_steps_without_values(pela, texts):
+    code, out, err = pela("recipes", "check", "t.toml", "--set", "decompose.unit=flops")
+    assert (code, err) == (0, "")
+    code, out, err = pela("recipes", "check", "t.toml")
+    assert (code, err) == (0, "")
+    assert "# pretrain: 2 taps, bert.encoder.layer.0 … bert.encoder.layer.1\n" in out
+    assert "# eval: by accuracy of task text-classification, and" in out
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        (
+            ["weights=random", "model_args={ hidden_size = 17 }"],
+            "t.toml:1: model: bert/config.json",
+        ),
+        (["finetune.drop_path=0.2"], "--set finetune.drop_path=0.2: drop_path: this model has no"),
+        (["task_args={ label = 'x' }"], "no column 'x'; it has text, label"),
+        (["task=text-regression"], "'red' is no score"),
+        (["num_classes=3"], "--set num_classes=3: num_classes = 3: texts has 4 classes"),
+        (["eval.max_drop=1.0"], "--set eval.max_drop=1.0: bert has other outputs"),
+        (["decompose.calibrate=bert"], "--set decompose.calibrate=bert: bert: no text files"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_for_texts(refused, texts, sets, says):
+    flags = [part for text in sets for part in ("--set", text)]
+    assert says in refused("run", "t.toml", *flags)

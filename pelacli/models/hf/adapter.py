@@ -66,7 +66,9 @@ def open_directory(
     loading.refuse_quantised(directory)
     config = _with_classes(read_config(directory, model_args), num_classes)
     if random:
-        module = from_config(config)
+        remedy = "change model_args" if model_args else "restore the file"
+        with naming(f"{directory}/config.json: can't be built from it", remedy):
+            module = from_config(config)
         pooling.hold(module, directory)
         return module
     if not any(directory.glob("*.safetensors")):

@@ -12,13 +12,14 @@ import numpy as np
 
 from pelacli.console import info, warn
 from pelacli.errors import PelaError, RequestError
-from pelacli.lowrank import replace
+from pelacli.lowrank import find, replace
 from pelacli.lowrank.find import Selection
 from pelacli.manifest import lookup
 from pelacli.measure import evaluation as measure_evaluation
 from pelacli.models import heads
 from pelacli.models.opened import OpenModel
 from pelacli.planning.choice import choose
+from pelacli.ranks.pins import pins_by_name
 from pelacli.ranks.spectrum import Spectrum
 from pelacli.recipe import schema
 from pelacli.recipe.decompose import Decompose
@@ -26,7 +27,7 @@ from pelacli.recipe.keys import Key, dotted
 from pelacli.recipe.schema import Recipe
 from pelacli.recipe.step import NamedTask, Step, opening_of, steps_of
 from pelacli.recipe.training import Pretrain, Train
-from pelacli.steps.dense import examine
+from pelacli.steps.dense import DenseModel
 from pelacli.steps.preflight import places, samples, shapes, training
 from pelacli.steps.preflight.problems import PlaceOf, Problems
 from pelacli.system import devices
@@ -207,14 +208,13 @@ class _Walk:
         """Give the model layers of such ranks as the budget asks for, if all mattered alike."""
         opened = self.current
         selection = Selection(opened.head, settings.include, settings.exclude)
-        dense = examine(opened.module, selection, opened.ref, opened)
-        if settings.max_drop is not None or settings.counted[0] == "latency":
-            self.is_known = False  # a matter of figures and of times
+        layers = find.find_dense(opened.module, selection, opened.ref)
+        dense = DenseModel(opened.module, opened.ref, layers, None, opened)
+        pins_by_name(_flat_spectra(dense), settings.pin)
+        if not _is_planned_by_shapes(settings):
+            self.is_known = False
             return
-        spectra = [
-            Spectrum(layer.name, layer.shape, np.ones(min(layer.shape))) for layer in dense.free
-        ]
-        plan = choose(spectra, dense.size, settings)
+        plan = choose(_flat_spectra(dense), dense.size, settings)
         with shapes.without_values():
             replace.replace_empty(opened.module, plan.ranks(), plan.forms())
 
@@ -306,6 +306,18 @@ class _Walk:
         except Exception as error:  # whatever a library raises where it finds no values
             self.is_known = False
             info(f"not looked at any further: {type(error).__name__}: {error}")
+
+
+def _flat_spectra(dense: DenseModel) -> list[Spectrum]:
+    """Spectra of layers all of whose directions matter alike."""
+    return [Spectrum(layer.name, layer.shape, np.ones(min(layer.shape))) for layer in dense.free]
+
+
+def _is_planned_by_shapes(settings: Decompose) -> bool:
+    """Whether shapes alone tell that there is a plan: of parameters, by a ratio or from a file.
+    Other budgets are a matter of spectra, figures, FLOPs or times."""
+    budgets = set(settings.budgets)
+    return settings.plan is not None or (settings.counted[0] == "params" and budgets == {"ratio"})
 
 
 def _key_in_decompose(message: str) -> Key | None:
