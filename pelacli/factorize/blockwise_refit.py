@@ -1,6 +1,7 @@
 """Correction section by section: both streams of states lie on disk between the sections.
 
-Within a section it is `pelacli.factorize.refit`. The dense stream is what calibration has left; the
+Within a section it is `pelacli.factorize.refit`, or `pelacli.factorize.waves` where the samples are
+more than shall be in memory together. The dense stream is what calibration has left; the
 compressed one is written as the sections are done, so that with a section's factors there always
 stands what a killed run needs to go on behind them.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +22,10 @@ from pelacli.factorize import refit
 from pelacli.factorize.blockwise import states
 from pelacli.factorize.moments import Moments
 from pelacli.factorize.sections import Sections
+from pelacli.factorize.waves import DifferentWaysError, Wave
+from pelacli.factorize.waves import correct as correct_in_waves
 from pelacli.lowrank.calls import evaluating
+from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.padding import padding_mask
 from pelacli.lowrank.replace import Factors
 from pelacli.system.shelf import Shelf
@@ -35,12 +40,14 @@ def correct(
     *,
     ridge: float = refit.RIDGE,
     payback: float = refit.PAYBACK,
+    at_once: int | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Mapping[str, Factors]:
     """Factors of the planned layers, as `refit.correct` gives them; each is read when asked for.
 
     Args:
         ranks, moments, ridge, payback, advance: as there.
+        at_once: how many batches are in a section at a time; unset: all.
         batches, shelf: those of `blockwise.collect`. What the shelf holds of an earlier call with
             the same arguments is not done again.
 
@@ -49,7 +56,8 @@ def correct(
     """
     request = json.dumps([dict(ranks), ridge, payback], sort_keys=True)
     plan = hashlib.sha256(request.encode()).hexdigest()[:12]
-    step = partial(refit.correct, ranks=ranks, moments=moments, ridge=ridge, payback=payback)
+    settings: dict[str, Any] = {"ridge": ridge, "payback": payback}
+    at_once = min(at_once or len(batches), len(batches))
     lies_in: dict[str, str] = {}
     with evaluating(sections.module):
         sections.prepare(batches)
@@ -59,8 +67,9 @@ def correct(
             if done in shelf:
                 factors = shelf.get(done)
             else:
+                step = _Section(sections, section, layers, batches, shelf, plan)
                 with sections.at_work(section):
-                    factors = _section(sections, section, layers, batches, shelf, plan, step)
+                    factors = step.factors(ranks, moments, at_once, settings)
                 shelf.put(done, {name: list(known) for name, known in factors.items()})
             lies_in |= dict.fromkeys(factors, done)  # a layer that never ran has none
             for _ in layers:
@@ -115,38 +124,60 @@ class _Passage:
     output: Tensor | None = None
 
 
-def _section(
-    sections: Sections,
-    section: int,
-    layers: Sequence[Any],
-    batches: Sequence[Any],
-    shelf: Shelf,
-    plan: str,
-    step: Callable[..., dict[str, Factors]],
-) -> dict[str, Factors]:
-    """Factors of one section's layers; the compressed states behind it go to the shelf."""
+@dataclass
+class _Section:
+    """The correction of one section."""
 
-    def walk(module: nn.Module, passage: _Passage) -> None:
+    sections: Sections
+    section: int
+    layers: Sequence[Layer]
+    batches: Sequence[Any]
+    shelf: Shelf
+    plan: str
+
+    def factors(
+        self,
+        ranks: Mapping[str, int],
+        moments: Mapping[str, Moments],
+        at_once: int,
+        settings: Mapping[str, Any],
+    ) -> dict[str, Factors]:
+        """Of the section's layers; the compressed states behind it go to the shelf."""
+        known = (self.sections.module, self.layers, ranks, moments)
+        if at_once < len(self.batches):
+            with suppress(DifferentWaysError):
+                waves = partial(self._waves, at_once)
+                return correct_in_waves(*known, waves, self._walk, **settings)
+        (factors,) = [
+            refit.correct(
+                *known,
+                wave.dense,
+                self._walk,
+                compressed=wave.compressed,
+                masks=wave.masks,
+                **settings,
+            )
+            for wave in self._waves(len(self.batches))
+        ]
+        return factors
+
+    def _walk(self, module: nn.Module, passage: _Passage) -> None:
         at = (passage.number, passage.batch, passage.states)
-        passage.output = sections.run(section, *at)
+        passage.output = self.sections.run(self.section, *at)
 
-    dense, compressed = [], []
-    for number, batch in enumerate(batches):
-        names = (states(section, number), _compressed(plan, section, number))
-        ours, theirs = (shelf.get(name) if section else None for name in names)
-        dense.append(_Passage(number, batch, ours))
-        compressed.append(_Passage(number, batch, theirs))
-    masks = [padding_mask(batch) for batch in batches]
-    factors = step(
-        sections.module,
-        layers,
-        batches=dense,
-        predict=walk,
-        compressed=compressed,
-        masks=masks,
-    )
-    if section < len(sections) - 1:
-        for passage in compressed:
-            assert passage.output is not None
-            shelf.put(_compressed(plan, section + 1, passage.number), passage.output)
-    return factors
+    def _waves(self, size: int) -> Iterator[Wave]:
+        """So many batches at a time. What comes out of the section goes to the shelf."""
+        section, shelf = self.section, self.shelf
+        for start in range(0, len(self.batches), size):
+            numbers = range(start, min(start + size, len(self.batches)))
+            dense, compressed = [], []
+            for number in numbers:
+                names = (states(section, number), _compressed(self.plan, section, number))
+                ours, theirs = (shelf.get(name) if section else None for name in names)
+                dense.append(_Passage(number, self.batches[number], ours))
+                compressed.append(_Passage(number, self.batches[number], theirs))
+            masks = [padding_mask(self.batches[number]) for number in numbers]
+            yield Wave(numbers, dense, compressed, masks)
+            for passage in compressed:
+                if passage.output is not None and section < len(self.sections) - 1:
+                    shelf.put(_compressed(self.plan, section + 1, passage.number), passage.output)

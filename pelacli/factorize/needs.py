@@ -1,14 +1,16 @@
 """What calibrated factorising needs of memory beside the model, from shapes and tokens alone.
 
 Three stages come one after the other, and the largest counts: the backward pass of one batch; the
-solving of the layers; the correction, in which all samples are in the model together, twice. The
-sums that moments are made of are there all the time. How many copies of a layer's inputs and
-outputs there are is set by one language model's backward pass, and counted for the correction
-(docs/log/speed-and-memory.md): other kinds of models may need more.
+solving of the layers; the correction, in which all samples are in the model together, twice, or
+block by block as many as take a gigabyte. The sums that moments are made of are there all the time.
+How many copies of a layer's inputs and outputs there are is set by one language model's backward
+pass, and counted and measured for the correction (docs/log/speed-and-memory.md): other kinds of
+models may need more.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +30,8 @@ _FLOAT = 4  # bytes
 _PASS = 1.5
 # Copies of the inputs and outputs of the widest layer that two streams and a regression hold.
 _CORRECTION = 3.5
+# What samples may take that are in a block together, where the correction goes block by block.
+IN_FLIGHT = 1 << 30
 # Copies in float64 of the inputs' moment, and of the weight, that a layer's regression holds.
 _SQUARES, _WEIGHTS = 2.5, 4
 _LOGITS = 5  # copies of the logits of some tokens, with their softmax and gradients
@@ -41,20 +45,25 @@ class Needs:
         kept: from calibration to the end: sums, and weights of the tokens.
         stages: the most that each of the stages takes.
         samples: how many samples layers are fitted to.
-        per_sample: of the correction.
+        per_sample: of the correction; 0 where more samples take no more.
+        at_once: how many batches are in a block together, where the correction goes block by block.
     """
 
     kept: float
     stages: Mapping[str, float]
     samples: int
     per_sample: float
+    at_once: int
 
     @property
     def peak(self) -> float:
         return self.kept + max(self.stages.values())
 
-    def check(self, available: int) -> None:
+    def check(self, available: int, remedy: str = "") -> None:
         """Refuse what does not fit.
+
+        Args:
+            remedy: another one than fewer samples; empty: there is none.
 
         Raises:
             RequestError: it says how many samples do.
@@ -65,13 +74,16 @@ class Needs:
         room = available - self.kept
         fixed = self.stages.get("correction", 0.0) - self.samples * self.per_sample
         fit = max(0, int((room - fixed) // self.per_sample)) if self.per_sample else 0
-        remedy = "run it where more is free, or leave the samples out (plain factorising)"
+        remedies = [remedy] if remedy else []
         if room >= others:
-            fewer = f"calibrate on at most {fit} samples, or " if fit else ""
-            remedy = f"{fewer}leave the correction out"
+            remedies += [f"calibrate on at most {fit} samples"] if fit else []
+            remedies.append("leave the correction out")
+        else:
+            remedies += ["run it where more is free"]
+            remedies.append("leave the samples out (plain factorising)")
         raise RequestError(
             f"calibration on {self.samples} samples needs about {memory.text(self.peak)} beside "
-            f"the model, and {memory.text(available)} are free; {remedy}"
+            f"the model, and {memory.text(available)} are free; " + ", or ".join(remedies)
         )
 
 
@@ -126,13 +138,15 @@ def calibrated(
             max(workspace(layer.shape, True), 2 * layer.params * _FLOAT) for layer in layers
         ),
     }
-    correction = (
-        _CORRECTION * sum(max(sizes(layers, batch)) for batch in batches) if correct else 0.0
-    )
+    streams = [_CORRECTION * max(sizes(layers, batch)) for batch in batches]
+    bound = max(IN_FLIGHT, *streams) if len(sections) > 1 else math.inf
+    held = min(sum(streams), bound)
     if correct:
         factors = block or sum(layer.params for layer in layers) * _FLOAT
-        stages["correction"] = correction + factors + max(map(_regression, layers))
-    return Needs(squares + weights + block, stages, samples, correction / samples)
+        stages["correction"] = held + factors + max(map(_regression, layers))
+    per_sample = held / samples if correct and held < bound else 0.0
+    at_once = max(1, int(IN_FLIGHT // max(streams)))
+    return Needs(squares + weights + block, stages, samples, per_sample, at_once)
 
 
 def _regression(layer: Layer) -> float:

@@ -14,6 +14,7 @@ layer pays back a loss that an earlier one could not help.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -77,10 +78,8 @@ def correct(
     masks = list(map(padding_mask, batches)) if masks is None else masks
     with (
         evaluating(module),
-        lockstep(module, planned, batches, predict) as dense_stops,
-        lockstep(module, planned, compressed, predict) as stops,
+        streams(module, planned, batches, compressed, predict) as (dense, stops),
     ):
-        dense = _DenseStream(dense_stops)
         for calls in stops:
             layer = calls[0].layer
             if layer.name not in factors:
@@ -89,18 +88,37 @@ def correct(
                 passages = dense.passages(layer.name, factors)
                 sums = Regression(layer, known)
                 for call in calls:
-                    passage = passages.pop(call.walker, None)
-                    _add(sums, call, passage, masks[call.walker], known.weights, payback)
-                    del passage
+                    number, mask = call.walker, masks[call.walker]
+                    add_batch(sums, call, passages.pop(number, None), number, mask, payback)
                 factors[layer.name] = sums.factors(ranks[layer.name], ridge)
                 advance()
-            down, up, bias = factors[layer.name]
-            while calls:
-                call = calls.pop()  # so that only its walker holds the input
-                call.apply = partial(_low_rank, down, up, _bias_in_call(call, bias))
-                del call
+            cut_calls(calls, factors[layer.name])
         _meet(None)
     return factors
+
+
+@contextmanager
+def streams(
+    module: nn.Module,
+    layers: Sequence[Layer],
+    dense: Sequence[Any],
+    compressed: Sequence[Any],
+    predict: Callable[[nn.Module, Any], Any],
+) -> Iterator[tuple[DenseStream, Iterator[list[Call]]]]:
+    """The dense stream, and the stops of the compressed one."""
+    with (
+        lockstep(module, layers, dense, predict) as dense_stops,
+        lockstep(module, layers, compressed, predict) as stops,
+    ):
+        yield DenseStream(dense_stops), stops
+
+
+def cut_calls(calls: list[Call], factors: Factors) -> None:
+    """Let the cut layer be applied. The calls are given up: only the walkers hold inputs now."""
+    down, up, bias = factors
+    while calls:
+        call = calls.pop()
+        call.apply = partial(_low_rank, down, up, _bias_in_call(call, bias))
 
 
 def _meet(layer: str | None) -> None:
@@ -139,22 +157,23 @@ def _low_rank(down: Tensor, up: Tensor, bias: Tensor | None, x: Tensor) -> Tenso
 
 
 @dataclass(frozen=True)
-class _Passage:
+class Passage:
     """A dense call that is over, and the sum that its output went into, if any."""
 
     call: Call
     sum: Sum | None
 
 
-class _DenseStream:
+class DenseStream:
     """The dense stream. It is always one layer ahead: only then it knows where an output went."""
 
     def __init__(self, stops: Iterator[list[Call]]) -> None:
         self._stops = stops
-        self._next = next(stops, None)
-        self._passed: dict[str, dict[int, _Passage]] = {}
+        self._next: list[Call] | None = None
+        self._begun = False
+        self._passed: dict[str, dict[int, Passage]] = {}
 
-    def passages(self, name: str, refitted: Mapping[str, object]) -> dict[int, _Passage]:
+    def passages(self, name: str, refitted: Mapping[str, object]) -> dict[int, Passage]:
         """Number of the batch → its passage through the layer of this name.
 
         Empty where the dense stream does not come by this layer at all.
@@ -162,6 +181,8 @@ class _DenseStream:
         Args:
             refitted: layers that are done; a second passage through one is not kept.
         """
+        if not self._begun:
+            self._begun, self._next = True, next(self._stops, None)
         while name not in self._passed and self._next is not None:
             calls = self._next
             for call in calls:
@@ -169,29 +190,34 @@ class _DenseStream:
             self._next = next(self._stops, None)
             if calls[0].layer.name not in refitted:
                 passed = self._passed.setdefault(calls[0].layer.name, {})
-                passed |= {call.walker: _Passage(call, call.watch.sum) for call in calls}
+                passed |= {call.walker: Passage(call, call.watch.sum) for call in calls}
         return self._passed.pop(name, {})
 
 
-def _add(
+def add_batch(
     sums: Regression,
     call: Call,
-    passage: _Passage | None,
+    passage: Passage | None,
+    number: int,
     mask: Tensor | None,
-    weights: Mapping[int, Tensor],
     payback: float,
 ) -> None:
-    """Add what one batch gives to the regression of a layer."""
+    """Add what one batch gives to the regression of a layer.
+
+    Args:
+        passage: of the dense stream; None where it does not come by.
+        number: of the batch, by which its tokens' weights are known.
+    """
     if passage is None or passage.call.x.shape != call.x.shape:
-        passage = _Passage(call, None)  # the streams went different ways here
+        passage = Passage(call, None)  # the streams went different ways here
     dense, compressed = (token_rows(x, mask) for x in (passage.call.x, call.x))
-    token_weights = weights.get(call.walker)
-    if token_weights is None or len(token_weights) != len(compressed):
-        token_weights = compressed.new_ones(len(compressed))
-    sums.add(dense, compressed, token_weights, partial(_target, call, passage, mask, payback))
+    weights = sums.known.weights.get(number)
+    if weights is None or len(weights) != len(compressed):
+        weights = compressed.new_ones(len(compressed))
+    sums.add(dense, compressed, weights, partial(_target, call, passage, mask, payback))
 
 
-def _target(call: Call, passage: _Passage, mask: Tensor | None, payback: float) -> Tensor:
+def _target(call: Call, passage: Passage, mask: Tensor | None, payback: float) -> Tensor:
     """The output [tokens, out] that the layer should have, without bias."""
     target = F.linear(passage.call.x, call.weight.detach())
     if payback and passage.sum is not None:

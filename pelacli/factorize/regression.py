@@ -29,7 +29,7 @@ class Regression:
 
     def __init__(self, layer: Layer, known: Moments) -> None:
         """Args: known: the layer's moments in the dense model."""
-        self._layer, self._known = layer, known
+        self._layer, self.known = layer, known
         self._weight = layer.weight.detach()
         self._narrow, self._centred = narrow_in(layer.shape), layer.bias is not None
         out, in_ = layer.shape
@@ -100,12 +100,12 @@ class Regression:
             cross.diagonal().add_(hold)
             T = _solved(cross, covariance, hold)
             new = times(weight, T)
-            far = None if self._known.far is None else T.T @ self._known.far @ T
-            moments = replace(self._known, near=covariance, far=far, near_level=level)
+            far = None if self.known.far is None else T.T @ self.known.far @ T
+            moments = replace(self.known, near=covariance, far=far, near_level=level)
             del T
         else:
             new = _solved(cross.add_(weight, alpha=hold), covariance, hold)
-            moments = replace(self._known, far=new @ covariance @ new.T, far_level=level)
+            moments = replace(self.known, far=new @ covariance @ new.T, far_level=level)
         del covariance, cross  # a wide layer's matrices are what memory goes into
         down, up = decompose(new, moments, keep=rank).factors(rank)
         bias = layer.bias

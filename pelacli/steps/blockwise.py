@@ -63,18 +63,21 @@ def blockwise(
     run: Callable[[nn.Module, Any], Tensor],
     seed: int,
     choice: Choice,
+    *,
+    correct: bool,
 ) -> Blockwise | None:
     """The model's sections, where it is to be calibrated so; else None.
 
     Args:
         batches: the very ones that moments are collected on.
         run: (the model, a batch) → its output, or a language model's hidden states.
+        correct: whether layers are refitted.
 
     Raises:
         RequestError: it is wanted, and the model is no plain sequence of blocks.
     """
     lazy = dense.opened.weights
-    short = choice.wanted is None and lazy is None and _short_of_memory(dense, batches)
+    short = choice.wanted is None and lazy is None and _short_of_memory(dense, batches, correct)
     if not (choice.wanted or short or choice.device or lazy):
         return None
     fill = None if lazy is None else partial(filling.block, dense.module, lazy)
@@ -103,10 +106,9 @@ def blockwise(
     return Blockwise(parts, _resumable(choice.folder, _request(dense, batches, seed, choice)))
 
 
-def _short_of_memory(dense: DenseModel, batches: Sequence[Any]) -> bool:
+def _short_of_memory(dense: DenseModel, batches: Sequence[Any], correct: bool) -> bool:
     """Whether calibration of the whole model at once would take most of what is free."""
-    # Without the correction, whose part is the same either way.
-    whole = dense.calibration_needs(batches, correct=False, language_model=True)
+    whole = dense.calibration_needs(batches, correct=correct, language_model=True)
     free = dense.free_memory
     return whole is not None and free is not None and whole.peak > _SHARE * free
 

@@ -34,6 +34,7 @@ from pelacli.system import memory, processes
 
 # Tokens that a layer should see for each of its inputs.
 _TOKENS_PER_INPUT = 4
+_BLOCKWISE = "let it go block by block (--blockwise, by one process)"
 
 
 def solve(
@@ -73,9 +74,11 @@ def solve(
     choice = choice or Choice()
     if processes.rank_and_size()[1] > 1:  # sections add nothing up over processes
         choice = replace(choice, wanted=False)
-    parts = blockwise(dense, fitted, walk, seed, choice) if fitted else None
+    corrects = correct and keep is not Keep.NOTHING
+    parts = blockwise(dense, fitted, walk, seed, choice, correct=corrects) if fitted else None
     if fitted:
-        _check_memory(dense, fitted, head, parts, correct and keep is not Keep.NOTHING)
+        remedy = _BLOCKWISE if choice.wanted is False and blocks(dense.module) else ""
+        _check_memory(dense, fitted, head, parts, corrects, remedy)
     moments = _moments(dense, fitted, head, seed, show_progress, run, parts) if fitted else {}
     if moments:
         _warn_of_few_tokens(dense, moments, count)
@@ -107,6 +110,7 @@ def _check_memory(
     head: TokenHead | None,
     parts: Blockwise | None,
     correct: bool,
+    remedy: str,
 ) -> None:
     """Say what calibration will need, and refuse it where it is more than there is: the system
     would end the process in the midst of it without a word."""
@@ -117,7 +121,7 @@ def _check_memory(
     available = dense.free_memory
     if estimate is None or available is None:
         return
-    estimate.check(available)
+    estimate.check(available, remedy)
     # Of a lazily opened model what is in no block.
     model = sum(p.nbytes for p in dense.module.parameters() if not p.is_meta)
     console.info(

@@ -164,13 +164,18 @@ class SolvedModel:
         # The streams are made of many tensors that come and go: between them glibc leaves holes.
         with malloc.tight(), self.show_progress("correcting", len(plan.ranks())) as bar:
             if self.blockwise is not None:
+                sections = self.blockwise.sections
+                needs = self.dense.calibration_needs(
+                    self.batches, sections.layers, correct=True, language_model=False
+                )
                 return blockwise_refit.correct(
-                    self.blockwise.sections,
+                    sections,
                     plan.ranks(),
                     self.moments,
                     self.batches,
                     self.blockwise.shelf,
                     ridge=ridge,
+                    at_once=None if needs is None else needs.at_once,
                     advance=bar.advance,
                 )
             return refit.correct(

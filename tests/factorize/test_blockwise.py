@@ -95,13 +95,20 @@ def test_moments_are_those_of_the_whole_model(parts):
             assert same(ours[name].weights[number], weights, 1e-3), name
 
 
+@pytest.mark.parametrize("at_once", [None, 1, 2])
 @pytest.mark.parametrize("parts", ["vit_tiny_patch16_224", "electra", *CAUSAL], indirect=True)
-def test_correction_is_that_of_the_whole_model_with_payback_at_the_borders(parts):
+def test_correction_is_that_of_the_whole_model_with_payback_at_the_borders(
+    parts, at_once, monkeypatch
+):
     shelf = Shelf()
     moments = blockwise.collect(parts.sections, parts.batches, shelf, head=parts.head)
     ranks = {layer.name: 6 for layer in parts.layers}
     whole = refit.correct(parts.module, parts.layers, ranks, moments, parts.batches, parts.run)
-    ours = blockwise_refit.correct(parts.sections, ranks, moments, parts.batches, shelf)
+    if at_once:  # then never all of them
+        monkeypatch.delattr(refit, "correct")
+    ours = blockwise_refit.correct(
+        parts.sections, ranks, moments, parts.batches, shelf, at_once=at_once
+    )
     assert list(ours) == list(whole)
     for name, (down, up, bias) in whole.items():
         product = ours[name][1] @ ours[name][0]

@@ -53,3 +53,24 @@ def test_texts_count_by_their_own_length():
     short = [{"input_ids": torch.zeros(4, 50, dtype=torch.long)}]
     sizes = [needs.calibrated([LAYERS], TOKENS, texts, correct=True) for texts in (long, short)]
     assert sizes[0].per_sample == 2 * sizes[1].per_sample
+
+
+def test_block_by_block_the_correction_takes_a_gigabyte_at_most_however_many_samples_there_are():
+    sections = [[layer] for layer in LAYERS]
+
+    def parts(samples):
+        batches = torch.zeros(1, 10, 64).expand(samples, 10, 64).split(32)
+        return needs.calibrated(sections, TOKENS, batches, correct=True)
+
+    many, more = parts(100_000), parts(200_000)
+    assert many.stages["correction"] == more.stages["correction"] < 1.1 * needs.IN_FLIGHT
+    assert 1 < many.at_once == more.at_once
+    assert many.per_sample == 0  # so fewer samples are no remedy
+    with pytest.raises(RequestError, match="are free; leave the correction out"):
+        many.check(int(more.kept + needs.IN_FLIGHT / 2))
+
+
+def test_a_refusal_names_the_remedy_that_it_is_given():
+    needed = estimate(6400)
+    with pytest.raises(RequestError, match="are free; let it go block by block, or calibrate on"):
+        needed.check(int(needed.peak / 2), "let it go block by block")
