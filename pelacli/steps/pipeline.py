@@ -48,6 +48,8 @@ def run(recipe: Recipe, *, force: bool = False, place_of: Callable[[Key], str] =
     steps = steps_of(recipe)
     if not steps and recipe.eval is None:
         raise RequestError("the recipe has no steps; add [decompose], [pretrain] …")
+    for step in steps:
+        _check_processes(step, force)
     done = 0 if force else len(list(takewhile(is_done, steps)))
     if done < len(steps) or recipe.eval is not None:
         from pelacli.steps.preflight import check
@@ -108,16 +110,22 @@ def _do(step: Step[Any], force: bool) -> None:
         finetune.run(step, resume=not force)
 
 
+def _check_processes(step: Step[Any], force: bool) -> None:
+    """Refuse what several processes can't share."""
+    settings = step.settings
+    is_searched = isinstance(settings, Decompose) and settings.max_drop is not None
+    if processes.launched() > 1 and is_searched and (force or not is_done(step)):
+        raise RequestError(
+            "decompose.max_drop: looked for by one process; run `pela decompose` on the recipe "
+            "first, and launch `pela run` then, which goes on from there"
+        )
+
+
 def _decompose(step: Step[Decompose]) -> None:
     """One process factorises; the others wait for its artefact."""
     from pelacli.steps import decompose
     from pelacli.system import threads
 
-    if processes.launched() > 1 and step.settings.max_drop is not None:
-        raise RequestError(
-            "decompose.max_drop: looked for by one process; run `pela decompose` on the recipe "
-            "first, and launch `pela run` then, which goes on from there"
-        )
     if processes.is_first():
         # Launchers leave each process one thread.
         cores = os.cpu_count() if processes.launched() > 1 else None
