@@ -142,6 +142,11 @@ def settings(
     result = validation.section(Decompose, values, names={"pin": "pins"})
     if all(values.get(name) is None for name in budgets.asked_of_policies()):
         raise RequestError(f"ratio: policy {result.policy} needs one, as ratio=0.5, or energy=0.95")
+    if result.counted[0] == "latency":
+        raise RequestError(
+            'unit: "latency" is timed by the command line alone, pela decompose --unit latency; '
+            'from Python count "params" or "flops"'
+        )
     return result
 
 

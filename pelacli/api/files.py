@@ -34,8 +34,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
             timm and transformers.
 
     Returns:
-        The module, with the artefact's weights in their precision: ``model`` itself, or a new one
-        on the CPU.
+        The module: ``model`` itself, or a new one on the CPU. Its weights have the precision of
+        their file, of an artefact and of a dense model alike; ``.float()`` computes in float32.
 
     Raises:
         RequestError: there is no such model, a file of it is damaged, or it does not fit ``model``,

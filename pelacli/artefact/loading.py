@@ -109,7 +109,7 @@ def open(ref: str, *, as_stored: bool = False, **how: Any) -> tuple[OpenModel, M
     """Open whatever a user may name: an artefact, a run directory (its last step), or a model.
 
     Args:
-        as_stored: leave an artefact's weights in half precision as they are. Else they are float32
+        as_stored: leave weights in half precision as they are in their file. Else they are float32
             to compute with, but those of transformers, whose models take inputs of any precision.
         how: for a model, the keyword arguments of `models.open`.
 
@@ -120,7 +120,10 @@ def open(ref: str, *, as_stored: bool = False, **how: Any) -> tuple[OpenModel, M
     if path is None:
         seen = unrecorded.layers_and_source(Path(ref))
         if seen is None:
-            return opening.open(ref, **how), None
+            opened = opening.open(ref, **how)
+            if as_stored:
+                precision.as_in_file(opened)
+            return opened, None
         unrecorded.check_settings(ref, how.get("model_args"), how.get("weights", "pretrained"))
         return _computable(_load_unrecorded(Path(ref), *seen), as_stored)
     if how.get("weights", "pretrained") != "pretrained":

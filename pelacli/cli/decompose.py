@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from pelacli.cli import decompose_options as options
@@ -50,7 +51,7 @@ def decompose(
     from pelacli.cli import requests, unused
     from pelacli.errors import DropError
     from pelacli.planning import dry_run as planning_dry_run
-    from pelacli.system import processes
+    from pelacli.system import by_first, processes
 
     top: dict[str, Any] = {"weights": weights, "arch": arch, "seed": seed, "device": device}
     timing = requests.timing_keys(batch_size, precision, compile)
@@ -80,28 +81,26 @@ def decompose(
         "plan": plan,
     }
     if stored := planning_dry_run.spectra_file(model, dry_run):
-        processes.refuse_launched("decompose from spectra")
         unused.refuse_in_plan_of_spectra(stored, output, spectra, set_ or [])
         cli_output.print_decomposed(planning_dry_run.run(stored, top, section, set_ or []), json)
         return
     step = requests.decompose(model, top, section, set_ or [], output)
-    if step.calibration is None:
-        processes.refuse_launched("decompose without --calibrate")
     if step.settings.max_drop is not None:
         processes.refuse_launched("decompose with --max-drop")
     if step.settings.counted[0] == "latency":
         processes.refuse_launched("decompose by --unit latency")
-    if step.settings.blockwise:
-        processes.refuse_launched("decompose block by block")
     from pelacli.artefact import saving
     from pelacli.steps import decompose as steps_decompose
 
     try:
         if dry_run and output is not None:
             saving.check_output(output, step.source)
-        result = steps_decompose.run(step, dry_run=dry_run, spectra_file=spectra)
+        work = partial(steps_decompose.run, step, dry_run=dry_run, spectra_file=spectra)
+        shared = step.calibration is not None and not step.settings.blockwise
+        result = work() if shared else by_first.done(work, step.device)
         processes.wait(step.device)
     except DropError as error:
         cli_output.print_tried(error, json)
         raise
-    cli_output.print_decomposed(result, json)
+    if result is not None:  # else it is the first process's to say
+        cli_output.print_decomposed(result, json)

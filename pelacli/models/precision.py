@@ -41,6 +41,13 @@ def in_float32(opened: OpenModel) -> None:
                 module._buffers[name] = buffer.float()
 
 
+def as_in_file(opened: OpenModel) -> None:
+    """Undo `in_float32`, in place: what was in half precision is in it again."""
+    for name, tensor in opened.module.state_dict(keep_vars=True).items():
+        tensor.data = as_stored(name, tensor.data, opened.stored)
+    opened.stored = {}
+
+
 def ready_to_run(opened: OpenModel) -> None:
     """`in_float32`, but for models of transformers, which take inputs of any precision."""
     if opened.library != "transformers":

@@ -96,7 +96,7 @@ class _Problem:
             policy=budget.policy,
             scope=budget.scope,
             ratio=None if budget.ratio is None else ratios.text(budget.ratio),
-            layers=_layers(self.spectra, division, ranks),
+            layers=_layers(self.spectra, division, ranks, budget.unit),
             unit=budget.unit,
             limit=None if limit is None else limit.cost,
             threshold=budget.threshold,
@@ -170,11 +170,14 @@ def _target(
     )
 
 
-def _layers(spectra: Sequence[Spectrum], division: Division, ranks: Ranks) -> dict[str, LayerPlan]:
+def _layers(
+    spectra: Sequence[Spectrum], division: Division, ranks: Ranks, unit: str
+) -> dict[str, LayerPlan]:
     """What becomes of each layer, in the order of the spectra."""
     layers = dict(division.settled)
+    left_dense = reasons.NOT_WORTH_ITS_TIME if unit == "latency" else reasons.BREAK_EVEN
     for free, rank in zip(division.free, ranks, strict=True):
-        reason = reasons.BREAK_EVEN if rank is None else None
+        reason = left_dense if rank is None else None
         form = free.form(rank)
         layers[free.spectrum.name] = LayerPlan(free.spectrum.shape, rank, reason, form=form)
     return {spectrum.name: layers[spectrum.name] for spectrum in spectra}

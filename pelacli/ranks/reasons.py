@@ -9,7 +9,7 @@ Five places decide, in this order, and the first reason that applies is the one 
 3. `pelacli.artefact.description`: the model does more with the weight than apply it, which a trial
    run shows.
 4. `pelacli.ranks.planner`: the layer is pinned, or no rank is open to it (never applied,
-   break-even, not faster), or its policy leaves it dense (break-even).
+   break-even, not faster), or its policy leaves it dense (break-even, not worth its time).
 5. `pelacli.ranks.plan` and `pelacli.ranks.planner.measure`, for plans from a file: the plan says so
    without a reason, or does not name the layer.
 """
@@ -57,7 +57,9 @@ def weight_is_read(function: str) -> str:
 PINNED_DENSE = "pinned dense"
 NEVER_APPLIED = "never applied"  # so with a budget in FLOPs it costs nothing
 BREAK_EVEN = "break-even"  # it keeps more for its cost than any lower rank that is open
-NOT_FASTER = "no rank is faster than dense"  # so with a budget in latency
+# … and with a budget in latency
+NOT_FASTER = "no rank is faster than dense"
+NOT_WORTH_ITS_TIME = "what a rank saves in time is better saved elsewhere"
 
 # 5. A plan from a file
 PLAN_SAYS_SO = "the plan says so"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -124,14 +123,9 @@ def _check_processes(step: Step[Any], force: bool) -> None:
 def _decompose(step: Step[Decompose]) -> None:
     """One process factorises; the others wait for its artefact."""
     from pelacli.steps import decompose
-    from pelacli.system import threads
+    from pelacli.system import by_first
 
-    if processes.is_first():
-        # Launchers leave each process one thread.
-        cores = os.cpu_count() if processes.launched() > 1 else None
-        with processes.alone(), threads.limited(cores):
-            decompose.run(step)
-    processes.wait(step.device)
+    by_first.done(lambda: decompose.run(step), step.device)
 
 
 def _evaluate(recipe: Recipe) -> Any:

@@ -233,3 +233,13 @@ def test_a_plan_leaves_the_model_and_the_random_numbers_as_they_are():
         planned.ranks()
     )
     assert torch.equal(torch.get_rng_state(), numbers)
+
+
+@pytest.mark.parametrize("call", [pelacli.plan, pelacli.decompose])
+def test_a_budget_in_time_is_refused_before_any_sample_is_read(call):
+    def batches():
+        raise AssertionError("read")
+        yield
+
+    with pytest.raises(RequestError, match=r"unit: .*pela decompose --unit latency.*\"flops\""):
+        call(nn.Sequential(nn.Linear(8, 8)), 0.5, unit="latency", batches=batches())

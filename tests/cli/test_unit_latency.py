@@ -109,6 +109,21 @@ def test_language_models_are_planned_by_time_too(pela, here, timed):
     assert pela("report", "v")[0] == 0
 
 
+def test_a_language_model_is_calibrated_for_a_plan_by_time(pela, here, timed):
+    model = save_model("llama", "CausalLM", here / "m")
+    (here / "t.txt").write_text("\n".join("w1 k2 w3 . k4 w5 k6 w7" for _ in range(24)))
+    how = ("--precision", "bf16", "--batch-size", "3", "--calibrate", "t.txt",
+           "--samples", "16")  # fmt: skip
+    ask = ("decompose", model, "--unit", "latency", "--ratio", "0.97", "-o", "v", *how)
+    result = document(pela(*ask, "--json"))
+    latency = result["latency_ms"]
+    assert (latency["batch_size"], latency["precision"]) == (3, "bf16")
+    assert result["samples"] == 16
+    reasons = {layer["reason"] for layer in result["layers"]}
+    assert "no rank is faster than dense" in reasons
+    assert "break-even" not in reasons
+
+
 def test_a_recipe_has_the_same_keys(pela, here, timed):
     (here / "r.toml").write_text(
         'model = "vit_tiny_patch16_224"\nweights = "random"\noutput = "out"\n'

@@ -215,3 +215,17 @@ def test_a_module_in_half_precision_that_is_refused_is_as_it_was():
     for name, tensor in half.state_dict().items():
         assert tensor.dtype == torch.bfloat16
         assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32])
+def test_load_gives_the_precision_of_the_file_dense_and_low_rank(kind, tmp_path):
+    dense = timm.create_model("test_vit").to(kind)
+    timm.models._hub.save_for_hf(dense, tmp_path / "d", safe_serialization=True)
+    opened = pelacli.load(tmp_path / "d")
+    assert {p.dtype for p in opened.parameters()} == {kind}
+    pelacli.decompose(opened, 0.6)
+    pelacli.save(opened, tmp_path / "a")
+    again = pelacli.load(tmp_path / "a")
+    assert {p.dtype for p in again.parameters()} == {kind}
+    before, after = opened.state_dict(), again.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -337,6 +337,8 @@ def test_a_layer_that_no_rank_makes_faster_stays_dense():
     }
     chosen = by_time(layers, Fraction(8, 10), tables)
     assert chosen.layers["slow"].reason == reasons.NOT_FASTER
+    spared = by_time([flat("slow", (3, 3)), flat("fast", (3, 3))], 1, tables)
+    assert spared.layers["fast"].reason == reasons.NOT_WORTH_ITS_TIME
     assert (chosen.ranks(), chosen.forms()) == ({"fast": 2}, {"fast": "pivots"})
     assert (chosen.unit, chosen.limit, chosen.used, chosen.total) == ("latency", 80, 80, 100)
     with pytest.raises(RequestError, match=r"smallest possible is 0\.65"):

@@ -26,7 +26,7 @@ VIT = (
 )  # fmt: skip
 LM = ("lm", "--calibrate", "a.txt", "--samples", "256")
 COMMANDS = {name: ("decompose", *args, "--ratio", "0.6", "--scope", "layers", "--json")
-            for name, args in (("vit", VIT), ("lm", LM))}  # fmt: skip
+            for name, args in (("vit", VIT), ("lm", LM), ("plain", ("lm",)))}  # fmt: skip
 
 
 def child(folder: Path) -> None:
@@ -57,7 +57,9 @@ def test_two_processes_plan_and_factorise_as_one_does(pela, here):
     assert running.returncode == 0, stderr
     assert said.count('"artefact"') == len(COMMANDS)  # the second process says nothing
     for name, done in one.items():
-        assert done["corrected"] is True
+        assert done.get("corrected", False) is (
+            name != "plain"
+        )  # which one process does, while one waits
         mine, theirs = (load_file(here / f"{name}-{n}" / "model.safetensors") for n in (1, 2))
         assert {k: t.shape for k, t in mine.items()} == {k: t.shape for k, t in theirs.items()}
         for down in (k for k in mine if k.endswith("down.weight")):

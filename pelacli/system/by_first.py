@@ -1,0 +1,27 @@
+"""Work that one of the processes that a launcher started does alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+from pelacli.system import processes, threads
+
+T = TypeVar("T")
+
+
+def done(work: Callable[[], T], device: str) -> T | None:
+    """What the work gives in the first process; None in the others, which wait until it is done.
+
+    Args:
+        device: as in a recipe.
+    """
+    result = None
+    if processes.is_first():
+        # Launchers leave each process one thread.
+        cores = os.cpu_count() if processes.launched() > 1 else None
+        with processes.alone(), threads.limited(cores):
+            result = work()
+    processes.wait(device)
+    return result
