@@ -93,7 +93,8 @@ def counted(name: str) -> dict[str, object]:
     on disk the result, at most as large as the weights, and the eigenvectors in float32.
     Calibrated, block by block: the embedding and the output head, one block and its sums, all in
     float32, and of 8 sequences of 2,048 tokens what a block's backward pass keeps of one and what
-    its correction holds of all. On disk each block's states and gradients, sums and factors.
+    its correction holds, a gigabyte or one sequence. On disk each block's states and gradients,
+    sums and factors.
     """
     hidden, wide, blocks, narrow, vocabulary = SHAPES[name]
     layers = [(hidden, hidden)] * 2 + [(narrow, hidden)] * 2

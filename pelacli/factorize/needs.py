@@ -139,7 +139,7 @@ def calibrated(
         ),
     }
     streams = [_CORRECTION * max(sizes(layers, batch)) for batch in batches]
-    bound = max(IN_FLIGHT, *streams) if len(sections) > 1 else math.inf
+    bound = max(IN_FLIGHT, *streams) if block or len(sections) > 1 else math.inf
     held = min(sum(streams), bound)
     if correct:
         factors = block or sum(layer.params for layer in layers) * _FLOAT
