@@ -103,7 +103,7 @@ class _Correction:
             Their names; none where the wave has come to the end.
         """
         added: list[str] = []
-        inputs: dict[int, Tensor] = {}
+        inputs: dict[int, tuple[Tensor, int]] = {}
         with streams(self.module, self.planned, wave.dense, wave.compressed, self.predict) as (
             dense,
             stops,
@@ -117,11 +117,11 @@ class _Correction:
                     continue
                 passages = dense.passages(layer.name, self.factors)
                 if added and not (
-                    all(call.x is inputs[call.walker] for call in calls)
+                    all(_same(call.x, *inputs[call.walker]) for call in calls)
                     and all(passage.sum is None for passage in passages.values())
                 ):
                     break  # what is here depends on the layers before
-                inputs = {call.walker: call.x for call in calls}
+                inputs = {call.walker: (call.x, call.x._version) for call in calls}
                 if layer.name in added:
                     break
                 added.append(layer.name)
@@ -135,3 +135,8 @@ class _Correction:
                     # What it gives is not used: the layers that follow read the same input.
                     call.apply = partial(F.linear, weight=call.weight, bias=call.bias)
         return added
+
+
+def _same(x: Tensor, before: Tensor, version: int) -> bool:
+    """Whether this is the very tensor from before, and nothing was written into it since."""
+    return x is before and x._version == version
