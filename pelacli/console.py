@@ -93,6 +93,13 @@ def warn(message: str) -> None:
         stderr().print(f"note: {message}", style="yellow", markup=False, highlight=False)
 
 
+def info_once(kind: str, message: str) -> None:
+    """`info`, if nothing of this kind has been said in this process."""
+    if kind not in verbosity.said:
+        verbosity.said.add(kind)
+        info(message)
+
+
 def warn_once(kind: str, message: str) -> None:
     """`warn`, if nothing of this kind has been said in this process."""
     if kind not in verbosity.said:

@@ -130,7 +130,8 @@ def print_trained(result: Outcome, json: bool) -> None:
     """``pretrain`` and ``finetune``."""
     head = {"artefact": str(result.path), "steps": result.steps}
     if json:
-        console.print_json(head | {"metrics": result.metrics, "seconds": result.seconds})
+        gain = result.gain.document() if result.gain else {}
+        console.print_json(head | {"metrics": result.metrics, "seconds": result.seconds} | gain)
     else:
         terminal.print_table([{**head, **result.metrics, "seconds": round(result.seconds, 1)}])
 

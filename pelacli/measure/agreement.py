@@ -25,6 +25,7 @@ def agreement(
     predict: Callable[[nn.Module, Any], Tensor],
     *,
     classes: bool = False,
+    divergence: bool = False,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """Compare the main outputs of two models. Where they give a vector to each token of a text, a
@@ -33,20 +34,24 @@ def agreement(
     Args:
         predict: (module, inputs) → output [B, ..., D].
         classes: whether the models have classes; see `chooses_classes`.
+        divergence: whether the outputs are logits, of classes or of a vocabulary.
 
     Returns:
         ``cosine``: mean cosine of the outputs of one sample; ``relative_error``: Σ‖y − y′‖² over
         Σ‖y − ȳ‖², the share of the dense outputs' variance that is lost; with ``classes``,
         ``same_class``, where the dense model `chooses_classes`: percent of samples (of a map's
-        pixels) with the same first choice. Empty where the outputs are of different kinds.
+        pixels) with the same first choice; with ``divergence``, ``kl``, where the dense model
+        `chooses_classes`: the mean over samples (tokens, pixels) of the divergence of the model's
+        distribution from the dense one's, in nats. Empty where the outputs are of different kinds.
     """
     sums = _Sums()
-    choices = False
+    choices = diverges = False
     for batch in batches:
         inputs = move_batch(batch["inputs"], device)
         mask = padding_mask(inputs)
         ours, theirs = predict(model, inputs), predict(dense, inputs)
         choices = chooses_classes(theirs, mask, classes)
+        diverges = divergence and chooses_classes(theirs, mask, True)
         rows, dense_rows = unpadded(ours, mask), unpadded(theirs, mask)
         if rows.shape != dense_rows.shape:
             return {}
@@ -54,7 +59,9 @@ def agreement(
         parts = (torch.split(t, _ROWS_AT_ONCE) for t in (rows, dense_rows))
         for part, dense_part in zip(*parts, strict=True):
             sums.add(part, dense_part, choices)
-    return sums.figures(choices)
+            if diverges:
+                sums.add_divergence(part, dense_part)
+    return sums.figures(choices, diverges)
 
 
 def chooses_classes(output: Tensor, mask: Tensor | None, classes: bool) -> bool:
@@ -112,7 +119,8 @@ class _Sums:
     """Running sums over the samples, in double precision."""
 
     def __init__(self) -> None:
-        self.cosine = self.same_choices = self.all_choices = 0.0
+        self.cosine = self.same_choices = self.all_choices = self.divergence = 0.0
+        self.distributions = 0
         self.difference = Difference()
 
     def add(self, rows: Tensor, dense_rows: Tensor, choices: bool) -> None:
@@ -127,19 +135,30 @@ class _Sums:
         self.cosine += float(F.cosine_similarity(y, z).sum())
         self.difference.add(y, z)
 
-    def figures(self, choices: bool) -> dict[str, float]:
+    def add_divergence(self, rows: Tensor, dense_rows: Tensor) -> None:
+        """Logits of both models, [B, classes, ...]."""
+        ours, theirs = (t.float().log_softmax(1) for t in (rows, dense_rows))
+        self.divergence += float((theirs.exp() * (theirs - ours)).sum(dtype=torch.float64))
+        self.distributions += theirs[:, 0].numel()
+
+    def figures(self, choices: bool, diverges: bool) -> dict[str, float]:
         """The figures over the samples of all processes; empty where there were no samples."""
         whole = self.difference
         if whole.output is None or whole.square is None:
             return {}
-        counts = (whole.samples, self.cosine, self.same_choices, self.all_choices, whole.error)
+        counts = (
+            whole.samples, self.cosine, self.same_choices, self.all_choices, whole.error,
+            self.divergence, self.distributions,
+        )  # fmt: skip
         sums = torch.stack([whole.output.new_tensor(count) for count in counts])
         sums, output, square = (processes.total(t) for t in (sums, whole.output, whole.square))
-        samples, cosine, same_choices, all_choices, error = sums.tolist()
+        samples, cosine, same_choices, all_choices, error, kl, distributions = sums.tolist()
         whole.samples, whole.error, whole.output, whole.square = samples, error, output, square
         figures = {"cosine": cosine / samples}
         if not math.isnan(whole.relative_error):
             figures["relative_error"] = whole.relative_error
         if choices:
             figures["same_class"] = 100 * same_choices / all_choices
+        if diverges:
+            figures["kl"] = kl / distributions
         return figures

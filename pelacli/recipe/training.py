@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, create_model, model_validator
 
@@ -62,11 +62,15 @@ class Train(Section):
         "last", description="weights of the artefact: those at the end, or of the best evaluation"
     )
     log_every: int = Field(10, ge=1, description="updates between lines of metrics.jsonl")
-    eval_every: Epochs = Field(1, description="epochs between evaluations; a fraction will do")
+    eval_every: Epochs | None = Field(
+        1, description="epochs between evaluations; a fraction will do"
+    )
     trackers: list[Text] = Field([], description="accelerate's trackers: tensorboard, wandb")
 
     @model_validator(mode="after")
     def _check_learning_rates(self) -> Self:
+        if isinstance(self.lr, str):  # [pretrain]'s "auto", with which they go down together
+            return self
         if self.sched != "none" and self.min_lr > self.lr:
             raise SectionError(
                 f"min_lr {self.min_lr:g} is above lr {self.lr:g}; lower it", "min_lr", "lr"
@@ -78,7 +82,13 @@ class _Loss(Section):
     """Weights of the healing losses; 0 leaves one out."""
 
     task: float = Field(1.0, ge=0, description="the task's own loss, where there are labels")
+    output: float = Field(
+        0.0, ge=0, description="distance of the outputs: kl of classes and words, else relative"
+    )
     feature: float = Field(1.0, ge=0, description="mean squared difference at the taps")
+    feature_unit: Literal["relative", "absolute"] = Field(
+        "absolute", description="relative: a share of each tap's variance in the teacher"
+    )
     logits: float = Field(0.0, ge=0, description=distillation.get("logits").DESCRIPTION)
     kl: float = Field(0.0, ge=0, description=distillation.get("kl").DESCRIPTION)
     temperature: float = Field(1.0, gt=0, description="of kl's distributions")
@@ -92,7 +102,7 @@ class _Loss(Section):
     @property
     def weights(self) -> dict[str, float]:
         """The losses by name, each with its weight."""
-        settings = {"temperature", "eps", "perturbation_form"}
+        settings = {"temperature", "eps", "perturbation_form", "feature_unit"}
         return self.model_dump(exclude=settings)
 
 
@@ -117,7 +127,20 @@ else:
 class Pretrain(Train):
     """How to heal."""
 
-    loss: Loss = Field(Loss(), description="weights of the losses")
+    lr: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(  # type: ignore[assignment]
+        "auto", description="learning rate; auto: what short trials on held-out samples find"
+    )
+    loss: Loss = Field(
+        Loss(output=1.0, feature_unit="relative"),
+        description="weights of the losses; unset: task, output and feature, in units of their own",
+    )
+    result: Literal["last", "best"] = Field(
+        "best",
+        description="weights of the artefact: of the best evaluation, the start's too, or the last",
+    )
+    eval_every: Epochs | None = Field(
+        None, description="epochs between evaluations; a tenth of the run if unset"
+    )
     taps: list[Pattern] | None = Field(None, description="modules to distil; the blocks if unset")
     taps_over: float = Field(
         0, ge=0, le=1, description="share of the run over which taps join in, first to last"

@@ -22,7 +22,14 @@ FILE = "metrics.jsonl"
 _SINGLE = ("loss", "lr", "samples_per_s")  # keys of a line that hold one figure
 _GROUPS = ("losses", "metrics")  # … and those that hold several by name
 _ORDER = ("loss", "losses", "metrics", "lr", "samples_per_s")
-_SMALLER_IS_BETTER = ("loss", "losses/", "metrics/loss", "metrics/relative_error")
+_SMALLER_IS_BETTER = (
+    "loss",
+    "losses/",
+    "metrics/loss",
+    "metrics/relative_error",
+    "metrics/kl",
+    "metrics/perplexity",
+)
 _NEITHER_IS_BETTER = ("lr", "samples_per_s")
 _BARS = "▁▂▃▄▅▆▇█"
 _NUMBERS_WIDTH = 56  # columns of the terminal beside the curve

@@ -18,6 +18,7 @@ from pelacli.steps import training
 from pelacli.steps.training import Outcome
 from pelacli.tasks import base, registry
 from pelacli.tasks.base import Base
+from pelacli.train.criterion import Criterion
 from pelacli.train.loop import Objective
 from pelacli.train.splits import Splits, open_splits
 
@@ -90,4 +91,4 @@ def _objective(data: Splits) -> Objective:
         device = next(module.parameters()).device
         return base.evaluate(module, data.validation, task, device, data.num_classes)
 
-    return Objective(losses, evaluate, task.MAIN)
+    return Objective(losses, evaluate, Criterion(larger=(task.MAIN,) if task.MAIN else ()))

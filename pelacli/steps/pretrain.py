@@ -14,7 +14,7 @@ from pelacli.manifest import document, lookup
 from pelacli.models.opened import OpenModel
 from pelacli.recipe.step import Step
 from pelacli.recipe.training import Pretrain
-from pelacli.steps import training
+from pelacli.steps import gain, training
 from pelacli.steps.training import Outcome
 from pelacli.system import devices
 from pelacli.train.healing import Stage
@@ -27,11 +27,14 @@ def run(step: Step[Pretrain], *, resume: bool = False) -> Outcome:
     saving.check_output(step.output, step.source)
     student = _open_student(lookup.require(step.source, step.name))
     teacher = open_teacher(step, student)
-    data = open_splits(step, student.opened, labelled=step.settings.labels)
+    data = open_splits(step, student.opened, labelled=step.settings.labels, heals=True)
     stage = Stage(step.settings, student.opened, teacher, data.task, labelled=data.labelled)
     device, channels_last = devices.select(step.device), step.settings.channels_last
     devices.move_module(teacher.module, device, channels_last)
-    return training.train(step, student, data, _objective(stage, data), resume=resume)
+    outcome = training.train(step, student, data, _objective(stage, data), resume=resume)
+    if outcome.gain is not None:
+        gain.say(outcome.gain, step, student.opened, outcome.steps)
+    return outcome
 
 
 def open_teacher(step: Step[Pretrain], student: Artefact) -> OpenModel:
@@ -69,10 +72,9 @@ def _open_student(source: str) -> Artefact:
 
 
 def _objective(stage: Stage, data: Splits) -> Objective:
-    """The stage's losses; judged by the task's metric where there are labels, or else by the
-    agreement with the teacher."""
+    """The stage's losses, and what the student is judged by, from its start on."""
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         return stage.evaluate(module, data)
 
-    return Objective(stage.losses, evaluate, data.task.MAIN if data.judged else "cosine")
+    return Objective(stage.losses, evaluate, stage.criterion(data), judges_start=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pelacli import console
 from pelacli.artefact import changes, loading, saving
@@ -20,7 +20,9 @@ from pelacli.models.opened import OpenModel
 from pelacli.recipe import layout
 from pelacli.recipe.fingerprint import fingerprint
 from pelacli.recipe.step import Step
-from pelacli.recipe.training import Train
+from pelacli.recipe.training import Pretrain, Train
+from pelacli.steps import rate
+from pelacli.steps.gain import Gain, gain
 from pelacli.system import files, processes
 from pelacli.train import checkpoint, loop, regularisation
 from pelacli.train.loop import Objective, RunOptions, Trained
@@ -32,12 +34,17 @@ _METRICS = "metrics.jsonl"
 
 @dataclass
 class Outcome:
-    """What a training step made."""
+    """What a training step made.
+
+    Attributes:
+        gain: of healing that was measured from its start on; None of any other training.
+    """
 
     path: Path
     steps: int
     metrics: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    gain: Gain | None = None
 
 
 def train(
@@ -55,11 +62,16 @@ def train(
     with (
         data.task.training(module, data.train.dataset),
         workplace(step, model.opened) as work,
-        console.progress(step.name, updates(settings, len(data.train))) as bar,
     ):
-        options = RunOptions(step.seed, step.device, work, resume, bar)
-        trained = loop.fit(module, objective, data.train, settings, options)
-    return finish(step, model, work, trained)
+        search = None
+        if isinstance(settings, Pretrain) and settings.lr == "auto":
+            healing = cast("Step[Pretrain]", step)
+            settings, search = rate.resolved(healing, module, data, objective, work)
+        with console.progress(step.name, updates(settings, len(data.train))) as bar:
+            options = RunOptions(step.seed, step.device, work, resume, bar)
+            trained = loop.fit(module, objective, data.train, settings, options)
+    gained = gain(trained, objective.criterion, settings, search)
+    return finish(step, model, work, trained, gained)
 
 
 @contextmanager
@@ -97,11 +109,14 @@ def workplace(step: Step[Train], opened: OpenModel) -> Iterator[Path]:
         raise
 
 
-def finish(step: Step[Train], model: Artefact, work: Path, trained: Trained) -> Outcome:
+def finish(
+    step: Step[Train], model: Artefact, work: Path, trained: Trained, gained: Gain | None = None
+) -> Outcome:
     """Write the artefact of a finished run and remove the folder that it worked in."""
     described = changes.recounted(model.opened, model.manifest)
     inputs = loading.input_digest(step.source, model.opened)
     metrics = {**trained.metrics, "steps": trained.steps, "losses": trained.losses}
+    metrics |= gained.document() if gained else {}
     described.history = [
         *described.history,
         StepRecord(
@@ -120,7 +135,7 @@ def finish(step: Step[Train], model: Artefact, work: Path, trained: Trained) -> 
     if state.is_main_process:  # one writer; the others wait until the artefact is there
         _write(model, described, step.output, work)
     state.wait_for_everyone()
-    return Outcome(step.output, trained.steps, trained.metrics, trained.seconds)
+    return Outcome(step.output, trained.steps, trained.metrics, trained.seconds, gained)
 
 
 def _write(model: Artefact, described: Manifest, output: Path, work: Path) -> None:

@@ -30,6 +30,10 @@ from pelacli.train.run import Run
 _UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError)
 
 
+class NotFiniteError(PelaError):
+    """A loss or a weight became infinite or NaN."""
+
+
 def begin(
     run: Run, output: Path, modules: Mapping[str, nn.Module], *, resume: bool, main: bool = True
 ) -> dict[str, Any] | None:
@@ -67,7 +71,7 @@ def begin(
                 f"{output}: the run was started with {name} {old[name]}, not {getattr(run, name)}: "
                 "it cannot be continued so"
             )
-    for name in ("step", "evaluated", "metrics", "best"):
+    for name in ("step", "evaluated", "metrics", "start", "best"):
         setattr(run, name, old[name])
     info(f"continuing at step {run.step} of {run.total}")
     return states
@@ -216,11 +220,11 @@ def check_finite(module: nn.Module, step: int, output: Path) -> None:
             raise not_finite(step, {name: math.nan}, output)
 
 
-def not_finite(step: int, figures: Mapping[str, float], output: Path | None) -> PelaError:
+def not_finite(step: int, figures: Mapping[str, float], output: Path | None) -> NotFiniteError:
     """The error for figures by name of which some are infinite or NaN."""
     listed = ", ".join(f"{name} {value:g}" for name, value in figures.items())
     newest = steps(output)[-1:] if output else []
-    return PelaError(
+    return NotFiniteError(
         f"not finite at step {step}: {listed}; last good checkpoint: "
         f"{newest[0] if newest else 'none'}; a lower lr, clip_grad or precision 'fp32' may help"
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pelacli.data.loader import Batch
+from pelacli.data.token_parts import token_parts
 from pelacli.distillation import registry as distillation
 from pelacli.errors import RequestError
 from pelacli.lowrank import find, linear
@@ -17,14 +18,16 @@ from pelacli.lowrank import layer as lowrank_layer
 from pelacli.lowrank.calls import evaluating
 from pelacli.lowrank.padding import padding_mask, unpadded
 from pelacli.measure.agreement import agreement
-from pelacli.models import outputs
+from pelacli.models import heads, outputs
 from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
+from pelacli.models.token_head import has_vocabulary
 from pelacli.recipe.training import Pretrain
 from pelacli.tasks import base
 from pelacli.tasks.base import Base
 from pelacli.train import losses as train_losses
 from pelacli.train import recompute, splits, taps
+from pelacli.train.criterion import Criterion
 
 
 @dataclass
@@ -88,6 +91,7 @@ class Stage:
             named["feature"] = loss.feature * train_losses.feature(
                 [unpadded(output, mask) for name in names for output in features[name]],
                 [unpadded(output, mask) for name in names for output in target_features[name]],
+                loss.feature_unit,
             )
         if self._compares_outputs:
             named |= self._between_outputs(
@@ -97,9 +101,14 @@ class Stage:
         return named | self._perturbation(student) if in_shards else named
 
     @property
+    def _gives_logits(self) -> bool:
+        student = self.student
+        return heads.num_classes(student) is not None or has_vocabulary(student.module)
+
+    @property
     def _compares_outputs(self) -> bool:
         weights = self.settings.loss.weights
-        return any(weights[name] for name in distillation.names())
+        return any(weights[name] for name in ("output", *distillation.names()))
 
     def _teacher_pass(
         self, batch: Batch, names: Sequence[str]
@@ -123,10 +132,12 @@ class Stage:
 
     def _between_outputs(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         loss = self.settings.loss
+        kinds = {name: name for name in distillation.names()}
+        kinds["output"] = "kl" if self._gives_logits else "relative"
         return {
-            name: weight * distillation.get(name).loss(student, teacher, loss)
+            name: weight * distillation.get(kinds[name]).loss(student, teacher, loss)
             for name, weight in loss.weights.items()
-            if name in distillation.names() and weight
+            if name in kinds and weight
         }
 
     def _perturbation(self, student: nn.Module) -> dict[str, Tensor]:
@@ -140,14 +151,27 @@ class Stage:
         value = train_losses.perturbation(pairs, loss.eps, loss.perturbation_form)
         return {"perturbation": loss.perturbation * value}
 
+    def criterion(self, data: splits.Splits) -> Criterion:
+        """What decides which weights are the best: the task's metric where the student learns from
+        labels and is judged by them, and then, or else, the distance from the teacher."""
+        learns_from_labels = data.labelled and data.judged and self.settings.loss.task > 0
+        main = self.task.MAIN if learns_from_labels else None
+        return Criterion((main,) if main else (), ("kl", "relative_error"))
+
     def evaluate(self, module: nn.Module, data: splits.Splits) -> dict[str, float]:
-        """The agreement with the teacher, and the task's metrics where there are labels."""
+        """The distance from the teacher, and the task's metrics where there are labels. A language
+        model's logits are held for a few texts at a time."""
         if data.validation is None:
             return {}
         device = next(module.parameters()).device
         with evaluating(module):
             metrics = agreement(
-                module, self.teacher.module, data.validation, predict, device=device
+                module,
+                self.teacher.module,
+                token_parts(module, data.validation),
+                predict,
+                divergence=self._gives_logits,
+                device=device,
             )
         if data.judged:
             metrics |= base.evaluate(module, data.validation, self.task, device, data.num_classes)

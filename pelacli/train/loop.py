@@ -21,11 +21,12 @@ from torch import nn
 if TYPE_CHECKING:
     from pelacli.recipe.training import Train
 
-from pelacli.console import warn
+from pelacli.console import info, warn
 from pelacli.data.loader import Batch
 from pelacli.errors import PelaError
 from pelacli.system.devices import move_module
 from pelacli.train import acceleration, checkpoint, compilation, optim, recompute
+from pelacli.train.criterion import Criterion
 from pelacli.train.journal import Journal
 from pelacli.train.run import Run, updates
 from pelacli.train.stopping import stopping
@@ -58,15 +59,17 @@ class Objective:
             once per batch, under autocast, and is the whole forward pass, a teacher's included.
             The share, 0 to 1, follows from the step, so that losses which change during a run
             change alike in a run that was stopped and continued.
-        evaluate: called at the end of every ``eval_every`` epochs and of the run, on all
+        evaluate: called after every ``eval_every`` epochs and at the end of the run, on all
             processes, with the averaged model where there is one.
-        main_metric: the figure of ``evaluate``, larger is better, by which ``checkpoints/best-…``
-            is kept.
+        criterion: the figures of ``evaluate`` by which ``checkpoints/best-…`` is kept.
+        judges_start: whether the weights are evaluated before the first update too, so that they
+            may be the best.
     """
 
     losses: Losses
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None
-    main_metric: str | None = None
+    criterion: Criterion = field(default_factory=Criterion)
+    judges_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,17 @@ class Trained:
         steps: optimizer updates since the run began, before it was stopped and continued too.
         metrics: the last evaluation; the best one where its weights are the result.
         losses: means over the updates of the last line in metrics.jsonl.
-        best: {"step": …, "value": …} of the main metric, None without one.
+        start: the evaluation before the first update, where the objective asks for it.
+        last: the evaluation at the end, whichever weights are the result.
+        best: {"step": …, "value": …} of the best evaluation, None where there was none.
         seconds: of this process, without the time before the run was continued.
     """
 
     steps: int
     metrics: dict[str, float] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
+    start: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] | None = None
     seconds: float = 0.0
 
@@ -137,8 +144,12 @@ def fit(
         learner = _prepare(module, objective, settings, options, run)
         with compilation.compiled_blocks(learner.weights.trained, on=settings.compile):
             losses = _train(learner, objective, loader, options, run)
+    last = run.metrics
     _take_result(learner, module, options.output, run)
-    return Trained(run.step, run.metrics, losses, run.best, time.perf_counter() - began)
+    best = run.best and {name: run.best[name] for name in ("step", "value")}
+    return Trained(
+        run.step, run.metrics, losses, run.start, last, best, time.perf_counter() - began
+    )
 
 
 def _prepare(
@@ -182,6 +193,7 @@ def _train(
         options.progress.advance(run.step)
     saved = run.step
     with closing(loader), closing(journal), stopping(learner.accelerator) as is_stop_requested:
+        _evaluate_start(learner, objective, journal, output, run)
         while True:
             if is_stop_requested():
                 if run.step > saved:
@@ -202,8 +214,21 @@ def _train(
             done = update(learner, batches, run, output)
             journal.update(run.step, run.epoch, done, last=run.step == run.total)
             if options.progress:
-                best = {f"best {objective.main_metric}": run.best["value"]} if run.best else {}
+                main = objective.criterion.main(run.metrics)
+                best = {f"best {main}": run.best["value"]} if run.best else {}
                 options.progress.advance(1, **journal.fields(done), **best)
+
+
+def _evaluate_start(
+    learner: Learner, objective: Objective, journal: Journal, output: Path | None, run: Run
+) -> None:
+    """Evaluate the weights that the run begins with, where the objective asks for it."""
+    if run.step or not objective.judges_start:
+        return
+    _evaluate(learner, objective, journal, output, run)
+    run.start = run.metrics
+    if main := objective.criterion.main(run.start):
+        info(f"before the first step: {main.replace('_', ' ')} {run.start[main]:.4g}")
 
 
 def _evaluate(
@@ -216,7 +241,7 @@ def _evaluate(
         learner.weights.trained.train()
         if run.metrics:
             journal.metrics(run.step, run.epoch, run.metrics)
-        is_best = run.improves(objective.main_metric)
+        is_best = run.improves(objective.criterion)
         if is_best and output is not None and learner.accelerator.is_main_process:
             checkpoint.save(output, "best", run, {"model": result})
 

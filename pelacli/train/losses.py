@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from pelacli.distillation.logits import loss as squared_difference
+from pelacli.distillation.relative import loss as relative_difference
 from pelacli.errors import PelaError, RequestError
 from pelacli.lowrank.weight import gathered
 
 
-def feature(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+def feature(student: Sequence[Tensor], teacher: Sequence[Tensor], unit: str = "absolute") -> Tensor:
     """Feature distillation: ``(1/N) Σ_i mean((f_i^S − f_i^T)²)``.
 
     The mean runs over all elements of a tap (batch, tokens, channels), then over the N taps: no
@@ -26,6 +27,8 @@ def feature(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
 
     Args:
         student, teacher: the taps' outputs in the same order, any shapes, equal pair by pair.
+        unit: "absolute" is the paper's. "relative" divides each tap's difference by the variance of
+            the teacher's, so that taps of all sizes count alike.
 
     Returns:
         A scalar in float32. No gradient reaches the teacher.
@@ -35,9 +38,8 @@ def feature(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """
     if len(student) != len(teacher) or not student:
         raise PelaError(f"{len(student)} student features for {len(teacher)} of the teacher")
-    return torch.stack(
-        [squared_difference(s, t) for s, t in zip(student, teacher, strict=True)]
-    ).mean()
+    distance = relative_difference if unit == "relative" else squared_difference
+    return torch.stack([distance(s, t) for s, t in zip(student, teacher, strict=True)]).mean()
 
 
 def perturbation(

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pelacli.recipe.training import Train
+    from pelacli.train.criterion import Criterion
+
+_EVALUATIONS = 10  # in a run whose recipe does not say how often
 
 
 @dataclass
@@ -20,7 +23,9 @@ class Run:
         batches: batches per epoch, of which ``accumulate`` make an update.
         step: updates done.
         evaluated: the step of the last evaluation, ``metrics`` what it gave.
-        best: {"step": …, "value": …} of the main metric.
+        start: what the evaluation before the first update gave; empty where there was none.
+        best: {"step": …, "value": …, "key": …} of the best evaluation: the figure that decides
+            first, and what evaluations are compared by.
     """
 
     total: int
@@ -30,7 +35,8 @@ class Run:
     step: int = 0
     evaluated: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    best: dict[str, float] | None = None
+    start: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
 
     @property
     def epoch(self) -> float:
@@ -42,12 +48,15 @@ class Run:
 
     def evaluation_due(self, every: float | None) -> bool:
         """Whether the run is over, or the last update brought it to a multiple of ``every`` epochs,
-        or past one. None: at the end of the run only.
+        or past one. None: at each tenth of the run.
 
         It follows from the step alone, so a run that goes on evaluates where it would have.
         """
-        if self.step == self.total or not every:
+        if self.step == self.total or not self.step:
             return self.step == self.total
+        if every is None:
+            now, before = (step * _EVALUATIONS // self.total for step in (self.step, self.step - 1))
+            return now > before
         exact = Fraction(str(every))  # 0.1 as it is written: ten of them are one epoch
         now, before = (
             Fraction(step * self.accumulate, self.batches) // exact
@@ -64,14 +73,14 @@ class Run:
             return self.step % every == 0
         return self.epochs(self.step) > self.epochs(self.step - 1)
 
-    def improves(self, metric: str | None) -> bool:
+    def improves(self, criterion: Criterion) -> bool:
         """Whether the last evaluation is the best so far. If so, ``best`` becomes this one."""
-        value = self.metrics.get(metric) if metric else None
-        if value is None or not math.isfinite(value):
+        main, key = criterion.main(self.metrics), criterion.key(self.metrics)
+        if main is None or not math.isfinite(self.metrics[main]):
             return False
-        if self.best is not None and value <= self.best["value"]:
+        if self.best is not None and key <= self.best["key"]:
             return False
-        self.best = {"step": self.step, "value": value}
+        self.best = {"step": self.step, "value": self.metrics[main], "key": key}
         return True
 
 

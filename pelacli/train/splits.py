@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
+from torch.utils.data import IterableDataset
+
+from pelacli.console import info_once, warn_once
 from pelacli.data.dataset import Dataset
+from pelacli.data.held_out import divided
 from pelacli.data.loader import Loader, loader
 from pelacli.errors import RequestError
 from pelacli.models.heads import num_classes
@@ -18,10 +23,15 @@ from pelacli.tasks.base import Base
 from pelacli.tasks.common.labels import open_with_or_without
 from pelacli.train import passed_over
 
+# Calibration goes through the samples in the order of the recipe's seed. Healing takes another, or
+# it would begin with the samples that the student was fitted to.
+_AFTER_CALIBRATION = 1
+_LEAST_JUDGED, _MOST_JUDGED = 64, 1024  # samples of an evaluation by the teacher alone
+
 
 @dataclass(frozen=True)
 class Splits:
-    """The loaders of a training step; ``validation`` is None where the data has no splits.
+    """The loaders of a training step; ``validation`` is None where there is nothing to judge by.
 
     Attributes:
         num_classes: of the model; None where it is no classifier.
@@ -37,12 +47,16 @@ class Splits:
     judged: bool
 
 
-def open_splits(step: Step[Train], opened: OpenModel, *, labelled: bool | None = True) -> Splits:
+def open_splits(
+    step: Step[Train], opened: OpenModel, *, labelled: bool | None = True, heals: bool = False
+) -> Splits:
     """Open a step's training and validation data for a model.
 
     Args:
         labelled: whether to use labels; None: where the data has them and the model an output for
             each class: as many as there are, or as the recipe's [teacher] was given.
+        heals: whether the step heals. Where the data has no splits, a tenth of it is then held out
+            to judge by; and few samples will do, where the teacher judges.
 
     Raises:
         RequestError: the data can't be used, or labels are asked for and there are none.
@@ -55,18 +69,27 @@ def open_splits(step: Step[Train], opened: OpenModel, *, labelled: bool | None =
     validation, judged = None, labelled
     if training.split is not None:
         validation, judged = _open_validation(task, data, opened, labelled)
+    elif heals:
+        training, validation = _hold_out(task, step, opened, training)
     classes = num_classes(opened)
     batches = partial(
         loader,
         batch_size=step.settings.batch_size or data.batch_size,
-        seed=step.seed,
         workers=data.workers,
     )
     held_out = None
     if validation is not None:
-        held_out = batches(validation, num_classes=classes if judged else None)
+        shuffle, limit = _few(step, training) if heals and not judged else (False, None)
+        held_out = batches(
+            validation,
+            num_classes=classes if judged else None,
+            seed=step.seed,
+            shuffle=shuffle,
+            limit=limit,
+        )
     train = batches(
         training,
+        seed=step.seed + (_AFTER_CALIBRATION if heals else 0),
         shuffle=True,
         drop_last=True,
         num_classes=classes if labelled else None,
@@ -102,6 +125,42 @@ def _open_training(
             "labels (pretrain.labels = false), or with the task that it has"
         )
     return dataset, labelled
+
+
+def _hold_out(
+    task: Base, step: Step[Train], opened: OpenModel, training: Dataset
+) -> tuple[Dataset, Dataset | None]:
+    """(what is left to train on, what is held out of data without splits)."""
+    data = step.data
+    assert data is not None  # the recipe's validation has seen to it
+    judged = task.open(data, data.train, inputs=opened.inputs, unlabelled=not training.labelled)
+    parts = divided(training, judged, step.seed)
+    if parts is None:
+        warn_once(
+            f"too few of {data.dataset}",
+            f"{data.dataset}: too few samples to hold some out, or none can be chosen, so nothing "
+            "says whether healing helps; name a validation split",
+        )
+        return training, None
+    info_once(
+        f"held out of {data.dataset}",
+        f"{data.dataset}: {len(parts[1])} of {len(training)} samples are held out, to see whether "
+        "healing helps",
+    )
+    return cast(Dataset, parts[0]), cast(Dataset, parts[1])
+
+
+def _few(step: Step[Train], training: Dataset) -> tuple[bool, int | None]:
+    """(whether some are chosen, how many): what of the validation split says often enough how far
+    the student is from its teacher. It is a tenth of what the run trains on, always the same."""
+    if isinstance(training.source, IterableDataset):  # nothing can be chosen of a stream
+        return False, None
+    size = step.settings.batch_size or (step.data.batch_size if step.data else 1)
+    samples = len(training) * step.settings.epochs
+    if step.settings.steps is not None:
+        samples = min(samples, step.settings.steps * step.settings.accumulate * size)
+    most = min(_MOST_JUDGED, max(_LEAST_JUDGED, samples / 10))
+    return True, int(most)
 
 
 def _has_outputs(opened: OpenModel, dataset: Dataset, step: Step[Train]) -> bool:

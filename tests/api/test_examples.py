@@ -53,7 +53,7 @@ def test_the_readmes_python_runs(here):
     """With tiny models in place of the real ones."""
     text = (Path(pelacli.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     section = text[text.index("### Python") : text.index("### The artefact")]
-    first, own = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    first, own, *_ = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
     class MyNet(nn.Sequential):
         def __init__(self, width):

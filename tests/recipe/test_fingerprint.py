@@ -87,7 +87,8 @@ def test_which_keys_of_a_training_section_count(result: str, no_effect: set[str]
 
 def test_the_fingerprint_of_a_run_to_its_last_weights() -> None:
     """Artefacts bear such digests: a change here has `pela run` train them all again."""
-    recipe = make({"pretrain": {"epochs": 3, "eval_every": 2, "batch_size": 8}})
+    section = {"epochs": 3, "eval_every": 2, "batch_size": 8, "result": "last"}
+    recipe = make({"pretrain": section})
     whole = resolved(recipe)
     elsewhere = NO_EFFECT | {"task", "task_args", "data", "batch_size"}
     data = {key: value for key, value in whole["data"].items() if key != "workers"}

@@ -46,7 +46,11 @@ def test_keys_that_are_not_given_have_their_defaults() -> None:
         model="vit_base",
         output=Path("runs/x"),
         data=Data(dataset="digits", augment=Augment()),
-        pretrain=Pretrain(lr=1e-3, loss=Loss(task=1.0, feature=1.0, perturbation=0.0)),
+        pretrain=Pretrain(
+            lr="auto",
+            loss=Loss(task=1.0, output=1.0, feature=1.0, feature_unit="relative"),
+            result="best",
+        ),
         decompose=Decompose(ratio=None, unit="params", scope="model", policy="energy"),
         eval=Eval(latency=True),
     )

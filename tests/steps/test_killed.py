@@ -15,6 +15,7 @@ from torch import nn
 
 from pelacli.recipe.training import Train
 from pelacli.train import checkpoint
+from pelacli.train.criterion import Criterion
 from pelacli.train.loop import Objective, RunOptions, fit
 
 KILLS = 5
@@ -50,7 +51,9 @@ def train(output: Path | None, resume: bool = False) -> nn.Module:
         return {"task": (module(batch["inputs"]) - batch["inputs"]).square().mean()}
 
     scores = iter(range(1000))
-    objective = Objective(losses, lambda module: {"score": float(next(scores))}, "score")
+    objective = Objective(
+        losses, lambda module: {"score": float(next(scores))}, Criterion(("score",))
+    )
     settings = Train(**SETTINGS, epochs=50)
     fit(net, objective, Batches(), settings, RunOptions(1, "cpu", output, resume))
     return net

@@ -14,6 +14,7 @@ from torch import nn
 from pelacli.errors import PelaError
 from pelacli.recipe.training import Train
 from pelacli.train import acceleration
+from pelacli.train.criterion import Criterion
 from pelacli.train.loop import Objective, RunOptions, fit
 
 
@@ -44,7 +45,9 @@ def run(output, losses=None, **changed):
 
     fit(
         nn.Linear(3, 2),
-        Objective(losses or plain, lambda module: {"accuracy": next(scores)}, "accuracy"),
+        Objective(
+            losses or plain, lambda module: {"accuracy": next(scores)}, Criterion(("accuracy",))
+        ),
         Batches(),
         Train(**({"epochs": 3, "lr": 0.01, "log_every": 2, "sched": "none"} | changed)),
         RunOptions(

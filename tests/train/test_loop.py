@@ -23,6 +23,7 @@ from pelacli.recipe.data import Augment
 from pelacli.recipe.training import Train
 from pelacli.train import acceleration, checkpoint, optim
 from pelacli.train import run as train_run
+from pelacli.train.criterion import Criterion
 from pelacli.train.loop import Objective, RunOptions, fit
 from pelacli.train.run import updates
 
@@ -59,7 +60,9 @@ def task(module, batch, done=0.0):
 
 def run(settings, losses=task, batches=None, module=None, **changed):
     module = module or vit()
-    objective = Objective(losses, changed.pop("evaluate", None), changed.pop("main_metric", None))
+    main = changed.pop("main_metric", None)
+    criterion = Criterion(larger=(main,) if main else ())
+    objective = Objective(losses, changed.pop("evaluate", None), criterion)
     options = RunOptions(**({"seed": 3, "device": "cpu"} | changed))
     return module, fit(module, objective, batches or digits(), settings, options)
 
@@ -231,9 +234,9 @@ def test_nan_is_never_the_best_metric():
     seen = []
     for value in (80.0, float("nan"), 70.0, 90.0):
         stand.step, stand.metrics = stand.step + 1, {"accuracy": value}
-        seen.append(stand.improves("accuracy"))
+        seen.append(stand.improves(Criterion(("accuracy",))))
     assert seen == [True, False, False, True]
-    assert stand.best == {"step": 4, "value": 90.0}
+    assert stand.best == {"step": 4, "value": 90.0, "key": [90.0]}
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])

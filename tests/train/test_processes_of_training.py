@@ -36,6 +36,7 @@ from pelacli.recipe.training import Pretrain
 from pelacli.system import processes
 from pelacli.tasks import base, registry
 from pelacli.train import acceleration, checkpoint, weights
+from pelacli.train.criterion import Criterion
 from pelacli.train.healing import Stage
 from pelacli.train.loop import Objective, RunOptions, fit
 
@@ -81,7 +82,9 @@ def heal(
         if done.steps == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    objective = Objective(losses, lambda m: base.evaluate(m, held_out, task, "cpu", 10), "accuracy")
+    objective = Objective(
+        losses, lambda m: base.evaluate(m, held_out, task, "cpu", 10), Criterion(("accuracy",))
+    )
     progress = SimpleNamespace(advance=advance)
     fit(student.module, objective, batches, section, RunOptions(3, "cpu", output, resume, progress))
     assert kinds == {"DTensor" if acceleration.accelerator is not ACCELERATOR else "Parameter"}
@@ -204,7 +207,7 @@ def averaged(output: Path) -> dict[str, torch.Tensor]:
         evaluated.update((seen + name, b.clone()) for name, b in module.named_buffers())
         return {}
 
-    section = Pretrain(opt="sgd", lr=0.1, epochs=2, ema=0.6)
+    section = Pretrain(opt="sgd", lr=0.1, epochs=2, ema=0.6, eval_every=1, result="last")
     batches = loader(digits, batch_size=16, num_classes=10, limit=32)
     options = RunOptions(device="cpu", output=output)
     fit(net, Objective(losses, evaluate), batches, section, options)

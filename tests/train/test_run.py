@@ -17,7 +17,7 @@ def evaluated(every, *, total=20, batches=10, accumulate=1, start=0):
 @pytest.mark.parametrize(
     ("every", "steps"),
     [
-        (None, [20]),
+        (None, list(range(2, 21, 2))),
         (1, [10, 20]),
         (2, [20]),
         (3, [20]),

@@ -23,7 +23,7 @@ from pelacli.steps.preflight.samples import (
     look_from_afar,
 )
 from pelacli.system import devices
-from pelacli.train import acceleration, optim, regularisation
+from pelacli.train import acceleration, optim, rate_search, regularisation
 from pelacli.train.healing import Stage
 from pelacli.train.run import updates
 from pelacli.train.splits import Splits, open_splits
@@ -68,7 +68,7 @@ def heal(
     splits = None
     if is_here(data):
         with problems.at((*at, "dataset"), _key_of(step, at)):
-            splits = _splits(step, student, labelled=step.settings.labels)
+            splits = _splits(step, student, labelled=step.settings.labels, heals=True)
     else:
         _from_afar(problems, step, at)
     if splits is not None:
@@ -87,9 +87,11 @@ def heal(
     check_settings(problems, step, student, splits)
 
 
-def _splits(step: Step[Train], opened: OpenModel, labelled: bool | None) -> Splits:
+def _splits(
+    step: Step[Train], opened: OpenModel, labelled: bool | None, *, heals: bool = False
+) -> Splits:
     """The step's loaders, after they have given a sample."""
-    splits = open_splits(step, opened, labelled=labelled)
+    splits = open_splits(step, opened, labelled=labelled, heals=heals)
     if splits.validation is not None:
         batches.sample_of(splits.validation)
     return splits
@@ -164,6 +166,8 @@ def check_settings(
     settings, module = step.settings, opened.module
     per_epoch = _UPDATES if splits is None else len(splits.train) / settings.accumulate
     total = _UPDATES if splits is None else updates(settings, len(splits.train))
+    if isinstance(settings, Pretrain) and settings.lr == "auto":
+        settings = rate_search.settings_at(settings, rate_search.FIRST, total, per_epoch)
     if settings.drop_path is not None:
         with problems.at((step.name, "drop_path")):
             regularisation.set_drop_path(module, settings.drop_path, settings.drop_path_rule)
