@@ -27,7 +27,7 @@ from pelacli.data.order import Order
 from pelacli.data.seeding import BATCH, SAMPLE, seeded
 from pelacli.data.tokens import Cuts, counting_cuts
 from pelacli.errors import PelaError, RequestError
-from pelacli.system import processes
+from pelacli.system import devices, processes
 
 Batch = dict[str, Any]
 _CUTS = "cuts"  # of a batch's texts, on their way from a worker; no user of batches sees it
@@ -67,7 +67,8 @@ def loader(
         shuffle: a new order each epoch. Without it the order is the dataset's.
         drop_last: only full batches, as training wants. A dataset smaller than a batch then makes
             one batch of all it has.
-        workers: processes that load; 0 loads in this one.
+        workers: processes that load; 0 loads in this one. More than there are cores would wait for
+            each other, so there are at most so many, but for a stream, whose batches depend on it.
         num_classes: the model's. Labels outside of it are refused.
         augment: mixup, cutmix, label smoothing (labels become soft, [B, num_classes]) and
             repeated augmentation are applied to batches, here. The rest belongs to the dataset.
@@ -102,6 +103,8 @@ def loader(
         )
     repeats = getattr(augment, "repeats", None) or 1
     order = Order(len(dataset), size, batch_size, seed, shuffle, drop_last, repeats)
+    if not isinstance(dataset.source, IterableDataset):
+        workers = min(workers, devices.cores())
     return Loader(_Batches(dataset, seed, num_classes, mix, smoothing), order, workers, pinned)
 
 

@@ -19,6 +19,10 @@ from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.replace import Factors
 from pelacli.system import processes
 
+# Sums of squares in float32 are right to less than so much of themselves for each input; no
+# variance below that is one.
+_ROUNDING = 10 * torch.finfo(torch.float32).eps
+
 
 class Regression:
     """Sums over the batches, of which a layer's factors are made.
@@ -86,14 +90,16 @@ class Regression:
             processes.total(total) / count for total in (self._input, self._other, self._target)
         )
         covariance, cross = self._near.mean(count), self._cross.mean(count)
+        rounding = _ROUNDING * float(covariance.diagonal().sum())
         if self._centred:
             covariance.addr_(mean, mean, alpha=-1)
             cross.addr_(other, mean, alpha=-1)
             assert self._centres is not None
             mean += self._centres[0]
+        covariance.diagonal().clamp_(min=0.0)  # inputs that never change leave rounding errors
         level = float(covariance.diagonal().mean())
         # The ridge holds to the old weight, so it stands on both sides of the normal equations.
-        hold = max(ridge * level, torch.finfo(torch.float32).tiny)
+        hold = max(ridge * level, rounding, torch.finfo(torch.float32).tiny)
         if self._narrow:
             # The weight that gives y from x̂ is W T, where T gives x from x̂: then the gradients'
             # moment as seen through it is Tᵀ (Wᵀ G W) T, with no need of G itself.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -161,3 +162,10 @@ def move_batch(value: Any, device: torch.device | str, channels_last: bool = Fal
     if isinstance(value, list):
         return [move_batch(item, device, channels_last) for item in value]
     return value
+
+
+def cores() -> int:
+    """Cores of this machine that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

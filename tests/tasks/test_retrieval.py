@@ -432,7 +432,7 @@ def test_healing_without_labels_and_calibration_on_pairs(pela, here):
     world.captions(here / "data", 1)
     world.captions(here / "data", 1, name="val")
     (here / "r.toml").write_text(
-        RECIPE.format(pretrain="labels = false")
+        RECIPE.format(pretrain='labels = false\nresult = "last"\n[pretrain.loss]\nfeature = 1.0')
         .replace("[teacher]\nepochs = 14", "[teacher]\nepochs = 1")
         .replace("ratio = 0.25", "ratio = 0.5")
         .replace("samples = 96", "samples = 24")

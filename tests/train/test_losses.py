@@ -188,6 +188,6 @@ def test_a_file_is_all_that_a_new_loss_between_outputs_needs(tmp_path):
 
 
 def test_a_recipe_gives_a_weight_to_every_loss_between_outputs():
-    others = {"task", "feature", "perturbation"}
+    others = {"task", "output", "feature", "perturbation"}
     assert Loss().weights.keys() - others == set(registry.names())
     assert others < Loss().weights.keys()

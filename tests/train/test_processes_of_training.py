@@ -292,7 +292,6 @@ def test_a_quality_budget_is_for_one_process(pela, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("budget", "work"),
     [
-        (("--ratio", "0.5"), "decompose without --calibrate"),
         (("--max-drop", "1", "--calibrate", "digits", "--data", "digits"), "decompose with --max-"),
     ],
 )
