@@ -32,6 +32,7 @@ def quick(reproduce, folder, *flags):
     return reproduce.quick(args, folder)
 
 
+@pytest.mark.slow
 def test_rows_of_all_kinds_and_none_is_made_twice(modules, tmp_path, capsys):
     reproduce, _ = modules
     rows = reproduce.run(quick(reproduce, tmp_path, "--seeds", "0"))

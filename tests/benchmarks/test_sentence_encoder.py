@@ -28,6 +28,7 @@ def sentences() -> list[str]:
     return list(dict.fromkeys(found))[:300]
 
 
+@pytest.mark.slow
 def test_calibrated_beats_plain_and_the_artefact_reloads(pela, here, sentences):
     assert len(sentences) > 200
     Path("known.txt").write_text("\n".join(sentences[:100]))

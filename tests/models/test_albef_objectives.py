@@ -364,6 +364,7 @@ def remembered(rank):
     return slow.images.tolist(), slow.ids.tolist()
 
 
+@pytest.mark.slow
 def test_all_processes_remember_all_pairs(tmp_path):
     launch, environment = by_torchrun(__file__, tmp_path, 2, OMP_NUM_THREADS="1")
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300)

@@ -394,6 +394,7 @@ def test_it_is_healed_with_and_without_labels(name, drawn):
         assert all(m.up.weight.grad.abs().max() > 0 for n, m in low.items() if "network" in n)
 
 
+@pytest.mark.slow
 def test_a_compressed_backbone_becomes_a_detector_on_the_command_line(here, pela):
     """One recipe: a timm classifier is cut down for the images of the boxes, then DETR is built
     around it and trained."""

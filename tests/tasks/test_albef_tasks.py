@@ -205,6 +205,7 @@ def test_vqa_is_learned_falls_and_comes_back(pela, here):
     assert scores["finetune"] > scores["dense"] - 5
 
 
+@pytest.mark.slow
 def test_entailment_is_learned_falls_and_comes_back(pela, here):
     """Whether a sentence is about a colour at all is worth 67; which colour it is, the rest."""
     world.albef(here / "m", "entailment", SEED, learns=True)

@@ -246,6 +246,7 @@ def start(folder):
     module.save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_a_detector_learns_falls_and_is_healed(here, pela):
     # AP measured with four seeds of data, weights and order: dense 16 to 26, decomposed 4 to 8 (at
     # most 0.4 of the dense), then healed and fine-tuned 4.9 points below the dense one at worst and

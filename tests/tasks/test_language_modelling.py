@@ -306,6 +306,7 @@ def test_the_pipeline_runs_and_reloads(family, pela, here):
 # Learning ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "kind", "text", "ratio", "healing", "margin"),
     [
