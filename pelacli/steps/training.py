@@ -63,12 +63,13 @@ def train(
         data.task.training(module, data.train.dataset),
         workplace(step, model.opened) as work,
     ):
-        search = None
+        search, start = None, None
         if isinstance(settings, Pretrain) and settings.lr == "auto":
             healing = cast("Step[Pretrain]", step)
-            settings, search = rate.resolved(healing, module, data, objective, work)
+            chosen = rate.resolved(healing, module, data, objective, work)
+            settings, search, start = chosen.settings, chosen.record, chosen.start
         with console.progress(step.name, updates(settings, len(data.train))) as bar:
-            options = RunOptions(step.seed, step.device, work, resume, bar)
+            options = RunOptions(step.seed, step.device, work, resume, bar, start)
             trained = loop.fit(module, objective, data.train, settings, options)
     gained = gain(trained, objective.criterion, settings, search)
     return finish(step, model, work, trained, gained)

@@ -82,6 +82,7 @@ class RunOptions:
         output: where ``checkpoints/`` and ``metrics.jsonl`` go. Without it nothing is written.
         resume: go on from the newest checkpoint, if there is one.
         progress: is told of every update.
+        start: the evaluation of the weights that the run begins with, where it is known already.
     """
 
     seed: int = 0
@@ -89,6 +90,7 @@ class RunOptions:
     output: Path | None = None
     resume: bool = False
     progress: Progress | None = None
+    start: Mapping[str, float] | None = None
 
 
 @dataclass
@@ -193,7 +195,7 @@ def _train(
         options.progress.advance(run.step)
     saved = run.step
     with closing(loader), closing(journal), stopping(learner.accelerator) as is_stop_requested:
-        _evaluate_start(learner, objective, journal, output, run)
+        _evaluate_start(learner, objective, journal, options, run)
         while True:
             if is_stop_requested():
                 if run.step > saved:
@@ -220,24 +222,34 @@ def _train(
 
 
 def _evaluate_start(
-    learner: Learner, objective: Objective, journal: Journal, output: Path | None, run: Run
+    learner: Learner, objective: Objective, journal: Journal, options: RunOptions, run: Run
 ) -> None:
     """Evaluate the weights that the run begins with, where the objective asks for it."""
     if run.step or not objective.judges_start:
         return
-    _evaluate(learner, objective, journal, output, run)
+    _evaluate(learner, objective, journal, options.output, run, options.start)
     run.start = run.metrics
     if main := objective.criterion.main(run.start):
         info(f"before the first step: {main.replace('_', ' ')} {run.start[main]:.4g}")
 
 
 def _evaluate(
-    learner: Learner, objective: Objective, journal: Journal, output: Path | None, run: Run
+    learner: Learner,
+    objective: Objective,
+    journal: Journal,
+    output: Path | None,
+    run: Run,
+    known: Mapping[str, float] | None = None,
 ) -> None:
-    """Evaluate the weights, note the figures, and keep the weights if they are the best so far."""
+    """Evaluate the weights, note the figures, and keep the weights if they are the best so far.
+
+    Args:
+        known: the figures, where the weights have been evaluated before.
+    """
     assert objective.evaluate is not None
     with learner.weights.result() as result:
-        run.metrics, run.evaluated = dict(objective.evaluate(result)), run.step
+        run.metrics = dict(objective.evaluate(result) if known is None else known)
+        run.evaluated = run.step
         learner.weights.trained.train()
         if run.metrics:
             journal.metrics(run.step, run.epoch, run.metrics)

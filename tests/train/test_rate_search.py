@@ -19,7 +19,8 @@ from pelacli.recipe import layout, schema
 from pelacli.recipe.step import step_of
 from pelacli.recipe.training import Pretrain
 from pelacli.steps import decompose, pretrain
-from pelacli.train import rate_search
+from pelacli.system import devices
+from pelacli.train import healing, rate_search
 from pelacli.train.checkpoint import NotFiniteError
 from pelacli.train.criterion import Criterion
 from pelacli.train.rate_search import Bearable, search, settings_at, steps_of_trial, trial_settings
@@ -181,3 +182,25 @@ def test_without_held_out_samples_the_rate_is_gentle_and_told(tmp_path, capsys):
     said = " ".join(capsys.readouterr().err.split())
     assert "too few samples to hold some out" in said
     assert "lr = 'auto': there are no held-out samples to try rates on, so it is 3e-06" in said
+
+
+def test_the_student_is_evaluated_where_its_teacher_is_and_its_start_once(tmp_path, monkeypatch):
+    made = recipe(tmp_path)
+    moved, evaluated_before_a_move, evaluations = [], [], []
+    real_move, real_evaluate = devices.move_module, healing.Stage.evaluate
+
+    def move(module, *given):
+        moved.append(module)
+        return real_move(module, *given)
+
+    def evaluate(self, module, data):
+        evaluated_before_a_move.append(all(module is not known for known in moved))
+        evaluations.append(1)
+        return real_evaluate(self, module, data)
+
+    monkeypatch.setattr(devices, "move_module", move)
+    monkeypatch.setattr(healing.Stage, "evaluate", evaluate)
+    outcome = pretrain.run(step_of(made, "pretrain"))
+    assert not evaluated_before_a_move[0]
+    trials = len(outcome.gain.search["trials"])
+    assert len(evaluations) == 1 + trials + 6  # the start, each trial, each of the six steps
