@@ -115,6 +115,13 @@ class Difference:
         return self.error / variance if self.samples > 1 and variance > 0 else math.nan
 
 
+def divergence_of(log_probabilities: Tensor, dense_log_probabilities: Tensor) -> float:
+    """Σ KL(dense ‖ model) over all distributions of two tensors of one shape, in nats, summed in
+    double precision."""
+    ours, theirs = log_probabilities, dense_log_probabilities
+    return float((theirs.exp() * (theirs - ours)).sum(dtype=torch.float64))
+
+
 class _Sums:
     """Running sums over the samples, in double precision."""
 
@@ -138,7 +145,7 @@ class _Sums:
     def add_divergence(self, rows: Tensor, dense_rows: Tensor) -> None:
         """Logits of both models, [B, classes, ...]."""
         ours, theirs = (t.float().log_softmax(1) for t in (rows, dense_rows))
-        self.divergence += float((theirs.exp() * (theirs - ours)).sum(dtype=torch.float64))
+        self.divergence += divergence_of(ours, theirs)
         self.distributions += theirs[:, 0].numel()
 
     def figures(self, choices: bool, diverges: bool) -> dict[str, float]:

@@ -21,7 +21,7 @@ from pelacli.factorize.sensitivity import CHUNK, Head
 from pelacli.lowrank.calls import evaluating
 from pelacli.lowrank.padding import padding_mask, unpadded
 from pelacli.lowrank.replace import Parts, replaced
-from pelacli.measure.agreement import Difference
+from pelacli.measure.agreement import Difference, divergence_of
 from pelacli.system.shelf import Shelf
 
 _NONE = -100  # no label; torch's own
@@ -173,7 +173,7 @@ class _TokenSums:
         """Logits [tokens, vocabulary] of both models, labels [tokens]."""
         ours, theirs = (t.float().log_softmax(-1) for t in (logits, dense_logits))
         self.tokens += len(ours)
-        self.kl += float((theirs.exp() * (theirs - ours)).sum(dtype=torch.float64))
+        self.kl += divergence_of(ours, theirs)
         if labels is not None:
             self.labelled += int((labels != _NONE).sum())
             self.loss += float(F.nll_loss(ours, labels, ignore_index=_NONE, reduction="sum"))

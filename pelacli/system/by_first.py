@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from pelacli.system import processes, threads
+from pelacli.system import devices, processes, threads
 
 T = TypeVar("T")
 
@@ -20,7 +19,7 @@ def done(work: Callable[[], T], device: str) -> T | None:
     result = None
     if processes.is_first():
         # Launchers leave each process one thread.
-        cores = os.cpu_count() if processes.launched() > 1 else None
+        cores = devices.cores() if processes.launched() > 1 else None
         with processes.alone(), threads.limited(cores):
             result = work()
     processes.wait(device)
