@@ -27,7 +27,7 @@ class Gain:
         start, result, last: what was measured before the first update, of the weights that the
             artefact has, and at the end of the run.
         step: the update after which the weights of the artefact were.
-        figure: name of what decides.
+        figure: name of what decides; larger_is_better: of it.
         helped: whether the artefact is better than what went in.
         lr: the rate, also where pela has chosen it.
         search: what was tried for it, where pela has chosen it.
@@ -38,6 +38,7 @@ class Gain:
     last: dict[str, float]
     step: int
     figure: str
+    larger_is_better: bool
     helped: bool
     lr: float
     search: dict[str, Any] | None
@@ -62,20 +63,30 @@ def gain(
     is_best = settings.result == "best" and trained.best is not None
     step = int(trained.best["step"]) if is_best and trained.best else trained.steps
     helped = criterion.key(trained.metrics) > criterion.key(trained.start)
-    last = trained.last
-    return Gain(trained.start, trained.metrics, last, step, figure, helped, settings.lr, search)
-
-
-def say(told: Gain, step: Step[Pretrain], opened: OpenModel, steps: int) -> None:
-    """One line: what was gained, or that nothing was, and what may be the reason."""
-    name = told.figure.replace("_", " ")
-    before, after, last = (
-        f"{values[told.figure]:.4g}" for values in (told.start, told.result, told.last)
+    return Gain(
+        start=trained.start,
+        result=trained.metrics,
+        last=trained.last,
+        step=step,
+        figure=figure,
+        larger_is_better=figure in criterion.larger,
+        helped=helped,
+        lr=settings.lr,
+        search=search,
     )
-    if told.helped:
-        console.info(f"healing: {name} {before} → {after} (step {told.step} of {steps})")
+
+
+def say(measured: Gain, step: Step[Pretrain], opened: OpenModel, steps: int) -> None:
+    """One line: what was gained, or that nothing was, and what may be the reason."""
+    name = measured.figure.replace("_", " ")
+    before, after, last = (
+        f"{values[measured.figure]:.4g}"
+        for values in (measured.start, measured.result, measured.last)
+    )
+    if measured.helped:
+        console.info(f"healing: {name} {before} → {after} (step {measured.step} of {steps})")
         return
-    why = "; ".join(_reasons(told, step, opened, steps))
+    why = "; ".join(_reasons(measured, step, opened, steps))
     if step.settings.result == "best":
         console.warn(
             f"healing did not help: {name} {before} before, {last} after {steps} steps, so the "
@@ -88,19 +99,16 @@ def say(told: Gain, step: Step[Pretrain], opened: OpenModel, steps: int) -> None
         )
 
 
-def _reasons(told: Gain, step: Step[Pretrain], opened: OpenModel, steps: int) -> Iterator[str]:
+def _reasons(measured: Gain, step: Step[Pretrain], opened: OpenModel, steps: int) -> Iterator[str]:
     """What is likely to be wrong, and what to try."""
-    figure = told.figure
-    lost = told.last[figure] > _MUCH_WORSE * told.start[figure]
-    if figure not in ("kl", "relative_error"):  # of which more is better
-        lost = told.last[figure] < told.start[figure]
+    before, after = measured.start[measured.figure], measured.last[measured.figure]
+    lost = after < before if measured.larger_is_better else after > _MUCH_WORSE * before
     if lost:
-        yield f"lr {told.lr:g} is likely too high (try lr = {told.lr / 10:.0e}, or 'auto')"
+        yield f"lr {measured.lr:g} is likely too high (try lr = {measured.lr / 10:.0e}, or 'auto')"
     if steps < _FEW_STEPS:
         yield f"{steps} steps may be too few (raise epochs, or give more samples)"
-    augment = step.data.augment if step.data else None
-    is_cropped = isinstance(opened.inputs, ImageInput) and augment and not augment.none
-    if is_cropped and augment and augment.scale[0] < _SMALL_CROPS:
+    augment = step.data.augment if step.data and isinstance(opened.inputs, ImageInput) else None
+    if augment is not None and not augment.none and augment.scale[0] < _SMALL_CROPS:
         yield (
             f"random crops down to {augment.scale[0]:.0%} of an image may be unlike what is "
             "judged (try data.augment.scale = [0.7, 1.0])"

@@ -7,25 +7,23 @@ import os
 import signal
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tiny_healing import decomposed, plain_images
 
 from pelacli import console
 from pelacli.artefact import loading
 from pelacli.errors import PelaError
-from pelacli.recipe import layout, schema
+from pelacli.recipe import layout
 from pelacli.recipe.step import step_of
 from pelacli.recipe.training import Pretrain
-from pelacli.steps import decompose, pretrain
+from pelacli.steps import pretrain
 from pelacli.system import devices
 from pelacli.train import healing, rate_search
 from pelacli.train.checkpoint import NotFiniteError
 from pelacli.train.criterion import Criterion
 from pelacli.train.rate_search import Bearable, search, settings_at, steps_of_trial, trial_settings
 
-TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 KL = Criterion(smaller=("kl",))
 BEARABLE = Bearable.of(KL, {"kl": 1.0}, share=0.0)
 
@@ -98,16 +96,7 @@ def test_a_trial_is_a_small_part_of_the_run(total, steps):
 
 
 def recipe(tmp_path, data="digits", **pretrain_section):
-    document = {
-        "model": "vit_tiny_patch16_224", "weights": "random", "model_args": TINY,
-        "num_classes": 10, "output": str(tmp_path / "run"),
-        "data": {"dataset": str(data), "batch_size": 16, "augment": {"none": True}},
-        "decompose": {"ratio": "0.3", "calibrate": "train", "samples": 64},
-        "pretrain": {"steps": 6, "labels": False, **pretrain_section},
-    }  # fmt: skip
-    made = schema.Recipe.model_validate(document)
-    decompose.run(step_of(made, "decompose"))
-    return made
+    return decomposed(tmp_path, data, "0.3", steps=6, **pretrain_section)
 
 
 def test_healing_without_settings_is_no_worse_than_its_start_and_records_what_was_tried(tmp_path):
@@ -170,13 +159,7 @@ def test_a_run_that_is_continued_keeps_its_rate(tmp_path, monkeypatch):
 
 
 def test_without_held_out_samples_the_rate_is_gentle_and_told(tmp_path, capsys):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    draw = np.random.default_rng(0)
-    for number in range(12):
-        pixels = draw.integers(0, 255, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
-    made = recipe(tmp_path, data=folder)
+    made = recipe(tmp_path, data=plain_images(tmp_path / "images", 12))
     outcome = pretrain.run(step_of(made, "pretrain"))
     assert outcome.gain is None
     said = " ".join(capsys.readouterr().err.split())

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tiny_healing import decomposed, plain_images
 
 from pelacli import console
 from pelacli.artefact import loading
@@ -15,28 +14,13 @@ from pelacli.data.held_out import divided
 from pelacli.data.loader import loader
 from pelacli.factorize import batches as calibration
 from pelacli.measure.agreement import agreement
-from pelacli.recipe import layout, schema
+from pelacli.recipe import layout
 from pelacli.recipe.step import step_of
 from pelacli.report import curves
-from pelacli.steps import decompose, pretrain
+from pelacli.steps import pretrain
 from pelacli.tasks import registry
 from pelacli.train.criterion import Criterion
 from pelacli.train.run import Run
-
-TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-
-
-def recipe(tmp_path, data="digits", ratio="0.6", **pretrain_section):
-    document = {
-        "model": "vit_tiny_patch16_224", "weights": "random", "model_args": TINY,
-        "num_classes": 10, "output": str(tmp_path / "run"),
-        "data": {"dataset": str(data), "batch_size": 16, "augment": {"none": True}},
-        "decompose": {"ratio": ratio, "calibrate": "train", "samples": 64},
-        "pretrain": {"steps": 10, "labels": False, **pretrain_section},
-    }  # fmt: skip
-    made = schema.Recipe.model_validate(document)
-    decompose.run(step_of(made, "decompose"))
-    return made
 
 
 def weights(path):
@@ -53,20 +37,8 @@ def messages(monkeypatch):
     monkeypatch.setattr(console.verbosity, "verbose", True)
 
 
-@pytest.fixture
-def images(tmp_path):
-    """A plain folder of images: no splits, no labels."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    draw = np.random.default_rng(0)
-    for number in range(40):
-        pixels = draw.integers(0, 255, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
-    return folder
-
-
 def test_a_rate_that_ruins_the_student_leaves_the_weights_that_went_in(tmp_path, capsys):
-    made = recipe(tmp_path, lr=1.0)
+    made = decomposed(tmp_path, lr=1.0)
     outcome = pretrain.run(step_of(made, "pretrain"))
     before = weights(layout.folder(made, "decompose"))
     assert same(weights(outcome.path), before)
@@ -82,7 +54,7 @@ def test_a_rate_that_ruins_the_student_leaves_the_weights_that_went_in(tmp_path,
 
 
 def test_a_rate_that_is_right_is_told_from_its_start_on(tmp_path, capsys):
-    made = recipe(tmp_path, ratio="0.3", lr=3e-5, min_lr=0.0, loss={"logits": 1.0})
+    made = decomposed(tmp_path, ratio="0.3", lr=3e-5, min_lr=0.0, loss={"logits": 1.0})
     outcome = pretrain.run(step_of(made, "pretrain"))
     gain = outcome.gain
     assert gain.helped is True
@@ -99,17 +71,15 @@ def test_a_rate_that_is_right_is_told_from_its_start_on(tmp_path, capsys):
 
 
 def test_the_last_weights_can_be_asked_for_and_are_told_to_be_worse(tmp_path, capsys):
-    made = recipe(tmp_path, lr=1.0, result="last")
+    made = decomposed(tmp_path, lr=1.0, result="last")
     outcome = pretrain.run(step_of(made, "pretrain"))
     assert not same(weights(outcome.path), weights(layout.folder(made, "decompose")))
     assert outcome.gain.helped is False
     assert "healing made it worse: kl" in capsys.readouterr().err
 
 
-def test_a_folder_without_splits_is_judged_on_images_that_nothing_was_fitted_to(
-    tmp_path, images, capsys
-):
-    made = recipe(tmp_path, data=images, lr=1e-4)
+def test_a_folder_without_splits_is_judged_on_images_that_nothing_was_fitted_to(tmp_path, capsys):
+    made = decomposed(tmp_path, data=plain_images(tmp_path / "images", 40), lr=1e-4)
     outcome = pretrain.run(step_of(made, "pretrain"))
     assert "4 of 40 samples are held out" in " ".join(capsys.readouterr().err.split())
     assert outcome.gain.start["kl"] > 0
@@ -177,7 +147,7 @@ def test_the_task_decides_and_the_distance_where_it_is_the_same():
 
 
 def test_labels_decide_only_where_the_student_learns_from_them(tmp_path):
-    made = recipe(tmp_path, labels=True, steps=1)
+    made = decomposed(tmp_path, labels=True, steps=1)
     outcome = pretrain.run(step_of(made, "pretrain"))
     assert outcome.gain.figure == registry.get("image-classification").MAIN
     assert {"kl", "relative_error", "accuracy"} <= set(outcome.gain.start)
