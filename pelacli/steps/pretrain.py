@@ -27,7 +27,7 @@ def run(step: Step[Pretrain], *, resume: bool = False) -> Outcome:
     saving.check_output(step.output, step.source)
     student = _open_student(lookup.require(step.source, step.name))
     teacher = open_teacher(step, student)
-    data = open_splits(step, student.opened, labelled=step.settings.labels, heals=True)
+    data = open_splits(step, student.opened, labelled=step.settings.labels)
     stage = Stage(step.settings, student.opened, teacher, data.task, labelled=data.labelled)
     device, channels_last = devices.select(step.device), step.settings.channels_last
     devices.move_module(teacher.module, device, channels_last)

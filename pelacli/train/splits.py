@@ -17,7 +17,7 @@ from pelacli.models.heads import num_classes
 from pelacli.models.opened import OpenModel
 from pelacli.recipe.data import Data
 from pelacli.recipe.step import Step
-from pelacli.recipe.training import Train
+from pelacli.recipe.training import Pretrain, Train
 from pelacli.tasks import registry
 from pelacli.tasks.base import Base
 from pelacli.tasks.common.labels import open_with_or_without
@@ -47,16 +47,15 @@ class Splits:
     judged: bool
 
 
-def open_splits(
-    step: Step[Train], opened: OpenModel, *, labelled: bool | None = True, heals: bool = False
-) -> Splits:
+def open_splits(step: Step[Train], opened: OpenModel, *, labelled: bool | None = True) -> Splits:
     """Open a step's training and validation data for a model.
+
+    Where the data of a healing step has no splits, a tenth of it is held out to judge by; and where
+    its teacher judges alone, few samples will do.
 
     Args:
         labelled: whether to use labels; None: where the data has them and the model an output for
             each class: as many as there are, or as the recipe's [teacher] was given.
-        heals: whether the step heals. Where the data has no splits, a tenth of it is then held out
-            to judge by; and few samples will do, where the teacher judges.
 
     Raises:
         RequestError: the data can't be used, or labels are asked for and there are none.
@@ -66,6 +65,7 @@ def open_splits(
     task = registry.get(step.task.name, step.task.settings)
     training, labelled = _open_training(task, step, opened, labelled)
     passed_over.say(step, opened, labelled)
+    heals = isinstance(step.settings, Pretrain)
     validation, judged = None, labelled
     if training.split is not None:
         validation, judged = _open_validation(task, data, opened, labelled)

@@ -68,7 +68,7 @@ def heal(
     splits = None
     if is_here(data):
         with problems.at((*at, "dataset"), _key_of(step, at)):
-            splits = _splits(step, student, labelled=step.settings.labels, heals=True)
+            splits = _splits(step, student, labelled=step.settings.labels)
     else:
         _from_afar(problems, step, at)
     if splits is not None:
@@ -87,11 +87,9 @@ def heal(
     check_settings(problems, step, student, splits)
 
 
-def _splits(
-    step: Step[Train], opened: OpenModel, labelled: bool | None, *, heals: bool = False
-) -> Splits:
+def _splits(step: Step[Train], opened: OpenModel, labelled: bool | None) -> Splits:
     """The step's loaders, after they have given a sample."""
-    splits = open_splits(step, opened, labelled=labelled, heals=heals)
+    splits = open_splits(step, opened, labelled=labelled)
     if splits.validation is not None:
         batches.sample_of(splits.validation)
     return splits
