@@ -213,7 +213,7 @@ class Texts:
 
 def sentences(opened: OpenModel, *, tests: int) -> Subject:
     """A sentence encoder on real English: what scikit-learn says about its parts."""
-    lines = _docstrings()
+    lines = scikit_sentences()
     tests = min(tests, 500)
     order = np.random.default_rng(0).permutation(len(lines))
     test = _tokenised(opened, [lines[i] for i in order[:tests]])
@@ -288,7 +288,7 @@ def _tokenised(opened: OpenModel, lines: Sequence[str]) -> list[Any]:
     ]  # fmt: skip
 
 
-def _docstrings() -> list[str]:
+def scikit_sentences() -> list[str]:
     import importlib
 
     import sklearn
