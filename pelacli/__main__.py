@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ def main() -> None:
     from pelacli.cli.options import refuse_empty
     from pelacli.console import verbosity
 
+    # What torch tells developers of other libraries (torchao's, say) is not for users.
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     try:
         refuse_empty(sys.argv[1:])
         code = make_app()(standalone_mode=False)

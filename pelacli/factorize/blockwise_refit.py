@@ -87,10 +87,10 @@ class _StoredFactors(Mapping[str, Factors]):
         self._last, self._read = "", dict[str, Any]()
 
     def __getitem__(self, name: str) -> Factors:
-        place = self._lies_in[name]
-        if place != self._last:
+        key = self._lies_in[name]
+        if key != self._last:
             self._read = {}
-            self._last, self._read = place, self._shelf.get(place)
+            self._last, self._read = key, self._shelf.get(key)
         down, up, bias = self._read[name]
         return down, up, bias
 

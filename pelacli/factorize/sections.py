@@ -214,9 +214,11 @@ class Sections:
         Raises:
             NotASequenceError: they don't give what the model gives, or gradients would be lost.
         """
-        places = self._observe(batch)
+        sections_of = self._observe(batch)
         for layer in self.all_layers:
-            at = places.get(layer.name, {len(self) - 1})  # the head's, which ``run`` may leave out
+            at = sections_of.get(
+                layer.name, {len(self) - 1}
+            )  # the head's, which ``run`` may leave out
             if len(at) != 1:
                 raise NotASequenceError
             self.layers[next(iter(at))].append(layer)
@@ -236,13 +238,13 @@ class Sections:
     @torch.no_grad()
     def _observe(self, batch: Any) -> dict[str, set[int]]:
         """Run the model as it is: layer → the sections in which it runs."""
-        places: dict[str, set[int]] = {}
+        sections_of: dict[str, set[int]] = {}
         own = [block.forward for block in self._blocks]
         order: list[int] = []
         at, previous = 0, None
 
         def note(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            places.setdefault(layer.name, set()).add(at)
+            sections_of.setdefault(layer.name, set()).add(at)
             return F.linear(x, weight, bias)
 
         def watched(number: int) -> Callable[..., Any]:
@@ -269,9 +271,9 @@ class Sections:
                 self._expected = self._run(self.module, batch)
         finally:
             restore_forwards(self._blocks, before)
-        if order != list(range(len(self._blocks))) or {-1} in places.values():
+        if order != list(range(len(self._blocks))) or {-1} in sections_of.values():
             raise NotASequenceError
-        return places
+        return sections_of
 
     def _check_gradients(self, batch: Any, states: Tensor) -> None:
         """Layers before the blocks must be felt through the first block's states alone: not past

@@ -39,7 +39,7 @@ def workplace(output: Path) -> Path:
     return output.with_name(f"{output.name}.training")
 
 
-def moments_place(output: Path) -> Path:
+def moments_folder(output: Path) -> Path:
     """Where calibration block by block keeps what it has until the artefact is written."""
     return output.with_name(f"{output.name}.factorising")
 

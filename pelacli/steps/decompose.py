@@ -84,7 +84,7 @@ def run(
     check_targets(step, dry_run, spectra_file)
     if processes.launched() > 1:
         processes.join(step.device)
-    with kept_until_done(layout.moments_place(step.output)):
+    with kept_until_done(layout.moments_folder(step.output)):
         return _run(step, dry_run, spectra_file)
 
 
@@ -101,10 +101,10 @@ def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Dec
     if latency_budget.counts_time(step.settings):
         dense = latency_budget.timed(dense, step)
     judge = None if step.settings.max_drop is None else judge_of(opened, step)
-    place = placing.place_for(opened, step)
-    batches = devices.move_batch(calibration_batches(opened, step), place.model)
-    with placing.ready(opened, place.model, calibrated=step.calibration is not None):
-        solved = solved_model(dense, batches, step, dry_run, place.blocks)
+    devices_used = placing.choose(opened, step)
+    batches = devices.move_batch(calibration_batches(opened, step), devices_used.model)
+    with placing.ready(opened, devices_used.model, calibrated=step.calibration is not None):
+        solved = solved_model(dense, batches, step, dry_run, devices_used.blocks)
         spectra = storable(solved, step)
         candidate = chosen(solved, step.settings, judge, dry_run)
         if not dry_run and opened.weights is None:
@@ -218,8 +218,8 @@ def solved_model(
         keep = Keep.NOTHING
     run = in_memory.predicting(dense.ref, dense.module, "calibration")
     source = loading.input_digest(step.source, dense.opened)
-    place = None if dry_run else layout.moments_place(step.output)
-    choice = Choice(settings.blockwise, place, source, block_device)
+    folder = None if dry_run else layout.moments_folder(step.output)
+    choice = Choice(settings.blockwise, folder, source, block_device)
     return solve(dense, batches, keep, correct=correct, seed=step.seed, run=run, choice=choice)
 
 

@@ -41,7 +41,7 @@ def lazy_above(step: Step[Decompose]) -> float:
 
 
 @dataclass(frozen=True)
-class Place:
+class Devices:
     """Where the step computes.
 
     Attributes:
@@ -53,7 +53,7 @@ class Place:
     blocks: torch.device | None = None
 
 
-def place_for(opened: OpenModel, step: Step[Decompose]) -> Place:
+def choose(opened: OpenModel, step: Step[Decompose]) -> Devices:
     """Where the step computes. An accelerator has to hold the model, and as much again for its
     largest layers, moments and activations; else a calibrated model's blocks, one after the other.
 
@@ -62,12 +62,12 @@ def place_for(opened: OpenModel, step: Step[Decompose]) -> Place:
     """
     lazy = opened.weights is not None
     if lazy and step.calibration is None:  # layers that are read one by one stay on the CPU
-        return Place(torch.device("cpu"))
+        return Devices(torch.device("cpu"))
     device = devices.select_precise(step.device)
     free = devices.free_memory(device)
     needed = 2 * _bytes(opened.module)
     if free is None or (free >= needed and not lazy):
-        return Place(device)
+        return Devices(device)
     cpu = torch.device("cpu")
     sizes = (
         f"{memory.text(free)} are free on {device}, and about {memory.text(needed)} are needed for "
@@ -77,11 +77,11 @@ def place_for(opened: OpenModel, step: Step[Decompose]) -> Place:
     one_by_one = step.calibration is not None and step.settings.blockwise is not False
     if one_by_one and sequence and free >= _BLOCK * max(map(_bytes, sequence)):
         console.warn(f"{sizes}: its blocks go there one after the other")
-        return Place(cpu, device)
+        return Devices(cpu, device)
     if step.device != "auto":
         raise RequestError(f"--device {step.device}: {sizes}; take cpu")
     console.warn(f"{sizes}: computing on the CPU")
-    return Place(cpu)
+    return Devices(cpu)
 
 
 def _bytes(module: nn.Module) -> int:

@@ -20,6 +20,7 @@ from pelacli.system import devices, files, processes
 from pelacli.train import checkpoint, loop, rate_search
 from pelacli.train.loop import Objective, RunOptions
 from pelacli.train.run import updates
+from pelacli.train.stopping import StoppedError
 
 _FILE = "rate.json"  # in the folder of an unfinished run
 
@@ -96,6 +97,10 @@ def _searched(
             try:
                 loop.fit(module, Objective(objective.losses), data.train, trial, options)
                 return evaluate(module)
+            except StoppedError:
+                raise StoppedError(
+                    "stopped while rates were tried; nothing was saved: start again"
+                ) from None
             finally:
                 module.load_state_dict(weights)
 

@@ -29,7 +29,7 @@ from pelacli.train import acceleration, checkpoint, compilation, optim, recomput
 from pelacli.train.criterion import Criterion
 from pelacli.train.journal import Journal
 from pelacli.train.run import Run, updates
-from pelacli.train.stopping import stopping
+from pelacli.train.stopping import StoppedError, stopping
 from pelacli.train.update import Learner, update
 from pelacli.train.weights import Losses, distribute
 
@@ -134,8 +134,9 @@ def fit(
     Raises:
         RequestError: settings that name no optimizer, schedule …; an unfinished run is in
             ``output`` and ``resume`` is off, or it was started with other data or another seed.
-        PelaError: a loss became infinite or NaN; or SIGINT or SIGTERM came, after which the step
-            was ended and a checkpoint written.
+        PelaError: a loss became infinite or NaN.
+        StoppedError: SIGINT or SIGTERM came, after which the step was ended and a checkpoint
+            written.
     """
     began = time.perf_counter()
     options = options or RunOptions()
@@ -273,9 +274,9 @@ def _save(learner: Learner, output: Path | None, run: Run) -> None:
     accelerator.wait_for_everyone()  # or a launcher kills the writer when the others are gone
 
 
-def _stopped(run: Run, output: Path | None) -> PelaError:
+def _stopped(run: Run, output: Path | None) -> StoppedError:
     remedy = "continue with --resume" if output else "nothing was saved, as no output was given"
-    return PelaError(f"stopped at step {run.step} of {run.total}; {remedy}")
+    return StoppedError(f"stopped at step {run.step} of {run.total}; {remedy}")
 
 
 def _take_result(learner: Learner, module: nn.Module, output: Path | None, run: Run) -> None:

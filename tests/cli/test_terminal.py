@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 
 import pytest
@@ -93,3 +94,9 @@ def test_a_pipe_cuts_and_folds_nothing(pela, artefact, monkeypatch):
     [line] = [line for line in out.splitlines() if "factorised" in line]
     assert name in line
     assert line.rstrip().endswith("%")
+
+
+def test_what_torch_tells_developers_of_other_libraries_is_not_printed(pela):
+    """torchao, where it is installed, makes torch do so as soon as transformers loads it."""
+    pela("--version")
+    assert not logging.getLogger("torch.utils._pytree").isEnabledFor(logging.WARNING)

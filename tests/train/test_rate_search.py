@@ -187,3 +187,23 @@ def test_the_student_is_evaluated_where_its_teacher_is_and_its_start_once(tmp_pa
     assert not evaluated_before_a_move[0]
     trials = len(outcome.gain.search["trials"])
     assert len(evaluations) == 1 + trials + 6  # the start, each trial, each of the six steps
+
+
+def test_a_run_that_is_stopped_while_rates_are_tried_says_so_and_starts_again(
+    tmp_path, monkeypatch
+):
+    made = recipe(tmp_path)
+
+    @contextlib.contextmanager
+    def stopping(description, total=None):
+        def advance(n=1, **fields):
+            if description == "trying rates" and n:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        yield SimpleNamespace(advance=advance)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(console, "progress", stopping)
+        with pytest.raises(PelaError, match="stopped while rates were tried; nothing was saved"):
+            pretrain.run(step_of(made, "pretrain"))
+    assert pretrain.run(step_of(made, "pretrain")).path.is_dir()

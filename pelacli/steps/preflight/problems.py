@@ -25,16 +25,16 @@ class Problems:
     def __init__(self, place_of: PlaceOf) -> None:
         self.place_of = place_of
         self.chosen: list[str] = []
-        self._by_place: dict[str, str] = {}
+        self._by_key: dict[str, str] = {}
 
     def __len__(self) -> int:
-        return len(self._by_place)
+        return len(self._by_key)
 
     def add(self, key: Key, message: str) -> None:
         """Note a problem of a key. Of what several steps stumble over, each in its own words, the
         first counts."""
-        place = self.place_of(key)
-        self._by_place.setdefault(place, f"{place}: {message}")
+        prefix = self.place_of(key)
+        self._by_key.setdefault(prefix, f"{prefix}: {message}")
 
     @contextmanager
     def at(self, key: Key, key_of: Callable[[str], Key | None] | None = None) -> Iterator[None]:
@@ -59,7 +59,7 @@ class Problems:
         Raises:
             RequestError: one line for each problem.
         """
-        messages = list(self._by_place.values())
+        messages = list(self._by_key.values())
         if len(messages) == 1:
             raise RequestError(messages[0])
         if messages:
