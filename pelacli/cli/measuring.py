@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -110,6 +111,14 @@ def report(
     compile: Annotated[
         bool, typer.Option("--compile", help="Of --latency: with torch.compile.")
     ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="Also write one HTML page with tables and plots, to open in a browser or send.",
+        ),
+    ] = None,
     format_: Format = None,
     arch: Annotated[
         str | None, typer.Option(help="Architecture of a bare safetensors file.")
@@ -117,8 +126,9 @@ def report(
     json: Json = False,
 ) -> None:
     """Parameters, FLOPs, ranks, kept energy, curves and latency of artefacts and plain models."""
-    from pelacli.cli import reports, requests, unused
+    from pelacli.cli import reports, requests, terminal, unused
     from pelacli.errors import RequestError
+    from pelacli.steps import page
     from pelacli.steps import report as steps_report
 
     if json and format_ not in (None, "json"):
@@ -131,18 +141,28 @@ def report(
     asked = [name for name, given in kinds.items() if given]
     if len(asked) > 1:
         raise RequestError(f"{asked[0]} and {asked[1]} are two reports; give one")
+    if html is not None:
+        if curves:
+            raise RequestError("--html holds the curves too; leave --curves out")
+        page.check_target(html)
     kind = asked[0] if asked else None
     timing = requests.timing(
         latency, device=device, batch_sizes=batch_size, precision=precision, compile=compile
     )
     unused.refuse_in_report(models or [], kind, by, style, arch)
+    level = reports.level_of(by or "kind")
+    result = None
+    if html is not None or not (sweep or curves):
+        result = steps_report.run(models or [], arch=arch, timing=timing)
     if sweep is not None:
         reports.print_sweeps(steps_report.run_sweep(models or [], sweep, of_sweep), style)
     elif curves:
         reports.print_curves(steps_report.run_curves(models or []), style)
-    elif timing is not None:
-        reports.print_speeds(steps_report.run(models or [], arch=arch, timing=timing), style)
-    else:
-        level = reports.level_of(by or "kind")
-        result = steps_report.run(models or [], arch=arch)
+    elif result is not None and timing is not None:
+        reports.print_speeds(result, style)
+    elif result is not None:
         reports.print_report(result, level, style, with_curves=bool(models))
+    if html is not None and result is not None:
+        page.write(result, html, sweep, of_sweep)
+        if style == "table":
+            terminal.print_text(f"written to {html}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,14 @@ def dumps(recipe: Recipe, notes: Sequence[str] = ()) -> str:
         notes = [f"task: {recipe.task}, as none is named", *notes]
     comments = "".join(f"# {note}\n" for note in notes)
     return comments + ("\n" if comments else "") + tomli_w.dumps(document)
+
+
+def of_document(document: Mapping[str, Any]) -> str:
+    """A recipe as a manifest records it, as TOML; as JSON where TOML has no word for its values."""
+    try:
+        return tomli_w.dumps(_set(document))
+    except (TypeError, ValueError):
+        return json.dumps(document, indent=2, default=str)
 
 
 def _set(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from pelacli import console
 from pelacli.artefact import description, loading
 from pelacli.data.token_parts import token_parts
 from pelacli.errors import GateError, RequestError
+from pelacli.factorize.batches import samples_in
 from pelacli.lowrank import find
-from pelacli.manifest import lookup
+from pelacli.manifest import document, evaluations, lookup
+from pelacli.manifest.evaluations import EvaluationRecord, Timed
 from pelacli.measure import latency
 from pelacli.measure.agreement import agreement
 from pelacli.measure.evaluation import EvaluationData, measure, open_data
@@ -21,7 +24,7 @@ from pelacli.models import examples, heads
 from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
 from pelacli.recipe.evaluation import Evaluation, NamedModel
-from pelacli.system import devices
+from pelacli.system import devices, processes
 from pelacli.system.turns import Timing
 
 _SECONDS = 2.0  # of timing, per model
@@ -41,6 +44,7 @@ class Evaluated:
         drop: points of the main metric that the baseline is ahead; None without one.
         max_drop: the gate it has to pass, if any.
         main_metric: name of the task's main metric; None without labels.
+        timed: what the latency holds for; None where it was not timed.
     """
 
     artefact: str
@@ -53,16 +57,24 @@ class Evaluated:
     drop: float | None = None
     max_drop: float | None = None
     main_metric: str | None = None
+    timed: Timed | None = None
 
 
 def run(request: Evaluation) -> Evaluated:
-    """Evaluate a model.
+    """Evaluate a model, and write the figures down beside an artefact's manifest.
 
     Raises:
         RequestError: a model or the data can't be opened, or ``max_drop`` is given without a
             baseline, or without data to measure the drop on.
     """
     _check(request)
+    evaluated, task = _evaluate(request)
+    _write_down(request, evaluated, task)
+    return evaluated
+
+
+def _evaluate(request: Evaluation) -> tuple[Evaluated, str | None]:
+    """The model's figures, and the name of the task that judged it; None without data."""
     device = devices.select(request.device)
     model = _open(request.model)
     dense = None if request.baseline is None else _open(request.baseline)
@@ -74,7 +86,8 @@ def run(request: Evaluation) -> Evaluated:
     timed = [model.opened]
     if dense is not None and (comparison is None or comparison.same_task):
         timed.append(dense.opened)
-    latencies = _time(timed, test_data, device) if request.latency else []
+    latencies, of = _time(timed, test_data, device) if request.latency else ([], None)
+    task = None if test_data is None else test_data.task_name
     evaluated = Evaluated(
         artefact=request.model.ref,
         params=model.params,
@@ -83,14 +96,41 @@ def run(request: Evaluation) -> Evaluated:
         latency_ms=latencies[0].median if latencies else None,
         max_drop=request.max_drop,
         main_metric=None if test_data is None else test_data.main_metric,
+        timed=of,
     )
     if dense is None:
         if test_data is not None and not metrics:
             console.warn(f"{request.model.ref}: no figure of the data{_remedy(test_data)}")
-        return evaluated
+        return evaluated, task
     comparison = comparison or _Comparison(same_task=True, metrics={}, agreement={})
     dense_latency = latencies[1].median if len(latencies) > 1 else None
-    return _with_baseline(evaluated, dense, comparison, dense_latency)
+    return _with_baseline(evaluated, dense, comparison, dense_latency), task
+
+
+def _write_down(request: Evaluation, evaluated: Evaluated, task: str | None) -> None:
+    """Record the figures in the artefact, for ``pela report``. A plain model has no record, and
+    one that can't be written to keeps none."""
+    path = Path(request.model.ref)
+    if not document.is_artefact(path) or not processes.is_first():
+        return
+    data = request.data
+    record = EvaluationRecord(
+        data=data and data.dataset,
+        split=None if data is None else request.split or data.val,
+        task=task,
+        main_metric=evaluated.main_metric,
+        metrics=dict(evaluated.metrics),
+        latency_ms=evaluated.latency_ms,
+        timed=evaluated.timed,
+        baseline=evaluated.baseline,
+        agreement=None if evaluated.agreement is None else dict(evaluated.agreement),
+        drop=evaluated.drop,
+        max_drop=evaluated.max_drop,
+    )
+    try:
+        evaluations.append(path, record)
+    except OSError as error:
+        console.info(f"{path}: the figures are not kept in it ({error.strerror or error})")
 
 
 def _remedy(data: EvaluationData) -> str:
@@ -220,9 +260,16 @@ def _with_baseline(
 
 def _time(
     models: Sequence[OpenModel], data: EvaluationData | None, device: torch.device
-) -> list[Timing]:
-    """How long a forward pass of each model over one batch takes."""
+) -> tuple[list[Timing], Timed]:
+    """How long a forward pass of each model over one batch takes, and of what batch and where."""
     batch = examples.example(models[0]) if data is None else next(iter(data.samples))["inputs"]
     modules = [opened.module for opened in models]
     with console.progress("timing"):
-        return latency.side_by_side(modules, batch, predict, seconds=_SECONDS, device=device)
+        timings = latency.side_by_side(modules, batch, predict, seconds=_SECONDS, device=device)
+    threads = torch.get_num_threads()
+    return timings, Timed(
+        batch_size=samples_in(batch),
+        device=device.type,
+        model=devices.model_of(device),
+        threads=threads,
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pelacli.errors import RequestError
-from pelacli.manifest import document, lookup
+from pelacli.manifest import digests, document, evaluations, lookup
 from pelacli.manifest.document import Manifest
 from pelacli.planning import stored
 from pelacli.planning import sweep as planning_sweep
@@ -17,6 +17,7 @@ from pelacli.planning.sweep import Sweep
 from pelacli.report import curves
 from pelacli.report.curves import Course
 from pelacli.report.latencies import Speeds, TimingRequest
+from pelacli.report.subject import Subject
 
 _RUNS = Path("runs")
 
@@ -34,6 +35,21 @@ class Report:
     manifests: Mapping[str, Manifest]
     courses: Mapping[str, Course]
     speeds: Mapping[str, Speeds] = field(default_factory=dict)
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """Each model with all that is recorded of it."""
+        return [
+            Subject(
+                label=label,
+                manifest=manifest,
+                bytes=_stored_bytes(Path(label)),
+                evaluations=evaluations.read(Path(label)),
+                course=self.courses.get(label),
+                speeds=self.speeds.get(label),
+            )
+            for label, manifest in self.manifests.items()
+        ]
 
 
 def run(
@@ -159,6 +175,12 @@ def _speeds(
         opened, _ = loading.open(label, as_stored=True, weights=weights, arch=arch)
         speeds[label] = time_model(opened, timing)
     return speeds
+
+
+def _stored_bytes(path: Path) -> int | None:
+    """Of a model's weights on disk; None where there are none."""
+    weights = digests.weight_files(path) if path.is_dir() else []
+    return sum(file.stat().st_size for file in weights) or None
 
 
 def _manifests(ref: str, arch: str | None) -> dict[str, Manifest]:

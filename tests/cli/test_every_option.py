@@ -166,7 +166,8 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "report": dict.fromkeys(
         ("--latency", "--device", "--batch-size", "--precision", "--compile"),
         "test_the_options_of_timing_act",
-    ),
+    )
+    | {"--html": "test_a_page_is_written_where_it_is_asked_for"},
     "run": dict.fromkeys(
         ("recipe", "--force", "--set", "--json"), "test_the_options_of_training_act"
     ),
@@ -190,6 +191,11 @@ def test_every_option_has_a_case():
         assert options == cases, command
     for tests in ELSEWHERE.values():
         assert set(tests.values()) <= set(globals())
+
+
+def test_a_page_is_written_where_it_is_asked_for(pela, artefact):
+    assert pela("report", "a", "--html", "page.html")[0] == 0
+    assert "<!DOCTYPE html>" in (artefact.parent / "page.html").read_text()
 
 
 @pytest.fixture(scope="module")
