@@ -19,7 +19,7 @@ from pelacli.errors import RequestError
 from pelacli.lowrank import find
 from pelacli.lowrank.replace import replace_empty
 from pelacli.manifest import digests, document
-from pelacli.models import torch_module, wrapping
+from pelacli.models import carried, torch_module, wrapping
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import load_strictly, stored_tensors
 
@@ -43,6 +43,7 @@ def load_into(module: nn.Module, path: Path) -> Artefact:
         raise RequestError(
             f"{path}: is a model of {manifest.library}, built from its config.json; leave model out"
         )
+    carried.check_read_files(path)
     _check_class(module, read_config(path), path)
     files = digests.weight_files(path)
     frozen = {name for name, p in module.named_parameters() if not p.requires_grad}

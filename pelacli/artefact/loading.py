@@ -81,6 +81,7 @@ def _low_rank(
     path: Path, library: str, ranks: Mapping[str, int], forms: Mapping[str, Form]
 ) -> nn.Module:
     """The architecture that config.json describes, with layers of these ranks, to be filled."""
+    carried.check_read_files(path)
     read_config(path)  # or its error, before the library's own
     module = rebuild_dense(path, library)
     replace.replace_empty(module, ranks, forms)

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from pelacli.system import own_files
+
 
 def digest_file(path: Path | str) -> str:
     """SHA-256 of a file's content in hexadecimal; reads it piece by piece."""
@@ -19,8 +21,12 @@ def digest_files(files: Iterable[Path]) -> str:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of an artefact that hold its model: one, or all shards in order."""
-    return sorted(directory.glob("model*.safetensors"))
+    """The safetensors files of an artefact that hold its model: one, or all shards in order.
+
+    Raises:
+        RequestError: one of them is no file of the directory.
+    """
+    return _files(directory, "model*.safetensors")
 
 
 def weights_digest(directory: Path) -> str:
@@ -36,7 +42,17 @@ def plain_weight_files(path: Path) -> list[Path]:
 
     Returns:
         the files in order; empty where there are none.
+
+    Raises:
+        RequestError: one of them is no file of the directory.
     """
     if path.is_dir():
-        return sorted(path.glob("*.safetensors"))
+        return _files(path, "*.safetensors")
     return [path] if path.is_file() else []
+
+
+def _files(directory: Path, pattern: str) -> list[Path]:
+    files = sorted(directory.glob(pattern))
+    for file in files:
+        own_files.check(directory, file)
+    return files

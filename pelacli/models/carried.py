@@ -14,9 +14,11 @@ from typing import Any
 
 from pelacli.console import warn
 from pelacli.errors import RequestError
+from pelacli.system import own_files
+from pelacli.system.own_files import is_inside
 
 # What transformers' processors, tokenizers and generation read (transformers.utils: *_NAME,
-# CHAT_TEMPLATE_*; VOCAB_FILES_NAMES of its tokenizers), and the terms that go with the weights.
+# CHAT_TEMPLATE_*; VOCAB_FILES_NAMES of its tokenizers).
 _KNOWN = (
     "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
     "audio_tokenizer_config.json", "generation_config.json",
@@ -29,8 +31,9 @@ _KNOWN = (
     "vocab-tgt.json", "dict.txt", "bpe.codes", "byte_maps.json", "emoji.json",
     "entity_vocab.json", "normalizer.json", "prophetnet.tokenizer", "word_pronunciation.json",
     "word_shape.json",
-    "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*",
 )  # fmt: skip
+_TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _MODULES = "modules.json"  # says that the directory is a model of sentence-transformers
 _OF_SENTENCES = (_MODULES, "config_sentence_transformers.json", "1_Pooling/config.json")
 _LENGTHS = "sentence_*_config.json"  # how long its texts may be
@@ -60,12 +63,19 @@ def carried(directory: Path, tokenizer: Any = None) -> dict[str, bytes]:
     return contents
 
 
-def is_inside(directory: Path, path: Path) -> bool:
-    """Whether a file lies in the directory, by way of links too. In the hub's cache, whose
-    snapshots are links to the blobs beside them, it lies there with its repository."""
-    root = directory.resolve()
-    roots = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
-    return any(path.resolve().is_relative_to(one) for one in roots)
+def check_read_files(directory: Path) -> None:
+    """Refuse a directory one of whose files is none of it, of those that are read when its model is
+    opened. What is only carried along, such as a licence, is left out there.
+
+    Raises:
+        RequestError: a link leads out of the directory, or a name is that of a pipe.
+    """
+    patterns = ("config.json", *_WEIGHTS, *_KNOWN, *_OF_SENTENCES, _LENGTHS)
+    for path in sorted({*_named(directory, patterns), *_files_of_modules(directory)}):
+        is_link_to_nothing = path.is_symlink() and not path.exists()
+        is_needed = any(fnmatchcase(path.name, pattern) for pattern in _WEIGHTS)
+        if is_needed or not (is_link_to_nothing or path.is_dir()):
+            own_files.check(directory, path)
 
 
 def module_folders(modules: Any) -> list[str]:
@@ -92,25 +102,32 @@ def without_sentence_modules(contents: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def _known_files(directory: Path, own_names: Collection[str]) -> Iterator[Path]:
-    patterns = (*_KNOWN, *_OF_SENTENCES, _LENGTHS)
-    for path in [*directory.glob("*"), *directory.glob("*/*")]:
+    patterns = (*_KNOWN, *_TERMS, *_OF_SENTENCES, _LENGTHS, *own_names)
+    return (path for path in _named(directory, patterns) if path.is_file())
+
+
+def _named(directory: Path, patterns: Collection[str]) -> Iterator[Path]:
+    """What lies in a directory, or in one of its folders, under a name that one of the patterns
+    matches."""
+    folders = [path for path in directory.iterdir() if path.is_dir() and is_inside(directory, path)]
+    for path in [*directory.iterdir(), *(path for folder in folders for path in folder.iterdir())]:
         name = path.relative_to(directory).as_posix()
-        known = name in own_names or any(
-            fnmatchcase(name, p) and name.count("/") == p.count("/") for p in patterns
-        )
-        if known and path.is_file():
+        if any(fnmatchcase(name, p) and name.count("/") == p.count("/") for p in patterns):
             yield path
 
 
 def _files_of_modules(directory: Path) -> Iterator[Path]:
+    file = directory / _MODULES
+    if not file.is_file() or not is_inside(directory, file):
+        return
     try:
-        modules = json.loads((directory / _MODULES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, or damaged, which is said where they are applied
+        modules = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # which is said where they are applied
         return
     for folder in module_folders(modules):
-        for file in _OF_MODULES:
-            if (directory / folder / file).is_file():
-                yield directory / folder / file
+        for name in _OF_MODULES:
+            if (directory / folder / name).is_file():
+                yield directory / folder / name
 
 
 def _read(path: Path) -> bytes:

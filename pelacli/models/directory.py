@@ -14,7 +14,7 @@ from pelacli.lowrank import find
 from pelacli.manifest.digests import digest_files, plain_weight_files
 from pelacli.messages import naming
 from pelacli.models import config_file, plain_reading
-from pelacli.models.carried import carried
+from pelacli.models.carried import carried, check_read_files
 from pelacli.models.inputs import tokenizer_of
 from pelacli.models.libraries import library, own
 from pelacli.models.opened import OpenModel
@@ -121,6 +121,7 @@ def _refuse_factors(request: Request, directory: _Directory, opened: OpenModel) 
 
 
 def _read(request: Request, folder: Path, hub_id: str | None) -> _Directory:
+    check_read_files(folder)
     if request.weights == "pretrained":
         _refuse_adapter(request, folder)
     if not (folder / config_file.FILE).is_file():

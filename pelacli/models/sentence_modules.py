@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelacli.errors import RequestError
-from pelacli.models.carried import is_inside
 from pelacli.models.weight_files import stored_tensors
+from pelacli.system import own_files
 
 Step = Callable[[Tensor], Tensor]
 
@@ -102,6 +102,5 @@ def _tensors(directory: Path, folder: str) -> dict[str, Tensor]:
             f"{file}: is missing, and pela never unpickles; save the model once more with "
             "sentence-transformers, which writes it, or restore the file"
         )
-    if not is_inside(directory, file):
-        raise RequestError(f"{file}: is a link that leads out of the directory; put the file there")
+    own_files.check(directory, file)
     return {name: tensor for _, name, tensor in stored_tensors([file])}

@@ -151,7 +151,7 @@ def _tokenizer(directory: Path | None) -> Any:
     if any(directory.glob("tokenizer*")):
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(directory)
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     if (directory / "vocab.txt").is_file():
         from transformers import BertTokenizer
 

@@ -205,7 +205,8 @@ def _detr(
 def _built(family: str, settings: Mapping[str, Any]) -> Any:
     try:
         config = transformers.AutoConfig.for_model(family, **settings)
-        return transformers.AutoModelForObjectDetection.from_config(config)
+        auto = transformers.AutoModelForObjectDetection
+        return auto.from_config(config, trust_remote_code=False)
     except Exception as error:  # each architecture checks in its own way
         line = " ".join(str(error).split())[:200]
         raise RequestError(f"task_args.detector_args: {family} refuses them: {line}") from None

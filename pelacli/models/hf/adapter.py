@@ -14,10 +14,18 @@ from torch import nn
 
 from pelacli.errors import RequestError
 from pelacli.messages import did_you_mean, naming, one_line
-from pelacli.models import pooling
+from pelacli.models import config_file, pooling
 from pelacli.models.around import timm_backbone
-from pelacli.models.hf import detectors, labels, lazily, loading, processors, segmenters
-from pelacli.models.hf.classes import class_of
+from pelacli.models.hf import (
+    classes,
+    detectors,
+    foreign_code,
+    labels,
+    lazily,
+    loading,
+    processors,
+    segmenters,
+)
 from pelacli.models.hf.examples import arguments, sees
 from pelacli.models.hf.examples import example as example
 from pelacli.models.hf.heads import with_head as with_head
@@ -48,6 +56,7 @@ def build_random(model_type: str, model_args: dict[str, Any], num_classes: int |
         RequestError: model_args that the type doesn't have, or that don't fit.
     """
     _refuse_unknown(transformers.AutoConfig.for_model(model_type), model_args, model_type)
+    foreign_code.refuse(model_args, f"{model_type}: model_args")
     try:
         config = transformers.AutoConfig.for_model(model_type, **model_args)
         return from_config(_with_classes(config, num_classes))
@@ -101,23 +110,27 @@ def open_lazily(
 def read_config(directory: Path, model_args: dict[str, Any]) -> Any:
     """config.json as transformers reads it."""
     timm_backbone.register()  # detectors around a timm model name it
-    with naming(f"{directory}/config.json", "restore the file"):
-        plain = transformers.AutoConfig.from_pretrained(directory)
+    restore = "restore the file"
+    foreign_code.refuse(config_file.read(directory, restore), f"{directory}/{config_file.FILE}")
+    foreign_code.refuse(model_args, f"{directory}: model_args")
+    with naming(f"{directory}/{config_file.FILE}", restore):
+        plain = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
         named = plain.architectures or []
         if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
             raise ValueError("architectures is no list of names")
         _refuse_unknown(plain, model_args, str(directory))
         if not model_args:
             return plain
-        return transformers.AutoConfig.from_pretrained(directory, **model_args)
+        return transformers.AutoConfig.from_pretrained(
+            directory, trust_remote_code=False, **model_args
+        )
 
 
 def from_config(config: Any) -> nn.Module:
     """The class that the config names, built from it, with fresh weights."""
-    cls = class_of(config)
+    cls = classes.class_of(config)
     config.architectures = config.architectures or []  # Funnel's two are looked for in it
-    build = cls._from_config if hasattr(cls, "_from_config") else cls.from_config
-    module: nn.Module = build(config)
+    module: nn.Module = classes.built(cls, config)
     repair(module)
     return module
 

@@ -57,7 +57,12 @@ def shapes_of(cls: Any, config: Any, **changes: Any) -> dict[str, torch.Size]:
     for name, value in changes.items():
         setattr(config, name, value)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        module = (
-            cls._from_config(config) if hasattr(cls, "_from_config") else cls.from_config(config)
-        )
+        module = built(cls, config)
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def built(cls: Any, config: Any) -> Any:
+    """A model of a class, or of an Auto class, with fresh weights."""
+    if hasattr(cls, "_from_config"):
+        return cls._from_config(config)
+    return cls.from_config(config, trust_remote_code=False)

@@ -156,7 +156,7 @@ def _processor(settings: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "preprocessor_config.json").write_text(settings, encoding="utf-8")
         try:
-            return transformers.AutoImageProcessor.from_pretrained(folder)
+            return transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # each processor checks in its own way
             raise RequestError(f"preprocessor_config.json: {one_line(error, 200)}") from None
 

@@ -29,7 +29,7 @@ def with_head(
         config.pad_token_id = pad_token_id
     config.architectures = None
     try:
-        new: nn.Module = auto.from_config(config)
+        new: nn.Module = auto.from_config(config, trust_remote_code=False)
     except ValueError:  # with a long list of all the families that have one
         raise RequestError(
             f"{type(module).__name__}: transformers has no {auto.__name__} of this family"

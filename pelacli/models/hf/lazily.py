@@ -18,7 +18,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from pelacli.models.hf import classes
-from pelacli.models.hf.loading import files_of, quiet
+from pelacli.models.hf.loading import quiet
+from pelacli.models.hf.weight_choice import files_of
 from pelacli.models.on_disk import WeightsOnDisk, constant
 from pelacli.models.plain_reading import Stored, stored
 
@@ -32,10 +33,10 @@ def load(directory: Path, config: Any) -> tuple[nn.Module, WeightsOnDisk] | None
     computes from others (a mixture's experts). `loading.load` knows what to do or to say.
     """
     cls = classes.named(config)
-    tensors = _stored(files_of(directory))
+    tensors = _stored(files_of(directory, config))
     if tensors is None or not isinstance(cls, type):
         return None
-    if not issubclass(cls, transformers.PreTrainedModel) or _has_other_files(cls, config):
+    if not issubclass(cls, transformers.PreTrainedModel) or _has_other_files(config):
         return None
     with quiet():
         try:
@@ -44,10 +45,9 @@ def load(directory: Path, config: Any) -> tuple[nn.Module, WeightsOnDisk] | None
             return None
 
 
-def _has_other_files(cls: Any, config: Any) -> bool:
+def _has_other_files(config: Any) -> bool:
     """Whether transformers would read other files than those that are commonly there."""
-    named = getattr(config, "transformers_weights", None)
-    return bool(named or getattr(type(config), "extra_files", None))
+    return bool(getattr(type(config), "extra_files", None))
 
 
 def _stored(files: Iterable[Path]) -> dict[str, Stored] | None:
@@ -127,6 +127,7 @@ def _filled(cls: Any, config: Any, stand_ins: Mapping[str, _StandIn]) -> nn.Modu
         output_loading_info=True,
         ignore_mismatched_sizes=True,
         state_dict=stand_ins,
+        trust_remote_code=False,
     )
     fits = not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return module if fits else None

@@ -17,9 +17,9 @@ from pelacli.errors import RequestError
 from pelacli.messages import one_line
 from pelacli.models import config_file, wrapped_names
 from pelacli.models.hf import classes
+from pelacli.models.hf.weight_choice import files_of
 from pelacli.models.misfits import Misfit, listed
 from pelacli.models.weight_files import refuse_other_types, shapes, stored_tensors
-from pelacli.system import json_files
 
 
 @dataclass
@@ -48,7 +48,7 @@ def load(directory: Path, config: Any, num_classes: int | None) -> nn.Module:
     Raises:
         RequestError: the weights can't be read or don't fit.
     """
-    files = files_of(directory)
+    files = files_of(directory, config)
     stored = [name for file in files for name in shapes(file)]
     cls = classes.class_of(config)
     reading = first = _read(cls, directory, config, num_classes)
@@ -98,22 +98,6 @@ def _methods(part: Any) -> Iterator[str]:
             yield from _methods(value)
 
 
-def files_of(directory: Path) -> list[Path]:
-    """The files that transformers reads."""
-    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if whole.is_file():
-        return [whole]
-    if not index.is_file():
-        return sorted(directory.glob("*.safetensors"))
-    names = json_files.read_as(dict, index, "restore the file").get("weight_map")
-    files = (
-        {directory / Path(str(n)).name for n in (names or {}).values()}
-        if isinstance(names, dict)
-        else set()
-    )
-    return sorted(file for file in files if file.is_file())
-
-
 def _renamed(files: list[Path], names: Mapping[str, str]) -> dict[str, Tensor]:
     return {names[t.name]: t.tensor for t in stored_tensors(files) if t.name in names}
 
@@ -139,6 +123,7 @@ def _read(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
                 state_dict=tensors,
+                trust_remote_code=False,
             )
         except Exception as error:  # transformers raises whatever its file readers raise
             raise RequestError(

@@ -48,7 +48,7 @@ def _tokenizer(module: nn.Module, config: Any, directory: Path) -> Any:
     if not any(directory.glob("tokenizer*")):
         return None
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # each kind of file has a reader with errors of its own
         raise RequestError(
             f"{directory}: its tokenizer can't be read: {one_line(error, 160)}; put the files of "

@@ -25,6 +25,12 @@ from pelacli.models import config_file, precision, wrapped_names
 from pelacli.models.misfits import Misfit, listed
 from pelacli.models.weight_files import refuse_other_types, shapes, stored_tensors, types
 
+# Arguments of timm.create_model that would have it read other files than those pela knows of.
+_NOT_OF_MODELS = {
+    "model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path",
+    "cache_dir",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class _Order:
@@ -81,6 +87,11 @@ def build(
         RequestError: unknown tag, arguments or weights that don't fit.
         PelaError: the weights can't be fetched.
     """
+    for key in _NOT_OF_MODELS & model_args.keys():
+        raise RequestError(
+            f"{name}: model_args.{key}: is no argument of an architecture; leave it out, and name "
+            "a checkpoint with --weights"
+        )
     order = _Order(name, num_classes, model_args)
     with _refusals(name, file):
         if weights == "random":

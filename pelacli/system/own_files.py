@@ -1,0 +1,34 @@
+"""Whether what a directory calls its file is one: a regular file that lies in it, by way of links
+too. A directory from a stranger may name what is not his to read, or what never ends. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pelacli.errors import RequestError
+
+
+def is_inside(directory: Path, path: Path) -> bool:
+    """Whether a file lies in the directory, by way of links too. In the hub's cache, whose
+    snapshots are links to the blobs beside them, it lies there with its repository."""
+    root = directory.resolve()
+    roots = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    return any(path.resolve().is_relative_to(one) for one in roots)
+
+
+def check(directory: Path, path: Path) -> None:
+    """Refuse a path below a directory that is no file of it.
+
+    Raises:
+        RequestError: it is a link that leads out of the directory or to nothing, or no regular
+            file: a pipe, a device, a folder.
+    """
+    if not is_inside(directory, path):
+        raise RequestError(
+            f"{path}: is a link that leads out of the directory; put the file itself there"
+        )
+    if not path.exists():
+        raise RequestError(f"{path}: is not there, or a link to nothing; restore the file")
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "a pipe or a device"
+        raise RequestError(f"{path}: is {what}, not a file; restore the file")
