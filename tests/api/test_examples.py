@@ -49,11 +49,10 @@ def test_what_is_public_is_there_and_documented():
         pelacli.decompse  # noqa: B018
 
 
-def test_the_readmes_python_runs(here):
+def test_the_documentations_python_runs(here):
     """With tiny models in place of the real ones."""
-    text = (Path(pelacli.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    section = text[text.index("### Python") : text.index("### The artefact")]
-    first, own, *_ = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    page = Path(pelacli.__file__).parents[1] / "docs" / "reference" / "python.md"
+    first, own = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
     class MyNet(nn.Sequential):
         def __init__(self, width):
