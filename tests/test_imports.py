@@ -17,7 +17,7 @@ ROOT = Path(pelacli.__file__).parent
 # From the bottom up: a file imports from its own package, and from those to the left of it.
 _LEFT_TO_RIGHT = (
     "version errors messages system console distillation ranks recipe manifest planning report "
-    "lowrank factorize models data tasks measure train artefact export steps api cli "
+    "lowrank factorize models data tasks measure train artefact exports steps api cli "
     "__main__ __init__"
 )
 ORDER = _LEFT_TO_RIGHT.split()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pelacli import console
 from pelacli.errors import RequestError
-from pelacli.export.dense import fold
+from pelacli.exports.dense import fold
 from pelacli.lowrank.find import low_rank_layers
 from pelacli.measure import latency
 from pelacli.messages import naming

@@ -16,7 +16,7 @@ from torch import nn
 import pelacli
 from pelacli.artefact import loading
 from pelacli.errors import RequestError
-from pelacli.export import dense as export_dense
+from pelacli.exports import dense as export_dense
 from pelacli.lowrank import find
 from pelacli.models import heads
 

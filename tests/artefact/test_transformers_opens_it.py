@@ -17,7 +17,7 @@ from transformers.quantizers import auto
 
 import pelacli
 from pelacli.artefact import loading
-from pelacli.export.dense import fold
+from pelacli.exports.dense import fold
 from pelacli.lowrank import find
 
 IDS = torch.arange(3, 13)[None]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
-from pelacli.export import dense
+from pelacli.exports import dense
 from pelacli.lowrank import pivoting
 from pelacli.lowrank.pivot_linear import PivotLinear
 from pelacli.lowrank.replace import in_form, replace, replace_empty

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pelacli.errors import RequestError
-from pelacli.export import dense as export_dense
+from pelacli.exports import dense as export_dense
 from pelacli.lowrank import find, replace
 from pelacli.lowrank.linear import LowRankLinear
 from pelacli.lowrank.weight import FactoredWeight

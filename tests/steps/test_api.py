@@ -14,7 +14,7 @@ from torch import nn
 import pelacli
 from pelacli.artefact import description, loading, saving
 from pelacli.errors import RequestError
-from pelacli.export import dense as export_dense
+from pelacli.exports import dense as export_dense
 from pelacli.lowrank import find
 from pelacli.manifest import document
 from pelacli.manifest.document import StepRecord
