@@ -24,7 +24,7 @@ from pelacli.system.after_import import after_import
 from pelacli.version import __version__
 
 if TYPE_CHECKING:
-    from pelacli.api import decompose, load, plan, save
+    from pelacli.api import decompose, load, plan, save, verify
     from pelacli.ranks.plan import Plan
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "load",
     "plan",
     "save",
+    "verify",
 ]
 
 

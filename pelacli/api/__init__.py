@@ -4,6 +4,6 @@ What of it is public stands in ``pelacli.__all__``.
 """
 
 from pelacli.api.factorising import decompose, plan
-from pelacli.api.files import load, save
+from pelacli.api.files import load, save, verify
 
-__all__ = ["decompose", "load", "plan", "save"]
+__all__ = ["decompose", "load", "plan", "save", "verify"]

@@ -15,6 +15,8 @@ from pelacli.manifest.document import Manifest
 from pelacli.models import heads, torch_module, wrapping
 from pelacli.models.hf import stated_layers
 from pelacli.models.opened import OpenModel
+from pelacli.steps import verify as steps_verify
+from pelacli.steps.verify import Verified
 from pelacli.system import devices
 
 # Where a module that `load` gave, or `decompose` changed, keeps what `save` needs.
@@ -105,6 +107,29 @@ def save(model: nn.Module, path: str | Path) -> None:
         else:
             roundtrip.check_readable(opened, manifest)
         saving.save(opened, manifest, at)
+
+
+@arguments.suggesting
+def verify(path: str | Path) -> Verified:
+    """Compare an artefact with what was written, file by file.
+
+    Args:
+        path: an artefact, or a run directory, which stands for its last step.
+
+    Returns:
+        what is damaged (``damages``, each a ``file`` and ``what`` is wrong with it), and whether
+        that is nothing (``whole``).
+
+    Raises:
+        RequestError: there is no artefact.
+
+    Example::
+
+        >>> pelacli.verify("smaller").whole
+        True
+    """
+    at = arguments.path(path)
+    return steps_verify.verify(lookup.latest(at) or at)
 
 
 def keep(opened: OpenModel, manifest: Manifest | None) -> None:

@@ -18,7 +18,7 @@ from pelacli.artefact.rebuilding import forms_of, ranks_of, read_config
 from pelacli.errors import RequestError
 from pelacli.lowrank import find
 from pelacli.lowrank.replace import replace_empty
-from pelacli.manifest import digests, document
+from pelacli.manifest import digests, document, integrity
 from pelacli.models import carried, torch_module, wrapping
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import load_strictly, stored_tensors
@@ -45,6 +45,7 @@ def load_into(module: nn.Module, path: Path) -> Artefact:
         )
     carried.check_read_files(path)
     _check_class(module, read_config(path), path)
+    integrity.check(path, manifest)
     files = digests.weight_files(path)
     frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
     with _as_before_on_error(module):

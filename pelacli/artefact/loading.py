@@ -14,7 +14,7 @@ from pelacli.artefact import changes, unrecorded
 from pelacli.artefact.rebuilding import REMEDY, forms_of, ranks_of, read_config, rebuild_dense
 from pelacli.errors import RequestError
 from pelacli.lowrank import replace
-from pelacli.manifest import digests, document, lookup
+from pelacli.manifest import digests, document, integrity, lookup
 from pelacli.manifest.document import Manifest, SourceRecord
 from pelacli.messages import naming
 from pelacli.models import carried, libraries, opening, precision
@@ -44,6 +44,7 @@ def load(path: Path) -> Artefact:
             names the file and the tensor.
     """
     manifest = document.read(path)
+    integrity.check(path, manifest)
     module = _low_rank(path, manifest.library, ranks_of(manifest), forms_of(manifest))
     load_strictly(module, stored_tensors(digests.weight_files(path)), path, tied=manifest.tied)
     return Artefact(_opened(path, module, manifest.library, manifest.source), manifest)
@@ -56,6 +57,7 @@ def shapes(path: Path) -> OpenModel:
         RequestError: it is no artefact, its configuration is damaged, or it has no weights.
     """
     manifest = document.read(path)
+    integrity.check(path, manifest, sizes_only=True)
     module = _low_rank(path, manifest.library, ranks_of(manifest), forms_of(manifest)).to("meta")
     if not digests.weight_files(path):
         raise RequestError(f"{path}: has no model.safetensors; {REMEDY}")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pelacli.artefact import card, rebuilding, streaming
 from pelacli.errors import PelaError, RequestError
-from pelacli.manifest import document, low_rank_config
+from pelacli.manifest import document, integrity, low_rank_config
 from pelacli.manifest.document import Manifest
 from pelacli.models import precision
 from pelacli.models.opened import OpenModel
@@ -85,9 +85,10 @@ def save(
             for name, content in (extra or {}).items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
-            (folder / document.FILE).write_text(document.dumps(manifest), encoding="utf-8")
             text = card.model_card(manifest)
             (folder / "README.md").write_text(text, encoding="utf-8")
+            manifest.files = integrity.files_of(folder)
+            (folder / document.FILE).write_text(document.dumps(manifest), encoding="utf-8")
     except OSError as error:
         raise PelaError(f"{path}: can't be written: {error.strerror or error}") from None
 

@@ -27,6 +27,7 @@ def make_app() -> typer.Typer:
     add_command(app, "eval", measuring.evaluate)
     add_command(app, "report", measuring.report)
     add_command(app, "run", training.run)
+    add_command(app, "verify", measuring.verify)
     app.add_typer(_make_recipes_app(), name="recipes")
     return app
 

@@ -1,4 +1,4 @@
-"""``pela eval`` and ``pela report``."""
+"""``pela eval``, ``pela report`` and ``pela verify``."""
 
 from __future__ import annotations
 
@@ -166,3 +166,19 @@ def report(
         page.write(result, html, sweep, of_sweep)
         if style == "table":
             terminal.print_text(f"written to {html}")
+
+
+def verify(
+    artefacts: Annotated[
+        list[str],
+        typer.Argument(metavar="ARTEFACT…", help="Artefacts, or directories of artefacts."),
+    ],
+    json: Json = False,
+) -> None:
+    """Compare artefacts with what was written, file by file; exit 1 if one is damaged."""
+    from pelacli.cli import output as cli_output
+    from pelacli.steps import verify as steps_verify
+
+    results = steps_verify.run(artefacts)
+    cli_output.print_verified(results, json)
+    steps_verify.refuse_damaged(results)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pelacli.steps.eval import Evaluated
     from pelacli.steps.pipeline import Ran
     from pelacli.steps.training import Outcome
+    from pelacli.steps.verify import Verified
 
 from pelacli import console
 from pelacli.cli import terminal
@@ -199,3 +200,26 @@ def _comparison(result: Evaluated) -> dict[str, str]:
     shown = {} if result.drop is None else {f"drop of {result.main_metric}": f"{result.drop:.2f}"}
     agreement = result.agreement or {}
     return shown | {_AGREEMENT.get(name, name): f"{agreement[name]:.4g}" for name in agreement}
+
+
+def print_verified(results: Sequence[Verified], json: bool) -> None:
+    """``verify``: a line for each artefact, and below it one for each file that is not as it was
+    written."""
+    if json:
+        console.print_json([_verified_document(result) for result in results])
+        return
+    for result in results:
+        state = "damaged"
+        if result.whole:
+            state = f"whole, {result.files} files" if result.recorded else "no damage to be seen"
+        terminal.print_text(f"{result.artefact}: {state}")
+        for damage in result.damages:
+            terminal.print_text(f"  {damage.file}: {damage.what}")
+        for note in result.notes:
+            terminal.print_text(f"  note: {note}")
+
+
+def _verified_document(result: Verified) -> dict[str, Any]:
+    keys = ("artefact", "whole", "recorded", "files", "weights", "notes")
+    damages = [{"file": damage.file, "what": damage.what} for damage in result.damages]
+    return {key: getattr(result, key) for key in keys} | {"damages": damages}

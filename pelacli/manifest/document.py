@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePath
+import hashlib
+import json
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pelacli.errors import RequestError
 from pelacli.ranks.forms import Form
@@ -14,6 +16,7 @@ from pelacli.version import __version__
 
 FILE = "pela.json"
 FORMAT = 1
+_DIGEST = "digest"
 
 
 class _Record(BaseModel):
@@ -106,6 +109,13 @@ class StepRecord(_Record):
     fingerprint: str = ""
 
 
+class FileRecord(_Record):
+    """A file beside the manifest, as it was written: its bytes, and its SHA-256."""
+
+    size: int
+    sha256: str
+
+
 class Manifest(_Record):
     """The document in pela.json.
 
@@ -118,6 +128,7 @@ class Manifest(_Record):
             under. config.json may say otherwise, and is not asked. None in an artefact of an older
             pela: there it is.
         history: the steps that made it, the first one first.
+        files: name → record of each other file of the artefact; None in one of an older pela.
     """
 
     format: int = FORMAT
@@ -134,6 +145,16 @@ class Manifest(_Record):
     layers: list[LayerRecord]
     tied: dict[str, str] | None = None
     history: list[StepRecord] = Field(default_factory=list)
+    files: dict[str, FileRecord] | None = None
+
+    @field_validator("files")
+    @classmethod
+    def _check_inside(cls, files: dict[str, FileRecord] | None) -> dict[str, FileRecord] | None:
+        for name in files or {}:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\0" in name or not path.parts:
+                raise ValueError(f"{name[:40]!r} is no file of the artefact")
+        return files
 
 
 def read(directory: Path) -> Manifest:
@@ -167,8 +188,27 @@ def read(directory: Path) -> Manifest:
 
 
 def dumps(manifest: Manifest) -> str:
-    """The text of pela.json. The same manifest gives the same text; NaN and infinity are null."""
-    return manifest.model_dump_json(indent=2) + "\n"
+    """The text of pela.json. The same manifest gives the same text; NaN and infinity are null. Its
+    last key is a digest of all others."""
+    content = json.loads(manifest.model_dump_json())
+    return json.dumps(content | {_DIGEST: _digest(content)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def is_as_written(directory: Path) -> bool | None:
+    """Whether pela.json is as it was written, by its own digest; None where an older pela wrote
+    none.
+
+    Raises:
+        RequestError: it is not JSON.
+    """
+    content = json_files.read_as(dict, Path(directory) / FILE, "make the artefact anew")
+    written = content.pop(_DIGEST, None)
+    return None if written is None else bool(written == _digest(content))
+
+
+def _digest(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_artefact(path: Path | str) -> bool:

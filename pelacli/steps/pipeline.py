@@ -11,7 +11,7 @@ from typing import Any
 
 from pelacli import console
 from pelacli.errors import RequestError
-from pelacli.manifest import document, lookup
+from pelacli.manifest import document, integrity, lookup
 from pelacli.recipe import layout, schema
 from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.evaluation import Evaluation, NamedModel
@@ -77,16 +77,25 @@ def run(recipe: Recipe, *, force: bool = False, place_of: Callable[[Key], str] =
 
 
 def is_done(step: Step[Any]) -> bool:
-    """Whether the step's artefact is there and was made by these settings from the weights that
-    the step would read now. A model that isn't here, but on a hub, counts as it was recorded."""
+    """Whether the step's artefact is there, whole, and was made by these settings from the weights
+    that the step would read now. A model that isn't here, but on a hub, counts as it was recorded.
+    """
     if not document.is_artefact(step.output):
         return False
-    history = document.read(step.output).history
+    manifest = document.read(step.output)
+    history = manifest.history
     if not history or history[-1].step != step.name:
         return False
     last = history[-1]
     if last.fingerprint != fingerprint(step, last.inputs):
         return False  # other settings: the weights, which may be large, need not be read
+    damage = integrity.first_damage(step.output, manifest)
+    if damage is not None:
+        console.warn_once(
+            f"damage in {step.output}",
+            f"{step.output / damage.file}: {damage.what}; {step.name} is done again",
+        )
+        return False
     try:
         return lookup.input_digest(step) in (None, last.inputs)
     except OSError:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pelacli.errors import RequestError
-from pelacli.manifest import digests, document, evaluations, lookup
+from pelacli.manifest import digests, document, evaluations, integrity, lookup
 from pelacli.manifest.document import Manifest
 from pelacli.planning import stored
 from pelacli.planning import sweep as planning_sweep
@@ -187,13 +187,20 @@ def _manifests(ref: str, arch: str | None) -> dict[str, Manifest]:
     """Label → manifest of what is named or lies below it."""
     path = Path(ref)
     if document.is_artefact(path):
-        return {ref: document.read(path)}
+        return {ref: _whole(path)}
     below = lookup.artefacts(path) if path.is_dir() else []
     if below:
-        return {str(artefact): document.read(artefact) for artefact in below}
+        return {str(artefact): _whole(artefact) for artefact in below}
     if stored.is_spectra(path):
         return {ref: stored.load(path).about.dense}
     return {ref: _count(ref, arch)}
+
+
+def _whole(path: Path) -> Manifest:
+    """The manifest of an artefact whose weights are those that it speaks of."""
+    manifest = document.read(path)
+    integrity.check(path, manifest)
+    return manifest
 
 
 def _count(ref: str, arch: str | None) -> Manifest:
