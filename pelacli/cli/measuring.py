@@ -30,6 +30,7 @@ def evaluate(
     latency: Annotated[
         bool | None, typer.Option("--latency/--no-latency", help="Time the forward pass.")
     ] = None,
+    format_: Format = None,
     weights: Annotated[
         str | None, typer.Option(help="Weights of plain models: pretrained, random or a path.")
     ] = None,
@@ -41,8 +42,9 @@ def evaluate(
 ) -> None:
     """Measure models: metrics, agreement with the dense one, latency; as a gate with --max-drop."""
     from pelacli.cli import output as cli_output
-    from pelacli.cli import requests
+    from pelacli.cli import reports, requests
 
+    style = reports.style_of(format_, json=json)
     flags = requests.EvalFlags(
         against=against,
         max_drop=max_drop,
@@ -58,7 +60,7 @@ def evaluate(
     from pelacli.steps import eval as steps_eval
 
     results = [steps_eval.run(evaluation) for evaluation in evaluations]
-    cli_output.print_evaluated(results, json)
+    cli_output.print_evaluated(results, style)
     steps_eval.gate(results)
 
 
@@ -131,9 +133,7 @@ def report(
     from pelacli.steps import page
     from pelacli.steps import report as steps_report
 
-    if json and format_ not in (None, "json"):
-        raise RequestError(f"--json and --format {format_} are two formats; give one")
-    style = reports.style_of("json" if json else format_ or "table")
+    style = reports.style_of(format_, json=json)
     of_sweep = {"scope": scope, "policy": policy, "unit": unit, "form": form}
     if sweep is None:
         requests.refuse_without_sweep(of_sweep)

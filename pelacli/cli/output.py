@@ -21,8 +21,9 @@ from pelacli import console
 from pelacli.cli import terminal
 from pelacli.errors import DropError
 from pelacli.manifest.document import Manifest
-from pelacli.report import costs
-from pelacli.report.tables import Row, human
+from pelacli.report import costs, tables
+from pelacli.report.subject import megabytes
+from pelacli.report.tables import Row, Style, human
 
 
 def print_decomposed(result: Decomposed | DryRun, json: bool) -> None:
@@ -33,7 +34,8 @@ def print_decomposed(result: Decomposed | DryRun, json: bool) -> None:
     manifest = result.manifest
     if result.search is not None:
         print_curve(result.search.metric, result.search.curve)
-    terminal.print_table(costs.human_rows({manifest.source.model: manifest}, "kind"))
+    rows = costs.human_rows({manifest.source.model: manifest}, "kind")
+    terminal.print_table(rows, costs.DISPENSABLE)
     terminal.print_text(_summary(result))
     terminal.print_text(
         "nothing written (--dry-run)" if result.path is None else f"written to {result.path}"
@@ -137,27 +139,55 @@ def print_trained(result: Outcome, json: bool) -> None:
         terminal.print_table([{**head, **result.metrics, "seconds": round(result.seconds, 1)}])
 
 
-def print_evaluated(results: Sequence[Evaluated], json: bool) -> None:
+def print_evaluated(results: Sequence[Evaluated], style: Style) -> None:
     """``eval``: models side by side, each after its baseline; as JSON a list, also of one."""
-    if json:
+    if style == "json":
         console.print_json([evaluated_document(result) for result in results])
-        return
+    elif style == "csv":
+        terminal.print_text(tables.to_csv(_evaluated_rows(results)), end="")
+    elif style == "markdown":
+        terminal.print_text(tables.to_markdown(_side_by_side(results)))
+    else:
+        terminal.print_table(_side_by_side(results))
+
+
+def _evaluated_rows(results: Sequence[Evaluated]) -> list[Row]:
+    """A row per model with exact figures, each after its baseline, for CSV."""
+    rows: dict[str, Row] = {}
+    for result in results:
+        if result.baseline is not None:
+            rows.setdefault(result.baseline["artefact"], _exact_row(result.baseline))
+        own = _exact_row(vars(result))
+        if result.baseline is not None:
+            own |= {"baseline": result.baseline["artefact"], "drop": result.drop}
+            own |= result.agreement or {}
+        rows[result.artefact] = own
+    return list(rows.values())
+
+
+def _exact_row(figures: Mapping[str, Any]) -> Row:
+    sizes = {"model" if k == "artefact" else k: figures[k]
+             for k in ("artefact", "params", "bytes", "flops")}  # fmt: skip
+    return {**sizes, **figures["metrics"], "latency_ms": figures["latency_ms"]}
+
+
+def _side_by_side(results: Sequence[Evaluated]) -> list[Row]:
+    """A row per figure, a column per model."""
     models: dict[str, dict[str, str]] = {}  # model → figure → value
     for result in results:
         if result.baseline is not None:
             models.setdefault(result.baseline["artefact"], _sizes_and_metrics(result.baseline))
         models[result.artefact] = _sizes_and_metrics(vars(result)) | _comparison(result)
     names = dict.fromkeys(name for figures in models.values() for name in figures)
-    rows: list[Row] = [
+    return [
         {"": name, **{model: figures.get(name) for model, figures in models.items()}}
         for name in names
     ]
-    terminal.print_table(rows)
 
 
 def evaluated_document(result: Evaluated) -> dict[str, Any]:
     """An entry of ``eval --json``, and the evaluation in ``run --json``."""
-    keys = ["artefact", "params", "flops", "metrics", "latency_ms"]
+    keys = ["artefact", "params", "bytes", "flops", "metrics", "latency_ms"]
     if result.baseline is not None:
         keys += ["baseline", "drop", "agreement"]
     return {key: getattr(result, key) for key in keys}
@@ -175,7 +205,7 @@ def print_run(result: Ran, json: bool) -> None:
         for step in result.steps:
             state = "done already" if step["skipped"] else f"{step['seconds']:.1f} s"
             terminal.print_text(f"{step['step']:<10} {state:<14} {step['artefact']}")
-        print_evaluated([evaluated], json=False)
+        print_evaluated([evaluated], "table")
 
 
 # Names of the figures of agreement, for people.
@@ -188,7 +218,8 @@ _AGREEMENT = {
 
 def _sizes_and_metrics(figures: Mapping[str, Any]) -> dict[str, str]:
     """A model's own figures for people, by name."""
-    shown = {"parameters": human(figures["params"]), "FLOPs": human(figures["flops"])}
+    shown = {"size": megabytes(figures["bytes"]), "parameters": human(figures["params"])}
+    shown |= {"FLOPs": human(figures["flops"])}
     shown |= {name: f"{value:.4g}" for name, value in figures["metrics"].items()}
     if figures["latency_ms"] is not None:
         shown["latency, ms per batch"] = f"{figures['latency_ms']:.2f}"

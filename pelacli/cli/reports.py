@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Literal, cast
+from typing import cast
 
 from pelacli import console
 from pelacli.cli import terminal
 from pelacli.errors import RequestError
 from pelacli.planning.sweep import Sweep
-from pelacli.report import costs, curves, latencies, sweeps, tables
+from pelacli.report import costs, curves, latencies, summary, sweeps, tables
 from pelacli.report.costs import Level
 from pelacli.report.curves import Course
-from pelacli.report.tables import Row
+from pelacli.report.tables import Row, Style
 from pelacli.steps.report import Report
-
-Style = Literal["table", "json", "csv", "markdown"]
 
 _PIPE_WIDTH = 80  # characters of a line of curves off a terminal
 
 
-def style_of(text: str) -> Style:
-    """The style that ``--format`` names.
+def style_of(format_: str | None, *, json: bool) -> Style:
+    """The style that ``--format`` and ``--json`` ask for.
 
     Raises:
-        RequestError: there is none of this name.
+        RequestError: there is none of this name, or they ask for two.
     """
+    if json and format_ not in (None, "json"):
+        raise RequestError(f"--json and --format {format_} are two formats; give one")
+    text = "json" if json else format_ or "table"
     if text not in ("table", "json", "csv", "markdown"):
         raise RequestError(f"--format {text}: give table, json, csv or markdown")
     return cast(Style, text)
@@ -56,7 +57,10 @@ def print_report(report: Report, by: Level, style: Style, *, with_curves: bool) 
     elif style == "csv":
         terminal.print_text(tables.to_csv(costs.exact_rows(report.manifests, by)), end="")
     elif style == "markdown":
-        terminal.print_text(tables.to_markdown(costs.human_rows(report.manifests, by)))
+        compared = _compared(report)
+        parts = [compared] if compared else []
+        parts.append(costs.human_rows(report.manifests, by))
+        terminal.print_text("\n\n".join(map(tables.to_markdown, parts)))
     else:
         _print_costs(report, by)
         if with_curves:
@@ -85,23 +89,36 @@ def print_speeds(report: Report, style: Style) -> None:
 
 def _documents(report: Report) -> list[Row]:
     documents = costs.documents(report.manifests)
+    subjects = {subject.label: subject for subject in report.subjects}
     for document in documents:
         course = report.courses.get(document["model"])
         if course is not None:
             document["curves"] = course.series
+        subject = subjects[document["model"]]
+        document["bytes"] = subject.bytes
+        document["evaluations"] = [e.model_dump(mode="json") for e in subject.evaluations]
         speeds = report.speeds.get(document["model"])
         if speeds is not None:
             document["latency"] = latencies.document(speeds)
     return documents
 
 
+def _compared(report: Report) -> list[Row]:
+    """The models side by side with their dense model; nothing where a dense model is alone."""
+    rows = summary.rows_for_people(report.subjects)
+    return rows if len(rows) > 1 else []
+
+
 def _print_costs(report: Report, by: Level) -> None:
+    compared = _compared(report)
+    if compared:
+        terminal.print_table(compared, summary.DISPENSABLE)
     if by == "whole":
-        terminal.print_table(costs.human_rows(report.manifests, by))
+        terminal.print_table(costs.human_rows(report.manifests, by), costs.DISPENSABLE)
         return
     for label, manifest in report.manifests.items():  # a column "model" would hold one name
         terminal.print_heading(label)
-        terminal.print_table(costs.human_rows({label: manifest}, by))
+        terminal.print_table(costs.human_rows({label: manifest}, by), costs.DISPENSABLE)
 
 
 def print_curves(courses: Mapping[str, Course], style: Style) -> None:

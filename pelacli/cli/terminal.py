@@ -16,8 +16,35 @@ _NAME_WIDTH = 20  # characters that a column keeps for its longest word on a nar
 _GAP, _EDGES = 3, 2  # spaces between columns, and beside the outer ones
 
 
-def print_table(rows: Sequence[Row]) -> None:
-    """Print rows as a table. Columns that the terminal has no room for follow in a table below."""
+def print_table(rows: Sequence[Row], dispensable: Sequence[str] = ()) -> None:
+    """Print rows as a table.
+
+    Args:
+        dispensable: columns that are left out, in this order, where the terminal has no room for
+            all; a line says which. What still has no room follows in a table below.
+    """
+    out = console.stdout()
+    rows, left_out = that_fit(rows, out.width, dispensable)
+    _print_parts(rows)
+    if left_out:
+        print_text(f"left out in {out.width} columns: {', '.join(left_out)} (--format csv has all)")
+
+
+def that_fit(
+    rows: Sequence[Row], width: int, dispensable: Sequence[str]
+) -> tuple[list[Row], list[str]]:
+    """(the rows without as many of the dispensable columns as it takes to fit, these columns)."""
+    columns = tables.cells(rows)
+    left_out: list[str] = []
+    for name in dispensable:
+        if _room(columns, width) >= 0:
+            break
+        if columns.pop(name, None) is not None:
+            left_out.append(name)
+    return [{name: row.get(name) for name in columns} for row in rows], left_out
+
+
+def _print_parts(rows: Sequence[Row]) -> None:
     out = console.stdout()
     parts = parts_that_fit(rows, out.width)
     for number, part in enumerate(parts, 1):

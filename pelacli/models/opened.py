@@ -51,6 +51,14 @@ class OpenModel:
         """Parameters of the whole model; a shared one counts once."""
         return sum(p.numel() for p in self.module.parameters())
 
+    @property
+    def bytes(self) -> int:
+        """What its parameters take in the precision that they are stored in; a shared one once."""
+        return sum(
+            p.numel() * self.stored.get(name, p.dtype).itemsize
+            for name, p in self.module.named_parameters()
+        )
+
     def describe(self, folder: Path) -> None:
         """Write config.json and the carried files, from which the library rebuilds the dense
         network."""

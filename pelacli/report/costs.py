@@ -12,6 +12,9 @@ from pelacli.report.tables import UNKNOWN, Row, human, to_markdown
 
 Level = Literal["layer", "kind", "whole"]
 
+# Columns of `human_rows` that a narrow terminal can do without, the first one first.
+DISPENSABLE = ("shape", "layers", "FLOPs", "FLOPs ratio", "energy")
+
 
 def exact_rows(models: Mapping[str, Manifest], by: Level = "layer") -> list[Row]:
     """One row per layer, per kind of layer, or per model.

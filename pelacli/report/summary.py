@@ -6,10 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pelacli.manifest.evaluations import EvaluationRecord
 from pelacli.report import quality
 from pelacli.report.quality import Yardstick
 from pelacli.report.subject import Subject, megabytes
 from pelacli.report.tables import Row, human
+
+# Columns of `rows_for_people` that a narrow terminal can do without, the first one first.
+DISPENSABLE = ("FLOPs", "params", "gate")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class Compared:
         dense: the row of its dense model, or None.
         figures: by yardstick.
         latency_ms: of a batch, and what it holds for.
+        speedup: how many times as fast as the dense model, where both took turns.
         drop: points of the main metric that the dense model is ahead.
         max_drop, passed: the gate that `pela eval` held it to.
     """
@@ -35,6 +40,7 @@ class Compared:
     figures: dict[Yardstick, float] = field(default_factory=dict)
     latency_ms: float | None = None
     timed: str | None = None
+    speedup: float | None = None
     drop: float | None = None
     max_drop: float | None = None
     passed: bool | None = None
@@ -79,6 +85,7 @@ def exact_rows(subjects: Sequence[Subject]) -> list[Row]:
             "max_drop": row.max_drop,
             "passed": row.passed,
             "latency_ms": row.latency_ms,
+            "speedup": row.speedup,
         }
         for row in rows
     ]
@@ -99,7 +106,8 @@ def _row(row: Compared, yards: Sequence[Yardstick]) -> Row:
         named[name] = None if value is None else f"{value:.4g}"
     named["drop"] = None if row.drop is None else f"{row.drop:.2f}"
     named["gate"] = gate(row)
-    return named | {"ms": latency}
+    speed = None if row.speedup is None else f"{row.speedup:.2f} ×"
+    return named | {"ms per batch": latency, "speed": speed}
 
 
 def gate(row: Compared) -> str | None:
@@ -165,13 +173,19 @@ def _own_row(number: int, subject: Subject, dense: Compared | None) -> Compared:
         figures=quality.figures(subject),
         latency_ms=timed[-1].latency_ms if timed else None,
         timed=_conditions(timed[-1]) if timed else None,
+        speedup=_speedup(timed[-1]) if timed else None,
         drop=dropped[-1].drop if dropped else None,
         max_drop=gated[-1].max_drop if gated else None,
         passed=gated[-1].passed if gated else None,
     )
 
 
-def _conditions(record: Any) -> str | None:
+def _speedup(record: EvaluationRecord) -> float | None:
+    dense = (record.baseline or {}).get("latency_ms")
+    return float(dense) / record.latency_ms if dense and record.latency_ms else None
+
+
+def _conditions(record: EvaluationRecord) -> str | None:
     timed = record.timed
     if timed is None:
         return None

@@ -10,11 +10,12 @@ import io
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pelacli.console import figures
 
 Row = dict[str, Any]
+Style = Literal["table", "json", "csv", "markdown"]
 
 UNKNOWN = "–"
 

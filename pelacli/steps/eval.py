@@ -35,7 +35,8 @@ class Evaluated:
     """One model's figures.
 
     Attributes:
-        params, flops: of the whole model; flops of one sample, None where unknown.
+        params, bytes, flops: of the whole model; bytes as its parameters are stored, flops of one
+            sample, None where unknown.
         metrics: the task's; empty without labels that fit the model.
         latency_ms: median of one forward pass of a batch; None where it was not timed.
         baseline: the same figures of the model that it is compared with; None without one.
@@ -49,6 +50,7 @@ class Evaluated:
 
     artefact: str
     params: int
+    bytes: int
     flops: int | None
     metrics: dict[str, float]
     latency_ms: float | None = None
@@ -91,6 +93,7 @@ def _evaluate(request: Evaluation) -> tuple[Evaluated, str | None]:
     evaluated = Evaluated(
         artefact=request.model.ref,
         params=model.params,
+        bytes=model.bytes,
         flops=model.flops,
         metrics=metrics,
         latency_ms=latencies[0].median if latencies else None,
@@ -170,11 +173,12 @@ def _check(request: Evaluation) -> None:
 
 @dataclass(frozen=True)
 class _Model:
-    """An opened model with its parameters, and its FLOPs of one sample."""
+    """An opened model with its parameters, what they take, and its FLOPs of one sample."""
 
     ref: str
     opened: OpenModel
     params: int
+    bytes: int
     flops: int | None
 
 
@@ -184,7 +188,7 @@ def _open(named: NamedModel) -> _Model:
         layers = find.find_layers(opened.module, head=opened.head)
         manifest = description.describe(opened, layers, description.cost(opened, layers))
     flops = manifest.flops.after if manifest.flops else None
-    return _Model(named.ref, opened, manifest.params.after, flops)
+    return _Model(named.ref, opened, manifest.params.after, opened.bytes, flops)
 
 
 def _test_data(opened: OpenModel, request: Evaluation) -> EvaluationData | None:
@@ -251,6 +255,7 @@ def _with_baseline(
     baseline = {
         "artefact": dense.ref,
         "params": dense.params,
+        "bytes": dense.bytes,
         "flops": dense.flops,
         "metrics": comparison.metrics,
         "latency_ms": latency_ms,

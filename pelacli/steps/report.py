@@ -30,11 +30,13 @@ class Report:
         manifests: label → record of the model, with the cost of each layer.
         courses: label → course of training, also of runs whose artefact is still to come.
         speeds: label → its latency, where that was asked for.
+        sizes: label → bytes of a plain model's parameters. Those of artefacts lie on the disk.
     """
 
     manifests: Mapping[str, Manifest]
     courses: Mapping[str, Course]
     speeds: Mapping[str, Speeds] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def subjects(self) -> list[Subject]:
@@ -43,7 +45,7 @@ class Report:
             Subject(
                 label=label,
                 manifest=manifest,
-                bytes=_stored_bytes(Path(label)),
+                bytes=_stored_bytes(Path(label)) or self.sizes.get(label),
                 evaluations=evaluations.read(Path(label)),
                 course=self.courses.get(label),
                 speeds=self.speeds.get(label),
@@ -67,13 +69,14 @@ def run(
     """
     manifests: dict[str, Manifest] = {}
     courses: dict[str, Course] = {}
+    sizes: dict[str, int] = {}
     for ref in refs or _artefacts_of_runs():
         of_ref = _courses(ref)
         courses |= of_ref
         if not of_ref or lookup.artefacts(Path(ref)):  # else its artefact is still to come
-            manifests |= _manifests(ref, arch)
+            manifests |= _manifests(ref, arch, sizes)
     speeds = {} if timing is None else _speeds(manifests, arch, timing)
-    return Report(manifests, courses, speeds)
+    return Report(manifests, courses, speeds, sizes)
 
 
 def run_curves(refs: Sequence[str]) -> dict[str, Course]:
@@ -183,8 +186,9 @@ def _stored_bytes(path: Path) -> int | None:
     return sum(file.stat().st_size for file in weights) or None
 
 
-def _manifests(ref: str, arch: str | None) -> dict[str, Manifest]:
-    """Label → manifest of what is named or lies below it."""
+def _manifests(ref: str, arch: str | None, sizes: dict[str, int]) -> dict[str, Manifest]:
+    """Label → manifest of what is named or lies below it. The bytes of a plain model are added to
+    ``sizes``."""
     path = Path(ref)
     if document.is_artefact(path):
         return {ref: _whole(path)}
@@ -193,7 +197,8 @@ def _manifests(ref: str, arch: str | None) -> dict[str, Manifest]:
         return {str(artefact): _whole(artefact) for artefact in below}
     if stored.is_spectra(path):
         return {ref: stored.load(path).about.dense}
-    return {ref: _count(ref, arch)}
+    manifest, sizes[ref] = _count(ref, arch)
+    return {ref: manifest}
 
 
 def _whole(path: Path) -> Manifest:
@@ -203,8 +208,9 @@ def _whole(path: Path) -> Manifest:
     return manifest
 
 
-def _count(ref: str, arch: str | None) -> Manifest:
-    """The manifest that a plain model would have. Only here torch is needed: the model is built."""
+def _count(ref: str, arch: str | None) -> tuple[Manifest, int]:
+    """The manifest that a plain model would have, and its bytes. Only here torch is needed: the
+    model is built."""
     from pelacli.artefact import description, loading
     from pelacli.lowrank import find
 
@@ -213,8 +219,8 @@ def _count(ref: str, arch: str | None) -> Manifest:
         ref, weights="pretrained" if local else "random", arch=arch, meta=not local
     )
     if manifest is not None:  # a low-rank model without its pela.json
-        return manifest
+        return manifest, opened.bytes
     layers = find.find_layers(opened.module, head=opened.head)
     cost = description.cost(opened, layers)
     layers = description.with_read_weights_dense(layers, cost)
-    return description.describe(opened, layers, cost)
+    return description.describe(opened, layers, cost), opened.bytes

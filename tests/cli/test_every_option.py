@@ -112,6 +112,7 @@ ACTS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
                    ("eval", "vit.safetensors", "--no-latency", "--arch", "test_vit")),
         "--set": (("eval", "eval.toml"), ("eval", "eval.toml", "--set", "eval.split=train")),
         "--json": (EVAL, ("eval", "small", "--no-latency")),
+        "--format": (EVAL[:-1], (*EVAL[:-1], "--format", "markdown")),
     },
     "report": {
         "models": (("report", "a"), ("report", "small")),

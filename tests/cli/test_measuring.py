@@ -44,7 +44,7 @@ def test_report_by_whole_has_a_line_per_model(pela, artefact):
 
 def test_the_json_of_eval_is_a_list_of_one_model_too(pela, artefact, monkeypatch):
     monkeypatch.setattr("pelacli.steps.eval._SECONDS", 0.02)
-    keys = {"artefact", "params", "flops", "metrics", "latency_ms"}
+    keys = {"artefact", "params", "bytes", "flops", "metrics", "latency_ms"}
     [alone] = document(pela("eval", "a", "--json"))
     assert set(alone) == keys
     assert alone["latency_ms"] > 0
@@ -52,6 +52,22 @@ def test_the_json_of_eval_is_a_list_of_one_model_too(pela, artefact, monkeypatch
     assert [one["artefact"] for one in both] == ["a", "test_vit"]
     assert both[0]["params"] < both[1]["params"]
     assert pela("eval", "a", "--no-latency")[1].count("parameters") == 1
+
+
+def test_every_format_of_eval_holds_each_model(pela, artefact):
+    ask = ("eval", "a", "--against", "test_vit", "--weights", "random", "--no-latency")
+    [shown] = document(pela(*ask, "--json"))
+    dense, own = csv.DictReader(io.StringIO(pela(*ask, "--format", "csv")[1]))
+    assert (dense["model"], own["model"], own["baseline"]) == ("test_vit", "a", "test_vit")
+    assert own["bytes"] == str(4 * shown["params"])
+    assert dense["params"] == str(shown["baseline"]["params"])
+    markdown = pela(*ask, "--format", "markdown")[1].splitlines()
+    assert markdown[0] == "|  | test_vit | a |"
+    assert any(line.startswith("| size | ") and " MB |" in line for line in markdown)
+    code, out, err = pela(*ask, "--format", "markdown", "--json")
+    assert (code, out) == (2, "")
+    assert "are two formats; give one" in err
+    assert pela(*ask, "--format", "yaml")[0] == 2
 
 
 def test_data_without_the_labels_that_a_task_needs_is_said(pela, here):

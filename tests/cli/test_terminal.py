@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import re
+import shutil
 
 import pytest
 from rich.console import Console
 
 from pelacli.cli import terminal
+from pelacli.report.tables import human
 
 
 def printed(rows, width):
@@ -83,6 +86,25 @@ def test_columns_that_do_not_fit_follow_below_and_no_figure_is_broken(monkeypatc
     parts = sum("columns wide" in line for line in lines)
     assert parts != 1
     assert (width < 200) or not parts
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_a_report_compares_first_and_no_figure_is_cut(pela, artefact, monkeypatch, width):
+    shutil.copytree(artefact, artefact.parent / "another_name_of_some_length")
+    params = json.loads(pela("report", "a", "--json")[1])[0]["params"]
+    stream = io.StringIO()
+    monkeypatch.setattr(
+        "pelacli.console.stdout", lambda: Console(file=stream, width=width, no_color=True)
+    )
+    assert pela("report", "a", "another_name_of_some_length")[0] == 0
+    lines = stream.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    heads = next(line.split() for line in lines if "MB" in line)
+    assert heads[:2] == ["model", "MB"]
+    assert f"{human(params['before'])} → {human(params['after'])}" in stream.getvalue()
+    assert "…" not in stream.getvalue()
+    left_out = " ".join(lines).count(f"left out in {width} columns: shape")
+    assert left_out == (2 if width <= 80 else 0)
 
 
 def test_a_pipe_cuts_and_folds_nothing(pela, artefact, monkeypatch):
