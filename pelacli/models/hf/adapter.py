@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from torch import nn
 
 from pelacli.errors import RequestError
 from pelacli.messages import did_you_mean, naming, one_line
-from pelacli.models import config_file, pooling
+from pelacli.models import config_file, extent, pooling
 from pelacli.models.around import timm_backbone
 from pelacli.models.hf import (
     classes,
@@ -59,7 +60,12 @@ def build_random(model_type: str, model_args: dict[str, Any], num_classes: int |
     foreign_code.refuse(model_args, f"{model_type}: model_args")
     try:
         config = transformers.AutoConfig.for_model(model_type, **model_args)
-        return from_config(_with_classes(config, num_classes))
+        config = _with_classes(config, num_classes)
+        remedy = "change model_args"
+        extent.check(lambda: from_config(copy.deepcopy(config)), None, model_type, remedy)
+        return from_config(config)
+    except RequestError:
+        raise
     except Exception as error:  # each architecture checks in its own way
         raise RequestError(f"{model_type}: model_args don't fit: {one_line(error)}") from None
 
@@ -76,7 +82,9 @@ def open_directory(
     config = _with_classes(read_config(directory, model_args), num_classes)
     if random:
         remedy = "change model_args" if model_args else "restore the file"
-        with naming(f"{directory}/config.json: can't be built from it", remedy):
+        where = f"{directory}/config.json"
+        extent.check(lambda: from_config(copy.deepcopy(config)), None, where, remedy)
+        with naming(f"{where}: can't be built from it", remedy):
             module = from_config(config)
         pooling.hold(module, directory)
         return module

@@ -4,6 +4,7 @@ shape is refused, unless transformers itself says that it may be so; then it is 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from pelacli.console import warn
 from pelacli.errors import RequestError
 from pelacli.messages import one_line
-from pelacli.models import config_file, wrapped_names
+from pelacli.models import config_file, extent, wrapped_names
 from pelacli.models.hf import classes
 from pelacli.models.hf.weight_choice import files_of
 from pelacli.models.misfits import Misfit, listed
@@ -49,8 +50,14 @@ def load(directory: Path, config: Any, num_classes: int | None) -> nn.Module:
         RequestError: the weights can't be read or don't fit.
     """
     files = files_of(directory, config)
-    stored = [name for file in files for name in shapes(file)]
+    stored = {name: shape for file in files for name, shape in shapes(file).items()}
     cls = classes.class_of(config)
+    extent.check(
+        lambda: classes.built(cls, copy.deepcopy(config)),
+        stored.values(),
+        f"{directory / config_file.FILE}",
+        "restore the file",
+    )
     reading = first = _read(cls, directory, config, num_classes)
     names = {name: name for name in stored}
     for unwrapping in wrapped_names.attempts(stored) if first.misfit else ():
@@ -127,7 +134,8 @@ def _read(
             )
         except Exception as error:  # transformers raises whatever its file readers raise
             raise RequestError(
-                f"{directory}: the weights can't be loaded: {one_line(error)}"
+                f"{directory}: the weights can't be loaded: {one_line(error)}; "
+                "take the config.json that belongs to them"
             ) from None
     misfit = Misfit(
         unexpected=set(info["unexpected_keys"]),

@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from pelacli.console import warn
 from pelacli.errors import RequestError
 from pelacli.messages import one_line
-from pelacli.models import config_file, precision, wrapped_names
+from pelacli.models import config_file, extent, precision, wrapped_names
 from pelacli.models.misfits import Misfit, listed
 from pelacli.models.weight_files import refuse_other_types, shapes, stored_tensors, types
 
@@ -94,6 +94,7 @@ def build(
         )
     order = _Order(name, num_classes, model_args)
     with _refusals(name, file):
+        _check_extent(order, None if weights == "random" else file)
         if weights == "random":
             return order.create(pretrained=False)
         if file is None:
@@ -101,6 +102,17 @@ def build(
         if file.suffix != ".safetensors":
             return _from_pickle(order, file)
         return _from_file(order, file, own_classes)
+
+
+def _check_extent(order: _Order, file: Path | None) -> None:
+    is_read = file is not None and file.suffix == ".safetensors"
+    source, _, folder = order.name.partition(":")
+    extent.check(
+        lambda: order.create(pretrained=False),
+        shapes(file).values() if is_read and file is not None else None,
+        str(Path(folder) / config_file.FILE) if source == "local-dir" else order.name,
+        "change model_args" if order.model_args else "restore the file",
+    )
 
 
 def _from_file(order: _Order, file: Path, own_classes: bool) -> nn.Module:
