@@ -70,11 +70,13 @@ def activations(module: nn.Module, *, on: bool = True) -> Iterator[None]:
     def pack(tensor: Tensor) -> Any:
         noted = outputs.get(tensor.data_ptr()) if _plain(tensor) else None
         output = noted.tensor() if noted is not None else None
+        # A function that keeps its own output (tanh, softmax) would keep itself by it, and for ever
+        # where the backward pass does not come by: so the output is kept without its history.
         if noted is None or output is None:  # freed, and its memory may be another tensor's by now
-            return tensor
+            return tensor.detach()
         same = (tensor.dtype, tensor.numel()) == (output.dtype, output.numel())
         if not same or output._version != noted.version:
-            return tensor
+            return tensor.detach()
         return _Recomputed(noted.module, noted.input, tensor.shape)
 
     def unpack(kept: Any) -> Tensor:
@@ -96,6 +98,7 @@ def activations(module: nn.Module, *, on: bool = True) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        outputs.clear()  # the graph keeps ``pack``, and with it all of this
 
 
 def _plain(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import weakref
 
 import pytest
@@ -81,3 +82,18 @@ def test_a_tensor_in_the_memory_of_a_freed_output_is_not_mistaken_for_it():
     module, x = nn.Sequential(*layers), torch.randn(64, 16)
     plain, recomputed = (gradients(module, x, on) for on in (False, True))
     assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
+
+
+@pytest.mark.parametrize("last", [torch.tanh, torch.sigmoid, lambda x: x.softmax(-1), torch.exp])
+def test_nothing_stays_of_an_output_that_no_loss_comes_from(last):
+    """These functions keep their own output; a BERT's pooler is one, which most losses pass by."""
+    module, x = Watch(), torch.randn(5, 8)
+    with recompute.activations(module):
+        used = module(x)
+        unused = last(used)
+    seen = weakref.ref(unused)
+    used.sum().backward()
+    del used, unused
+    gc.collect()
+    assert seen() is None
+    assert not [kept for kept in gc.get_objects() if type(kept) is recompute._Output]

@@ -127,7 +127,7 @@ def _kept(module: nn.Module, inputs: Any) -> int:
         held.append(tensor)
         if storage._cdata not in own:
             sizes[storage._cdata] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # see `pelacli.train.recompute`
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept):
         predict(module, inputs)
