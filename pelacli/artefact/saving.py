@@ -21,7 +21,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pelacli.artefact import card, rebuilding, streaming
+from pelacli.artefact import card, rebuilding, streaming, users_files
 from pelacli.errors import PelaError, RequestError
 from pelacli.manifest import document, integrity, low_rank_config
 from pelacli.manifest.document import Manifest
@@ -48,37 +48,49 @@ def check_output(path: Path, source: str | None = None) -> None:
     if at == Path.cwd() or at.is_mount():
         what = "the current directory" if at == Path.cwd() else "a mount point"
         raise RequestError(f"{path}: is {what}, which can't be replaced; name a directory in it")
-    if path.is_dir():
-        if document.is_artefact(path) or not any(path.iterdir()):
-            return
-        raise RequestError(f"{path}: exists and is not an artefact; choose another output")
-    if path.exists():
+    if document.is_artefact(path):
+        users_files.check(path)
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RequestError(f"{path}: exists and is not an artefact; choose another output")
 
 
 def _refuse_source(path: Path, source: Path) -> None:
-    """Refuse to write where the model is read from, above it, or into its directory."""
-    at, read = path.resolve(), source.resolve()
-    if at == read:
+    """Refuse to write where the model is read from, above it, or into its directory, whatever links
+    lead there. Who works in the model's directory may name an output in it, where pela writes
+    nothing over."""
+    if _is_same(path, source):
         raise RequestError(f"{path}: is the model that is read; choose another output")
-    if at in read.parents and document.is_artefact(path):
+    if any(_is_same(path, above) for above in source.resolve().parents):
         raise RequestError(f"{path}: {source} lies in it and would go; choose another output")
-    if read in at.parents and document.is_artefact(source):
+    worked_in = _is_same(source, Path.cwd()) and not document.is_artefact(source)
+    if any(_is_same(source, above) for above in path.resolve().parents) and not worked_in:
         raise RequestError(f"{path}: lies in the model that is read; choose another output")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two paths lead to the same, by names that differ in case or another mount too."""
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def save(
     opened: OpenModel, manifest: Manifest, path: Path, *, extra: Mapping[str, bytes] | None = None
 ) -> None:
-    """Write an artefact: afterwards the new one is there; before that, the old one.
+    """Write an artefact: afterwards the new one is there; before that, the old one. What a user has
+    put into its directory is there before and afterwards.
 
     Raises:
         RequestError: the path holds something else.
         PelaError: the disk refuses.
     """
     check_output(path)
+    old = path.resolve()
+
+    def keep_users_files(folder: Path) -> None:
+        if document.is_artefact(old):
+            users_files.keep(old, folder, users_files.names(old))
+
     try:
-        with files.replacing(path) as folder:
+        with files.replacing(path, finish=keep_users_files) as folder:
             manifest.tied = ties(opened.module)
             _write_weights(opened, manifest.tied, folder)
             _stating_layers(opened, manifest).describe(folder)

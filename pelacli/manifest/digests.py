@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pelacli.system import own_files
 
+WEIGHTS = "model*.safetensors"  # of an artefact
+
 
 def digest_file(path: Path | str) -> str:
     """SHA-256 of a file's content in hexadecimal; reads it piece by piece."""
@@ -26,7 +28,7 @@ def weight_files(directory: Path) -> list[Path]:
     Raises:
         RequestError: one of them is no file of the directory.
     """
-    return _files(directory, "model*.safetensors")
+    return _files(directory, WEIGHTS)
 
 
 def weights_digest(directory: Path) -> str:

@@ -40,6 +40,10 @@ _LENGTHS = "sentence_*_config.json"  # how long its texts may be
 _OF_MODULES = ("config.json", "model.safetensors")  # in the folder of each of its modules
 
 
+# What may be carried, whatever the model is.
+PATTERNS = (*_KNOWN, *_TERMS, *_OF_SENTENCES, _LENGTHS)
+
+
 def carried(directory: Path, tokenizer: Any = None) -> dict[str, bytes]:
     """The contents of the files that go along, by relative name.
 
@@ -102,8 +106,8 @@ def without_sentence_modules(contents: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def _known_files(directory: Path, own_names: Collection[str]) -> Iterator[Path]:
-    patterns = (*_KNOWN, *_TERMS, *_OF_SENTENCES, _LENGTHS, *own_names)
-    return (path for path in _named(directory, patterns) if path.is_file())
+    named = _named(directory, (*PATTERNS, *own_names))
+    return (path for path in named if path.is_file())
 
 
 def _named(directory: Path, patterns: Collection[str]) -> Iterator[Path]:

@@ -6,7 +6,7 @@ import ctypes
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,8 +42,13 @@ def check_place(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of ``path`` that takes its place when the block ends well."""
+def replacing(path: Path, finish: Callable[[Path], None] = lambda _: None) -> Iterator[Path]:
+    """A temporary neighbour of ``path`` that takes its place when the block ends well.
+
+    Args:
+        finish: called with the neighbour at the very end, to add what is not to be touched any
+            more.
+    """
     path = path.resolve()  # a link stays, and what it points to is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -54,6 +59,7 @@ def replacing(path: Path) -> Iterator[Path]:
             if file.is_file():  # safetensors writes files that only their owner may read
                 file.chmod(0o666 & ~_umask())
             _sync(file)
+        finish(folder)
         _sync(folder)
         if not path.exists():
             folder.rename(path)
