@@ -24,7 +24,7 @@ from pelacli.system.after_import import after_import
 from pelacli.version import __version__
 
 if TYPE_CHECKING:
-    from pelacli.api import decompose, load, plan, save, verify
+    from pelacli.api import decompose, export, load, plan, save, verify
     from pelacli.ranks.plan import Plan
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "RequestError",
     "__version__",
     "decompose",
+    "export",
     "load",
     "plan",
     "save",

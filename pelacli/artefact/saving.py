@@ -92,7 +92,7 @@ def save(
     try:
         with files.replacing(path, finish=keep_users_files) as folder:
             manifest.tied = ties(opened.module)
-            _write_weights(opened, manifest.tied, folder)
+            write_weights(opened, manifest.tied, folder)
             _stating_layers(opened, manifest).describe(folder)
             for name, content in (extra or {}).items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,12 @@ def _stating_layers(opened: OpenModel, manifest: Manifest) -> OpenModel:
     return replace(opened, config=config)
 
 
-def _write_weights(opened: OpenModel, tied: Mapping[str, str], folder: Path) -> None:
+def write_weights(opened: OpenModel, tied: Mapping[str, str], folder: Path) -> None:
+    """Write the model's tensors as safetensors.
+
+    Args:
+        tied: `ties` of the module: names under which no tensor is written.
+    """
     from huggingface_hub import save_torch_state_dict
 
     if opened.weights is not None:

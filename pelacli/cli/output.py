@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pelacli.planning.dry_run import DryRun
     from pelacli.steps.decompose import Decomposed
     from pelacli.steps.eval import Evaluated
+    from pelacli.steps.export import Exported
     from pelacli.steps.pipeline import Ran
     from pelacli.steps.training import Outcome
     from pelacli.steps.verify import Verified
@@ -254,3 +255,22 @@ def _verified_document(result: Verified) -> dict[str, Any]:
     keys = ("artefact", "whole", "recorded", "files", "weights", "notes")
     damages = [{"file": damage.file, "what": damage.what} for damage in result.damages]
     return {key: getattr(result, key) for key in keys} | {"damages": damages}
+
+
+def print_exported(result: Exported, json: bool) -> None:
+    """``export``: what was written, and how far it is from the artefact."""
+    if json:
+        console.print_json(result.document())
+        return
+    shapes = "; ".join(
+        ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in batch["inputs"].items())
+        for batch in result.batches
+    )
+    terminal.print_text(
+        f"largest relative difference {result.difference:.1e} (at most {result.bound:.0e}) on "
+        f"{shapes}"
+    )
+    terminal.print_text(
+        f"written to {result.path}: {result.to}, {result.precision}, {human(result.size)}B, "
+        f"{result.seconds:.1f} s"
+    )

@@ -1,15 +1,116 @@
-"""The dense model of the same map, which needs nothing of pela to be run."""
+"""The dense model of the same map: a directory of timm or transformers, which needs nothing of pela
+to be run."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from pelacli.artefact import saving
+from pelacli.errors import RequestError
+from pelacli.exports import calls
+from pelacli.exports.calls import Call
+from pelacli.exports.tracing import faults_of
 from pelacli.lowrank.find import low_rank_layers
 from pelacli.lowrank.linear import LowRankLinear
 from pelacli.lowrank.replace import Exchange, exchange
+from pelacli.manifest import low_rank_config
+from pelacli.models import pooling
 from pelacli.models.hf import stated_layers
+from pelacli.models.opened import OpenModel
+from pelacli.models.weight_files import ties
+
+SUFFIX = ""
+PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "bf16")
+OPSETS = range(0)
+_OWN_BACKBONE = "pela_timm"  # model_type of a backbone that transformers knows through pela alone
+
+
+def check_installed() -> None:
+    """timm and transformers are there."""
+
+
+def call(opened: OpenModel) -> Call:
+    """See `pelacli.exports.targets.Target`."""
+    backbone = opened.config.get("backbone_config")
+    if isinstance(backbone, dict) and backbone.get("model_type") == _OWN_BACKBONE:
+        raise RequestError(
+            f"{opened.ref}: stands on a timm model that transformers knows through pela alone, so "
+            "it can't be loaded without; use pelacli.load"
+        )
+    return calls.of_any(opened)
+
+
+def write(
+    opened: OpenModel, call: Call, example: dict[str, Tensor], at: Path, opset: int | None
+) -> None:
+    """See `pelacli.exports.targets.Target`."""
+    fold(opened.module)
+    at.mkdir()
+    saving.write_weights(replace(opened, stored={}), ties(opened.module), at)
+    config = low_rank_config.with_layers(opened.config, opened.library, {}, {})
+    if opened.library == "transformers":
+        kind = next(p.dtype for p in opened.module.parameters() if p.is_floating_point())
+        config.pop("torch_dtype", None)
+        config["dtype"] = str(kind).removeprefix("torch.")
+    replace(opened, config=config).describe(at)
+
+
+def run(at: Path, batches: list[dict[str, Tensor]], opened: OpenModel) -> list[dict[str, Tensor]]:
+    """See `pelacli.exports.targets.Target`."""
+    with faults_of(opened, opened.library), torch.no_grad():
+        module = _from_transformers(at) if opened.library == "transformers" else _from_timm(at)
+        kind = next(p.dtype for p in opened.module.parameters() if p.is_floating_point())
+        module = module.to(kind) if opened.library == "timm" else module
+        pooling.hold(module, at)
+        loaded = calls.of_any(replace(opened, module=module.eval()))
+        return [loaded(**batch) for batch in batches]
+
+
+def _from_timm(at: Path) -> nn.Module:
+    import timm
+
+    module: nn.Module = timm.create_model(f"local-dir:{at}", pretrained=True)
+    return module
+
+
+def _from_transformers(at: Path) -> nn.Module:
+    """As its own class reads it.
+
+    Raises:
+        RequestError: a tensor is missing, or left over.
+    """
+    from pelacli.models.hf import classes, loading
+
+    with loading.quiet():
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(at)
+        cls = classes.class_of(config)
+        module, info = cls.from_pretrained(at, output_loading_info=True)
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[what]:
+            first = min(map(str, info[what]))
+            raise RequestError(f"{at.name}: {cls.__name__} reports {what}: {first}")
+    filled: nn.Module = module
+    return filled
+
+
+def record(at: Path, document: dict[str, Any]) -> None:
+    """As the README.md of the directory."""
+    lines = [
+        f"# {document['model']}",
+        "",
+        f"Low-rank layers folded into dense ones by pela {document['pela']}, in "
+        f"{document['precision']}. The largest relative difference of its outputs to those of the "
+        f"low-rank model is {document['difference']:.1e}.",
+        "",
+    ]
+    (at / "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def fold(module: nn.Module) -> nn.Module:

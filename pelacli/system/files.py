@@ -55,10 +55,7 @@ def replacing(path: Path, finish: Callable[[Path], None] = lambda _: None) -> It
     try:
         folder.chmod(0o777 & ~_umask())
         yield folder
-        for file in folder.rglob("*"):
-            if file.is_file():  # safetensors writes files that only their owner may read
-                file.chmod(0o666 & ~_umask())
-            _sync(file)
+        settle(folder)
         finish(folder)
         _sync(folder)
         if not path.exists():
@@ -68,6 +65,17 @@ def replacing(path: Path, finish: Callable[[Path], None] = lambda _: None) -> It
         _sync(path.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def settle(path: Path) -> None:
+    """Give a file, or those of a directory, the permissions that new files have (safetensors writes
+    files that only their owner may read), and make them survive a crash of the machine."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            file.chmod(0o666 & ~_umask())
+        _sync(file)
+    if path.is_dir():
+        _sync(path)
 
 
 def write(path: Path, content: bytes) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 import pelacli
 
-FUNCTIONS = ("decompose", "load", "plan", "save")
+FUNCTIONS = ("decompose", "export", "load", "plan", "save")
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -169,6 +169,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "test_the_options_of_timing_act",
     )
     | {"--html": "test_a_page_is_written_where_it_is_asked_for"},
+    "export": dict.fromkeys(
+        ("artefact", "--to", "--output", "--precision", "--opset", "--data", "--json"),
+        "test_the_options_of_export_act",
+    ),
     "run": dict.fromkeys(
         ("recipe", "--force", "--set", "--json"), "test_the_options_of_training_act"
     ),
@@ -269,6 +273,31 @@ def test_an_option_changes_what_comes_out(pela, there, monkeypatch, tmp_path, co
     assert first != outcome(pela, with_it)
     if command != "recipes copy":
         assert first == outcome(pela, without)  # it is the option that changes it
+
+
+def test_the_options_of_export_act(pela, there, tmp_path):
+    def dense(name: str, *more: str) -> dict[str, Any]:
+        args = ("export", "small", "--to", "dense", "-o", tmp_path / name, "--json", *more)
+        code, out, err = pela(*args)
+        assert code == 0, err
+        return json.loads(out)
+
+    plain, half, images = (
+        dense("x"),
+        dense("y", "--precision", "bf16"),
+        dense("z", "--data", "images"),
+    )
+    assert plain["path"] == str(tmp_path / "x")
+    assert (tmp_path / "x" / "config.json").is_file()
+    assert (plain["precision"], half["precision"]) == ("fp32", "bf16")
+    assert half["bytes"] < plain["bytes"]
+    assert [batch["inputs"] for batch in images["batches"]] == [
+        {"pixel_values": [size, 3, 16, 16]} for size in (3, 1)
+    ]
+    assert images["batches"] != plain["batches"]  # of the same shape, with another difference
+    assert pela("export", "a", "--to", "dense", "-o", tmp_path / "w")[1].endswith(" s\n")
+    for more in (("--to", "torch"), ("--to", "dense", "--opset", "20")):
+        assert pela("export", "small", *more, "-o", tmp_path / "v")[0] == 2
 
 
 def test_correction_is_left_out_where_the_flag_says_so(pela, there, tmp_path):

@@ -1,0 +1,99 @@
+"""A graph of ONNX, by torch's own exporter, checked in onnxruntime on the CPU."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pelacli.errors import RequestError
+from pelacli.exports import calls
+from pelacli.exports.calls import Call
+from pelacli.exports.tracing import faults_of, quiet, trace
+from pelacli.models.opened import OpenModel
+
+SUFFIX = ".onnx"
+PRECISIONS: tuple[str, ...] = (
+    "fp32",
+    "fp16",
+)  # onnxruntime multiplies no bf16 on a CPU, so none could be checked
+OPSETS = range(18, 24)  # torch writes 18 and translates from there up to 23
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_ONE_FILE = 1_900_000_000  # bytes of weights; a protobuf file ends at 2 GiB
+
+
+def check_installed() -> None:
+    """See `pelacli.exports.targets.Target`."""
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise RequestError(f"--to onnx needs {' and '.join(missing)}: pip install 'pelacli[onnx]'")
+
+
+def call(opened: OpenModel) -> Call:
+    """See `pelacli.exports.targets.Target`."""
+    return calls.of(opened)
+
+
+def write(
+    opened: OpenModel, call: Call, example: dict[str, Tensor], at: Path, opset: int | None
+) -> None:
+    """See `pelacli.exports.targets.Target`. Weights of more than 2 GiB lie beside the file, as
+    ONNX has it, under its name with ".data" behind it."""
+    program = trace(opened, call, example)
+    with torch.no_grad():
+        outputs = list(call(**example))
+    with faults_of(opened, "torch.onnx"), quiet():
+        graph = torch.onnx.export(
+            program, dynamo=True, verbose=False, opset_version=opset, output_names=outputs
+        )
+        assert graph is not None
+        _name_dimensions(graph.model.graph)
+        size = sum(t.nbytes for t in program.state_dict.values())
+        graph.save(at, external_data=size > _ONE_FILE)
+
+
+def _name_dimensions(graph: Any) -> None:
+    """Call the dimensions that may vary "batch" and "sequence", which torch has numbered."""
+    import onnx_ir
+
+    names: dict[str, str] = {}
+    for value in graph.inputs:
+        for axis, size in enumerate(value.shape):
+            if isinstance(size, onnx_ir.SymbolicDim) and axis < 2:
+                names[str(size.value)] = ("batch", "sequence")[axis]
+    for value in [*graph.inputs, *graph.outputs]:
+        value.shape = onnx_ir.Shape(
+            [names.get(str(getattr(size, "value", size)), size) for size in value.shape]
+        )
+
+
+def run(at: Path, batches: list[dict[str, Tensor]], opened: OpenModel) -> list[dict[str, Tensor]]:
+    """See `pelacli.exports.targets.Target`."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    with faults_of(opened, "onnxruntime"):
+        session = onnxruntime.InferenceSession(str(at), options, providers=["CPUExecutionProvider"])
+        taken = {value.name for value in session.get_inputs()}
+        names = [value.name for value in session.get_outputs()]
+        results = []
+        for batch in batches:
+            feed = {name: value.numpy() for name, value in batch.items() if name in taken}
+            arrays = session.run(names, feed)
+            results.append(dict(zip(names, map(torch.from_numpy, arrays), strict=True)))
+        return results
+
+
+def record(at: Path, document: dict[str, Any]) -> None:
+    """As the property "pela" of the file's metadata."""
+    import onnx
+
+    model = onnx.load(str(at), load_external_data=False)
+    onnx.helper.set_model_props(model, {"pela": json.dumps(document)})
+    onnx.save(model, str(at))
