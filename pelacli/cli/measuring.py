@@ -154,6 +154,8 @@ def report(
     result = None
     if html is not None or not (sweep or curves):
         result = steps_report.run(models or [], arch=arch, timing=timing)
+    if html is not None and result is not None:  # before who reads the tables may have gone
+        page.write(result, html, sweep, of_sweep)
     if sweep is not None:
         reports.print_sweeps(steps_report.run_sweep(models or [], sweep, of_sweep), style)
     elif curves:
@@ -162,10 +164,8 @@ def report(
         reports.print_speeds(result, style)
     elif result is not None:
         reports.print_report(result, level, style, with_curves=bool(models))
-    if html is not None and result is not None:
-        page.write(result, html, sweep, of_sweep)
-        if style == "table":
-            terminal.print_text(f"written to {html}")
+    if html is not None and style == "table":
+        terminal.print_text(f"written to {html}")
 
 
 def verify(

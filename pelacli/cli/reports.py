@@ -55,7 +55,11 @@ def print_report(report: Report, by: Level, style: Style, *, with_curves: bool) 
     elif style == "json":
         console.print_json(_documents(report))
     elif style == "csv":
-        terminal.print_text(tables.to_csv(costs.exact_rows(report.manifests, by)), end="")
+        rows = costs.exact_rows(report.manifests, by)
+        if by == "whole":
+            sizes = {subject.label: subject.bytes for subject in report.subjects}
+            rows = [row | {"bytes": sizes[row["model"]]} for row in rows]
+        terminal.print_text(tables.to_csv(rows), end="")
     elif style == "markdown":
         compared = _compared(report)
         parts = [compared] if compared else []

@@ -56,9 +56,14 @@ def compare(subjects: Sequence[Subject]) -> list[Compared]:
 
 
 def yardsticks(rows: Sequence[Compared]) -> list[Yardstick]:
-    """Those by which the rows can be compared, what decides first."""
-    known = dict.fromkeys(yard for row in rows for yard in row.figures)
-    return sorted(known, key=lambda yard: not yard.decides)
+    """Those by which the rows can be compared: the main metrics, and the one figure beside them
+    that most of the models have; the cosine says what the relative error says, and gives way."""
+    own = [row for row in rows if row.dense is not None] or rows
+    known = dict.fromkeys(yard for row in own for yard in row.figures)
+    others = [yard for yard in known if not yard.decides]
+    preferred = [yard for yard in others if yard.dense != 1.0] or others
+    most = sorted(preferred, key=lambda yard: -sum(yard in row.figures for row in own))
+    return [yard for yard in known if yard.decides] + most[:1]
 
 
 def rows_for_people(subjects: Sequence[Subject]) -> list[Row]:
@@ -68,27 +73,6 @@ def rows_for_people(subjects: Sequence[Subject]) -> list[Row]:
     table = [_row(row, yards) for row in rows]
     telling = {name for row in table for name, value in row.items() if value is not None}
     return [{name: value for name, value in row.items() if name in telling} for row in table]
-
-
-def exact_rows(subjects: Sequence[Subject]) -> list[Row]:
-    """The same with exact figures: bytes, parameters, FLOPs, milliseconds; None where unknown."""
-    rows = compare(subjects)
-    yards = yardsticks(rows)
-    return [
-        {
-            "model": row.label,
-            "bytes": row.bytes,
-            "params": row.params,
-            "flops": row.flops,
-            **{f"{yard.name} ({yard.of})": row.figures.get(yard) for yard in yards},
-            "drop": row.drop,
-            "max_drop": row.max_drop,
-            "passed": row.passed,
-            "latency_ms": row.latency_ms,
-            "speedup": row.speedup,
-        }
-        for row in rows
-    ]
 
 
 def _shown(yards: Sequence[Yardstick]) -> list[Yardstick]:
@@ -189,5 +173,6 @@ def _conditions(record: EvaluationRecord) -> str | None:
     timed = record.timed
     if timed is None:
         return None
-    threads = f", {timed.threads} threads" if timed.device == "cpu" else ""
+    count = "1 thread" if timed.threads == 1 else f"{timed.threads} threads"
+    threads = f", {count}" if timed.device == "cpu" else ""
     return f"batch of {timed.batch_size} on {timed.model}{threads}"

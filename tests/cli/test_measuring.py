@@ -38,6 +38,8 @@ def test_report_by_whole_has_a_line_per_model(pela, artefact):
         )
     )
     assert len(rows) == 2
+    assert int(rows[0]["bytes"]) == (artefact / "model.safetensors").stat().st_size
+    assert int(rows[1]["bytes"]) == 4 * int(rows[1]["params_after"])
     assert "a" in pela("report", "a", "--by", "whole")[1]
     assert json.loads(pela("report", ".", "--json")[1])[0]["model"] == "a"  # what is below
 

@@ -38,12 +38,15 @@ def number_of(layer: LayerRecord, position: int, kind: str) -> str:
 def gallery(manifest: Manifest) -> Gallery:
     """The ranks of all layers, as shares of the full rank."""
     forms = {layer.form for layer in manifest.layers}
+    groups = kinds(manifest.layers)
+    if all(layer.rank is None for layer in groups.get(SINGLE, [])):
+        groups.pop(SINGLE, None)  # usually the output head, which nobody factorises
     return Gallery(
         title="Ranks and forms across depth",
         caption="Each bar is a layer, from the input on the left to the output on the right: its "
         "rank as a share of the full rank. A dense layer has all of it. Point at a bar for its "
         "figures.",
-        plots=[(kind, _draw(kind, layers)) for kind, layers in kinds(manifest.layers).items()],
+        plots=[(kind, _draw(kind, layers)) for kind, layers in groups.items()],
         key=[(_STYLES[form], _NAMES[form]) for form in _STYLES if form in forms],
     )
 

@@ -30,9 +30,9 @@ def gallery(spectra: Spectra, layers: Sequence[LayerRecord]) -> Gallery:
     groups = kinds([layer for layer in layers if layer.name in by_name])
     return Gallery(
         title="Spectra with the cut",
-        caption=f"How much each rank adds ({spectra.unit}); a line for each layer, light near the "
-        "input and dark near the output. A dot is the cut: what is to the right of it is left out. "
-        "A line without a dot is of a layer that stays dense.",
+        caption=f"How much each rank adds ({spectra.unit}); a line for each layer, pale near the "
+        "input and strong near the output. A dot is the cut: what is to the right of it is left "
+        "out. A line without a dot is of a layer that stays dense.",
         plots=[(kind, _draw(kind, members, by_name)) for kind, members in groups.items()],
     )
 
