@@ -14,13 +14,13 @@ def main() -> None:
     """Run the command line; the one place that turns errors into a line and an exit code."""
     from pelacli.cli import failures
     from pelacli.cli.app import make_app
-    from pelacli.cli.options import refuse_empty
+    from pelacli.cli.options import check_arguments
     from pelacli.console import verbosity
 
     # What torch tells developers of other libraries (torchao's, say) is not for users.
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     try:
-        refuse_empty(sys.argv[1:])
+        check_arguments(sys.argv[1:])
         code = make_app()(standalone_mode=False)
         if code == failures.INTERRUPTED:  # the parser turns Ctrl-C into this, without a word
             raise KeyboardInterrupt
@@ -38,8 +38,10 @@ def _fail(error: BaseException, failure: Failure, debug: bool) -> int:
         import traceback
 
         traceback.print_exception(error)
+    from pelacli.messages import short_line
+
     for message in filter(None, (failure.message, *failure.others)):
-        print(f"pela: error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"pela: error: {short_line(message)}", file=sys.stderr)
     return failure.exit_code
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+from pelacli.messages import printable, short_line
 from pelacli.system import processes
 
 # A pipe has no width, and nothing may be cut to fit one.
@@ -84,13 +85,15 @@ def print_json(document: Any, *, exact: bool = False) -> None:
 def info(message: str) -> None:
     """Print a line on standard error about what is going on."""
     if verbosity.shows_messages:
-        stderr().print(message, markup=False, highlight=False)
+        stderr().print(short_line(message), markup=False, highlight=False)
 
 
 def warn(message: str) -> None:
     """Print a line on standard error that the user should know of; it starts with ``note:``."""
     if verbosity.shows_warnings:
-        stderr().print(f"note: {message}", style="yellow", markup=False, highlight=False)
+        stderr().print(
+            f"note: {short_line(message)}", style="yellow", markup=False, highlight=False
+        )
 
 
 def info_once(kind: str, message: str) -> None:
@@ -122,14 +125,14 @@ class Progress:
                 f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
                 for name, value in figures.items()
             )
-            self._bar.update(self._task, advance=n, figures=text)
+            self._bar.update(self._task, advance=n, figures=printable(text))
         else:
             self._bar.update(self._task, advance=n)
 
     def describe(self, text: str) -> None:
         """Change the text before the bar."""
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description=text)
+            self._bar.update(self._task, description=short_line(text))
 
 
 @contextmanager
@@ -142,11 +145,13 @@ def progress(description: str, total: float | None = None) -> Iterator[Progress]
         info(f"{description} …")
         yield Progress()
     elif total is None:
-        with stderr().status(description):
+        from rich.text import Text
+
+        with stderr().status(Text(short_line(description))):
             yield Progress()
     else:
         with _progress_bar() as bar:
-            yield Progress(bar, bar.add_task(description, total=total, figures=""))
+            yield Progress(bar, bar.add_task(short_line(description), total=total, figures=""))
 
 
 def _progress_bar() -> RichProgress:
@@ -172,7 +177,7 @@ def _progress_bar() -> RichProgress:
                     yield Text(task.fields["figures"], style="dim")
 
     return BarAboveFigures(
-        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

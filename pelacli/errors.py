@@ -11,6 +11,13 @@ from typing import Any
 _LONGEST = 600  # characters of a message
 
 
+def shortened(line: str) -> str:
+    """A line; of a very long one beginning and end."""
+    if len(line) <= _LONGEST:
+        return line
+    return f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 3 :]}"
+
+
 class PelaError(Exception):
     """Something failed while running. Exit code 1."""
 
@@ -19,10 +26,7 @@ class PelaError(Exception):
     def __str__(self) -> str:
         """The message in one line, even where it quotes several lines of another library. Of a
         very long one, as a file with a name of thousands of letters causes, beginning and end."""
-        line = " ".join(super().__str__().split())
-        if len(line) <= _LONGEST:
-            return line
-        return f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 3 :]}"
+        return shortened(" ".join(super().__str__().split()))
 
 
 class RequestError(PelaError):

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from pelacli.errors import PelaError, RequestError
+from pelacli.errors import PelaError, RequestError, shortened
 
 _LONGEST = 300  # characters of another library's message
 _CAUSE = 160  # … of one that is quoted between a place and a remedy
@@ -70,6 +71,37 @@ def shown(value: object) -> str:
     except ValueError:  # a number of more than 4,300 digits
         text = f"a {type(value).__name__} of many digits"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A text that does nothing to a terminal: what has no shape of its own is written as Python
+    escapes it. Names in a stranger's files can hold codes that move the cursor, hide what follows,
+    or turn the direction of reading, and names of files halves of characters.
+
+    Args:
+        keep: characters that stay, such as the newlines of a text of several lines.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c in keep or _is_visible(c) else _escaped(c) for c in text)
+
+
+def _is_visible(character: str) -> bool:
+    # Spaces of other widths, and what joins the parts of Indic and Persian words and of emoji.
+    return (
+        character.isprintable()
+        or unicodedata.category(character) == "Zs"
+        or (character in "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}")
+    )
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def short_line(text: str) -> str:
+    """A text in one printable line, and of a very long one beginning and end."""
+    return shortened(printable(" ".join(text.split())))
 
 
 def closest(name: str, known: Iterable[str], n: int = 3) -> list[str]:

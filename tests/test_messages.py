@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pelacli.errors import PelaError
-from pelacli.messages import closest, did_you_mean, one_line
+from pelacli.messages import closest, did_you_mean, one_line, printable, short_line
 
 NAMES = ["vit_base", "vit_small", "swin_base", "workers"]
 
@@ -47,3 +47,31 @@ def test_a_hint_offers_close_names_and_else_what_is_given():
 
 def test_an_error_of_pela_is_printed_in_one_line():
     assert str(PelaError("model.safetensors: a\n  b\t c")) == "model.safetensors: a b c"
+
+
+# Each does something to a terminal, to the direction of reading or to an encoder.
+CODES = [
+    "\x1b[31m", "\x1b]0;title\x07", "\x1b]8;;http://x\x1b\\", "\x9b2J", "\x00", "\x08", "\r",
+    "\x7f", "\u202e", "\u2066", "\u200f", "\u061c", "\ufeff", "\u200b", "\u2028", "\x85",
+    "\udce9", "\U000e0041",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_codes_in_names_are_written_out(code):
+    for text in (printable(f"a{code}b"), short_line(f"a{code}b")):
+        assert text.isprintable()
+        assert text.startswith("a")
+        assert text.endswith("b")
+
+
+def test_names_of_all_scripts_stay():
+    for name in ("blöcke.0.fc", "层.1", "می‌خواهم", "क्षि", "👩‍💻", "→ √"):
+        assert short_line(name) == name
+        assert printable(name) == name
+
+
+def test_a_line_is_short_and_a_text_keeps_its_lines():
+    assert len(short_line("x" * 10_000)) < 620
+    assert short_line("a\nb\tc") == "a b c"
+    assert printable("a\nb\r", keep="\n") == "a\nb\\r"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pelacli.manifest.document import Manifest
+from pelacli.messages import short_line
 from pelacli.report import costs
 
 
@@ -16,7 +17,7 @@ def model_card(manifest: Manifest) -> str:
         "tags: [pela, low-rank]",
         "---",
         "",
-        f"# {manifest.source.name}, made smaller by pela",
+        f"# {short_line(manifest.source.name)}, made smaller by pela",
         "",
     ]
     if factorised:
@@ -45,7 +46,7 @@ def model_card(manifest: Manifest) -> str:
     ]
     for step in manifest.history:
         figures = ", ".join(
-            f"{key} {value}" if isinstance(value, str) else f"{key} {value:.4g}"
+            f"{key} {short_line(value)}" if isinstance(value, str) else f"{key} {value:.4g}"
             for key, value in step.metrics.items()
             if isinstance(value, int | float | str) and not isinstance(value, bool)
         )

@@ -35,13 +35,16 @@ Format = Annotated[
 _NO_PATHS = ("include", "exclude", "pin", "set_")
 
 
-def refuse_empty(arguments: Sequence[str]) -> None:
-    """Refuse arguments that are empty, which a shell makes of a variable that is not set.
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse arguments that are empty, which a shell makes of a variable that is not set, and names
+    that are no text, which neither safetensors nor a manifest can hold.
 
     Raises:
         RequestError: naming the option whose value is empty, or the place of the argument.
     """
     for number, argument in enumerate(arguments, 1):
+        if argument != argument.encode(errors="replace").decode():
+            raise RequestError(f"{argument}: is no name in UTF-8; give it another (mv)")
         before = arguments[number - 2] if number > 1 else ""
         if argument == "":
             what = before if before.startswith("-") else f"argument {number}"

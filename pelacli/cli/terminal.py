@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 from pelacli import console
+from pelacli.messages import printable
 from pelacli.report import tables
 from pelacli.report.tables import Row
 
@@ -83,12 +84,12 @@ def _least_width(name: str, cells: Sequence[str]) -> int:
 
 def print_heading(text: str) -> None:
     """Print one line in bold."""
-    console.stdout().print(text, markup=False, highlight=False, style="bold")
+    console.stdout().print(printable(text), markup=False, highlight=False, style="bold")
 
 
 def print_text(text: str, end: str = "\n") -> None:
-    """Print plain text."""
-    console.stdout().print(text, markup=False, highlight=False, end=end)
+    """Print plain text, of one line or more."""
+    console.stdout().print(printable(text, keep="\n\t"), markup=False, highlight=False, end=end)
 
 
 def table(rows: Sequence[Row], width: int = 1_000_000) -> Table:
@@ -109,7 +110,7 @@ def table(rows: Sequence[Row], width: int = 1_000_000) -> Table:
         more = max(0, min(max(map(len, (name, *cells))) - least, room))
         room -= more
         result.add_column(
-            Text(name),
+            Text(printable(name)),
             justify="right" if tables.is_numeric(cells) else "left",
             overflow="fold",
             width=least + more,

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pelacli.console import figures
+from pelacli.messages import printable
 
 Row = dict[str, Any]
 Style = Literal["table", "json", "csv", "markdown"]
@@ -25,7 +26,10 @@ def to_csv(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(figures(row) for row in rows)
+    writer.writerows(
+        {key: printable(v) if isinstance(v, str) else v for key, v in figures(row).items()}
+        for row in rows
+    )
     return text.getvalue()
 
 
@@ -58,7 +62,9 @@ def show(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:.4g}" if isinstance(value, float) else printable(" ".join(str(value).splitlines()))
+    )
 
 
 def human(number: int | float | None) -> str:
@@ -79,4 +85,5 @@ def _columns(rows: Sequence[Row]) -> list[str]:
 
 
 def _escape(cell: str) -> str:
-    return " ".join(cell.split()).replace("\\", "\\\\").replace("|", "\\|")
+    text = printable(" ".join(cell.split())).replace("\\", "\\\\").replace("|", "\\|")
+    return text.replace("<", "&lt;")
