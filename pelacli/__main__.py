@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import TYPE_CHECKING
+
+from pelacli.system import termination
+from pelacli.system.termination import Terminated
 
 if TYPE_CHECKING:
     from pelacli.cli.failures import Failure
@@ -12,25 +14,35 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run the command line; the one place that turns errors into a line and an exit code."""
-    from pelacli.cli import failures
-    from pelacli.cli.app import make_app
-    from pelacli.cli.options import check_arguments
-    from pelacli.console import verbosity
-
-    # What torch tells developers of other libraries (torchao's, say) is not for users.
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     try:
-        check_arguments(sys.argv[1:])
-        code = make_app()(standalone_mode=False)
-        if code == failures.INTERRUPTED:  # the parser turns Ctrl-C into this, without a word
-            raise KeyboardInterrupt
+        termination.raise_on_signals()
+        code = _run()
     except BrokenPipeError:
         # The reader has gone (`pela report | head`): not an error, and nothing more to say.
         sys.stderr.close()
         code = 0
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        from pelacli.cli import failures
+        from pelacli.console import verbosity
+
         code = _fail(error, failures.describe(error), verbosity.debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _run() -> object:
+    import logging
+
+    from pelacli.cli import failures
+    from pelacli.cli.app import make_app
+    from pelacli.cli.options import check_arguments
+
+    # What torch tells developers of other libraries (torchao's, say) is not for users.
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+    check_arguments(sys.argv[1:])
+    code = make_app()(standalone_mode=False)
+    if code == failures.INTERRUPTED:  # the parser turns Ctrl-C into this, without a word
+        raise KeyboardInterrupt
+    return code
 
 
 def _fail(error: BaseException, failure: Failure, debug: bool) -> int:

@@ -15,6 +15,7 @@ from pelacli.manifest.document import Manifest
 from pelacli.models import heads, torch_module, wrapping
 from pelacli.models.hf import stated_layers
 from pelacli.models.opened import OpenModel
+from pelacli.steps import outputs
 from pelacli.steps import verify as steps_verify
 from pelacli.steps.verify import Verified
 from pelacli.system import devices
@@ -106,7 +107,8 @@ def save(model: nn.Module, path: str | Path) -> None:
             into_module.check_writable(opened)
         else:
             roundtrip.check_readable(opened, manifest)
-        saving.save(opened, manifest, at)
+        with outputs.writing(at):
+            saving.save(opened, manifest, at)
 
 
 @arguments.suggesting

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from pelacli.errors import CollectedError, PelaError
 from pelacli.messages import one_line
+from pelacli.system.termination import Terminated
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 _LONGEST_NAME = 100  # characters of a file's name that a message quotes
@@ -64,6 +65,8 @@ def describe(error: BaseException) -> Failure:
         return Failure(str(error), error.exit_code)
     if isinstance(error, KeyboardInterrupt):
         return Failure("interrupted", INTERRUPTED)
+    if isinstance(error, Terminated):
+        return Failure(str(error), error.exit_code)
     if usage is not None:
         # Without a command the parser prints the help and has nothing more to say.
         text = usage()

@@ -19,6 +19,10 @@ FORMAT = 1
 _DIGEST = "digest"
 
 
+class NewerFormatError(RequestError):
+    """A later pela has written the manifest."""
+
+
 class _Record(BaseModel):
     """A part of the manifest. Keys that a later pela has added are ignored; a pela that changes
     what a key means raises FORMAT."""
@@ -161,7 +165,8 @@ def read(directory: Path) -> Manifest:
     """The manifest of an artefact.
 
     Raises:
-        RequestError: no artefact, not JSON, of a newer format, or with wrong fields.
+        NewerFormatError: a later pela has written it.
+        RequestError: no artefact, not JSON, or with wrong fields.
     """
     path = Path(directory) / FILE
     if not path.is_file():
@@ -173,7 +178,7 @@ def read(directory: Path) -> Manifest:
     if not isinstance(version, int) or isinstance(version, bool):
         raise RequestError(f'{path}: no record of an artefact: it has no "format"; make it anew')
     if version > FORMAT:
-        raise RequestError(
+        raise NewerFormatError(
             f"{path}: format {version}, written by pela {document.get('pela')}; this pela "
             f"({__version__}) reads formats up to {FORMAT}: upgrade it (pip install -U pelacli)"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pelacli.factorize.sections import Sections, sections
 from pelacli.models import filling
 from pelacli.models.blocks import blocks
 from pelacli.steps.dense import DenseModel
+from pelacli.system import leftovers
 from pelacli.system.shelf import Shelf
 from pelacli.version import __version__
 
@@ -126,7 +126,7 @@ def _resumable(folder: Path, request: str) -> Shelf:
         if note.read_text(encoding="utf-8") == request:
             console.info(f"going on with what a run before has left in {folder}")
             return Shelf(folder)
-        shutil.rmtree(folder)
+        leftovers.discard(folder)
     folder.mkdir(parents=True, exist_ok=True)
     note.write_text(request, encoding="utf-8")
     return Shelf(folder)
@@ -146,7 +146,7 @@ def kept_until_done(folder: Path) -> Iterator[None]:
 
 def _remove(folder: Path) -> None:
     if (folder / _REQUEST).is_file():
-        shutil.rmtree(folder, ignore_errors=True)
+        leftovers.discard(folder)
 
 
 def _request(dense: DenseModel, batches: Sequence[Any], seed: int, choice: Choice) -> str:

@@ -31,7 +31,7 @@ from pelacli.recipe import layout
 from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.fingerprint import fingerprint
 from pelacli.recipe.step import Step
-from pelacli.steps import latency_budget, placing, quality
+from pelacli.steps import latency_budget, outputs, placing, quality
 from pelacli.steps.blockwise import Choice, kept_until_done
 from pelacli.steps.dense import DenseModel, check_flops_known, examine
 from pelacli.steps.factorization import solve
@@ -84,7 +84,9 @@ def run(
     check_targets(step, dry_run, spectra_file)
     if processes.launched() > 1:
         processes.join(step.device)
-    with kept_until_done(layout.moments_folder(step.output)):
+    if dry_run:
+        return _run(step, dry_run, spectra_file)
+    with outputs.writing(step.output), kept_until_done(layout.moments_folder(step.output)):
         return _run(step, dry_run, spectra_file)
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from pelacli import console
 from pelacli.errors import RequestError
 from pelacli.manifest import document, integrity, lookup
+from pelacli.manifest.document import NewerFormatError
 from pelacli.recipe import layout, schema
 from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.evaluation import Evaluation, NamedModel
@@ -19,7 +21,8 @@ from pelacli.recipe.fingerprint import fingerprint
 from pelacli.recipe.keys import Key, dotted
 from pelacli.recipe.schema import Recipe
 from pelacli.recipe.step import Step, opening_of, steps_of
-from pelacli.system import processes
+from pelacli.steps import outputs
+from pelacli.system import leftovers, locks, processes
 
 
 @dataclass
@@ -54,26 +57,32 @@ def run(recipe: Recipe, *, force: bool = False, place_of: Callable[[Key], str] =
         from pelacli.steps.preflight import check
 
         check.check(recipe, place_of, [*(step.name for step in steps[done:]), "eval"])
-    outcomes = []
-    for step in steps:
-        start = time.perf_counter()
-        processes.wait(step.device)  # or a late one would find the step done by another
-        skipped = not force and is_done(step)
-        if skipped:
-            console.info(f"{step.name}: done already in {step.output}")
-        else:
-            console.info(f"{step.name} → {step.output}")
-            _do(step, force)
-        seconds = 0.0 if skipped else time.perf_counter() - start
-        outcomes.append(
-            {
-                "step": step.name,
-                "artefact": str(step.output),
-                "skipped": skipped,
-                "seconds": seconds,
-            }
-        )
+    with _held(recipe) if done < len(steps) else nullcontext():
+        outcomes = [_outcome(step, force) for step in steps]
     return Ran(outcomes, _evaluate(recipe))
+
+
+@contextmanager
+def _held(recipe: Recipe) -> Iterator[None]:
+    """Nobody else runs the recipe's steps meanwhile."""
+    with locks.holding(Path(recipe.output)) if processes.is_first() else nullcontext():
+        yield
+
+
+def _outcome(step: Step[Any], force: bool) -> dict[str, Any]:
+    """Do a step, unless it is done."""
+    start = time.perf_counter()
+    processes.wait(step.device)  # or a late one would find the step done by another
+    skipped = not force and is_done(step)
+    if skipped:
+        console.info(f"{step.name}: done already in {step.output}")
+        outputs.tidy(step.output)
+    else:
+        console.info(f"{step.name} → {step.output}")
+        _do(step, force)
+    seconds = 0.0 if skipped else time.perf_counter() - start
+    artefact = str(step.output)
+    return {"step": step.name, "artefact": artefact, "skipped": skipped, "seconds": seconds}
 
 
 def is_done(step: Step[Any]) -> bool:
@@ -82,7 +91,13 @@ def is_done(step: Step[Any]) -> bool:
     """
     if not document.is_artefact(step.output):
         return False
-    manifest = document.read(step.output)
+    try:
+        manifest = document.read(step.output)
+    except NewerFormatError:
+        raise
+    except RequestError as error:
+        console.warn_once(f"damage in {step.output}", f"{error}: {step.name} is done again")
+        return False
     history = manifest.history
     if not history or history[-1].step != step.name:
         return False
@@ -105,7 +120,7 @@ def is_done(step: Step[Any]) -> bool:
 def _do(step: Step[Any], force: bool) -> None:
     lookup.require(step.source, step.name)
     if force and processes.is_first():  # an unfinished run is started again too
-        shutil.rmtree(layout.workplace(step.output), ignore_errors=True)
+        leftovers.discard(layout.workplace(step.output))
     if step.name == "decompose":
         _decompose(step)
     elif step.name == "pretrain":

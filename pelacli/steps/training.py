@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,9 +20,9 @@ from pelacli.recipe import layout
 from pelacli.recipe.fingerprint import fingerprint
 from pelacli.recipe.step import Step
 from pelacli.recipe.training import Pretrain, Train
-from pelacli.steps import rate
+from pelacli.steps import outputs, rate
 from pelacli.steps.gain import Gain, gain
-from pelacli.system import files, processes
+from pelacli.system import files, leftovers, processes
 from pelacli.train import checkpoint, loop, regularisation
 from pelacli.train.loop import Objective, RunOptions, Trained
 from pelacli.train.run import updates
@@ -55,6 +54,13 @@ def train(
     Args:
         resume: go on from the last checkpoint, if there is one.
     """
+    with outputs.writing(step.output):
+        return _train(step, model, data, objective, resume)
+
+
+def _train(
+    step: Step[Train], model: Artefact, data: Splits, objective: Objective, resume: bool
+) -> Outcome:
     settings, module = step.settings, model.module
     precision.in_float32(model.opened)
     if settings.drop_path is not None:
@@ -82,28 +88,29 @@ def workplace(step: Step[Train], opened: OpenModel) -> Iterator[Path]:
     A request that is refused in the block, before there is a checkpoint, leaves no trace.
 
     Raises:
-        RequestError: the folder holds an unfinished run of other settings. To continue it with
-            these would give weights that neither recipe describes.
+        RequestError: the folder holds an unfinished run of other settings, or of nobody knows
+            which. To continue it with these would give weights that neither recipe describes.
     """
     work = layout.workplace(step.output)
     current = fingerprint(step, loading.input_digest(step.source, opened))
-    file = work / "fingerprint"
-    old = file.read_text(encoding="utf-8") if file.is_file() else current
+    file = work / outputs.FINGERPRINT
+    processes.wait(step.device)  # the first one has removed what a finished run left
+    old = file.read_text(encoding="utf-8") if file.is_file() else None
     if old != current and checkpoint.steps(work):
-        raise RequestError(
-            f"{work}: holds an unfinished run of other settings; finish it with those, or remove it"
-        )
+        settings = "nobody knows which" if old is None else "other"
+        remedy = "remove it" if old is None else "finish it with those, or remove it"
+        raise RequestError(f"{work}: holds an unfinished run of {settings} settings; {remedy}")
     created: list[Path] = []
     if processes.join(step.device).is_main_process:
         created = [path for path in (work, *work.parents) if not path.exists()]
         work.mkdir(parents=True, exist_ok=True)
-        if old != current or not file.is_file():
+        if old != current:
             files.write(file, current.encode())  # another process may be reading it
     try:
         yield work
     except RequestError:
         if work in created and not checkpoint.steps(work):
-            shutil.rmtree(work, ignore_errors=True)
+            leftovers.discard(work)
             for path in created[1:]:
                 with suppress(OSError):  # someone else has put something there
                     path.rmdir()
@@ -143,4 +150,4 @@ def _write(model: Artefact, described: Manifest, output: Path, work: Path) -> No
     course = work / _METRICS
     extra = {_METRICS: course.read_bytes()} if course.is_file() else {}
     saving.save(model.opened, described, output, extra=extra)
-    shutil.rmtree(work, ignore_errors=True)
+    leftovers.discard(work)

@@ -4,14 +4,12 @@ replaced. No torch."""
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pelacli.errors import RequestError
-from pelacli.system import files
+from pelacli.system import files, leftovers, locks
 
 
 def check_is_new(path: Path) -> None:
@@ -33,18 +31,21 @@ def draft(path: Path) -> Iterator[Path]:
 
     Raises:
         RequestError: something is at ``path``, or has come there meanwhile.
+        LockedError: another process writes there.
         OSError: the disk refuses.
     """
-    check_is_new(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
-        yield folder / path.name
-        beside = sorted(entry.name for entry in folder.iterdir() if entry.name != path.name)
-        for name in [*beside, path.name]:  # what `path` refers to is there before it
-            check_is_new(path.parent / name)
-        for name in [*beside, path.name]:
-            files.settle(folder / name)
-            (folder / name).rename(path.parent / name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with locks.holding(path):
+        leftovers.clear(path)
+        check_is_new(path)
+        folder = leftovers.draft(path)
+        try:
+            folder.mkdir()
+            yield folder / path.name
+            beside = sorted(entry.name for entry in folder.iterdir() if entry.name != path.name)
+            for name in [*beside, path.name]:  # what `path` refers to is there before it
+                check_is_new(path.parent / name)
+            for name in [*beside, path.name]:
+                files.settle(folder / name)
+                (folder / name).rename(path.parent / name)
+        finally:
+            leftovers.remove(folder)

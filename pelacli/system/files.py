@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pelacli.errors import RequestError
+from pelacli.system import leftovers
 
-_LONGEST_NAME = 230  # bytes; file systems take 255, and temporary neighbours have longer names
+_LONGEST_NAME = 200  # bytes; file systems take 255, and temporary neighbours have longer names
 
 
 def check_place(path: Path) -> None:
@@ -51,9 +50,9 @@ def replacing(path: Path, finish: Callable[[Path], None] = lambda _: None) -> It
     """
     path = path.resolve()  # a link stays, and what it points to is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    folder = leftovers.draft(path)
     try:
-        folder.chmod(0o777 & ~_umask())
+        folder.mkdir()
         yield folder
         settle(folder)
         finish(folder)
@@ -64,7 +63,7 @@ def replacing(path: Path, finish: Callable[[Path], None] = lambda _: None) -> It
             _exchange(folder, path)  # now the old one bears the temporary name
         _sync(path.parent)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        leftovers.remove(folder)
 
 
 def settle(path: Path) -> None:
@@ -86,12 +85,9 @@ def write(path: Path, content: bytes) -> None:
     """
     path = path.resolve()  # a link stays, and what it points to is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    draft = Path(name)
+    draft = leftovers.draft(path)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        draft.chmod(0o666 & ~_umask())
+        draft.write_bytes(content)
         _sync(draft)
         draft.replace(path)
         _sync(path.parent)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pelacli.errors import PelaError
-from pelacli.system import devices
+from pelacli.system import devices, leftovers
 
 
 class Shelf:
@@ -27,8 +27,11 @@ class Shelf:
 
     def __init__(self, folder: Path | None = None) -> None:
         if folder is None:
-            folder = Path(tempfile.mkdtemp(prefix="pela-"))
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            usual = Path(tempfile.gettempdir()) / "pela-shelf"
+            leftovers.clear(usual)
+            folder = leftovers.draft(usual)
+            folder.mkdir(0o700)
+            weakref.finalize(self, leftovers.remove, folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
 

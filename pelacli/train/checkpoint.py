@@ -24,6 +24,7 @@ from torch import nn
 
 from pelacli.console import info, warn
 from pelacli.errors import PelaError, RequestError
+from pelacli.system import leftovers
 from pelacli.train.run import Run
 
 # Raised by torch, safetensors and the file system for a file that is cut short or of other shapes.
@@ -73,8 +74,18 @@ def begin(
             )
     for name in ("step", "evaluated", "metrics", "start", "best"):
         setattr(run, name, old[name])
+    if main:
+        _drop_later_bests(output, run.step)
     info(f"continuing at step {run.step} of {run.total}")
     return states
+
+
+def _drop_later_bests(output: Path, step: int) -> None:
+    """Remove weights that an evaluation after this step has kept: it will be made again, and may
+    not keep them."""
+    for path in folder(output).glob("best-*"):
+        if path.name > f"best-{step:08d}":
+            leftovers.discard(path)
 
 
 def folder(output: Path) -> Path:
@@ -170,18 +181,18 @@ def load_newest(
     return None
 
 
-def load_best(output: Path, module: nn.Module) -> dict[str, float] | None:
-    """Fill a module with the weights of the best evaluation; return its metrics. None where there
-    was no evaluation with a main metric.
+def load_best(output: Path, run: Run, module: nn.Module) -> dict[str, float] | None:
+    """Fill a module with the weights of the run's best evaluation; return its metrics. None where
+    there was no evaluation with a main metric.
 
     Raises:
         PelaError: the file is missing, cut short, or of another model.
     """
-    checkpoints = sorted(folder(output).glob("best-*"))
-    if not checkpoints:
+    if run.best is None:
         return None
-    metrics: dict[str, float] = state(checkpoints[-1])["metrics"]
-    _fill(checkpoints[-1], {"model": module})
+    path = folder(output) / f"best-{run.best['step']:08d}"
+    metrics: dict[str, float] = state(path)["metrics"]
+    _fill(path, {"model": module})
     return metrics
 
 
@@ -206,7 +217,8 @@ def prune(output: Path, keep: int) -> None:
 
 def clear(output: Path) -> None:
     """Remove all checkpoints of a run, as when its artefact has been saved."""
-    shutil.rmtree(folder(output), ignore_errors=True)
+    leftovers.clear(folder(output))
+    leftovers.discard(folder(output))
 
 
 def check_finite(module: nn.Module, step: int, output: Path) -> None:

@@ -287,7 +287,7 @@ def _take_result(learner: Learner, module: nn.Module, output: Path | None, run: 
         module.load_state_dict(weights.modules["ema"].state_dict())
     if learner.settings.result == "best" and output is not None:
         learner.accelerator.wait_for_everyone()  # for the first process to have written it
-        metrics = checkpoint.load_best(output, module)
+        metrics = checkpoint.load_best(output, run, module)
         if metrics is None:
             warn("result = 'best': nothing was evaluated, so these are the last weights")
         run.metrics = metrics or run.metrics

@@ -1,0 +1,44 @@
+"""SIGTERM and SIGHUP end the command line by an exception, so that drafts go."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from pelacli.artefact import card
+from pelacli.system import termination
+
+
+@pytest.fixture
+def handlers():
+    """The handlers as they were, afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_while_the_artefact_is_written_leaves_nothing(
+    here, pela, checkpoint, handlers, monkeypatch, name
+):
+    number = getattr(signal, name)
+    for known in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(known, signal.SIG_DFL)
+    monkeypatch.setattr(card, "model_card", lambda manifest: os.kill(os.getpid(), number))
+    code, out, err = pela(
+        "decompose", checkpoint, "--arch", "test_vit", "--ratio", "0.5", "-o", "a"
+    )
+    assert code == 128 + number
+    assert out == ""
+    assert err.splitlines()[-1] in (f"pela: error: stopped by {name}", "pela: error: interrupted")
+    assert "Traceback" not in err
+    assert not list(here.iterdir())
+
+
+def test_a_signal_that_is_ignored_stays_so(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    termination.raise_on_signals()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
