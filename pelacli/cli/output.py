@@ -245,6 +245,8 @@ def print_verified(results: Sequence[Verified], json: bool) -> None:
         if result.whole:
             state = f"whole, {result.files} files" if result.recorded else "no damage to be seen"
         terminal.print_text(f"{result.artefact}: {state}")
+        if result.digest is not None:
+            terminal.print_text(f"  digest {result.digest}")
         for damage in result.damages:
             terminal.print_text(f"  {damage.file}: {damage.what}")
         for note in result.notes:
@@ -252,7 +254,7 @@ def print_verified(results: Sequence[Verified], json: bool) -> None:
 
 
 def _verified_document(result: Verified) -> dict[str, Any]:
-    keys = ("artefact", "whole", "recorded", "files", "weights", "notes")
+    keys = ("artefact", "whole", "recorded", "files", "weights", "digest", "notes")
     damages = [{"file": damage.file, "what": damage.what} for damage in result.damages]
     return {key: getattr(result, key) for key in keys} | {"damages": damages}
 

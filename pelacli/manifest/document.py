@@ -99,6 +99,7 @@ class StepRecord(_Record):
         step: "decompose", "pretrain" …
         recipe: the whole recipe, with every default.
         versions: of Python, pela and the libraries.
+        machine: as `pelacli.system.machine.description` gives it; empty in one of an older pela.
         inputs: digest of the weights that the step read.
         fingerprint: of the step's inputs and settings.
     """
@@ -107,6 +108,7 @@ class StepRecord(_Record):
     recipe: dict[str, Any] = Field(default_factory=dict)
     seed: int = 0
     versions: dict[str, str] = Field(default_factory=dict)
+    machine: dict[str, str | int] = Field(default_factory=dict)
     metrics: dict[str, Any] = Field(default_factory=dict)
     seconds: float = 0.0
     inputs: str = ""

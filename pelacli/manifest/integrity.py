@@ -6,6 +6,8 @@ record, and nothing can be said of them. No torch.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from pelacli.system import own_files
 REMEDY = "copy the artefact again, or make it anew (`pela run RECIPE` does its step again)"
 # What people write in themselves, and no model is read from.
 FREE = ("README.md", "metrics.jsonl", evaluations.FILE)
+_SPECTRA = "spectra.safetensors"  # plans are made from them; they name the model by its path
 _CONFIG = "config.json"
 _SKIP = "PELA_SKIP_DIGESTS"
 
@@ -42,6 +45,23 @@ def files_of(directory: Path) -> dict[str, FileRecord]:
         for file in files
         if file != directory / document.FILE
     }
+
+
+def digest(manifest: Manifest) -> str | None:
+    """SHA-256 of all that a model is opened from: every file but logs, the card and the spectra,
+    and the manifest's layers. The same recipe, data, seed, versions, device and threads give the
+    same one, wherever and whenever they do; seconds, paths and dates are no part of it. None for
+    an artefact of an older pela.
+    """
+    if manifest.files is None:
+        return None
+    files = {
+        name: record.sha256 for name, record in _read_files(manifest).items() if name != _SPECTRA
+    }
+    layers = [layer.model_dump(mode="json") for layer in manifest.layers]
+    content = {"files": files, "layers": layers, "library": manifest.library, "tied": manifest.tied}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def damages(

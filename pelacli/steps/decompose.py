@@ -38,7 +38,7 @@ from pelacli.steps.factorization import solve
 from pelacli.steps.latency_budget import LatencyOutcome
 from pelacli.steps.quality import Candidate, QualitySearch
 from pelacli.steps.solved import Fit, SolvedModel
-from pelacli.system import devices, processes
+from pelacli.system import devices, machine, processes
 from pelacli.tasks import registry
 
 _ALIKE = 1.05  # a correction that makes it worse by less is left out without a word
@@ -123,7 +123,7 @@ def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Dec
         console.warn(str(latency))
     if not dry_run:
         manifest.history = [] if before is None else list(before.history)
-        entry = record(step, spectra, candidate, time.perf_counter() - start)
+        entry = record(step, spectra, candidate, devices_used.model, time.perf_counter() - start)
         if latency is not None:
             entry.metrics["latency_ms"] = latency.document()
         manifest.history.append(entry)
@@ -258,7 +258,11 @@ def chosen(
 
 
 def record(
-    step: Step[Decompose], spectra: Spectra, candidate: Candidate, seconds: float
+    step: Step[Decompose],
+    spectra: Spectra,
+    candidate: Candidate,
+    device: torch.device,
+    seconds: float,
 ) -> StepRecord:
     """What the manifest's history says of the step."""
     about = spectra.about
@@ -278,6 +282,7 @@ def record(
         recipe=dict(step.document),
         seed=step.seed,
         versions=versions.versions(),
+        machine=machine.description(device),
         metrics=metrics,
         seconds=seconds,
         inputs=spectra.about.inputs,

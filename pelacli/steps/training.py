@@ -22,7 +22,7 @@ from pelacli.recipe.step import Step
 from pelacli.recipe.training import Pretrain, Train
 from pelacli.steps import outputs, rate
 from pelacli.steps.gain import Gain, gain
-from pelacli.system import files, leftovers, processes
+from pelacli.system import devices, files, leftovers, machine, processes
 from pelacli.train import checkpoint, loop, regularisation
 from pelacli.train.loop import Objective, RunOptions, Trained
 from pelacli.train.run import updates
@@ -132,6 +132,7 @@ def finish(
             recipe=dict(step.document),
             seed=step.seed,
             versions=versions.versions(),
+            machine=machine.description(devices.select(step.device)),
             metrics=metrics,
             seconds=trained.seconds,
             inputs=inputs,

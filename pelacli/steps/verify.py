@@ -28,6 +28,8 @@ class Verified:
             files' form alone is looked at.
         files: how many were compared.
         weights: SHA-256 of the weights; None where something is damaged.
+        digest: of all that a model is opened from (`pelacli.manifest.integrity.digest`); None where
+            something is damaged, or not recorded.
     """
 
     artefact: str
@@ -36,6 +38,7 @@ class Verified:
     recorded: bool = True
     files: int = 0
     weights: str | None = None
+    digest: str | None = None
 
     @property
     def whole(self) -> bool:
@@ -104,6 +107,7 @@ def verify(path: Path) -> Verified:
         manifest.files is not None,
         len(manifest.files or {}),
         None if damages else digests.weights_digest(path),
+        None if damages else integrity.digest(manifest),
     )
 
 
