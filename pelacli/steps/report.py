@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pelacli import console
 from pelacli.errors import RequestError
 from pelacli.manifest import digests, document, evaluations, integrity, lookup
 from pelacli.manifest.document import Manifest
@@ -140,8 +141,23 @@ def _artefacts_of_runs() -> list[str]:
 
 
 def _courses(ref: str) -> dict[str, Course]:
-    """Label → course of what is named or lies below it."""
-    return {label: curves.read(file) for label, file in curves.metrics_files(ref).items()}
+    """Label → course of what is named or lies below it. A course that can't be read, as one that
+    has no figures yet, is left out with a line where something else is there to report.
+
+    Raises:
+        RequestError: nothing else is.
+    """
+    courses, problems = {}, []
+    for label, file in curves.metrics_files(ref).items():
+        try:
+            courses[label] = curves.read(file)
+        except RequestError as error:
+            problems.append(error)
+    if problems and not courses and not lookup.artefacts(Path(ref)):
+        raise problems[0]
+    for problem in problems:
+        console.warn(str(problem))
+    return courses
 
 
 def _spectra(ref: str) -> dict[str, Path]:
