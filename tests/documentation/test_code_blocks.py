@@ -59,6 +59,17 @@ def test_commands_have_the_options_that_pages_show(block):
             parse(app, arguments)
 
 
+def test_scripts_of_the_examples_have_options_that_exist():
+    app = typer.main.get_command(make_app())
+    (script,) = (PAGES[0].parent / "examples").rglob("*.sh")
+    typed = [shlex.split(line, comments=True) for line in script.read_text().splitlines()
+             if line.startswith("pela ")]  # fmt: skip
+    assert len(typed) == 5
+    for words in typed:
+        for arguments in calls(words):
+            parse(app, arguments)
+
+
 def test_a_command_with_an_unknown_option_would_be_seen():
     app = typer.main.get_command(make_app())
     with pytest.raises(Exception, match="No such option: --rato"):
