@@ -76,6 +76,10 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
         else from it has done its work."""
         if getattr(config, "fusion_config", None) == low_rank_config.GUARD:
             del config.fusion_config
+        arguments = getattr(config, "model_args", None)
+        if isinstance(arguments, dict):
+            # timm writes it among the arguments, and transformers' wrapper of timm gives it too.
+            arguments.pop("num_classes", None)
         return config
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:

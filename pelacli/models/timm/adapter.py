@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pelacli.errors import RequestError
+from pelacli.manifest import low_rank_config
 from pelacli.messages import one_line
 from pelacli.models.inputs import ImageInput, Inputs
 from pelacli.models.timm.loading import build as build
@@ -52,7 +53,16 @@ def rebuild(directory: Path) -> nn.Module:
 
     Buffers that no checkpoint holds (position tables, attention masks) have their values.
     """
-    name = f"local-dir:{directory}"
+    module = _built(f"local-dir:{directory}")
+    stated = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    whole = low_rank_config.with_classifier(stated).get("pretrained_cfg") or {}
+    if "classifier" in whole:
+        network: Any = module
+        network.pretrained_cfg = {**network.pretrained_cfg, "classifier": whole["classifier"]}
+    return module
+
+
+def _built(name: str) -> nn.Module:
     with quiet():
         with torch.device("meta"):
             module: nn.Module = timm.create_model(name, pretrained=False)
