@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ def main() -> None:
         from pelacli.console import verbosity
 
         code = _fail(error, failures.describe(error), verbosity.debug)
+    gc.freeze()  # else Python looks through all that torch has made once more, for seconds
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -1,8 +1,9 @@
 """What pela prints: results to standard output, messages and progress to standard error.
 
 Messages and progress appear where standard error is a terminal or ``--verbose`` is given; warnings
-also without. None does under ``--quiet``. Errors always appear, and `pelacli.__main__` prints them.
-Under a launcher only the first process prints. rich honours ``NO_COLOR``.
+also without, and of a long wait a line now and then. None does under ``--quiet``. Errors always
+appear, and `pelacli.__main__` prints them. Under a launcher only the first process prints. rich
+honours ``NO_COLOR``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import json
 import math
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +29,10 @@ from pelacli.system import processes
 # A pipe has no width, and nothing may be cut to fit one.
 _PIPE_WIDTH = 1_000_000
 _DIGITS = 6  # of a measurement in JSON and CSV
+
+# Off a terminal: seconds until the first line of a wait; how many times as long each next line
+# takes to come, and at most.
+_FIRST, _SLOWER, _LONGEST = 10.0, 1.5, 600.0
 
 
 @dataclass
@@ -88,6 +95,12 @@ def info(message: str) -> None:
         stderr().print(short_line(message), markup=False, highlight=False)
 
 
+def say(message: str) -> None:
+    """Print a line on standard error, unless ``--quiet`` is given."""
+    if verbosity.shows_warnings:
+        stderr().print(short_line(message), markup=False, highlight=False)
+
+
 def warn(message: str) -> None:
     """Print a line on standard error that the user should know of; it starts with ``note:``."""
     if verbosity.shows_warnings:
@@ -111,47 +124,104 @@ def warn_once(kind: str, message: str) -> None:
 
 
 class Progress:
-    """One progress bar. Without a bar its methods do nothing."""
+    """How far some work is, and its bar on a terminal.
 
-    def __init__(self, bar: RichProgress | None = None, task: TaskID | None = None) -> None:
+    Attributes:
+        description, done, total, figures: as they would be shown now; total None where unknown.
+    """
+
+    def __init__(
+        self,
+        description: str = "",
+        total: float | None = None,
+        bar: RichProgress | None = None,
+        task: TaskID | None = None,
+    ) -> None:
+        self.description, self.total = short_line(description), total
+        self.done, self.figures = 0.0, ""
+        self._began = time.monotonic()
         self._bar, self._task = bar, task
 
     def advance(self, n: float = 1, **figures: object) -> None:
         """Move on by n, and show the figures (``loss=0.5, lr=0.001``) below the bar."""
-        if self._bar is None or self._task is None:
-            return
+        self.done += n
         if figures:
             text = "  ".join(
                 f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
                 for name, value in figures.items()
             )
-            self._bar.update(self._task, advance=n, figures=printable(text))
-        else:
-            self._bar.update(self._task, advance=n)
+            self.figures = printable(text)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=n, figures=self.figures)
 
     def describe(self, text: str) -> None:
         """Change the text before the bar."""
+        self.description = short_line(text)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description=short_line(text))
+            self._bar.update(self._task, description=self.description)
+
+    def line(self) -> str:
+        """How far it is, in words: "calibrating: 64 of 256, about 2 min left"."""
+        took = time.monotonic() - self._began
+        if not self.total or not self.done:
+            return f"{self.description}: {duration(took)} so far"
+        left = took * max(0.0, self.total / self.done - 1)
+        text = f"{self.description}: {self.done:g} of {self.total:g}, about {duration(left)} left"
+        return f"{text}; {self.figures.replace('  ', ', ')}" if self.figures else text
 
 
 @contextmanager
 def progress(description: str, total: float | None = None) -> Iterator[Progress]:
-    """Show a progress bar, or a spinner where the total is unknown, while the block runs.
+    """Show a progress bar, or a spinner where the total is unknown or 0, while the block runs.
 
-    Off a terminal a single line is printed instead.
+    Off a terminal a line now and then says how far it is.
     """
-    if not verbosity.shows_messages or not sys.stderr.isatty():
+    if not sys.stderr.isatty():
         info(f"{description} …")
-        yield Progress()
-    elif total is None:
+        with _lines_of(Progress(description, total)) as plain:
+            yield plain
+    elif not verbosity.shows_messages:
+        yield Progress(description, total)
+    elif not total:
         from rich.text import Text
 
         with stderr().status(Text(short_line(description))):
-            yield Progress()
+            yield Progress(description, total)
     else:
         with _progress_bar() as bar:
-            yield Progress(bar, bar.add_task(short_line(description), total=total, figures=""))
+            task = bar.add_task(short_line(description), total=total, figures="")
+            yield Progress(description, total, bar, task)
+
+
+@contextmanager
+def _lines_of(plain: Progress) -> Iterator[Progress]:
+    """Print how far the block is, first after `_FIRST` seconds, then more and more seldom."""
+    if not verbosity.shows_warnings:
+        yield plain
+        return
+    done = threading.Event()
+
+    def report() -> None:
+        wait = _FIRST
+        while not done.wait(wait):
+            say(plain.line())
+            wait = min(_LONGEST, wait * _SLOWER)
+
+    reporter = threading.Thread(target=report, daemon=True)
+    reporter.start()
+    try:
+        yield plain
+    finally:
+        done.set()
+        reporter.join()
+
+
+def duration(seconds: float) -> str:
+    """A stretch of time for people: "4 s", "12 min", "1.6 h"."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 99.5 else f"{minutes / 60:.1f} h"
 
 
 def _progress_bar() -> RichProgress:

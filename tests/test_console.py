@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import re
+import sys
+import time
 
 import pytest
 
 from pelacli import console
+from pelacli.cli import waiting
 
 
 class Terminal(io.StringIO):
@@ -72,6 +76,71 @@ def test_figures_of_training_are_readable_at_80_columns(monkeypatch):
     words = " ".join(lines).replace("  ", " ")
     for figure in ("loss 2.346", "perturbation 0.01", "lr 1.25e-05", "best accuracy 81.25"):
         assert figure in words
+
+
+def test_a_long_wait_off_a_terminal_says_now_and_then_how_far_it_is(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr(console, "verbosity", console.Verbosity())
+    monkeypatch.setattr(console, "_FIRST", 0.02)
+    with console.progress("calibrating", total=256) as bar:
+        bar.advance(64, loss=0.5)
+        bar._began -= 60.0
+        wait_for(stream, "left")
+    assert stream.getvalue().startswith("calibrating: 64 of 256, about 3 min left; loss 0.5\n")
+    with console.progress("opening a model"):
+        wait_for(stream, "so far")
+    assert "opening a model: 0 s so far" in stream.getvalue()
+    before = stream.getvalue()
+    monkeypatch.setattr(console, "verbosity", console.Verbosity(quiet=True))
+    with console.progress("opening a model"):
+        time.sleep(0.05)
+    assert stream.getvalue() == before
+
+
+def wait_for(stream, text):
+    deadline = time.monotonic() + 20
+    while text not in stream.getvalue():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (99, "99 s"), (100, "2 min"), (5940, "99 min"), (6000, "1.7 h")],
+)
+def test_a_stretch_of_time_has_one_unit(seconds, text):
+    assert console.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("tty", "quiet", "said"), [(True, False, 1), (False, False, 0), (True, True, 0)]
+)
+def test_the_first_import_of_torch_is_announced_once(monkeypatch, tty, quiet, said):
+    stream = Terminal() if tty else io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr(console, "verbosity", console.Verbosity(quiet=quiet))
+    monkeypatch.setattr(waiting, "_SLOW", "colorsys")
+    before = list(sys.meta_path)
+    for _ in range(2):
+        monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+        with waiting.announced():
+            importlib.import_module("colorsys")
+            importlib.import_module("colorsys")
+    assert stream.getvalue().count("loading torch …") == 2 * said
+    assert sys.meta_path == before
+
+
+def test_off_a_terminal_the_import_is_announced_after_a_while(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr(console, "verbosity", console.Verbosity())
+    monkeypatch.setattr(waiting, "_SLOW", "colorsys")
+    monkeypatch.setattr(waiting, "_PATIENCE", 0.01)
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with waiting.announced():
+        importlib.import_module("colorsys")
+        wait_for(stream, "loading torch …")
 
 
 def test_measurements_in_json_have_six_digits_and_whole_numbers_all_of_theirs(capsys):

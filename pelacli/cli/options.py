@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from pelacli import console
+from pelacli.cli import waiting
 from pelacli.errors import RequestError
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
@@ -87,7 +88,9 @@ def add_command(app: typer.Typer, name: str, function: Callable[..., None]) -> N
     def command(**values: Any) -> None:
         if values["quiet"] and values["verbose"]:
             raise RequestError("--quiet and --verbose contradict each other; give one")
-        function(**{k: _with_home(k, value) for k, value in values.items() if k not in _COMMON})
+        own = {key: _with_home(key, value) for key, value in values.items() if key not in _COMMON}
+        with waiting.announced():
+            function(**own)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     signature = inspect.signature(function, eval_str=True)

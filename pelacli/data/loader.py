@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -125,10 +126,20 @@ class Loader:
         self._pinned = torch.cuda.is_available() if pinned is None else pinned
         self._torch: DataLoader[Any] | None = None
         self._has_warned = False  # that texts were cut
+        self._advance: Callable[[], None] | None = None
 
     def __len__(self) -> int:
         """Batches per epoch."""
         return len(self.order)
+
+    @contextmanager
+    def watched(self, advance: Callable[[], None]) -> Iterator[None]:
+        """While active, ``advance`` is called whenever a batch has been worked on."""
+        self._advance = advance
+        try:
+            yield
+        finally:
+            self._advance = None
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch, and the batch of it that comes first."""
@@ -145,6 +156,8 @@ class Loader:
                 if cuts is not None:
                     cut.texts, cut.limit = cut.texts + cuts.texts, cuts.limit
                 yield batch
+                if self._advance is not None:
+                    self._advance()
         finally:
             self._tell(cut)
 

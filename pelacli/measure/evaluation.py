@@ -113,6 +113,10 @@ def measure(opened: OpenModel, data: EvaluationData, device: torch.device) -> di
     if not data.labelled:
         return {}
     opened.module.to(device)
-    with console.progress(f"evaluating {opened.ref}"):
+    samples = data.samples
+    with (
+        console.progress(f"evaluating {opened.ref}", len(samples)) as bar,
+        samples.watched(bar.advance),
+    ):
         classes = heads.num_classes(opened)
-        return base.evaluate(opened.module, data.samples, data.task, device, classes)
+        return base.evaluate(opened.module, samples, data.task, device, classes)

@@ -93,7 +93,8 @@ def run(
 def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Decomposed:
     start = time.perf_counter()
     how = lookup.how_to_open(step.source, step.opening)
-    opened, before = loading.open(step.source, lazy_above=placing.lazy_above(step), **how)
+    with console.progress(f"opening {step.source}"):
+        opened, before = loading.open(step.source, lazy_above=placing.lazy_above(step), **how)
     if opened.weights is not None:
         unit = "layer" if step.calibration is None else "block"
         console.warn(f"{step.source}: large for the memory that is free, so read {unit} by {unit}")
@@ -129,7 +130,8 @@ def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Dec
         manifest.history.append(entry)
         extra = {planning_stored.FILE: planning_stored.dumps(spectra)}
         if processes.is_first():
-            saving.save(opened, manifest, step.output, extra=extra)
+            with console.progress(f"writing {step.output}"):
+                saving.save(opened, manifest, step.output, extra=extra)
     if spectra_file is not None and processes.is_first():
         planning_stored.save(spectra, spectra_file)
     if not solved.moments:
@@ -202,7 +204,11 @@ def calibration_batches(opened: OpenModel, step: Step[Decompose]) -> list[Any]:
             limit=limit,
             pinned=False,  # they are moved once
         )
-        return [batch["inputs"] for batch in batches]
+        with (
+            console.progress("reading calibration samples", len(batches)) as bar,
+            batches.watched(bar.advance),
+        ):
+            return [batch["inputs"] for batch in batches]
 
 
 def solved_model(

@@ -183,7 +183,8 @@ class _Model:
 
 
 def _open(named: NamedModel) -> _Model:
-    opened, manifest = loading.open(named.ref, **lookup.how_to_open(named.ref, named.opening))
+    with console.progress(f"opening {named.ref}"):
+        opened, manifest = loading.open(named.ref, **lookup.how_to_open(named.ref, named.opening))
     if manifest is None:
         layers = find.find_layers(opened.module, head=opened.head)
         manifest = description.describe(opened, layers, description.cost(opened, layers))
@@ -234,7 +235,10 @@ def _compare(
     except RequestError as error:
         console.warn(f"{dense.ref}: has no figures to compare with: {error}")
         metrics = {}
-    with console.progress("comparing outputs"):
+    with (
+        console.progress("comparing outputs", len(data.samples)) as bar,
+        data.samples.watched(bar.advance),
+    ):
         figures = agreement(
             opened.module.to(device),
             dense.module.to(device),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from pelacli import console
 from pelacli.artefact import changes, description, loading, saving
 from pelacli.artefact.loading import Artefact
 from pelacli.data.dataset import Dataset
@@ -34,7 +35,8 @@ def run(step: Step[Train], *, resume: bool = False) -> Outcome:
 def _open(step: Step[Train]) -> Artefact:
     """The step's model. One that is no artefact gets the manifest of a dense model."""
     source = lookup.require(step.source, step.name)
-    opened, manifest = loading.open(source, **lookup.how_to_open(source, step.opening))
+    with console.progress(f"opening {source}"):
+        opened, manifest = loading.open(source, **lookup.how_to_open(source, step.opening))
     if manifest is None:
         layers = find.find_layers(opened.module, head=opened.head)
         manifest = description.describe(opened, layers, description.cost(opened, layers))

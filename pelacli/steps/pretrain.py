@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from pelacli import console
 from pelacli.artefact import loading, saving
 from pelacli.artefact.loading import Artefact
 from pelacli.errors import RequestError
@@ -49,7 +50,8 @@ def open_teacher(step: Step[Pretrain], student: Artefact) -> OpenModel:
     if is_named_by_recipe and path is not None and _is_low_rank(path):
         origin = student.manifest.source
         ref, how = origin.model, {"weights": origin.weights or "pretrained"}
-    opened, _ = loading.open(lookup.require(ref, "the teacher"), **how)
+    with console.progress(f"opening the teacher, {ref}"):
+        opened, _ = loading.open(lookup.require(ref, "the teacher"), **how)
     if find.low_rank_layers(opened.module):
         raise RequestError(f"{ref}: the teacher must be the dense model, and this one is low-rank")
     opened.module.eval().requires_grad_(False)
@@ -65,7 +67,8 @@ def _open_student(source: str) -> Artefact:
     path = lookup.latest(Path(source))
     if path is None:
         raise RequestError(f"{source}: not an artefact; `pela decompose` makes one to heal")
-    student = loading.load(path)
+    with console.progress(f"opening {path}"):
+        student = loading.load(path)
     if not find.low_rank_layers(student.module):
         raise RequestError(f"{path}: has no low-rank layers; there is nothing to heal")
     return student

@@ -14,10 +14,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from pelacli.manifest.document import StepRecord
+from pelacli.messages import printable
 from pelacli.recipe import toml_text
 from pelacli.report import latencies, summary, tables
 from pelacli.report.curves import Course
-from pelacli.report.page import courses, depth, layers, spectra, sweeps, text, tradeoff
+from pelacli.report.page import courses, depth, layers, spectra, sweeps, tradeoff
 from pelacli.report.page.figure import Figure, Gallery
 from pelacli.report.page.sweeps import Swept
 from pelacli.report.subject import Subject, megabytes
@@ -69,7 +70,7 @@ def render(content: Content) -> str:
     rows = summary.compare(content.subjects)
     environment = Environment(
         autoescape=True,
-        finalize=text.finalize,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -99,6 +100,15 @@ def render(content: Content) -> str:
         courses=[(label, courses.gallery(course)) for label, course in content.courses.items()],
         numeric=_is_numeric,
     )
+
+
+def _shown(value: Any) -> Any:
+    """What jinja2 prints for a value: text that can be seen, nothing for None, markup as it is."""
+    if value is None:
+        return ""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return printable(value)
 
 
 def _title(content: Content) -> str:
@@ -171,7 +181,7 @@ def _recipes(history: Sequence[StepRecord]) -> list[tuple[str, str]]:
     for step in history:
         if step.recipe:
             by_text.setdefault(toml_text.of_document(step.recipe), []).append(step.step)
-    return [(", ".join(steps), text.lines(recipe)) for recipe, steps in by_text.items()]
+    return [(", ".join(steps), printable(recipe, keep="\n")) for recipe, steps in by_text.items()]
 
 
 def _sweep_figures(all_swept: Sequence[Swept], numbers: Mapping[str, int]) -> list[Figure]:

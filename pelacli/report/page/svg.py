@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from pelacli.messages import printable
 from pelacli.report.page import scales
 from pelacli.report.page.scales import Scale
-from pelacli.report.page.text import visible
 
 FONT = 12  # pixels of letters, at the plot's own size
 _LETTER = 6.6  # pixels of a letter's width, about
@@ -128,11 +128,11 @@ class Plot:
         return Markup(ET.tostring(self.root, encoding="unicode"))
 
     def _hint(self, mark: ET.Element, hint: str) -> None:
-        ET.SubElement(mark, "title").text = visible(hint)
+        ET.SubElement(mark, "title").text = printable(hint)
 
     def _add(self, tag: str, attributes: dict[str, str], text: str | None = None) -> ET.Element:
         element = ET.SubElement(self.root, tag, attributes)
-        element.text = None if text is None else visible(text)
+        element.text = None if text is None else printable(text)
         return element
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from pelacli.console import warn
+from pelacli.console import progress, warn
 from pelacli.errors import PelaError, RequestError
 from pelacli.manifest import lookup
 from pelacli.models.opened import OpenModel
@@ -47,12 +47,13 @@ def check(
     tasks.check(problems, recipe, steps, judged)
     if len(problems) > before:  # nothing can be opened without its task
         problems.refuse()
-    walk = _opened(problems, recipe, steps)
-    if walk is not None:
-        for step in steps:
-            walk.go(step)
-        if judged:
-            walk.judge()
+    with progress("looking at the model and the data"):
+        walk = _opened(problems, recipe, steps)
+        if walk is not None:
+            for step in steps:
+                walk.go(step)
+            if judged:
+                walk.judge()
     problems.refuse()
     return problems.chosen
 
