@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pelacli.cli import decompose, exporting, measuring, recipes, training
+from pelacli.cli import decompose, exporting, importing, measuring, recipes, training
 from pelacli.cli.options import add_command
 from pelacli.version import __version__
 
@@ -27,6 +27,7 @@ def make_app() -> typer.Typer:
     add_command(app, "eval", measuring.evaluate)
     add_command(app, "report", measuring.report)
     add_command(app, "export", exporting.export)
+    add_command(app, "import", importing.import_checkpoint)
     add_command(app, "run", training.run)
     add_command(app, "verify", measuring.verify)
     app.add_typer(_make_recipes_app(), name="recipes")

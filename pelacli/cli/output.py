@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pelacli.steps.decompose import Decomposed
     from pelacli.steps.eval import Evaluated
     from pelacli.steps.export import Exported
+    from pelacli.steps.importing import Imported
     from pelacli.steps.pipeline import Ran
     from pelacli.steps.training import Outcome
     from pelacli.steps.verify import Verified
@@ -276,3 +277,20 @@ def print_exported(result: Exported, json: bool) -> None:
         f"written to {result.path}: {result.to}, {result.precision}, {human(result.size)}B, "
         f"{result.seconds:.1f} s"
     )
+
+
+def print_imported(result: Imported, json: bool) -> None:
+    """``import``: the table per kind of layer."""
+    manifest = result.manifest
+    if json:
+        document = {
+            "artefact": str(result.path),
+            "checkpoint": str(result.checkpoint),
+            "model": manifest.source.model,
+            "params": manifest.params.model_dump(),
+            "layers": _layer_documents(manifest),
+        }
+        console.print_json(document)
+        return
+    terminal.print_table(costs.human_rows({manifest.source.model: manifest}, "kind"))
+    terminal.print_text(f"written to {result.path}")

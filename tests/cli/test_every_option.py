@@ -173,6 +173,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         ("artefact", "--to", "--output", "--precision", "--opset", "--data", "--json"),
         "test_the_options_of_export_act",
     ),
+    "import": dict.fromkeys(
+        ("checkpoint", "--model", "--output", "--json"), "test_the_options_of_import_act"
+    ),
     "run": dict.fromkeys(
         ("recipe", "--force", "--set", "--json"), "test_the_options_of_training_act"
     ),
@@ -298,6 +301,19 @@ def test_the_options_of_export_act(pela, there, tmp_path):
     assert pela("export", "a", "--to", "dense", "-o", tmp_path / "w")[1].endswith(" s\n")
     for more in (("--to", "torch"), ("--to", "dense", "--opset", "20")):
         assert pela("export", "small", *more, "-o", tmp_path / "v")[0] == 2
+
+
+def test_the_options_of_import_act(pela, there, tmp_path):
+    """They are all needed: what they do is in tests/artefact/test_import.py."""
+    args = {"checkpoint": ("vit.safetensors",), "--model": ("--model", "test_vit"),
+            "--output": ("-o", tmp_path / "x")}  # fmt: skip
+    for left_out in args:
+        given = [word for name, words in args.items() if name != left_out for word in words]
+        code, _, err = pela("import", *given, "--json")
+        assert code == 2
+        assert "Missing" in err
+    code, _, err = pela("import", *[word for words in args.values() for word in words])
+    assert (code, "no layer of the model is a pair" in err) == (2, True)
 
 
 def test_correction_is_left_out_where_the_flag_says_so(pela, there, tmp_path):

@@ -11,7 +11,7 @@ from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor, nn
 
 from pelacli.errors import RequestError
-from pelacli.models import config_file
+from pelacli.models import checkpoint_file, config_file
 from pelacli.models.albef import checkpoint, network
 from pelacli.models.albef import config as albef_config
 from pelacli.models.albef.network import Albef
@@ -52,7 +52,7 @@ def open_directory(directory: Path, *, random: bool, num_classes: int | None) ->
             raise RequestError(f"{directory}: has no safetensors weights; use --weights random")
         return Albef(_with_classes(config, num_classes))
     albef = _empty(config)
-    tensors = {name: t for file in files for name, t in checkpoint.read(file).items()}
+    tensors = {name: t for file in files for name, t in checkpoint_file.read(file).items()}
     checkpoint.fill(albef, checkpoint.from_original(tensors, str(directory)), directory)
     if num_classes is not None and num_classes != config.num_classes:
         set_classes(albef, num_classes)

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from pelacli.errors import RequestError
-from pelacli.messages import one_line
+from pelacli.models import checkpoint_file
 from pelacli.models.albef import config as albef_config
 from pelacli.models.albef.config import PARTS
 from pelacli.models.albef.network import Albef, resampled
-from pelacli.models.weight_files import StoredTensor, load_strictly, stored_tensors
+from pelacli.models.weight_files import StoredTensor, load_strictly
 from pelacli.models.wrapped_names import Unwrapping, attempts
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -43,7 +43,7 @@ def open_file(file: Path, settings: Mapping[str, Any]) -> Albef:
     Raises:
         RequestError: the file can't be read, or its tensors aren't ALBEF's; the first is named.
     """
-    stored, unwrapping = _unwrapped(read(file))
+    stored, unwrapping = _unwrapped(checkpoint_file.read(file))
     tensors = from_original(stored, str(file))
     described = describe(tensors, str(file))
     config = albef_config.from_json({**described, **settings}, "model_args")
@@ -61,34 +61,6 @@ def _unwrapped(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Unwrappin
         if _FIRST in unwrapping.names.values():
             return {new: tensors[old] for old, new in unwrapping.names.items()}, unwrapping
     return tensors, None
-
-
-def read(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors or ``.pth`` file, by their names in it.
-
-    Raises:
-        RequestError: it is damaged, or holds what only unpickling could load.
-    """
-    if file.suffix == ".safetensors":
-        return {name: tensor for _, name, tensor in stored_tensors([file])}
-    import pickle
-
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise RequestError(
-            f"{file}: holds more than tensors, and pela never unpickles ({_culprit(str(error))}); "
-            "where you trust it, load it with torch.load(…, weights_only=False) and save its "
-            '["model"] with safetensors.torch.save_file'
-        ) from None
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise RequestError(f"{file}: not a whole checkpoint ({one_line(error)})") from None
-    inner = content if isinstance(content, dict) else None
-    for level in ("model", "state_dict"):  # of ALBEF's own scripts, of Lightning
-        inner = inner.get(level, inner) if isinstance(inner, dict) else None
-    if not isinstance(inner, dict) or not all(isinstance(t, Tensor) for t in inner.values()):
-        raise RequestError(f'{file}: no dictionary of tensors, nor one under "model"')
-    return {str(name): tensor for name, tensor in inner.items()}
 
 
 def from_original(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -217,9 +189,3 @@ def _need(tensors: Mapping[str, Tensor], name: str, where: str) -> Tensor:
     if name not in tensors:
         raise RequestError(f"{where}: lacks {name}; it is no ALBEF checkpoint")
     return tensors[name]
-
-
-def _culprit(message: str) -> str:
-    """What the weights-only loader stumbled over, out of its long message."""
-    match = re.search(r"GLOBAL (\S+) was not", message)
-    return match[1] if match else "the file is no plain checkpoint"
