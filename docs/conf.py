@@ -16,15 +16,15 @@ version = release = __version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "generated_reference",
+    "mathml",
 ]
 html_theme = "furo"
 html_title = "pela"
+html_math_renderer = "mathml"
 html_copy_source = False
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 autodoc_typehints = "none"  # the docstrings say it in words
 napoleon_use_ivar = True
-suppress_warnings = ["toc.empty_glob"]  # index.md names pages that may come later
