@@ -1,0 +1,117 @@
+"""A command of pela in a child process that is ended on the way: at a moment, or before an
+operation on files.
+
+The child is a fork of this process, which has imported all that a command does, so a command takes
+a second where a new process takes ten.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+# What Python reports before it touches files; the command's own reading counts too.
+_OPERATIONS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.link", "open"}
+
+
+def count_operations(call: Callable[[], object], below: Path) -> int:
+    """How many operations on files below a folder a call makes, in a child process."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        done = [0]
+        _on_each_operation(below, lambda number: done.__setitem__(0, number))
+        call()
+        os.write(writer, str(done[0]).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        return int(file.read())
+
+
+def killed_before_operation(number: int, call: Callable[[], object], below: Path) -> int:
+    """Make a call in a child process that is killed before its operation of this number.
+
+    Returns:
+        the child's exit code, negative for a signal; 0 where it made fewer operations.
+    """
+    child = os.fork()
+    if child == 0:
+
+        def kill(operation: int) -> None:
+            if operation == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        _on_each_operation(below, kill)
+        call()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _on_each_operation(below: Path, do: Callable[[int], None]) -> None:
+    """Have a function called with its number before each operation. It can't be undone, so only a
+    child process may ask for it."""
+    prefix, count = str(below), [0]
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event in _OPERATIONS and os.fspath(str(arguments[0])).startswith(prefix):
+            count[0] += 1
+            do(count[0])
+
+    sys.addaudithook(hook)
+
+
+def start(arguments: Sequence[str], folder: Path, log: Path) -> int:
+    """Start a command in a child process in a folder, and give its number.
+
+    Args:
+        log: gets what it writes to standard output and error.
+    """
+    child = os.fork()
+    if child:
+        return child
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(folder)
+    sys.argv = ["pela", *arguments]
+    code = 1
+    try:
+        from pelacli.__main__ import main
+
+        main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # main() lets nothing else out, but what came while it ended
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def wait(child: int) -> int:
+    """The exit code of a child, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def end(child: int, after: float, number: int) -> int:
+    """Send a child a signal after so many seconds, if it lives so long; give its exit code."""
+    deadline = time.monotonic() + after
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    os.kill(child, number)
+    return wait(child)

@@ -1,0 +1,107 @@
+"""kill -9 before every operation on files: the old artefact is there whole, or the new one, and the
+next command leaves nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import pelacli
+from pelacli.artefact import loading, saving
+from pelacli.manifest import digests
+from pelacli.recipe import layout
+from pelacli.steps import outputs
+from pelacli.steps.verify import verify
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def kills(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import _kills
+
+    return _kills
+
+
+def hidden(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob(".*")]
+
+
+def test_saving_that_is_killed_before_any_operation_leaves_the_old_or_the_new(here, kills):
+    model = timm.create_model("test_vit", num_classes=3)
+    pelacli.decompose(model, ratio=0.5)
+    pelacli.save(model, "old")
+    (here / "old" / "notes.txt").write_text("a user's")
+    artefact = loading.load(here / "old")
+    old = digests.weights_digest(here / "old")
+    with torch.no_grad():
+        artefact.module.norm.weight.add_(1)
+
+    def save() -> None:
+        with outputs.writing(target):
+            saving.save(artefact.opened, artefact.manifest, target)
+
+    target = here / "a"
+    shutil.copytree("old", target)
+    operations = kills.count_operations(save, here)
+    seen = set()
+    for number in range(1, operations + 1):
+        shutil.rmtree(target)
+        shutil.copytree("old", target)
+        code = kills.killed_before_operation(number, save, here)
+        assert code < 0, number
+        assert verify(target).whole, number
+        assert (target / "notes.txt").is_file()
+        seen.add(digests.weights_digest(target))
+        with outputs.writing(target):  # as whoever writes there next
+            pass
+        assert not hidden(here), number
+    save()
+    assert seen == {old, digests.weights_digest(target)}
+    assert operations > 10
+
+
+def test_removing_a_working_folder_that_is_killed_leaves_all_of_it_or_none(here, kills):
+    output = here / "run"
+    work = layout.workplace(output)
+
+    def fill() -> None:
+        for name in ("checkpoints/step-1", "checkpoints/step-2"):
+            (work / name).mkdir(parents=True)
+            (work / name / "state.json").write_text("{}")
+        (work / outputs.FINGERPRINT).write_text("of a recipe")
+
+    fill()
+    from pelacli.system import leftovers
+
+    operations = kills.count_operations(lambda: leftovers.discard(work), here)
+    for number in range(1, operations + 1):
+        shutil.rmtree(work, ignore_errors=True)
+        fill()
+        kills.killed_before_operation(number, lambda: leftovers.discard(work), here)
+        assert not work.exists() or len(list(work.rglob("*"))) == 6, number
+        with outputs.writing(output):
+            pass
+        assert not hidden(here), number
+
+
+def test_the_long_form_counts_what_is_wrong(tmp_path, kills, capsys):
+    """A case of the benchmark whose command leaves a traceback and other weights."""
+    import crash
+
+    start = tmp_path / "start"
+    start.mkdir()
+    case = crash.Case("broken", ("verify", "nowhere"), "nowhere")
+    tally = crash.Tally(0.01, "weights")
+    crash.disturb(case, tally, {"": start}, tmp_path / "kill", crash.random.Random(0))
+    assert tally.kills == 1
+    assert any("then it ends with 2" in problem for problem in tally.problems)
+    crash.print_tallies({"broken": tally})
+    assert "| broken |" in capsys.readouterr().out
+    assert "crash" in sys.modules
