@@ -22,13 +22,13 @@ from pathlib import Path
 from torch import Tensor
 
 from pelacli.artefact import card, rebuilding, streaming, users_files
-from pelacli.errors import PelaError, RequestError
+from pelacli.errors import RequestError
 from pelacli.manifest import document, integrity, low_rank_config
 from pelacli.manifest.document import Manifest
 from pelacli.models import precision
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import ties
-from pelacli.system import files
+from pelacli.system import disk, files
 
 
 def check_output(path: Path, source: str | None = None) -> None:
@@ -89,20 +89,17 @@ def save(
         if document.is_artefact(old):
             users_files.keep(old, folder, users_files.names(old))
 
-    try:
-        with files.replacing(path, finish=keep_users_files) as folder:
-            manifest.tied = ties(opened.module)
-            write_weights(opened, manifest.tied, folder)
-            _stating_layers(opened, manifest).describe(folder)
-            for name, content in (extra or {}).items():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes(content)
-            text = card.model_card(manifest)
-            (folder / "README.md").write_text(text, encoding="utf-8")
-            manifest.files = integrity.files_of(folder)
-            (folder / document.FILE).write_text(document.dumps(manifest), encoding="utf-8")
-    except OSError as error:
-        raise PelaError(f"{path}: can't be written: {error.strerror or error}") from None
+    with disk.refusals_named(path), files.replacing(path, finish=keep_users_files) as folder:
+        manifest.tied = ties(opened.module)
+        write_weights(opened, manifest.tied, folder)
+        _stating_layers(opened, manifest).describe(folder)
+        for name, content in (extra or {}).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        text = card.model_card(manifest)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        manifest.files = integrity.files_of(folder)
+        (folder / document.FILE).write_text(document.dumps(manifest), encoding="utf-8")
 
 
 def _stating_layers(opened: OpenModel, manifest: Manifest) -> OpenModel:

@@ -7,12 +7,14 @@ refusal of a file, memory that ran out, or a mistake of pela's.
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pelacli.errors import CollectedError, PelaError
 from pelacli.messages import one_line
+from pelacli.system import disk
 from pelacli.system.termination import Terminated
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
@@ -33,11 +35,7 @@ _REFUSALS = {
     errno.EINVAL: "choose another name",
 }
 # … and those that it does not.
-_FAILURES = {
-    errno.ENOSPC: "free some space, or choose another disk",
-    errno.EDQUOT: "free some space, or choose another disk",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-}
+_FAILURES = disk.REMEDIES | {errno.EMFILE: "raise the limit of open files (ulimit -n)"}
 _OUT_OF_MEMORY = re.compile(
     r"can(?:'t|not) allocate memory|out of memory|not enough memory", re.IGNORECASE
 )
@@ -73,6 +71,8 @@ def describe(error: BaseException) -> Failure:
         return Failure(text and text + _hint(error), 2)
     if isinstance(error, OSError) and error.errno is not None:
         return _of_system(error)
+    if (number := disk.errno_of(error)) is not None:
+        return _of_system(OSError(number, os.strerror(number)))
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
         return Failure(
             f"the memory is not enough ({one_line(error, 120)}); take smaller batches or images, "

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pelacli.errors import RequestError
-from pelacli.system import files, leftovers, locks
+from pelacli.system import disk, files, leftovers, locks
 
 
 def check_is_new(path: Path) -> None:
@@ -32,9 +32,9 @@ def draft(path: Path) -> Iterator[Path]:
     Raises:
         RequestError: something is at ``path``, or has come there meanwhile.
         LockedError: another process writes there.
-        OSError: the disk refuses.
+        PelaError: the disk refuses.
     """
-    with locks.holding(path):
+    with locks.holding(path), disk.refusals_named(path):
         leftovers.clear(path)
         check_is_new(path)
         folder = leftovers.draft(path)
