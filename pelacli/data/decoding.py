@@ -21,6 +21,7 @@ import numpy as np
 from pelacli.console import warn_once
 from pelacli.errors import RequestError
 from pelacli.messages import one_line
+from pelacli.system import own_files
 
 # Longer side by shorter side. Scaled to a model's size, a longer strip takes gigabytes.
 _LONGEST = 200
@@ -76,6 +77,8 @@ def load(raw: Any, where: str, what: str = "image") -> Any:
         if isinstance(raw, Image.Image):
             raw.load()
             return raw
+        if isinstance(raw, str | Path):
+            own_files.check_ends(Path(raw))
         image = Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw)
         if image.format in _FRAMES and getattr(image, "is_animated", False):
             warn_once(

@@ -10,6 +10,7 @@ from typing import Any
 
 from pelacli.errors import RequestError
 from pelacli.recipe.keys import Key, has, parse_toml
+from pelacli.system import own_files
 
 _TOO_DEEP = re.compile(r"""^[ \t]*\[*[ \t]*(?:[\w"'-]+[ \t]*\.[ \t]*){50}""", re.MULTILINE)
 
@@ -58,6 +59,7 @@ def read(path: Path) -> TomlFile:
         RequestError: there is no such file, it can't be read, or it is not TOML.
     """
     try:
+        own_files.check_ends(path, pipes=True)
         text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
         if _TOO_DEEP.search(text):  # which takes the parser minutes
             raise RequestError(f"{path}: a key has more than 50 parts; recipes have no such key")

@@ -17,6 +17,7 @@ from typing import Any
 from pelacli.errors import RequestError
 from pelacli.recipe import layout
 from pelacli.report.tables import Row
+from pelacli.system import own_files
 
 FILE = "metrics.jsonl"
 _SINGLE = ("loss", "lr", "samples_per_s")  # keys of a line that hold one figure
@@ -92,6 +93,7 @@ def read(file: Path) -> Course:
         RequestError: it is not a metrics file, or has no line yet.
     """
     try:
+        own_files.check_ends(file)
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{file}: can't be read ({error})") from None

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pelacli.errors import RequestError
 from pelacli.messages import one_line
+from pelacli.system import own_files
 
 _KINDS = {dict: "an object in braces", list: "a list in brackets"}
 _LONGEST = 120  # characters of the parser's message
@@ -25,6 +26,7 @@ def read(file: Path, remedy: str) -> Any:
         RequestError: the file can't be read, or is not JSON.
     """
     try:
+        own_files.check_ends(file, pipes=True)
         content = file.read_bytes()
     except (OSError, ValueError) as error:  # a name with a NUL character is a ValueError
         reason = getattr(error, "strerror", None) or error

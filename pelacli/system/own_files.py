@@ -3,6 +3,7 @@ too. A directory from a stranger may name what is not his to read, or what never
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from pelacli.errors import RequestError
@@ -32,3 +33,17 @@ def check(directory: Path, path: Path) -> None:
     if not path.is_file():
         what = "a folder" if path.is_dir() else "a pipe or a device"
         raise RequestError(f"{path}: is {what}, not a file; restore the file")
+
+
+def check_ends(file: Path, *, pipes: bool = False) -> None:
+    """Refuse what can be read for ever, or waited for.
+
+    Args:
+        pipes: a pipe may be read, as the ``<(…)`` of a shell is one.
+
+    Raises:
+        OSError: it is a device, or a pipe.
+    """
+    is_usual = file.is_file() or file.is_dir() or not file.exists()
+    if not is_usual and not (pipes and file.is_fifo()):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(file))

@@ -23,6 +23,7 @@ from pelacli.data.formats import json_files
 from pelacli.data.formats.objects import OVER, Objects
 from pelacli.data.splits import choose_split
 from pelacli.errors import RequestError
+from pelacli.system import own_files
 
 _YEAR = re.compile(r"\d{4}$")
 
@@ -89,8 +90,9 @@ def read(file: Path, folders: Sequence[Path]) -> tuple[Coco, list[str]]:
         RequestError: one line that names the file and the image or annotation that is wrong.
     """
     try:
+        own_files.check_ends(file)
         content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RequestError(f"{file}: not JSON ({error})") from None
     if not isinstance(content, dict):
         raise RequestError(f"{file}: no COCO file: it is a list, not an object")

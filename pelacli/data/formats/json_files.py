@@ -11,6 +11,7 @@ from typing import Any
 
 from pelacli.data.splits import SPLITS, choose_split, split_names
 from pelacli.errors import RequestError
+from pelacli.system import own_files
 
 _KINDS = (".json", ".jsonl")
 
@@ -78,6 +79,7 @@ def read(file: Path) -> Any:
         RequestError: it can't be read; the line is named.
     """
     try:
+        own_files.check_ends(file, pipes=True)
         text = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{file}: cannot be read as UTF-8 text ({error})") from None

@@ -19,6 +19,7 @@ from pelacli.data import image_files
 from pelacli.data.hub import open_split
 from pelacli.data.splits import choose_split
 from pelacli.errors import RequestError
+from pelacli.system import own_files
 
 IMAGES = ("images", "image", "img")
 MASKS = ("annotations", "masks", "labels", "mask", "annotation", "segmentation")
@@ -179,6 +180,7 @@ def _class_names(root: Path) -> list[str] | None:
     if not file.is_file():
         return None
     try:
+        own_files.check_ends(file)
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{file}: cannot be read as UTF-8 text ({error})") from None

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from pelacli.data.formats import json_files
 from pelacli.errors import RequestError
+from pelacli.system import own_files
 
 FILES = (".txt", ".jsonl", ".csv", ".tsv")
 _PACKED = ".gz"
@@ -150,6 +151,7 @@ def _opened(path: Path, newline: str | None) -> Iterator[_Lines]:
 
 
 def _open(path: Path, mode: str, **options: Any) -> IO[Any]:
+    own_files.check_ends(path, pipes=True)
     if path.suffix.lower() == _PACKED:
         packed: IO[Any] = gzip.open(path, mode, **options)  # type: ignore[assignment]  # noqa: SIM115
         return packed

@@ -1,0 +1,103 @@
+"""Some of the inputs of benchmarks/hostile.py, and whether it would see what it looks for."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+# Of ten kinds of files, and none of the slower commands.
+INPUTS = (0, 4, 17, 23, 32, 36, 44, 79, 109, 160)
+
+
+@pytest.fixture(scope="module")
+def hostile():
+    sys.path.insert(0, str(BENCHMARKS))
+    yield importlib.import_module("hostile")
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def whole(hostile, tmp_path_factory) -> Path:
+    """The undamaged subjects."""
+    root = tmp_path_factory.mktemp("hostile") / "whole"
+    hostile.make(root)
+    hostile.make_artefact(root)
+    hostile.watch.install(root.parent)
+    return root
+
+
+def test_damaged_files_end_in_one_line_or_well(hostile, whole, tmp_path):
+    results: dict[str, str] = {}
+    rows = [hostile.one(n, whole, tmp_path / "space", results) for n in INPUTS]
+    assert [row for row in rows if row["broken"]] == []
+    assert {row["code"] for row in rows} <= {0, 2}
+
+
+def test_the_same_number_is_the_same_input(hostile, whole, tmp_path):
+    one, two = (hostile.one(3, whole, tmp_path / "space", {}) for _ in range(2))
+    assert {**one, "seconds": 0} == {**two, "seconds": 0}
+
+
+def reads_outside():
+    Path("../outside").read_bytes()
+
+
+def writes_outside():
+    Path("../outside").write_bytes(b"x")
+
+
+def runs():
+    subprocess.run(["true"], check=True)
+
+
+def asks():
+    sys.stdin.readline()
+
+
+def prints_codes():
+    print("\x1b[2J", file=sys.stderr)
+
+
+def fails():
+    raise ValueError("x")
+
+
+def says_too_much():
+    print("x" * 2000, file=sys.stderr)
+
+
+def takes_long():
+    while True:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("does", "broken"),
+    [
+        (reads_outside, "read /"), (writes_outside, "wrote /"), (runs, "subprocess.Popen"),
+        (asks, "read standard input"), (prints_codes, "codes on standard error"),
+        (fails, "ValueError left main()"), (says_too_much, "more than 1,000 characters"),
+        (takes_long, "longer than 1 s"),
+    ],
+)  # fmt: skip
+def test_it_sees_what_it_looks_for(hostile, whole, tmp_path, monkeypatch, does, broken):
+    from pelacli import __main__
+
+    (tmp_path / "outside").write_text("x")
+    (tmp_path / "case").mkdir()
+    monkeypatch.setattr(__main__, "main", does)
+    call = hostile.watch.call((), tmp_path / "case", limit=1)
+    assert any(broken in one for one in call.broken), call
+
+
+def test_a_worker_that_ends_is_a_row(hostile, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(hostile.sys, "executable", "/bin/false")
+    rows = list(hostile.rows(5, 7, whole, tmp_path / "space"))
+    assert [row["input"] for row in rows] == [5, 6]
+    assert all(row["broken"] for row in rows)
+    assert "| all | 2 |" in hostile.table(rows)
