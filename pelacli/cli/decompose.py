@@ -46,9 +46,12 @@ def decompose(
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Factorise a model into a smaller one that loads where the old one loaded."""
+    """Make a model smaller: each linear layer becomes a product of two thin ones.
+
+    The result, an artefact, is a directory that loads where the model loaded.
+    """
+    from pelacli.cli import next_steps, requests, unused
     from pelacli.cli import output as cli_output
-    from pelacli.cli import requests, unused
     from pelacli.errors import DropError
     from pelacli.planning import dry_run as planning_dry_run
     from pelacli.system import by_first, processes
@@ -104,3 +107,5 @@ def decompose(
         raise
     if result is not None:  # else it is the first process's to say
         cli_output.print_decomposed(result, json)
+        if not dry_run:
+            next_steps.after_decompose(model, step)

@@ -15,20 +15,31 @@ def evaluate(
         list[str], typer.Argument(metavar="ARTEFACT…", help="Artefacts, models, or one recipe.")
     ],
     against: Annotated[
-        str | None, typer.Option(help="Dense model or artefact to compare with.")
+        str | None, typer.Option(help="The model to compare with, usually the dense one.")
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(help="Fail (exit 3) if the main metric drops by more points than this."),
+        typer.Option(help="The most points of the main metric that may be lost against --against."),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option("--data", help="Dataset; by default the artefact's own.")
+        str | None,
+        typer.Option(
+            "--data", help="The dataset; by default the one that the artefact was made with."
+        ),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the dataset.")] = None,
-    task: Annotated[str | None, typer.Option(help="Task; by default the artefact's own.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split of the dataset; by default its validation split.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="The task to judge by; by default the one that the artefact was made for."
+        ),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples per batch.")] = None,
     latency: Annotated[
-        bool | None, typer.Option("--latency/--no-latency", help="Time the forward pass.")
+        bool | None,
+        typer.Option("--latency/--no-latency", help="Time a forward pass (the default), or don't."),
     ] = None,
     format_: Format = None,
     weights: Annotated[
@@ -40,9 +51,12 @@ def evaluate(
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Measure models: metrics, agreement with the dense one, latency; as a gate with --max-drop."""
+    """Measure models on data: the task's figures, agreement with the dense model, latency.
+
+    With --max-drop it is a gate for scripts: exit code 3 if a model has lost too much.
+    """
+    from pelacli.cli import next_steps, reports, requests
     from pelacli.cli import output as cli_output
-    from pelacli.cli import reports, requests
 
     style = reports.style_of(format_, json=json)
     flags = requests.EvalFlags(
@@ -61,6 +75,7 @@ def evaluate(
 
     results = [steps_eval.run(evaluation) for evaluation in evaluations]
     cli_output.print_evaluated(results, style)
+    next_steps.after_measuring([result.artefact for result in results])
     steps_eval.gate(results)
 
 
@@ -70,48 +85,52 @@ def report(
         typer.Argument(metavar="ARTEFACT…", help="Artefacts or models; default: all in runs/."),
     ] = None,
     by: Annotated[
-        str | None, typer.Option(help="Rows: layer, kind (the default) or whole.")
+        str | None,
+        typer.Option(help="A row for each kind of layer (the default), layer, or whole."),
     ] = None,
     sweep: Annotated[
         str | None,
         typer.Option(
-            help="What other ratios would give, from stored spectra: 0.9..0.3, 0.9..0.3:7, or a "
-            "list. Damage is the energy lost: after calibration the change of the standardised "
-            "output, squared, per sample; else the squared error of the weights."
+            help="What other ratios would give, planned without the model: 0.9..0.3, 0.9..0.3:7 "
+            "(seven of them) or a list. The table says in which unit it predicts the damage."
         ),
     ] = None,
     scope: Annotated[
-        str | None, typer.Option(help="Of the sweep's ratios: model or layers.")
+        str | None, typer.Option(help="For --sweep: what the ratios are of, model or layers.")
     ] = None,
-    policy: Annotated[str | None, typer.Option(help="Of the sweep: energy or uniform.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="For --sweep: how ranks are chosen, energy or uniform.")
+    ] = None,
     unit: Annotated[
-        str | None, typer.Option(help="Of the sweep's ratios: params or flops.")
+        str | None, typer.Option(help="For --sweep: what the ratios count, params or flops.")
     ] = None,
     form: Annotated[
-        str | None, typer.Option(help="Of the sweep's layers: auto, factors or pivots.")
+        str | None,
+        typer.Option(help="For --sweep: how layers are stored, auto, factors or pivots."),
     ] = None,
     curves: Annotated[
         bool,
-        typer.Option("--curves", help="Only the curves of training, of runs going on too."),
+        typer.Option("--curves", help="Show only the curves of training, also of runs that go on."),
     ] = False,
     latency: Annotated[
         bool,
         typer.Option(
-            "--latency", help="Time each beside its dense original; JSON holds the costs too."
+            "--latency", help="Time each model in turns with its dense original, here and now."
         ),
     ] = False,
     device: Annotated[
-        str | None, typer.Option(help="Of --latency: auto (a GPU where there is one), cpu or cuda.")
+        str | None,
+        typer.Option(help="For --latency: auto (a GPU where there is one), cpu or cuda."),
     ] = None,
     batch_size: Annotated[
-        str | None, typer.Option(help="Of --latency: one or several, by default 1,8,32.")
+        str | None, typer.Option(help="For --latency: one or several, by default 1,8,32.")
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="Of --latency: fp32, bf16 or fp16; by default as it is stored."),
+        typer.Option(help="For --latency: fp32, bf16 or fp16; by default as it is stored."),
     ] = None,
     compile: Annotated[
-        bool, typer.Option("--compile", help="Of --latency: with torch.compile.")
+        bool, typer.Option("--compile", help="For --latency: compiled by torch.compile.")
     ] = False,
     html: Annotated[
         Path | None,
@@ -127,7 +146,10 @@ def report(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Parameters, FLOPs, ranks, kept energy, curves and latency of artefacts and plain models."""
+    """Compare models: size, FLOPs, quality, latency, and the rank of each layer.
+
+    It reads what is recorded in artefacts; plain models are built and counted.
+    """
     from pelacli.cli import reports, requests, terminal, unused
     from pelacli.errors import RequestError
     from pelacli.steps import page

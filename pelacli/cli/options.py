@@ -16,16 +16,16 @@ from pelacli import console
 from pelacli.cli import waiting
 from pelacli.errors import RequestError
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Set any key of the recipe: pretrain.epochs=5."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set any key of the recipe, as pretrain.epochs=5; may be given again.",
     ),
 ]
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Directory of the artefact to write.")
-]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="The directory to write.")]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe (TOML).")]
 Format = Annotated[
     str | None, typer.Option("--format", help="table (the default), json, csv or markdown.")
@@ -74,15 +74,23 @@ def _verbosity_flag(name: str, *short: str, help: str) -> Any:
 # The options that every command has.
 _COMMON = {
     "verbose": _verbosity_flag(
-        "verbose", "-v", help="Show messages and progress even where standard error is no terminal."
+        "verbose", "-v", help="Show messages and progress also where standard error is no terminal."
     ),
     "quiet": _verbosity_flag("quiet", "-q", help="Say nothing but the result and errors."),
-    "debug": _verbosity_flag("debug", help="Show the traceback of an error."),
+    "debug": _verbosity_flag(
+        "debug", help="Show where in the code an error arose (its traceback)."
+    ),
 }
 
 
-def add_command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
-    """Make a function a command, with the options that every command has after its own."""
+def add_command(
+    app: typer.Typer, name: str, function: Callable[..., None], help: str | None = None
+) -> None:
+    """Make a function a command, with the options that every command has after its own.
+
+    Args:
+        help: in place of the function's docstring.
+    """
 
     @functools.wraps(function)
     def command(**values: Any) -> None:
@@ -102,7 +110,7 @@ def add_command(app: typer.Typer, name: str, function: Callable[..., None]) -> N
     # typer reads the options from the signature.
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command(name)(command)
+    app.command(name, help=help)(command)
 
 
 def _with_home(name: str, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""``pela pretrain``, ``pela finetune`` and ``pela run``: the commands that a recipe describes."""
+"""``pela heal``, ``pela finetune`` and ``pela run``: the commands that a recipe describes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ import typer
 
 from pelacli.cli.options import Json, RecipeFile, Set
 
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with a run that was stopped, from its last checkpoint."),
+]
 
 
-def pretrain(
-    recipe: RecipeFile, resume: Resume = False, set_: Set = None, json: Json = False
-) -> None:
-    """Heal a low-rank model under the frozen original."""
+def heal(recipe: RecipeFile, resume: Resume = False, set_: Set = None, json: Json = False) -> None:
+    """Heal a smaller model: train it for a while to do as the original does.
+
+    It needs no labels. Its section in recipes is [pretrain], the paper's name for it.
+    """
+    from pelacli.cli import next_steps, unused
     from pelacli.cli import output as cli_output
-    from pelacli.cli import unused
     from pelacli.recipe import reading
     from pelacli.recipe.step import step_of
     from pelacli.system import malloc
@@ -32,20 +36,22 @@ def pretrain(
     check.check(read, place_of, ["pretrain"])
 
     cli_output.print_trained(steps_pretrain.run(step, resume=resume), json)
+    next_steps.after_training(recipe, read, "pretrain")
 
 
 def finetune(
     recipe: RecipeFile,
     dense: Annotated[
-        bool, typer.Option("--dense", help="Train the recipe's dense model, its [teacher] section.")
+        bool,
+        typer.Option("--dense", help="Train the recipe's dense model, by its section \\[teacher]."),
     ] = False,
     resume: Resume = False,
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Train a model on a task; with --dense, the dense model that a recipe asks for."""
+    """Train a model on a task, by the recipe's section on it."""
+    from pelacli.cli import next_steps, unused
     from pelacli.cli import output as cli_output
-    from pelacli.cli import unused
     from pelacli.recipe import reading
     from pelacli.recipe.step import step_of
     from pelacli.system import malloc
@@ -62,17 +68,20 @@ def finetune(
     check.check(read, place_of, [name])
 
     cli_output.print_trained(steps_finetune.run(step, resume=resume), json)
+    next_steps.after_training(recipe, read, name)
 
 
 def run(
     recipe: RecipeFile,
-    force: Annotated[bool, typer.Option("--force", help="Do every step again.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Do every step again, also those that are done.")
+    ] = False,
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Run the steps of a recipe in order, skipping those that are done."""
+    """Run all steps of a recipe in order; those that are done already are skipped."""
+    from pelacli.cli import next_steps, unused
     from pelacli.cli import output as cli_output
-    from pelacli.cli import unused
     from pelacli.recipe import layout, reading
     from pelacli.steps import pipeline
     from pelacli.system import malloc
@@ -82,4 +91,5 @@ def run(
     unused.refuse_idle(read, layout.sections(read), set_ or [])
     result = pipeline.run(read, force=force, place_of=place_of)
     cli_output.print_run(result, json)
+    next_steps.after_run(result.steps)
     pipeline.gate(result)

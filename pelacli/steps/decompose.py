@@ -320,5 +320,5 @@ def warn_of_distance(fit: Fit) -> None:
         console.warn(
             f"relative error {fit.distance.relative_error:.4g} on the held-back samples: the "
             "model's mean output would do as well; take a larger ratio, calibrate on more samples, "
-            "or heal it (pela pretrain)"
+            "or heal it (pela heal)"
         )

@@ -204,5 +204,5 @@ def _no_model(ref: str, search: QualitySearch) -> str:
         f"the dense model's {search.curve[0]['score']:.2f}; the best of {len(tried)} has "
         f"{best['ratio']:.4f} of the parameters and drops by {best['drop']:.2f}: "
         "allow more, calibrate on your own samples (--calibrate), "
-        "or take a --ratio and heal it (pela pretrain)"
+        "or take a --ratio and heal it (pela heal)"
     )

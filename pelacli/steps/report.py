@@ -98,7 +98,7 @@ def run_curves(refs: Sequence[str]) -> dict[str, Course]:
         of_ref = _courses(ref)
         if not of_ref:
             raise RequestError(
-                f"{ref}: there is no {curves.FILE}; `pela pretrain` and `pela finetune` write one"
+                f"{ref}: there is no {curves.FILE}; `pela heal` and `pela finetune` write one"
             )
         courses |= of_ref
     return courses

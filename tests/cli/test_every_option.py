@@ -158,6 +158,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "--precision": "test_the_options_of_planning_by_time_act",
         "--compile": "test_the_options_of_planning_by_time_act",
     },
+    "heal": dict.fromkeys(
+        ("recipe", "--resume", "--set", "--json"), "test_the_options_of_training_act"
+    ),
     "pretrain": dict.fromkeys(
         ("recipe", "--resume", "--set", "--json"), "test_the_options_of_training_act"
     ),
@@ -364,7 +367,7 @@ def test_the_options_of_training_act(pela, world, here, monkeypatch):
     assert [step["skipped"] for step in again["steps"]] == [False] * 4
     assert "done already" in pela("run", "r.toml")[1]
     for command, key, folder in (
-        (("pretrain",), "pretrain", "pretrain"),
+        (("heal",), "pretrain", "pretrain"),
         (("finetune",), "finetune", "finetune"),
         (("finetune", "--dense"), "teacher", "dense"),
     ):

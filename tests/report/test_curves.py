@@ -125,6 +125,6 @@ def test_report_draws_beside_the_tables_of_an_artefact(pela, artefact):
 def test_an_artefact_without_curves_is_refused_and_has_none_in_json(pela, artefact):
     code, out, err = pela("report", "a", "--curves")
     assert (code, out) == (2, "")
-    assert "a: there is no metrics.jsonl; `pela pretrain` and `pela finetune` write one" in err
+    assert "a: there is no metrics.jsonl; `pela heal` and `pela finetune` write one" in err
     assert pela("report", "a", "--curves", "--sweep", "0.9..0.5")[0] == 2
     assert "curves" not in json.loads(pela("report", "a", "--json")[1])[0]
