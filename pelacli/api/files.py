@@ -64,7 +64,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         arguments.module(model)
         on_meta = any(parameter.is_meta for parameter in model.parameters())
         with nullcontext() if on_meta else devices.on_cpu(model):
-            artefact = into_module.load_into(model, lookup.latest(at) or at)
+            artefact = into_module.load_into(model, loading.locate(os.path.expanduser(path)) or at)
         opened, manifest = artefact.opened, artefact.manifest
     keep(opened, manifest)
     return opened.module

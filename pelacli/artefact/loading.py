@@ -17,7 +17,7 @@ from pelacli.lowrank import replace
 from pelacli.manifest import digests, document, integrity, lookup
 from pelacli.manifest.document import Manifest, SourceRecord
 from pelacli.messages import naming
-from pelacli.models import carried, libraries, opening, precision
+from pelacli.models import carried, hub, libraries, opening, precision
 from pelacli.models.inputs import tokenizer_of
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import load_strictly, stored_tensors
@@ -108,6 +108,16 @@ def _opened(path: Path, module: nn.Module, library: str, source: SourceRecord) -
     )
 
 
+def locate(ref: str) -> Path | None:
+    """The directory of an artefact that a user names: a path, a run directory (its last step), or a
+    hub id, whose files are fetched. None where the name is of no artefact.
+
+    Raises:
+        RequestError, PelaError: the hub does not have it, or can't be reached.
+    """
+    return lookup.latest(Path(ref)) or hub.artefact(ref)
+
+
 def open(ref: str, *, as_stored: bool = False, **how: Any) -> tuple[OpenModel, Manifest | None]:
     """Open whatever a user may name: an artefact, a run directory (its last step), or a model.
 
@@ -119,7 +129,9 @@ def open(ref: str, *, as_stored: bool = False, **how: Any) -> tuple[OpenModel, M
     Returns:
         (the opened model, its manifest where it is an artefact).
     """
-    path = lookup.latest(Path(ref))
+    weights = how.get("weights", "pretrained")
+    is_file = weights not in ("pretrained", "random")
+    path = lookup.latest(Path(ref)) if is_file else locate(ref)
     if path is None:
         seen = unrecorded.layers_and_source(Path(ref))
         if seen is None:
@@ -127,11 +139,14 @@ def open(ref: str, *, as_stored: bool = False, **how: Any) -> tuple[OpenModel, M
             if as_stored:
                 precision.as_in_file(opened)
             return opened, None
-        unrecorded.check_settings(ref, how.get("model_args"), how.get("weights", "pretrained"))
+        unrecorded.check_settings(ref, how.get("model_args"), weights)
         return _computable(_load_unrecorded(Path(ref), *seen), as_stored)
-    if how.get("weights", "pretrained") != "pretrained":
+    if weights != "pretrained":
         raise RequestError(f"{ref}: is an artefact and has its weights; leave --weights out")
-    return _computable(load(path), as_stored)
+    artefact = load(path)
+    if not Path(ref).exists():
+        artefact.opened.ref = ref  # of the hub: its cache is no name for people
+    return _computable(artefact, as_stored)
 
 
 def _computable(artefact: Artefact, as_stored: bool) -> tuple[OpenModel, Manifest]:
@@ -146,7 +161,7 @@ def input_digest(source: str, opened: OpenModel) -> str:
     Args:
         source: what was opened; an artefact is identified by its own weights, not its origin's.
     """
-    path = lookup.latest(Path(source))
+    path = locate(source)
     if path is not None:
         return digests.weights_digest(path)
     return opened.source.digest or f"{opened.source.architecture}:{opened.source.weights}"

@@ -96,8 +96,9 @@ def save(
         for name, content in (extra or {}).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        text = card.model_card(manifest)
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        reading = card.reading_of(opened.config, [*opened.carried])
+        text = card.model_card(manifest, reading)
+        (folder / card.FILE).write_text(text, encoding="utf-8")
         manifest.files = integrity.files_of(folder)
         (folder / document.FILE).write_text(document.dumps(manifest), encoding="utf-8")
 

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from pelacli.cli import decompose, exporting, importing, measuring, recipes, training
+from pelacli.cli import (
+    decompose,
+    exporting,
+    importing,
+    measuring,
+    recipes,
+    sharing,
+    training,
+)
 from pelacli.cli.options import add_command
 from pelacli.version import __version__
 
@@ -29,6 +37,7 @@ def make_app() -> typer.Typer:
     add_command(app, "report", measuring.report)
     add_command(app, "export", exporting.export)
     add_command(app, "import", importing.import_checkpoint)
+    add_command(app, "push", sharing.push)
     add_command(app, "run", training.run)
     add_command(app, "verify", measuring.verify)
     app.add_typer(_make_recipes_app(), name="recipes")

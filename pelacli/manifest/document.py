@@ -74,6 +74,8 @@ class SourceRecord(_Record):
         library: "timm" or "transformers".
         weights: "pretrained", "random" or a path.
         digest: SHA-256 of the weights, where known.
+        licence: of the weights, by the keys of a model card: "license", and of one without a known
+            name "license_name" and "license_link". Empty where it is not known.
     """
 
     model: str
@@ -81,6 +83,7 @@ class SourceRecord(_Record):
     architecture: str | None = None
     weights: str | None = None
     digest: str | None = None
+    licence: dict[str, str] = Field(default_factory=dict)
 
     @property
     def name(self) -> str:

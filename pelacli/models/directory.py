@@ -13,7 +13,7 @@ from pelacli.errors import RequestError
 from pelacli.lowrank import find
 from pelacli.manifest.digests import digest_files, plain_weight_files
 from pelacli.messages import naming
-from pelacli.models import config_file, plain_reading
+from pelacli.models import config_file, licence, plain_reading
 from pelacli.models.carried import carried, check_read_files
 from pelacli.models.inputs import tokenizer_of
 from pelacli.models.libraries import library, own
@@ -69,7 +69,8 @@ class _Directory:
 
     def origin(self, request: Request) -> Origin:
         """What the manifest will say about where the model comes from."""
-        return Origin(self.model, request.weights, self.digest)
+        terms = {} if request.weights == "random" else licence.of_card(self.folder)
+        return Origin(self.model, request.weights, self.digest, terms)
 
 
 def open_directory(request: Request, folder: Path, hub_id: str | None = None) -> OpenModel:

@@ -7,16 +7,52 @@ from pathlib import Path
 
 from pelacli.console import verbosity
 from pelacli.errors import PelaError, RequestError
+from pelacli.manifest import document
 from pelacli.messages import one_line
 
 # Configurations, processors, tokenizers: everything small a model directory may hold.
 _SIDE_FILES = [
     "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "1_Pooling/*",
-    "LICENSE*", "NOTICE*",
+    "LICENSE*", "NOTICE*", "README.md",
 ]  # fmt: skip
 # Weights in folders are other forms of the model, except those of sentence-transformers' modules,
 # whose folders begin with their number ("2_Dense").
 _OTHER_WEIGHTS = ["[!0-9]*/*.safetensors", "open_clip*.safetensors"]
+
+
+def is_id(ref: str) -> bool:
+    """Whether a reference can only be "owner/name", perhaps with "@revision", of the hub."""
+    if ref.partition("@")[0].count("/") != 1 or ref.startswith((".", "/", "~")):
+        return False
+    is_file = Path(ref).suffix in (".safetensors", ".toml") or Path(ref).parent.is_file()
+    return not is_file and not Path(ref).exists()
+
+
+def artefact(ref: str, *, weights: bool = True) -> Path | None:
+    """The local copy of an artefact that lies on the hub.
+
+    Args:
+        ref: what a user calls the model.
+        weights: fetch them too; else only what is small.
+
+    Returns:
+        its directory in the hub's cache; None where the reference is no hub id, or that of another
+        model.
+
+    Raises:
+        RequestError, PelaError: as `fetch`.
+    """
+    if not is_id(ref):
+        return None
+    repo = bare(ref)
+    if not document.is_artefact(fetch(repo, weights=False)):
+        return None
+    return fetch(repo, weights=weights)
+
+
+def bare(ref: str) -> str:
+    """A hub id without timm's prefix."""
+    return ref.removeprefix("hf-hub:").removeprefix("hf_hub:")
 
 
 def fetch(repo: str, *, weights: bool, file: str | None = None) -> Path:

@@ -13,7 +13,7 @@ import torch
 from pelacli.errors import RequestError
 from pelacli.manifest.digests import digest_file
 from pelacli.messages import did_you_mean
-from pelacli.models import config_file, directory, hub, precision
+from pelacli.models import config_file, directory, hub, licence, precision
 from pelacli.models.directory import Request
 from pelacli.models.libraries import OWN_NAMES, own
 from pelacli.models.opened import OpenModel
@@ -199,7 +199,11 @@ def _timm_name(request: Request) -> OpenModel | None:
         weights=weights,
         file=file,
     )
-    return describe(request.ref, module, "timm", Origin(name, weights, digest))
+    terms: dict[str, str] = {}
+    if weights != "random":
+        card = {} if file is None else licence.of_card(file.parent)
+        terms = card or licence.of_timm(getattr(module, "pretrained_cfg", None))
+    return describe(request.ref, module, "timm", Origin(name, weights, digest, terms))
 
 
 def _hub_id(request: Request) -> OpenModel | None:
@@ -210,7 +214,7 @@ def _hub_id(request: Request) -> OpenModel | None:
         raise RequestError(f"{request.ref}: there is no such file or directory")
     if (first := Path(name).parts[0]) and Path(first).is_file():
         raise RequestError(f"{request.ref}: {first} is a file, not a directory")
-    repo = name.removeprefix("hf-hub:").removeprefix("hf_hub:")
+    repo = hub.bare(name)
     folder = hub.fetch(repo, weights=request.weights == "pretrained")
     return directory.open_directory(request, folder, hub_id=repo)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
@@ -23,11 +23,13 @@ class Origin:
         model: a hub id, a path, or the name of an architecture.
         weights: "pretrained", "random", "in memory" or the path of a file.
         digest: of the weights; None where no file holds them.
+        licence: of the weights, as `pelacli.models.licence` gives it.
     """
 
     model: str
     weights: str
     digest: str | None = None
+    licence: dict[str, str] = field(default_factory=dict)
 
 
 def wrap(module: nn.Module) -> OpenModel:
@@ -60,5 +62,6 @@ def describe(
         architecture=config.get("architecture") or type(module).__name__,
         weights=origin.weights,
         digest=origin.digest,
+        licence=origin.licence,
     )
     return OpenModel(module, ref, library_name, config, {}, source, inputs, head)

@@ -45,7 +45,7 @@ def open_teacher(step: Step[Pretrain], student: Artefact) -> OpenModel:
         RequestError: that model is low-rank.
     """
     ref, how = step.dense, lookup.how_to_open(step.dense, step.opening)
-    path = lookup.latest(Path(ref))
+    path = loading.locate(ref)
     is_named_by_recipe = step.dense == step.model
     if is_named_by_recipe and path is not None and _is_low_rank(path):
         origin = student.manifest.source
@@ -64,7 +64,7 @@ def _is_low_rank(path: Path) -> bool:
 
 
 def _open_student(source: str) -> Artefact:
-    path = lookup.latest(Path(source))
+    path = loading.locate(source)
     if path is None:
         raise RequestError(f"{source}: not an artefact; `pela decompose` makes one to heal")
     with console.progress(f"opening {path}"):

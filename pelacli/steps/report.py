@@ -12,6 +12,7 @@ from pelacli import console
 from pelacli.errors import RequestError
 from pelacli.manifest import digests, document, evaluations, integrity, lookup
 from pelacli.manifest.document import Manifest
+from pelacli.models import hub
 from pelacli.planning import stored
 from pelacli.planning import sweep as planning_sweep
 from pelacli.planning.sweep import Sweep
@@ -190,7 +191,8 @@ def _speeds(
             raise RequestError(f"{label}: holds spectra, no model that could be timed")
     speeds = {}
     for label in manifests:
-        weights = "pretrained" if Path(label).exists() else "random"
+        is_there = Path(label).exists() or hub.artefact(label, weights=False) is not None
+        weights = "pretrained" if is_there else "random"
         opened, _ = loading.open(label, as_stored=True, weights=weights, arch=arch)
         speeds[label] = time_model(opened, timing)
     return speeds
@@ -213,6 +215,9 @@ def _manifests(ref: str, arch: str | None, sizes: dict[str, int]) -> dict[str, M
         return {str(artefact): _whole(artefact) for artefact in below}
     if stored.is_spectra(path):
         return {ref: stored.load(path).about.dense}
+    on_the_hub = hub.artefact(ref, weights=False)
+    if on_the_hub is not None:
+        return {ref: document.read(on_the_hub)}
     manifest, sizes[ref] = _count(ref, arch)
     return {ref: manifest}
 

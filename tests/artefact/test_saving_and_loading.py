@@ -56,7 +56,7 @@ def test_a_failure_half_way_leaves_the_old_one(vit, tmp_path, monkeypatch):
     saving.save(vit, described(vit), path)
     before = files(path)
 
-    def fails(_record):
+    def fails(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(card, "model_card", fails)
@@ -184,7 +184,7 @@ def test_what_does_not_fit_is_named(vit, tmp_path, change, says):
 
 
 def test_a_stop_half_way_leaves_no_litter(vit, tmp_path, monkeypatch):
-    def stopped(_record):
+    def stopped(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(card, "model_card", stopped)

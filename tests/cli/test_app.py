@@ -41,7 +41,7 @@ def test_no_option_goes_or_comes_unnoticed():
 def test_commands_are_listed_in_the_order_of_a_pipeline():
     app = typer.main.get_command(make_app())
     order = ["decompose", "heal", "pretrain", "finetune", "eval", "report", "export", "import",
-             "run", "verify", "recipes"]  # fmt: skip
+             "push", "run", "verify", "recipes"]  # fmt: skip
     assert list(app.commands) == order
     assert list(app.commands["recipes"].commands) == ["list", "show", "copy", "check", "schema"]
 

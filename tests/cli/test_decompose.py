@@ -103,7 +103,7 @@ def test_a_failed_write_leaves_the_old_artefact(pela, artefact, checkpoint, monk
     """The model card is the last file of an artefact, so all others are written by then."""
     before = {path.name: path.read_bytes() for path in artefact.iterdir()}
 
-    def fails(record):
+    def fails(*_):
         raise failure
 
     monkeypatch.setattr("pelacli.artefact.card.model_card", fails)

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import fake_hub
 import pytest
 import typer
 from PIL import Image
@@ -179,6 +180,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "import": dict.fromkeys(
         ("checkpoint", "--model", "--output", "--json"), "test_the_options_of_import_act"
     ),
+    "push": dict.fromkeys(
+        ("artefact", "repo", "--private", "--revision", "--json"), "test_the_options_of_push_act"
+    ),
+    "verify": dict.fromkeys(("artefacts", "--json"), "test_the_options_of_verify_act"),
     "run": dict.fromkeys(
         ("recipe", "--force", "--set", "--json"), "test_the_options_of_training_act"
     ),
@@ -207,6 +212,22 @@ def test_every_option_has_a_case():
 def test_a_page_is_written_where_it_is_asked_for(pela, artefact):
     assert pela("report", "a", "--html", "page.html")[0] == 0
     assert "<!DOCTYPE html>" in (artefact.parent / "page.html").read_text()
+
+
+def test_the_options_of_push_act(pela, artefact, tmp_path, monkeypatch):
+    with fake_hub.in_this_process(tmp_path / "hub", monkeypatch):
+        assert pela("push", "a", "me/first")[0] == 0
+        code, out, err = pela("push", "a", "me/b", "--private", "--revision", "v2", "--json")
+        assert code == 0, err
+        done = json.loads(out)
+    assert (done["repo"], done["revision"], done["private"]) == ("me/b", "v2", True)
+    there = {path.parent.name for path in (tmp_path / "hub/me").glob("*/pela.json")}
+    assert there == {"first", "b@v2"}
+
+
+def test_the_options_of_verify_act(pela, artefact):
+    assert json.loads(pela("verify", "a", "--json")[1])[0]["artefact"] == "a"
+    assert pela("verify", "b")[0] == 2
 
 
 @pytest.fixture(scope="module")

@@ -2,86 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
-import threading
 import time
-from pathlib import Path
 
 import pytest
 import timm
 import transformers
+from fake_hub import digest, serving
 from safetensors.torch import load_file, save_file
 
 TIMM_REPO = "timm/test_vit.r160_in1k"
 NOBODY = "http://127.0.0.1:9"  # nothing listens there
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's protocol as fetching a snapshot takes."""
-
-    root: Path
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, body: bool) -> None:
-        parts = self.path.partition("?")[0].strip("/").split("/")
-        if parts[0] == "api":
-            self._info(self.root / "/".join(parts[2:4]), "/".join(parts[2:4]), parts, body)
-        elif "resolve" in parts:
-            at = parts.index("resolve")
-            self._file(self.root / "/".join(parts[:at]) / "/".join(parts[at + 2 :]), body)
-        else:
-            self._send(404, b"", {}, body)
-
-    def _info(self, repo: Path, name: str, parts: list[str], body: bool) -> None:
-        if not repo.is_dir():
-            return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
-        if "nope" in parts:
-            return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
-        files = sorted(p for p in repo.iterdir() if p.is_file())
-        document: object = {
-            "id": name,
-            "sha": COMMIT,
-            "siblings": [{"rfilename": p.name} for p in files],
-        }
-        if "tree" in parts:
-            document = [
-                {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": _digest(p)}
-                for p in files
-            ]
-        text = json.dumps(document).encode()
-        return self._send(200, text, {"Content-Type": "application/json"}, body)
-
-    def _file(self, path: Path, body: bool) -> None:
-        if not path.is_file():
-            return self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, body)
-        headers = {"ETag": f'"{_digest(path)}"', "X-Repo-Commit": COMMIT}
-        return self._send(200, path.read_bytes(), headers, body)
-
-    def _send(self, code: int, content: bytes, headers: dict[str, str], body: bool) -> None:
-        self.send_response(code)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +42,8 @@ def hub(tmp_path_factory):
     pickled.mkdir()
     (pickled / "config.json").write_text((root / "someone/tiny-bert/config.json").read_text())
     (pickled / "pytorch_model.bin").write_bytes(b"never read")
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), type("Handler", (Hub,), {"root": root})
-    )
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", root
-    server.shutdown()
+    with serving(root) as address:
+        yield address, root
 
 
 @pytest.fixture
@@ -145,7 +76,7 @@ def test_a_timm_name_has_the_hubs_weights(hub, online, tmp_path):
     assert ours["patch_embed.proj.weight"].equal(theirs["patch_embed.proj.weight"])
     assert ours["head.weight"].equal(theirs["head.weight"])
     source = json.loads((tmp_path / "a" / "pela.json").read_text())["source"]
-    assert source["digest"] == _digest(hub[1] / TIMM_REPO / "model.safetensors")
+    assert source["digest"] == digest(hub[1] / TIMM_REPO / "model.safetensors")
 
 
 def test_a_transformers_id_by_its_short_name(hub, online, tmp_path):
@@ -199,3 +130,41 @@ def test_no_hub_at_all_is_one_line_that_says_what_works(online):
     assert done.stderr.count("\n") == 1
     for way in ("--weights random", "a local directory", "--arch"):
         assert way in done.stderr
+
+
+def test_an_artefact_of_the_hub_is_opened_by_its_id_and_revision(hub, online, tmp_path):
+    """All in one process, which takes seconds to import."""
+    made = online("decompose", "someone/tiny-bert", "--ratio", "0.8", "-o", "a", "-q")
+    assert made.returncode == 0, made.stderr
+    shutil.copytree(tmp_path / "a", hub[1] / "me" / "small@v2")
+    shutil.copytree(hub[1] / "someone" / "tiny-bert", hub[1] / "me" / "small")
+    script = """
+import sys
+import torch
+import pelacli
+from transformers import BertModel
+from pelacli.__main__ import main
+
+ours, theirs = pelacli.load("a"), pelacli.load("me/small@v2")
+for name, tensor in ours.state_dict().items():
+    assert torch.equal(theirs.state_dict()[name], tensor), name
+assert BertModel.from_pretrained("me/small", revision="v2").pooler.dense.rank > 0
+for words in (
+    "report me/small@v2 --json", "eval me/small@v2 --no-latency --json",
+    "decompose me/small@v2 --ratio 0.5", "report me/small --json",
+):
+    sys.argv = ["pela", *words.split()]
+    try:
+        main()
+    except SystemExit as exit_:
+        print(words, exit_.code, file=sys.stderr)
+"""
+    done = online(script=script)
+    err = done.stderr.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert "pela: error: me/small@v2: is low-rank already; decompose the dense model" in err
+    codes = [line.split()[-1] for line in err if line.startswith(("report", "eval", "decompose"))]
+    assert codes == ["0", "0", "2", "0"]
+    rows = [json.loads(text) for text in done.stdout.replace("]\n[", "]\0[").split("\0")]
+    low, evaluated, dense = (document[0] for document in rows)
+    assert low["params"]["after"] == evaluated["params"] < dense["params"]["after"]

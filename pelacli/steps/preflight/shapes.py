@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pelacli.artefact import loading
 from pelacli.errors import RequestError
-from pelacli.manifest import lookup
 from pelacli.manifest.digests import plain_weight_files
 from pelacli.models import opening
 from pelacli.models.opened import OpenModel
@@ -27,7 +26,7 @@ def of(ref: str, how: Opening) -> OpenModel:
         PelaError: the hub, which would know it, can't be reached.
     """
     name = ALIASES.get(ref, ref)
-    path = lookup.latest(Path(name))
+    path = loading.locate(name)
     if path is not None:
         return loading.shapes(path)
     weights = how.weights
