@@ -57,14 +57,19 @@ class _Decompose(Section):
     ratio: Ratio = _budget("ratio")
     unit: Unit = Field("params", description="what the ratio counts")
     latency: Latency | None = Field(None, description="what unit 'latency' is measured on")
-    scope: Scope = Field("model", description="whose it counts")
+    scope: Scope = Field(
+        "model", description="what the ratio is of: the whole model or the factorised layers"
+    )
     energy: float | None = _budget("energy")
     max_drop: float | None = _budget("max_drop")
     data: Data | None = Field(None, description="max_drop's samples, where not the recipe's data")
     split: Text | None = Field(None, description="of max_drop's samples, in place of data.val")
     task: Text | None = Field(None, description="of max_drop, where it is not the recipe's")
     task_args: dict[str, Argument] | None = Field(None, description="settings of that task")
-    policy: PolicyName = Field("energy", description="how ranks are chosen")
+    policy: PolicyName = Field(
+        "energy",
+        description="energy: all layers by one budget; uniform: the paper's; threshold: each alone",
+    )
     threshold: float | None = _budget("threshold")
     calibrate: Text | None = Field(None, description="unlabelled samples: a dataset, or train")
     samples: int = Field(256, ge=1, description="how many samples to calibrate on")
@@ -76,9 +81,11 @@ class _Decompose(Section):
     )
     include: list[Pattern] = Field([], description="only layers whose name matches")
     exclude: list[Pattern] = Field([], description="not layers whose name matches")
-    pin: dict[Pattern, Pin] = Field({}, description="layers → rank, dense or full")
-    min_rank: int = Field(1, ge=0, description="smallest rank")
-    max_rank: int | None = Field(None, ge=1, description="largest rank")
+    pin: dict[Pattern, Pin] = Field(
+        {}, description="regular expression → rank of the layers that match, dense or full"
+    )
+    min_rank: int = Field(1, ge=0, description="smallest rank of a layer")
+    max_rank: int | None = Field(None, ge=1, description="largest rank of a layer")
     multiple: int | None = Field(
         None, ge=1, description="ranks are multiples of this; unset: 8 in large layers by 'energy'"
     )

@@ -27,24 +27,36 @@ class Eval(Section):
     split: Text | None = Field(None, description="in place of data.val")
     latency: bool = Field(True, description="time the forward pass")
     against: Text | None = Field(None, description="baseline; the recipe's dense model if unset")
-    max_drop: float | None = Field(None, description="points the main metric may drop by")
+    max_drop: float | None = Field(
+        None, description="points that the main metric may drop by; more is exit code 3"
+    )
 
 
 class Recipe(Section):
     """The whole pipeline; each step reads its section."""
 
     model: Text = Field(description="timm name or alias, hub id, directory, file, artefact")
-    weights: Text = Field("pretrained", description="pretrained, random, or a path")
+    weights: Text = Field(
+        "pretrained", description="pretrained, random, or the path of a file or directory"
+    )
     arch: Text | None = Field(None, description="architecture of a bare safetensors file")
-    model_args: dict[str, Argument] = Field({}, description="for the architecture")
-    num_classes: int | None = Field(None, ge=1, description="outputs, if not the checkpoint's")
+    model_args: dict[str, Argument] = Field(
+        {}, description="arguments of the architecture, as img_size"
+    )
+    num_classes: int | None = Field(
+        None, ge=1, description="classes, where not as many as the checkpoint has"
+    )
     output: FilePath = Field(description="directory of the run; each step writes into it")
-    seed: int = Field(0, ge=0, lt=2**63, description="of everything random")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="of sampling, order, augmentation and fresh weights"
+    )
     task: Text = Field(
         "image-classification", description="what the model is trained and judged on"
     )
-    task_args: dict[str, Argument] = Field({}, description="settings of the task")
-    device: Device = Field("auto", description="auto, cpu, cuda, mps")
+    task_args: dict[str, Argument] = Field(
+        {}, description="settings of the task; each task has its own"
+    )
+    device: Device = Field("auto", description="auto (a GPU where there is one), cpu, cuda or mps")
     data: Data | None = Field(None, description="data of all steps that name none of their own")
     teacher: Train | None = Field(None, description="train the dense model first")
     decompose: Decompose | None = Field(None, description="factorise")
