@@ -6,7 +6,7 @@ import gc
 import sys
 from typing import TYPE_CHECKING
 
-from pelacli.system import termination
+from pelacli.system import processes, termination
 from pelacli.system.termination import Terminated
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ def main() -> None:
         from pelacli.console import verbosity
 
         code = _fail(error, failures.describe(error), verbosity.debug)
+        if code:
+            processes.end_with_group(code)
+    termination.end_quietly()
     gc.freeze()  # else Python looks through all that torch has made once more, for seconds
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pelacli.errors import CollectedError, PelaError
 from pelacli.messages import one_line
-from pelacli.system import disk
+from pelacli.system import disk, processes
 from pelacli.system.termination import Terminated
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
@@ -38,6 +38,13 @@ _REFUSALS = {
 _FAILURES = disk.REMEDIES | {errno.EMFILE: "raise the limit of open files (ulimit -n)"}
 _OUT_OF_MEMORY = re.compile(
     r"can(?:'t|not) allocate memory|out of memory|not enough memory", re.IGNORECASE
+)
+# What torch says in the other processes when one of a group has ended. Its error is a plain
+# RuntimeError where gloo carries the messages.
+_LOST_CONTACT = re.compile(
+    r"Dist(?:Backend|Network|Store)Error|\bgloo\b|ncclRemoteError|"
+    r"connection (?:closed|reset) by peer",
+    re.IGNORECASE,
 )
 
 
@@ -77,6 +84,12 @@ def describe(error: BaseException) -> Failure:
         return Failure(
             f"the memory is not enough ({one_line(error, 120)}); take smaller batches or images, "
             "or fewer samples",
+            1,
+        )
+    if processes.launched() > 1 and _LOST_CONTACT.search(f"{type(error).__name__} {error}"):
+        return Failure(
+            "another process of this run has ended, so this one ends too; what that one says is "
+            "the reason",
             1,
         )
     return Failure(f"{type(error).__name__}: {error} (unexpected; --debug shows where)", 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -102,6 +104,21 @@ def _leave() -> None:
 
     if _joined():
         torch.distributed.destroy_process_group()
+
+
+def end_with_group(exit_code: int) -> None:
+    """End a process that has failed, if it had met others: at once, since they wait for it, or have
+    died. Python may take many seconds to take torch apart, of which the launcher waits for all.
+    What is to be removed at the end is removed. Returns where there is no group."""
+    if launched() == 1 or "torch.distributed" not in sys.modules or not _joined():
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):  # the launcher's, which is not needed any more
+        signal.signal(number, signal.SIG_IGN)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    atexit.unregister(_leave)  # it would wait for the others
+    atexit._run_exitfuncs()
+    os._exit(exit_code)
 
 
 def _joined() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 from types import FrameType
 from typing import NoReturn
@@ -34,3 +35,17 @@ def raise_on_signals() -> None:
 
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
     raise Terminated(number)
+
+
+def end_quietly() -> None:
+    """From the moment when Python begins to take itself apart, signals end the process at once: an
+    exception would find nobody to catch it, and print a traceback."""
+    atexit.unregister(_restore)
+    atexit.register(_restore)  # the last that is registered is the first that is called
+
+
+def _restore() -> None:
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -42,3 +44,17 @@ def test_a_signal_that_is_ignored_stays_so(handlers):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     termination.raise_on_signals()
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_while_python_ends_leaves_no_traceback(name):
+    program = (
+        "import atexit, os, signal\n"
+        "from pelacli.system import termination\n"
+        "termination.raise_on_signals()\n"
+        f"atexit.register(os.kill, os.getpid(), signal.{name})\n"
+        "termination.end_quietly()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.returncode == -getattr(signal, name)
