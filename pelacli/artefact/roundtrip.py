@@ -53,11 +53,19 @@ def check_finite(opened: OpenModel) -> None:
 
 
 def check_merged(opened: OpenModel) -> None:
-    """Refuse a module with adapters of peft, which an artefact has no form for.
+    """Refuse a module with adapters of peft, or with weights that torchao has
+    quantised, which an artefact has no form for.
 
     Raises:
         RequestError: naming the first of them.
     """
+    for name, parameter in opened.module.named_parameters():
+        kind = type(parameter.data)
+        if kind.__module__.startswith("torchao."):
+            raise RequestError(
+                f"{opened.ref}: {name} is quantised ({kind.__name__}), which an artefact can't "
+                "hold; save the model before that, and its quantised state by torch.save"
+            )
     for name, part in opened.module.named_modules():
         if any(cls.__name__ == "BaseTunerLayer" for cls in type(part).__mro__):
             raise RequestError(
