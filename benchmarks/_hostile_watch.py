@@ -25,6 +25,7 @@ _CHANGES = (
     "os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink", "os.truncate",
     "shutil.rmtree",
 )  # fmt: skip
+_IDLE = 6  # seconds on the clock for each of the processor
 _OF_SYSTEM = ("/proc", "/sys", "/dev", "/usr", "/lib", "/etc", "/run")
 
 
@@ -104,7 +105,8 @@ def call(
     """Call pela in a directory, beyond which nothing may be read or written.
 
     Args:
-        limit: seconds.
+        limit: seconds of the processor, which other programs don't lengthen; six times as many may
+            pass.
         readable: what may be read beside it.
     """
     from pelacli import console
@@ -115,12 +117,16 @@ def call(
     before, argv, stdin = Path.cwd(), sys.argv, sys.stdin
     sys.argv, sys.stdin = ["pela", *arguments], _Yes()
     os.chdir(root)
-    start, code = time.perf_counter(), None
+    start, code = time.process_time(), None
     _watch.root, _watch.seen = os.path.realpath(root), []
     _watch.readable = tuple(os.path.realpath(path) for path in readable)
     extra = []
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _limit(limit):
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            _limit(_IDLE * limit),
+        ):
             warnings.simplefilter("ignore")
             main()
     except SystemExit as exit_:
@@ -131,7 +137,7 @@ def call(
         _watch.root = None
         os.chdir(before)
         sys.argv, sys.stdin = argv, stdin
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     result = Call(code, out.getvalue(), err.getvalue(), seconds, [*extra, *_watch.seen])
     result.broken += _promises(result, root, limit)
     return result
@@ -140,6 +146,7 @@ def call(
 @contextlib.contextmanager
 def _limit(seconds: int) -> Iterator[None]:
     def stop(*_: Any) -> None:
+        _watch.seen.append(f"longer than {seconds} s on the clock")
         raise KeyboardInterrupt
 
     old = signal.signal(signal.SIGALRM, stop)
@@ -170,6 +177,6 @@ def _promises(call: Call, root: Path, limit: int) -> Iterator[str]:
     if any(not (c.isprintable() or c in "\n\u200c\u200d") for c in call.err):
         yield "codes on standard error"
     if call.seconds >= limit:
-        yield f"longer than {limit} s"
+        yield f"longer than {limit} s of the processor"
     if (root / "EXECUTED").exists():
         yield "code was executed"

@@ -6,9 +6,9 @@
 
 Every input has a number, which is its seed. What must hold of each: exit code 0, 2 or 3 (1 only
 where memory is short), one line of at most 1,000 characters, no traceback, no "(unexpected", less
-than ten seconds, nothing opened or changed outside of the input's directory, no code of it run,
-nothing asked on standard input. An artefact's damaged weights are refused, or give what the
-undamaged ones give.
+than ten seconds of the processor, nothing opened or changed outside of the input's directory, no
+code of it run, nothing asked on standard input. An artefact's damaged weights are refused, or give
+what the undamaged ones give.
 
 Reads by Python are seen by an audit hook. Those of the safetensors and tokenizers libraries are
 not: there a link that leads out counts as followed if the command ends well.
@@ -34,7 +34,7 @@ import _hostile_damage as damage
 import _hostile_watch as watch
 from _hostile_subjects import SUBJECTS, Subject, make
 
-_AFTER = 120  # seconds after which a worker that says nothing is ended
+_AFTER = 600  # seconds after which a worker that says nothing is ended
 _BATCH = 400  # inputs of a worker
 Row = dict[str, Any]
 
@@ -81,8 +81,8 @@ def _case(file: Path) -> Path:
 
 def _comparable(out: str) -> str:
     """A command's output without what differs by nature."""
-    lines = out.splitlines()
-    return "\n".join(line for line in lines if "seconds" not in line and " s" not in line)
+    times = ("seconds", "latency", " s")
+    return "\n".join(line for line in out.splitlines() if not any(t in line for t in times))
 
 
 def _silent(subject: Subject, file: Path, call: watch.Call, undamaged: str) -> Iterator[str]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
 import timm
+import torch
 import transformers
 from families import BERT
 from refusals import refused as refused
+from safetensors.torch import save_file
 
-from pelacli.models import extent
+from pelacli.errors import RequestError
+from pelacli.models import config_file, extent
 
 HUGE = 10**9
 
@@ -32,8 +36,6 @@ def vit(here) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_large_is_built(monkeypatch):
     """Whatever is built with memory is small."""
-    import torch
-
     numel = 1 << 26
     for name in ("empty", "zeros", "ones", "randn"):
         original = getattr(torch, name)
@@ -83,11 +85,22 @@ def test_sizes_of_an_image_model(refused, vit, key, value):
 
 
 def test_sizes_that_its_weights_have_are_opened(pela, here):
-    config = transformers.BertConfig(**BERT | {"num_labels": 1500, "num_hidden_layers": 101})
-    config.hidden_size = config.intermediate_size = 8
+    config = transformers.BertConfig(**BERT | {"num_labels": 1500})
     transformers.BertForSequenceClassification(config).save_pretrained("m")
     code, _, err = pela("report", "m")
     assert code == 0, err
+
+
+def test_as_many_layers_as_there_are_tensors_may_be(tmp_path):
+    save_file({str(n): torch.zeros(1) for n in range(150)}, tmp_path / "model.safetensors")
+    for layers, is_fine in ((100, True), (150, True), (151, False)):
+        (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": layers}))
+        with (
+            contextlib.nullcontext()
+            if is_fine
+            else pytest.raises(RequestError, match="is 151, more than")
+        ):
+            config_file.read(tmp_path, "restore it")
 
 
 def test_fresh_weights_need_memory(refused, bert, monkeypatch):
