@@ -51,4 +51,4 @@ def test_every_option_is_described(generated):
                 assert getattr(parameter, "help", None), (name, parameter.name)
 
     check(typer.main.get_command(make_app()), "pela")
-    assert "| `--ratio` | Parameters after / before" in page
+    assert "| `--ratio` | How small: parameters after" in page
