@@ -71,12 +71,14 @@ class Case:
     Attributes:
         result: what it writes, in its folder.
         before: the last step of the recipe that is done before.
+        replaces: whether it puts its result in the place of one that is there.
     """
 
     name: str
     command: tuple[str, ...]
     result: str
     before: str = ""
+    replaces: bool = True
 
 
 _DECOMPOSE = ("decompose", "r.toml", "--json")
@@ -92,6 +94,7 @@ CASES = [
         ("export", "run/decompose", "--to", "dense", "-o", "dense"),
         "dense",
         "decompose",
+        replaces=False,
     ),
 ]
 
@@ -220,26 +223,29 @@ def disturb(
     tally.signals[number.name] += 1
     what = f"{case.name}, {number.name} after {moment:.2f} s of {tally.seconds:.2f} s"
     said = log.read_text(errors="replace")
-    wrong = [*_wrong_words(said), *_damaged(folder)]
+    wrong = [*wrong_words(said), *damaged(folder)]
     if number != signal.SIGKILL:
-        wrong += [f"{path.name} is left" for path in _drafts(folder)]
+        wrong += [f"{path.name} is left" for path in drafts(folder)]
+    if not case.replaces and weights(folder / case.result) == tally.weights:
+        shutil.rmtree(folder / case.result)  # it was done before the signal came
     code, said = run(case.command, folder)
     if code:
         wrong.append(f"then it ends with {code}: {said.splitlines()[-1:]}")
     elif weights(folder / case.result) != tally.weights:
         wrong.append("then it has other weights")
-    wrong += [*_wrong_words(said), *_damaged(folder)]
-    wrong += [f"then {path.name} is left" for path in (*_drafts(folder), *_workplaces(folder))]
+    wrong += [*wrong_words(said), *damaged(folder)]
+    wrong += [f"then {path.name} is left" for path in (*drafts(folder), *workplaces(folder))]
     tally.problems += [f"{what}: {problem}" for problem in wrong]
+    print(f"{what}: {'; '.join(wrong) or 'all is well'}", file=sys.stderr, flush=True)
     if not wrong:
         shutil.rmtree(folder)
 
 
-def _wrong_words(said: str) -> list[str]:
+def wrong_words(said: str) -> list[str]:
     return [f"it says {word}" for word in ("Traceback", "(unexpected") if word in said]
 
 
-def _damaged(folder: Path) -> list[str]:
+def damaged(folder: Path) -> list[str]:
     """The artefacts that are not what was written."""
     from pelacli.manifest import lookup
     from pelacli.steps.verify import verify
@@ -250,13 +256,13 @@ def _damaged(folder: Path) -> list[str]:
     ]
 
 
-def _drafts(folder: Path) -> list[Path]:
+def drafts(folder: Path) -> list[Path]:
     return sorted(
         path for path in folder.rglob(".*") if path.name.endswith((".tmp", ".lock", ".old"))
     )
 
 
-def _workplaces(folder: Path) -> list[Path]:
+def workplaces(folder: Path) -> list[Path]:
     return [*folder.rglob("*.training"), *folder.rglob("*.factorising")]
 
 
@@ -274,9 +280,9 @@ def kill_imports(count: int, chance: random.Random, root: Path) -> list[str]:
         process.send_signal(number)
         said = process.communicate()[0]
         what = f"new process, {number.name} after {moment:.2f} s"
-        wrong = [*_wrong_words(said), *_damaged(folder)]
+        wrong = [*wrong_words(said), *damaged(folder)]
         if number != signal.SIGKILL:
-            wrong += [f"{path.name} is left" for path in _drafts(folder)]
+            wrong += [f"{path.name} is left" for path in drafts(folder)]
         problems += [f"{what}: {problem}: {said[-300:]}" for problem in wrong]
     print(f"new processes: {count} killed within six seconds, {len(problems)} problems")
     return problems

@@ -105,3 +105,20 @@ def test_the_long_form_counts_what_is_wrong(tmp_path, kills, capsys):
     crash.print_tallies({"broken": tally})
     assert "| broken |" in capsys.readouterr().out
     assert "crash" in sys.modules
+
+
+def test_two_at_once_has_two_recipes_of_one_output_for_each_kind_of_pair(tmp_path, kills):
+    import crash
+    import two_at_once
+
+    start = tmp_path / "start"
+    start.mkdir()
+    for name in ("r", "plain"):
+        (start / f"{name}.toml").write_text(crash.RECIPE)
+    for kind in two_at_once.PAIRS:
+        case, first, second = two_at_once.commands(kind)
+        assert (first == second) == (not case.replaces)
+        folder = two_at_once.folder_of(case, {case.before: start}, tmp_path / kind)
+        both = [(folder / name).read_text() for name in ("r.toml", "r2.toml")]
+        assert both[0] != both[1]
+        assert all('output = "run"' in text for text in both)
