@@ -89,9 +89,11 @@ def _from_transformers(at: Path) -> nn.Module:
     with loading.quiet():
         import transformers
 
-        config = transformers.AutoConfig.from_pretrained(at)
+        config = transformers.AutoConfig.from_pretrained(at, trust_remote_code=False)
         cls = classes.class_of(config)
-        module, info = cls.from_pretrained(at, output_loading_info=True)
+        module, info = cls.from_pretrained(
+            at, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+        )
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[what]:
             first = min(map(str, info[what]))
