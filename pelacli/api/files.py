@@ -127,6 +127,9 @@ def verify(path: str | Path) -> Verified:
 
     Example::
 
+        >>> model = timm.create_model("test_vit")
+        >>> plan = pelacli.decompose(model, ratio=0.6)
+        >>> pelacli.save(model, "smaller")
         >>> pelacli.verify("smaller").whole
         True
     """

@@ -14,7 +14,7 @@ from torch import nn
 
 import pelacli
 
-FUNCTIONS = ("decompose", "export", "load", "plan", "save")
+FUNCTIONS = ("decompose", "export", "load", "plan", "save", "verify")
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
