@@ -35,6 +35,10 @@ class RequestError(PelaError):
     exit_code = 2
 
 
+class PackageError(RequestError):
+    """An optional package is not installed. Exit code 2."""
+
+
 class CollectedError(RequestError):
     """Several things were wrong with one request. Exit code 2.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pelacli.data.splits import choose_split
 from pelacli.errors import RequestError
+from pelacli.system import extras
 
 _PREFIX = "hfds/"
 _CARD = "README.md"  # where a folder declares its configurations
@@ -31,8 +32,7 @@ def open_split(spec: str, split: str) -> tuple[Any, str]:
         RequestError: one line that says why it can't be opened.
     """
     with one_line_errors(spec, split):
-        import datasets
-
+        datasets: Any = extras.require("datasets", spec)
         name, config = _name_and_config(spec)
         if "[" not in split:  # `datasets` itself reads slices
             names = datasets.get_dataset_split_names(name, config)
@@ -47,8 +47,7 @@ def check_split(spec: str, split: str) -> None:
         RequestError: one line that says why it can't be opened.
     """
     with one_line_errors(spec, split):
-        import datasets
-
+        datasets: Any = extras.require("datasets", spec)
         name, config = _name_and_config(spec)
         choose_split(split.partition("[")[0], datasets.get_dataset_split_names(name, config), spec)
 

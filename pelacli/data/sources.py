@@ -18,6 +18,7 @@ from pelacli.data import class_folders, image_files
 from pelacli.data.hub import one_line_errors, open_split
 from pelacli.data.splits import SPLITS, choose_split
 from pelacli.errors import RequestError
+from pelacli.system import extras
 
 # A source, the name of the split (None where there are no splits), the class names where known.
 Opened = tuple[Any, str | None, list[str] | None]
@@ -106,15 +107,16 @@ def _remote(kind: str, name: str, spec: str, split: str, training: bool) -> Open
     with one_line_errors(spec, split):
         if kind == "torch":
             return _torchvision(name, spec, split)
+        extras.require("webdataset", spec)
         from pelacli.data.shards import open_shards
 
         return open_shards(name, split, training=training), split, None
 
 
 def _hub(spec: str, split: str) -> Opened:
+    rows, split_name = open_split(spec, split)  # says so where the package is missing
     import datasets
 
-    rows, split_name = open_split(spec, split)
     columns = rows.features
     images = [c for c, feature in columns.items() if isinstance(feature, datasets.Image)]
     if not images:

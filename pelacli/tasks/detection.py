@@ -32,6 +32,7 @@ from pelacli.models import blocks, class_names, heads
 from pelacli.models.around import detector as around_detector
 from pelacli.models.hf import detectors
 from pelacli.models.inputs import ImageInput
+from pelacli.system import extras
 from pelacli.system.devices import move_batch
 from pelacli.tasks.base import Base
 from pelacli.tasks.common.augment import refuse_settings_of_classification
@@ -77,6 +78,8 @@ class Task(Base):
             refuse_settings_of_classification("detection", data.augment, crops=remedy)
         source, name, classes = self._source(data.dataset, split, unlabelled)
         labelled = classes is not None and not unlabelled
+        if labelled:  # or a long training would end where its figures are computed
+            extras.require("pycocotools", f"{data.dataset}: the average precision of boxes")
         names, class_numbers = _numbering(classes or [], inputs.labels)
         processor = detectors.image_processor(inputs)
         sides: list[int | None] = [data.image_size]

@@ -46,9 +46,9 @@ def rows(
     Raises:
         RequestError: the dataset can't be opened, or has no column of images.
     """
+    table, name = open_split(spec, split)  # says so where the package is missing
     import datasets
 
-    table, name = open_split(spec, split)
     features = table.features
     pictures = [c for c, feature in features.items() if isinstance(feature, datasets.Image)]
     if not pictures:

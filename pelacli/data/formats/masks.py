@@ -192,9 +192,9 @@ def _class_names(root: Path) -> list[str] | None:
 
 
 def _hub(spec: str, split: str) -> tuple[Rows, str, None]:
+    rows, name = open_split(spec, split)  # says so where the package is missing
     import datasets
 
-    rows, name = open_split(spec, split)
     pictures = [c for c, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     mask = next((c for c in (*MASKS, "label", "semantic_mask") if c in pictures), None)
     image = next((c for c in pictures if c != mask), None)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from pelacli.console import warn_once
 from pelacli.data.dataset import Dataset
-from pelacli.errors import RequestError
+from pelacli.errors import PackageError, RequestError
 
 
 def open_with_or_without(open_split: Callable[[bool], Dataset]) -> Dataset:
@@ -17,9 +17,12 @@ def open_with_or_without(open_split: Callable[[bool], Dataset]) -> Dataset:
 
     Raises:
         RequestError: it can't be opened without labels either.
+        PackageError: what reads or judges labels is not installed.
     """
     try:
         return open_split(False)
+    except PackageError:
+        raise
     except RequestError as error:
         refusal = error
     try:
