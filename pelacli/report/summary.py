@@ -16,6 +16,9 @@ from pelacli.report.tables import Row, human
 DISPENSABLE = ("FLOPs", "params", "gate")
 
 
+_OTHERS = 2  # figures beside the main metrics
+
+
 @dataclass(frozen=True)
 class Compared:
     """One row of a comparison.
@@ -56,14 +59,14 @@ def compare(subjects: Sequence[Subject]) -> list[Compared]:
 
 
 def yardsticks(rows: Sequence[Compared]) -> list[Yardstick]:
-    """Those by which the rows can be compared: the main metrics, and the one figure beside them
-    that most of the models have; the cosine says what the relative error says, and gives way."""
+    """Those by which the rows can be compared: the main metrics, and the figures beside them that
+    most of the models have; the cosine says what the relative error says, and gives way."""
     own = [row for row in rows if row.dense is not None] or rows
     known = dict.fromkeys(yard for row in own for yard in row.figures)
     others = [yard for yard in known if not yard.decides]
     preferred = [yard for yard in others if yard.dense != 1.0] or others
     most = sorted(preferred, key=lambda yard: -sum(yard in row.figures for row in own))
-    return [yard for yard in known if yard.decides] + most[:1]
+    return [yard for yard in known if yard.decides] + most[:_OTHERS]
 
 
 def rows_for_people(subjects: Sequence[Subject]) -> list[Row]:

@@ -21,10 +21,17 @@ for (const table of document.querySelectorAll("table.layers")) {
     body.append(...sorted);
   };
   heads.forEach((head, column) => {
-    const button = document.createElement("button");
-    button.type = "button";
+    const button = document.createElement("span"); // a <button> is not printed again on the next sheet
+    button.role = "button";
+    button.tabIndex = 0;
     button.textContent = head.textContent;
     button.addEventListener("click", () => sortBy(column));
+    button.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" || event.key === " ") {
+        event.preventDefault();
+        sortBy(column);
+      }
+    });
     head.replaceChildren(button);
   });
 

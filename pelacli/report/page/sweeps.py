@@ -52,6 +52,7 @@ def figure(sweeps: Sequence[Swept], numbers: Mapping[str, int]) -> Figure | None
     lines = [line for line in (_line(swept, numbers) for swept in sweeps) if line.points]
     if not lines:
         return None
+    name = sweeps[0].sweep.spectra.about.dense.source.name
     several = [(f"line s{n % _STYLES}", line.name) for n, line in enumerate(lines)]
     rows = [
         {"spectra of": line.name, "ratio": ratio, f"size, {line.unit}": f"{size:.4g}",
@@ -60,7 +61,7 @@ def figure(sweeps: Sequence[Swept], numbers: Mapping[str, int]) -> Figure | None
         for size, damage, ratio in line.points
     ]  # fmt: skip
     return Figure(
-        title="What other ratios would give",
+        title=f"What other ratios of {name} would give",
         caption=f"Planned from the stored spectra, without the weights. Damage: "
         f"{sweeps[0].sweep.spectra.unit}. It is what the cut is predicted to lose before any "
         "correction or training; lower is better. Numbers are the models above.",
