@@ -161,7 +161,7 @@ def _changed(chance: random.Random, document: Any) -> Any:
         if not spots or chance.random() < 0.1:
             if isinstance(document, dict):
                 key = chance.choice(list(KEYS))
-                document[key] = KEYS[key]
+                document[key] = copy.deepcopy(KEYS[key])
             continue
         owner, key = chance.choice(spots)
         if chance.random() < 0.2:
@@ -169,7 +169,7 @@ def _changed(chance: random.Random, document: Any) -> Any:
         elif chance.random() < 0.2 and isinstance(owner, dict):
             owner[chance.choice(("x" * 5000, "\x1b[31m", "", "\ud800", "a\nb"))] = owner.pop(key)
         else:
-            owner[key] = chance.choice(VALUES)
+            owner[key] = copy.deepcopy(chance.choice(VALUES))
     return document
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -102,3 +103,13 @@ def test_a_worker_that_ends_is_a_row(hostile, whole, tmp_path, monkeypatch):
     assert [row["input"] for row in rows] == [5, 6]
     assert all(row["broken"] for row in rows)
     assert "| all | 2 |" in hostile.table(rows)
+
+
+def test_an_input_does_not_depend_on_those_before_it(hostile, tmp_path):
+    import _hostile_damage as damage
+
+    before = repr((damage.VALUES, damage.KEYS))
+    for number in range(300):
+        (tmp_path / "x.json").write_text('{"a": [1, {"b": 2}], "c": "d"}')
+        damage.json_changed(random.Random(number), tmp_path / "x.json")
+    assert repr((damage.VALUES, damage.KEYS)) == before
