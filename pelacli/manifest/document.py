@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pelacli.errors import RequestError
 from pelacli.ranks.forms import Form
-from pelacli.system import json_files
+from pelacli.system import json_files, own_files
 from pelacli.version import __version__
 
 FILE = "pela.json"
@@ -178,6 +178,7 @@ def read(directory: Path) -> Manifest:
         raise RequestError(
             f"{directory}: not an artefact: there is no {FILE}; `pela decompose` makes artefacts"
         )
+    own_files.check(Path(directory), path)
     document = json_files.read(path, "make the artefact anew")
     version = document.get("format") if isinstance(document, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):

@@ -24,12 +24,12 @@ def check(directory: Path, path: Path) -> None:
         RequestError: it is a link that leads out of the directory or to nothing, or no regular
             file: a pipe, a device, a folder.
     """
+    if not path.exists():  # nor is what a circle of links leads to
+        raise RequestError(f"{path}: is not there, or a link to nothing; restore the file")
     if not is_inside(directory, path):
         raise RequestError(
             f"{path}: is a link that leads out of the directory; put the file itself there"
         )
-    if not path.exists():
-        raise RequestError(f"{path}: is not there, or a link to nothing; restore the file")
     if not path.is_file():
         what = "a folder" if path.is_dir() else "a pipe or a device"
         raise RequestError(f"{path}: is {what}, not a file; restore the file")

@@ -107,8 +107,16 @@ def test_links_within_the_directory_and_of_it_are_followed(pela, sharded, here):
 def test_a_link_to_nothing_is_refused(refused, sharded):
     shard = last_shard(sharded)
     shard.unlink()
-    shard.symlink_to("nothing")
-    assert "a link to nothing" in refused("report", "m")
+    for target in ("nothing", shard.name):
+        shard.symlink_to(target)
+        assert "a link to nothing" in refused("report", "m")
+        shard.unlink()
+
+
+def test_an_artefacts_manifest_lies_in_it(refused, artefact, here):
+    (artefact / "pela.json").rename(here / "outside.json")
+    (artefact / "pela.json").symlink_to(here / "outside.json")
+    assert "is a link that leads out" in refused("report", "a")
 
 
 def test_an_artefacts_weights_lie_in_it(refused, artefact, here):
