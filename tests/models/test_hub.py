@@ -103,6 +103,11 @@ REFUSED = {
 }
 
 
+def errors(text):
+    """All lines but the one that is written while torch is loaded."""
+    return [line for line in text.splitlines() if line != "loading torch …"]
+
+
 def test_what_the_hub_can_not_give(online):
     """All in one process, which takes seconds to import."""
     script = f"""
@@ -117,7 +122,7 @@ for model in {list(REFUSED)}:
 """
     done = online(script=script)
     assert done.stdout.split() == ["2"] * len(REFUSED), done.stderr
-    for line, (model, says) in zip(done.stderr.splitlines(), REFUSED.items(), strict=True):
+    for line, (model, says) in zip(errors(done.stderr), REFUSED.items(), strict=True):
         assert line.startswith(f"pela: error: {model}: ")
         assert says in line
 
@@ -127,7 +132,7 @@ def test_no_hub_at_all_is_one_line_that_says_what_works(online):
     done = online("decompose", "vit_base", "--ratio", "0.5", address=NOBODY)
     assert time.perf_counter() - start < 60  # most of it is imports; no minutes of retries
     assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
+    assert len(errors(done.stderr)) == 1
     for way in ("--weights random", "a local directory", "--arch"):
         assert way in done.stderr
 
