@@ -147,7 +147,7 @@ def _how_it_was_made(history: Sequence[StepRecord]) -> Iterator[str]:
     yield ""
     for step in history:
         figures = ", ".join(
-            f"{key} {short_line(value)}" if isinstance(value, str) else f"{key} {value:.4g}"
+            f"{key} {_prose(value)}" if isinstance(value, str) else f"{key} {value:.4g}"
             for key, value in step.metrics.items()
             if isinstance(value, int | float | str) and not isinstance(value, bool)
         )
@@ -187,7 +187,12 @@ def _licence(stated: Mapping[str, str], model: str) -> Iterator[str]:
     name, link = stated.get("license_name") or stated.get("license"), stated.get("license_link")
     if name is None:
         known = "which is not recorded here: look it up before you pass this on."
-        yield f"That of {short_line(model)}, {known}"
+        yield f"That of {_prose(model)}, {known}"
     else:
-        yield f"That of {short_line(model)}: {short_line(f'{name} ({link})' if link else name)}."
+        yield f"That of {_prose(model)}: {_prose(f'{name} ({link})' if link else name)}."
     yield ""
+
+
+def _prose(text: str) -> str:
+    """Anybody's words as text of one line, which Markdown would pass on as HTML."""
+    return short_line(text).replace("<", "&lt;")
