@@ -111,7 +111,8 @@ def check(directory: Path, manifest: Manifest, *, sizes_only: bool = False) -> N
         RequestError: naming the first damaged file of weights.
     """
     sizes_only = sizes_only or os.environ.get(_SKIP, "0") not in ("", "0")
-    changed = list(damages(directory, _read_files(manifest), sizes_only=sizes_only))
+    files = _needed_files(directory, manifest)
+    changed = list(damages(directory, files, sizes_only=sizes_only))
     saved_anew = any(damage.file == _CONFIG for damage in changed)
     for damage in changed:
         if damage.file.endswith(".safetensors") and not saved_anew:
@@ -127,7 +128,15 @@ def check(directory: Path, manifest: Manifest, *, sizes_only: bool = False) -> N
 
 def first_damage(directory: Path, manifest: Manifest) -> Damage | None:
     """The first damage of an artefact's files that a step could read; None where it is whole."""
-    return next(damages(directory, _read_files(manifest)), None)
+    return next(damages(directory, _needed_files(directory, manifest)), None)
+
+
+def _needed_files(directory: Path, manifest: Manifest) -> dict[str, FileRecord]:
+    """The records of the files that a step reads. Spectra may be missing: no model needs them."""
+    files = _read_files(manifest)
+    if not (directory / _SPECTRA).exists():
+        files.pop(_SPECTRA, None)
+    return files
 
 
 def _read_files(manifest: Manifest) -> dict[str, FileRecord]:

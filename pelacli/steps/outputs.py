@@ -51,9 +51,14 @@ def _written(output: Path) -> list[Path]:
 
 def _is_finished(output: Path) -> bool:
     """Whether the artefact of the run in the output's working folder is there: the run was killed
-    before it could remove the folder."""
-    file = layout.workplace(output) / FINGERPRINT
+    before it could remove the folder. Checkpoints that are later than the artefact are of another
+    run of the same recipe, which is to go on."""
+    work = layout.workplace(output)
+    file = work / FINGERPRINT
     if not file.is_file() or not document.is_artefact(output):
+        return False
+    written = (output / document.FILE).stat().st_mtime_ns
+    if any(path.stat().st_mtime_ns > written for path in work.glob("checkpoints/*/*")):
         return False
     try:
         history = document.read(output).history

@@ -112,7 +112,8 @@ def test_a_failed_write_leaves_the_old_artefact(pela, artefact, checkpoint, monk
     )
     assert out == ""
     if isinstance(failure, OSError):
-        assert (code, err) == (1, "pela: error: a: can't be written: No space left on device\n")
+        says = "No space left on device; free some space, or choose another disk"
+        assert (code, err) == (1, f"pela: error: a: can't be written: {says}\n")
     else:
         assert (code, err) == (130, "pela: error: interrupted\n")
     assert {path.name: path.read_bytes() for path in artefact.iterdir()} == before

@@ -129,7 +129,7 @@ def test_names_that_come_twice_tell_nothing():
 
 def test_a_drop_that_is_no_number_does_not_pass_the_gate():
     evaluated = steps_eval.Evaluated(
-        "a", 1, None, {}, drop=math.nan, max_drop=1.0, main_metric="accuracy"
+        "a", 1, 4, None, {}, drop=math.nan, max_drop=1.0, main_metric="accuracy"
     )
     with pytest.raises(GateError, match="accuracy drops by nan points"):
         steps_eval.gate([evaluated])

@@ -23,11 +23,13 @@ def no_memory(monkeypatch):
 
 
 def content(folder):
-    """Every file of an artefact; of its manifest what does not change by the run."""
+    """Every file of an artefact; of its card and manifest what does not change by the run."""
     files = {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
     manifest = json.loads(files.pop("pela.json"))
     for step in manifest["history"]:
         del step["seconds"], step["recipe"]["output"]
+    files["README.md"] = files["README.md"].replace(folder.name.encode(), b"OUTPUT")
+    del manifest["files"]["README.md"], manifest["digest"]
     return files, manifest
 
 
