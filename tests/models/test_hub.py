@@ -79,6 +79,7 @@ def test_a_timm_name_has_the_hubs_weights(hub, online, tmp_path):
     assert source["digest"] == digest(hub[1] / TIMM_REPO / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_transformers_id_by_its_short_name(hub, online, tmp_path):
     full = "sentence-transformers/all-MiniLM-L6-v2"
     done = online("decompose", "minilm", "--ratio", "0.9", "-o", "a", "--json")

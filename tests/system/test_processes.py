@@ -80,7 +80,11 @@ def test_of_several_the_one_of_rank_0_talks(environment, capsys, variables, firs
     assert (capsys.readouterr().out != "") == first
 
 
-@pytest.mark.parametrize("variables", LEFTOVERS, ids=str)
+# A run takes seconds; of each process alone all leftovers are tried above.
+RUNS = [*LEFTOVERS[:3], *(pytest.param(one, marks=pytest.mark.slow) for one in LEFTOVERS[3:])]
+
+
+@pytest.mark.parametrize("variables", RUNS, ids=str)
 def test_leftovers_of_a_launcher_do_not_disturb_a_run(environment, pela, here, variables):
     """accelerate would wait for other processes, or fail for want of an address."""
     environment(variables)
