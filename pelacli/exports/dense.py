@@ -45,11 +45,15 @@ def call(opened: OpenModel) -> Call:
     return calls.of_any(opened)
 
 
+def prepare(opened: OpenModel) -> None:
+    """Fold in float32: of factors in half precision the product would be rounded twice."""
+    fold(opened.module)
+
+
 def write(
     opened: OpenModel, call: Call, example: dict[str, Tensor], at: Path, opset: int | None
 ) -> None:
     """See `pelacli.exports.targets.Target`."""
-    fold(opened.module)
     at.mkdir()
     saving.write_weights(replace(opened, stored={}), ties(opened.module), at)
     config = low_rank_config.with_layers(opened.config, opened.library, {}, {})

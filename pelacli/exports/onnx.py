@@ -38,6 +38,10 @@ def call(opened: OpenModel) -> Call:
     return calls.of(opened)
 
 
+def prepare(opened: OpenModel) -> None:
+    """The graph is of the module as it is."""
+
+
 def write(
     opened: OpenModel, call: Call, example: dict[str, Tensor], at: Path, opset: int | None
 ) -> None:

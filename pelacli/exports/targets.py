@@ -41,6 +41,9 @@ class Target(Protocol):
             RequestError: this target can't hold a model of that kind.
         """
 
+    def prepare(self, opened: OpenModel) -> None:
+        """Change the module, which is in float32, before it gets the precision that is written."""
+
     def write(
         self, opened: OpenModel, call: Call, example: dict[str, Tensor], at: Path, opset: int | None
     ) -> None:

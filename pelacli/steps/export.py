@@ -136,6 +136,7 @@ def export(opened: OpenModel, request: Request) -> Exported:
     given = samples.batches(opened, call, request.data, request.batches)
     batches = [_inputs(call, batch, torch.float32) for batch in given]
     expected = [call(**batch) for batch in batches]
+    target.prepare(opened)
     _cast(opened, kind)
     example = _inputs(call, samples.plain(opened, call)[0], kind)
     with drafts.draft(request.path) as at, console.progress(f"exporting {opened.ref}"):

@@ -15,6 +15,7 @@ from tied_checkpoints import checkpoint
 
 import pelacli
 from pelacli.artefact import loading
+from pelacli.lowrank import find
 
 IDS = torch.arange(3, 13)[None]
 
@@ -111,3 +112,12 @@ def test_a_model_in_memory_is_exported_and_stays_as_it_is(tmp_path):
     assert [batch["inputs"]["pixel_values"][0] for batch in exported.batches] == [2, 1]
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_factors_are_multiplied_in_float32_and_rounded_once(tmp_path):
+    path = artefact(save_model("llama", "CausalLM", tmp_path / "m"), tmp_path / "a", "factors")
+    pelacli.export(path, tmp_path / "d", to="dense", precision="fp16")
+    stored = load_file(tmp_path / "d" / "model.safetensors")
+    for name, layer in find.low_rank_layers(pelacli.load(path)).items():
+        down, up = layer.factors()
+        assert torch.equal(stored[f"{name}.weight"], (up @ down).half()), name
