@@ -67,6 +67,7 @@ def online(hub, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_a_timm_name_has_the_hubs_weights(hub, online, tmp_path):
     done = online("decompose", "test_vit", "--ratio", "0.7", "-o", "a", "--json")
     assert done.returncode == 0, done.stderr

@@ -223,6 +223,7 @@ def in_a_new_process(*lines):
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_importing_the_backbone_leaves_transformers_tables_alone():
     known = in_a_new_process(
         "import transformers",

@@ -52,6 +52,7 @@ def gradient(rank: int, world_size: int) -> torch.Tensor:
     return parts.mean(0)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_figures_and_gradients_of_one(tmp_path):
     for kind in KINDS:
         world.model(kind, tmp_path / kind)

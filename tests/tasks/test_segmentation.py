@@ -177,6 +177,7 @@ def healed(shapes, tmp_path_factory):
     return spec, output
 
 
+@pytest.mark.slow
 def test_a_compressed_segmenter_learns_it_again(healed):
     """Measured: miou 80.3 dense, 69.6 decomposed, 79.9 healed without labels, 80.3 fine-tuned."""
     spec, output = healed
@@ -192,6 +193,7 @@ def test_a_compressed_segmenter_learns_it_again(healed):
     assert len(low) == 16
 
 
+@pytest.mark.slow
 def test_eval_and_report_give_the_segmenter_s_figures(healed, shapes, pela):
     spec, output = healed
     against = ("--against", output / "dense", "--max-drop", 30, "--json")

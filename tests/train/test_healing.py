@@ -226,6 +226,7 @@ def test_blocks_after_the_last_joined_tap_get_no_gradient(decomposed):
     assert trained == {"0"}  # the blocks after the last tap have nothing to learn yet
 
 
+@pytest.mark.slow
 def test_compiled_blocks_heal_alike(decomposed, monkeypatch):
     """Taps join in and evaluations come between; compiled code must keep no hooks."""
     made = flags.with_flags(decomposed, "pretrain", taps_over=0.5, steps=4, epochs=1)
