@@ -22,6 +22,7 @@ PRECISIONS: tuple[str, ...] = (
     "fp16",
 )  # onnxruntime multiplies no bf16 on a CPU, so none could be checked
 OPSETS = range(18, 24)  # torch writes 18 and translates from there up to 23
+call = calls.of
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _ONE_FILE = 1_900_000_000  # bytes of weights; a protobuf file ends at 2 GiB
 
@@ -31,11 +32,6 @@ def check_installed() -> None:
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise RequestError(f"--to onnx needs {' and '.join(missing)}: pip install 'pelacli[onnx]'")
-
-
-def call(opened: OpenModel) -> Call:
-    """See `pelacli.exports.targets.Target`."""
-    return calls.of(opened)
 
 
 def prepare(opened: OpenModel) -> None:

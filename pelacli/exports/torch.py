@@ -22,15 +22,11 @@ from pelacli.models.opened import OpenModel
 SUFFIX = ".pt2"
 PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "bf16")
 OPSETS = range(0)
+call = calls.of
 
 
 def check_installed() -> None:
     """torch is there."""
-
-
-def call(opened: OpenModel) -> Call:
-    """See `pelacli.exports.targets.Target`."""
-    return calls.of(opened)
 
 
 def prepare(opened: OpenModel) -> None:

@@ -17,6 +17,7 @@ from pelacli.exports.calls import Call
 from pelacli.messages import one_line
 from pelacli.models.inputs import TextInput
 from pelacli.models.opened import OpenModel
+from pelacli.system import logs
 
 _LOGGERS = ("torch", "torch.export", "torch._export", "torch.onnx", "onnxscript", "onnx_ir")
 
@@ -65,13 +66,10 @@ def faults_of(opened: OpenModel, library: str) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No warnings, logs and prints of exporters: pela says what matters itself."""
-    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-    for name in _LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+    with (
+        logs.at_level(_LOGGERS, logging.ERROR),
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield

@@ -216,9 +216,8 @@ class Sections:
         """
         sections_of = self._observe(batch)
         for layer in self.all_layers:
-            at = sections_of.get(
-                layer.name, {len(self) - 1}
-            )  # the head's, which ``run`` may leave out
+            # What ran nowhere is the head's, which ``run`` may leave out.
+            at = sections_of.get(layer.name, {len(self) - 1})
             if len(at) != 1:
                 raise NotASequenceError
             self.layers[next(iter(at))].append(layer)

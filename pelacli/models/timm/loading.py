@@ -24,6 +24,7 @@ from pelacli.messages import one_line
 from pelacli.models import config_file, extent, precision, wrapped_names
 from pelacli.models.misfits import Misfit, listed
 from pelacli.models.weight_files import refuse_other_types, shapes, stored_tensors, types
+from pelacli.system import logs
 
 # Arguments of timm.create_model that would have it read other files than those pela knows of.
 _NOT_OF_MODELS = {
@@ -312,12 +313,5 @@ def _refusals(name: str, file: Path | None) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """timm and the hub client log their retries; the user gets our one line instead."""
-    loggers = [logging.getLogger(name) for name in ("timm", "huggingface_hub", "httpx")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
+    with logs.at_level(("timm", "huggingface_hub", "httpx"), logging.CRITICAL):
         yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
