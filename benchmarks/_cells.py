@@ -199,6 +199,14 @@ def cells(ratios: Sequence[str], seeds: Sequence[int], methods: Sequence[str]) -
     return sorted(found, key=lambda cell: cell.method.at is not None)
 
 
+def begin_with(spec: Recipe, start: Path) -> None:
+    """Let a recipe's run begin with a low-rank model that is there already: many runs share one."""
+    own = layout.folder(spec, "decompose")
+    own.parent.mkdir(parents=True, exist_ok=True)
+    if not own.is_symlink():
+        own.symlink_to(start.absolute())
+
+
 class Workshop:
     """Where the cells run. Starts and the teacher stay; a finished cell's models are removed."""
 
@@ -230,10 +238,7 @@ class Workshop:
         spec, start = self.spec(cell), self.start(cell)
         if start is not None:
             pipeline.run(start)
-            mine = layout.folder(spec, "decompose")
-            mine.parent.mkdir(parents=True, exist_ok=True)
-            if not mine.is_symlink():
-                mine.symlink_to(layout.folder(start, "decompose").absolute())
+            begin_with(spec, layout.folder(start, "decompose"))
         if spec.decompose is not None or spec.finetune is not None:
             pipeline.run(spec)
         figures = self._figures(cell, spec, probe)

@@ -10,6 +10,7 @@ from _subjects import idx
 from numpy.typing import NDArray
 from PIL import Image
 
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist
 VALIDATION = 500  # images that training is watched on; rates are chosen by them, never by the test
 
 

@@ -9,7 +9,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +288,7 @@ def _tokenised(opened: OpenModel, lines: Sequence[str]) -> list[Any]:
     ]  # fmt: skip
 
 
+@cache  # reading all of it takes seconds
 def scikit_sentences() -> list[str]:
     import importlib
 

@@ -23,7 +23,6 @@ import argparse
 import contextlib
 import gc
 import io
-import json
 import re
 import sys
 import warnings
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import _hf_cases
+import _rows
 import _timm_cases
 import transformers
 from _trial import Case, run
@@ -78,7 +78,7 @@ def try_all(wanted: Iterable[Case], out: Path | None) -> list[Row]:
     """A row for each, those that ``out`` holds already taken from there."""
     kept: list[Row] = []
     if out is not None and out.is_file():
-        kept = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        kept = _rows.read(out)
     known = {(row["library"], row["name"]): row for row in kept}
     rows = []
     for case in wanted:
@@ -86,8 +86,7 @@ def try_all(wanted: Iterable[Case], out: Path | None) -> list[Row]:
         if row is None:
             row = quietly(case)
             if out is not None:
-                with out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                _rows.append(out, row)
         print(line(row), flush=True)
         rows.append(row)
     return rows

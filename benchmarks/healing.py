@@ -22,38 +22,35 @@ stopped, in the middle of a training too.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _cells import begin_with
 from _common import machine
-from _fashion import folders, tiny
+from _fashion import FASHION, folders, tiny
+from _quick import tiny_backbone
+from _rows import Row, append, read
 from _subjects import scikit_sentences
 from rich.console import Console
 
-import pelacli
 from pelacli.errors import PelaError, RequestError
 from pelacli.manifest import document
-from pelacli.models import opening
 from pelacli.recipe import layout
 from pelacli.recipe.evaluation import Evaluation, NamedModel
 from pelacli.recipe.schema import Recipe
 from pelacli.steps import eval as steps_eval
 from pelacli.steps import pipeline
 
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 PELA = "pela"
-TINY = {"img_size": 28, "patch_size": 7, "embed_dim": 32, "depth": 2, "num_heads": 2}
 VALIDATION_TEXTS, TEST_TEXTS = 100, 300  # sentences, or lines of a language model's test file
-Row = dict[str, Any]
 talk = Console(stderr=True, highlight=False)
 
 
@@ -117,11 +114,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def quick(args: argparse.Namespace, folder: Path) -> argparse.Namespace:
     """Everything at a tiny size, with a random model and digits for Fashion-MNIST."""
-    backbone = opening.open(
-        "vit_tiny_patch16_224", weights="random", model_args=TINY, num_classes=0
-    )
-    pelacli.save(backbone.module, folder / "model")
-    args.model, args.fashion, args.out = str(folder / "model"), tiny(folder), folder / "quick.jsonl"
+    args.model, args.fashion = str(tiny_backbone(folder / "model")), tiny(folder)
+    args.out = folder / "quick.jsonl"
     args.samples, args.ratios, args.seeds, args.rates = "64", "1/2", "0", "1e-5"
     args.size, args.steps, args.batch, args.test_images = 28, 6, 8, 40
     return args
@@ -163,8 +157,7 @@ def run(args: argparse.Namespace) -> list[Row]:
         row |= {"wall_seconds": time.perf_counter() - began, "settings": stamp}
         row |= {"machine": machine(args.device)}
         rows.append(row)
-        with args.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append(args.out, row)
         talk.print(
             f"{i + 1}/{len(left)} {cell.samples} samples, {cell.ratio}, seed {cell.seed}, "
             f"{cell.setting}: {row['figure']} {row['start']:.4g} to {row['end']:.4g}",
@@ -175,16 +168,11 @@ def run(args: argparse.Namespace) -> list[Row]:
 
 def measured(cell: Cell, args: argparse.Namespace, work: Path) -> Row:
     """The figures of a cell, whose models stay in the work folder."""
-    spec = recipe(cell, args, work)
-    start = layout.folder(
-        recipe(Cell(cell.samples, cell.ratio, cell.seed, ""), args, work), "decompose"
-    )
+    spec, start_spec = recipe(cell, args, work), recipe(replace(cell, setting=""), args, work)
+    start = layout.folder(start_spec, "decompose")
     if not start.is_dir():
-        pipeline.run(recipe(Cell(cell.samples, cell.ratio, cell.seed, ""), args, work))
-    mine = layout.folder(spec, "decompose")
-    mine.parent.mkdir(parents=True, exist_ok=True)
-    if not mine.is_symlink():
-        mine.symlink_to(start.absolute())
+        pipeline.run(start_spec)
+    begin_with(spec, start)
     pipeline.run(spec)
     healed = layout.folder(spec, "pretrain")
     metrics = document.read(healed).history[-1].metrics
@@ -282,11 +270,6 @@ def _text_folder(folder: Path, **splits: list[str]) -> Path:
     for name, lines in splits.items():
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
-
-
-def read(file: Path) -> list[Row]:
-    """The rows of a file."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _cell(row: Row) -> Cell:

@@ -32,6 +32,7 @@ from typing import Any
 
 import _hostile_damage as damage
 import _hostile_watch as watch
+import _rows
 from _hostile_subjects import SUBJECTS, Subject, make
 
 _AFTER = 600  # seconds after which a worker that says nothing is ended
@@ -178,8 +179,7 @@ def main() -> None:
         if row["broken"]:
             print(json.dumps(row), file=sys.stderr)
         if options.out:
-            with options.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            _rows.append(options.out, row)
     print(table(all_rows))
     shutil.rmtree(root)
     sys.exit(any(row["broken"] for row in all_rows))

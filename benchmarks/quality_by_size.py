@@ -8,7 +8,6 @@ DINOv2 ViT-S/14 in ``benchmarks/results/``. Nothing is measured here.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections import defaultdict
@@ -16,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+import _rows
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "benchmarks" / "results" / "rank_policies-dinov2.jsonl"
@@ -66,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The recorded rows of layers that are all factors, as every policy has them."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = _rows.read(path)
     return [row for row in rows if row.get("form", "factors") == "factors"]
 
 

@@ -21,7 +21,6 @@ The seeds draw the calibration samples. Budgets count the factorised layers' par
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -29,10 +28,11 @@ import time
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import torch
+from _fashion import FASHION
 from _policies import ALL, OF_ANY_FORM, OF_TEXTS, POLICIES, Case
+from _rows import Row, append, read
 from _subjects import Subject, Texts, dataset, idx_images, sentences
 from rich.console import Console
 
@@ -43,8 +43,6 @@ from pelacli.lowrank.replace import Parts, tensors
 from pelacli.models import inputs, opening
 from pelacli.ranks.forms import CHOICES, Choice
 
-FASHION = Path("/usr/share/datasets/fashion-mnist")
-Row = dict[str, Any]
 talk = Console(stderr=True, highlight=False)
 
 
@@ -173,8 +171,7 @@ def run(subject: Subject | Texts, args: argparse.Namespace) -> list[Row]:
             "dev": args.dev,
         }
         rows.append(row)
-        with args.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append(args.out, row)
         left = (time.perf_counter() - begin) / (i + 1) * (len(cells) - i - 1)
         talk.print(
             f"{i + 1}/{len(cells)} seed {number} {name} {form} {ratio}: {row['metric']:.2f} "
@@ -206,11 +203,6 @@ def cell(
 def _weights(parts: Parts) -> int:
     named = tensors(parts)
     return named["down.weight"].numel() + named["up.weight"].numel()
-
-
-def read(file: Path) -> list[Row]:
-    """The rows of a file."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -34,23 +34,20 @@ from typing import Any
 
 from _cells import METHODS, Cell, Settings, Workshop, cells
 from _common import machine
-from _fashion import VALIDATION, folders, tiny
+from _fashion import FASHION, VALIDATION, folders, tiny
+from _quick import tiny_backbone
+from _rows import Row, append, read
 from _subjects import idx_images
 from rich.console import Console
 
-import pelacli
 from pelacli.artefact import loading
 from pelacli.errors import PelaError, RequestError
 from pelacli.manifest import digests
-from pelacli.models import opening
 from pelacli.ranks.forms import CHOICES
 
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 # Points that the healed model may lose against the dense one, by ratio.
 ALLOWED = {"1/2": 0.2, "1/3": 0.6}
-TINY = {"img_size": 28, "patch_size": 7, "embed_dim": 32, "depth": 2, "num_heads": 2}
 PROBED = 4000  # images that the probe's features are made of
-Row = dict[str, Any]
 talk = Console(stderr=True, highlight=False)
 
 
@@ -119,11 +116,7 @@ def listed(args: argparse.Namespace) -> list[Cell]:
 
 def quick(args: argparse.Namespace, folder: Path) -> argparse.Namespace:
     """Everything at a tiny size, with a random model and digits for Fashion-MNIST."""
-    backbone = opening.open(
-        "vit_tiny_patch16_224", weights="random", model_args=TINY, num_classes=0
-    )
-    pelacli.save(backbone.module, folder / "model")
-    args.model, args.fashion = str(folder / "model"), tiny(folder)
+    args.model, args.fashion = str(tiny_backbone(folder / "model")), tiny(folder)
     args.out, args.work = args.out or folder / "quick.jsonl", args.work or folder / "work"
     args.size, args.steps, args.teacher_steps, args.transfer_steps = 28, 10, 10, 2
     args.batch, args.samples, args.train_images, args.test_images = 8, 16, 200, 50
@@ -177,8 +170,7 @@ def run(args: argparse.Namespace) -> list[Row]:
             "machine": machine(args.device),
         }
         rows.append(row)
-        with args.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append(args.out, row)
         figure = row.get("accuracy", row.get("probe"))
         talk.print(
             f"{i + 1}/{len(left)} {cell.name} {cell.ratio} seed {cell.seed}: {figure:.2f} %, "
@@ -243,11 +235,6 @@ def plan(args: argparse.Namespace) -> str:
         total += image * cost
         lines.append(f"{image * cost:6.1f} min  {cell.name}, ratio {cell.ratio}, seed {cell.seed}")
     return "\n".join([*lines, f"{total:6.1f} min  in all, {total / 60:.1f} hours"])
-
-
-def read(file: Path) -> list[Row]:
-    """The rows of a file."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def table(rows: Sequence[Row]) -> str:
