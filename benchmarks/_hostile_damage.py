@@ -116,14 +116,18 @@ def header_changed(chance: random.Random, file: Path) -> None:
     file.write_bytes(len(header).to_bytes(8, "little") + header + body)
 
 
+def case_of(file: Path) -> Path:
+    """The folder of the input that a file belongs to."""
+    return next(folder for folder in file.parents if folder.name == "case")
+
+
 def kind_changed(chance: random.Random, file: Path) -> None:
     """Something else than a file in its place, such as a link that leads out, or nothing."""
     raw = file.read_bytes()
     file.unlink()
     kind = chance.choice(("out", "nothing", "circle", "pipe", "folder", "gone", "zero", "inside"))
     if kind == "out":
-        case = next(folder for folder in file.parents if folder.name == "case")
-        outside = case.with_name("outside")
+        outside = case_of(file).with_name("outside")
         outside.mkdir(exist_ok=True)
         (outside / file.name).write_bytes(raw)
         file.symlink_to(outside / file.name)

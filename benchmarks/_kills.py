@@ -50,7 +50,7 @@ def killed_before_operation(number: int, call: Callable[[], object], below: Path
         _on_each_operation(below, kill)
         call()
         os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return wait(child)
 
 
 def _on_each_operation(below: Path, do: Callable[[int], None]) -> None:
@@ -59,7 +59,7 @@ def _on_each_operation(below: Path, do: Callable[[int], None]) -> None:
     prefix, count = str(below), [0]
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
-        if event in _OPERATIONS and os.fspath(str(arguments[0])).startswith(prefix):
+        if event in _OPERATIONS and str(arguments[0]).startswith(prefix):
             count[0] += 1
             do(count[0])
 

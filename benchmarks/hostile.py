@@ -76,10 +76,6 @@ def one(number: int, whole: Path, space: Path, results: dict[str, str]) -> Row:
     }  # fmt: skip
 
 
-def _case(file: Path) -> Path:
-    return next(folder for folder in file.parents if folder.name == "case").resolve()
-
-
 def _comparable(out: str) -> str:
     """A command's output without what differs by nature."""
     times = ("seconds", "latency", " s")
@@ -92,7 +88,7 @@ def _silent(subject: Subject, file: Path, call: watch.Call, undamaged: str) -> I
         return
     if subject.is_recorded and _comparable(call.out) != undamaged:
         yield "another result than of the undamaged file"
-    if not subject.is_data and not file.resolve().is_relative_to(_case(file)):
+    if not subject.is_data and not file.resolve().is_relative_to(damage.case_of(file).resolve()):
         yield "a link that leads out was followed"
 
 

@@ -16,11 +16,9 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from pelacli.cli.app import make_app
+from pelacli.recipe.keys import Key
 from pelacli.recipe.schema import sections
 from pelacli.tasks import registry
-
-# Where a section stands: ("data", "augment") for [data.augment].
-Place = tuple[str, ...]
 
 
 def commands() -> str:
@@ -33,10 +31,10 @@ def recipe_keys() -> str:
     """Every key of a recipe with its default and meaning, as Markdown. Sections with the same keys
     are shown together, where the first of them stands."""
     known = sections()
-    alike: dict[tuple[int, ...], list[Place]] = defaultdict(list)
+    alike: dict[tuple[int, ...], list[Key]] = defaultdict(list)
     for at, fields in known.items():
         alike[tuple(map(id, fields.values()))].append(at)
-    return "\n\n".join(part for places in alike.values() for part in _section(places, known))
+    return "\n\n".join(part for keys in alike.values() for part in _section(keys, known))
 
 
 def task_settings() -> str:
@@ -45,26 +43,26 @@ def task_settings() -> str:
     for name in registry.names():
         fields = type(registry.get(name)).model_fields
         rows = [_key_row(key, field) for key, field in fields.items()]
-        parts += [f"### `{name}`", _table("key", rows) if rows else "It has no settings."]
+        parts += [f"### `{name}`", _table(rows) if rows else "It has no settings."]
     return "\n\n".join(parts)
 
 
-def _section(places: list[Place], known: Mapping[Place, Mapping[str, FieldInfo]]) -> Iterator[str]:
-    yield f"### {', '.join(map(_name, places))}" if places[0] else "### At the top"
-    first = places[0]
+def _section(keys: list[Key], known: Mapping[Key, Mapping[str, FieldInfo]]) -> Iterator[str]:
+    yield f"### {', '.join(map(_name, keys))}" if keys[0] else "### At the top"
+    first = keys[0]
     inner = [key for key in known[first] if (*first, key) in known]
     rows = [_key_row(key, field) for key, field in known[first].items() if key not in inner]
-    yield _table("key", rows)
+    yield _table(rows)
     if inner:
         yield f"Sections below: {', '.join(_name((*first, key)) for key in inner)}."
 
 
-def _name(at: Place) -> str:
+def _name(at: Key) -> str:
     return f"`[{'.'.join(at)}]`"
 
 
-def _table(what: str, rows: list[str]) -> str:
-    return f"| {what} | default | is |\n|---|---|---|\n" + "\n".join(rows)
+def _table(rows: list[str]) -> str:
+    return "| key | default | is |\n|---|---|---|\n" + "\n".join(rows)
 
 
 def _command(command: Any, name: str) -> Iterator[str]:

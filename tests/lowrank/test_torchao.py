@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from generated_text import save_model
+from tied_checkpoints import logits
 from torch import nn
 
 import pelacli
@@ -20,7 +21,6 @@ from pelacli.lowrank import find
 torchao = pytest.importorskip("torchao.quantization", exc_type=ImportError)
 from torchao.quantization.granularity import PerGroup  # noqa: E402
 
-IDS = torch.arange(3, 13)[None]
 CONFIGS = {
     "int8": lambda: torchao.Int8WeightOnlyConfig(),
     "int8, inputs too": lambda: torchao.Int8DynamicActivationInt8WeightConfig(),
@@ -32,11 +32,6 @@ def low_rank(form: str, path: Path) -> nn.Module:
     model = loading.open(str(save_model("llama", "CausalLM", path)))[0].module
     pelacli.decompose(model, 0.7, scope="layers", form=form, multiple=8)
     return model
-
-
-def logits(model: nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=IDS).logits
 
 
 @pytest.mark.parametrize("form", ["factors", "pivots"])

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import signal
-from types import SimpleNamespace
 
 import pytest
 import torch
+from watched_progress import watch
 
-from pelacli import console
 from pelacli.artefact import loading
 from pelacli.data import dataset
 from pelacli.distillation import logits
@@ -267,16 +265,12 @@ def test_a_healing_that_was_stopped_and_resumed_gives_bitwise_the_same_weights(
     whole = (done.path / "model.safetensors").read_bytes()
     steps = []
 
-    @contextlib.contextmanager
-    def watching(description, total=None):
-        def advance(n=1, **fields):
-            steps.append(n)
-            if sum(steps) == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
+    def note(n):
+        steps.append(n)
+        if sum(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-        yield SimpleNamespace(advance=advance)
-
-    monkeypatch.setattr(console, "progress", watching)
+    watch(monkeypatch, note)
     with pytest.raises(PelaError, match="stopped at step 3 of 8; continue with --resume"):
         pretrain.run(step_of(made, "pretrain"))
     pretrain.run(step_of(made, "pretrain"), resume=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-from types import SimpleNamespace
 
 import pytest
 import torch
 from generated_text import WORDS, save_model
 from tiny_healing import TINY
+from watched_progress import watch
 
-from pelacli import console
 from pelacli.recipe.schema import Recipe
 from pelacli.steps import pipeline
 
@@ -49,15 +47,7 @@ def test_the_number_of_living_tensors_stays(subject, tmp_path, monkeypatch):
     healing = {"steps": 12, "epochs": 99, "lr": 1e-5, "labels": False, "eval_every": None}
     living = []
 
-    @contextlib.contextmanager
-    def counting(description, total=None):
-        def advance(n=1, **fields):
-            if description == "pretrain":
-                living.append(living_tensors())
-
-        yield SimpleNamespace(advance=advance)
-
-    monkeypatch.setattr(console, "progress", counting)
+    watch(monkeypatch, lambda _: living.append(living_tensors()), "pretrain")
     pipeline.run(Recipe.model_validate(document | {"pretrain": healing}))
     assert len(living) > 10
     assert living[-1] <= living[5]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_healing import decomposed, plain_images
+from watched_progress import watch
 
-from pelacli import console
 from pelacli.artefact import loading
 from pelacli.errors import PelaError
 from pelacli.recipe import layout
@@ -139,18 +137,13 @@ def test_a_run_that_is_continued_keeps_its_rate(tmp_path, monkeypatch):
         searches.append(1)
         return real(*given)
 
-    @contextlib.contextmanager
-    def watching(description, total=None):
-        def advance(n=1, **fields):
-            if description == "pretrain":
-                steps.append(n)
-                if sum(steps) == 3:
-                    os.kill(os.getpid(), signal.SIGTERM)
-
-        yield SimpleNamespace(advance=advance)
+    def note(n):
+        steps.append(n)
+        if sum(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(rate_search, "search", counted)
-    monkeypatch.setattr(console, "progress", watching)
+    watch(monkeypatch, note, "pretrain")
     with pytest.raises(PelaError, match="stopped at step 3 of 6; continue with --resume"):
         pretrain.run(step_of(made, "pretrain"))
     pretrain.run(step_of(made, "pretrain"), resume=True)
@@ -194,16 +187,12 @@ def test_a_run_that_is_stopped_while_rates_are_tried_says_so_and_starts_again(
 ):
     made = recipe(tmp_path)
 
-    @contextlib.contextmanager
-    def stopping(description, total=None):
-        def advance(n=1, **fields):
-            if description == "trying rates" and n:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        yield SimpleNamespace(advance=advance)
+    def stop(n):
+        if n:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(console, "progress", stopping)
+        watch(patch, stop, "trying rates")
         with pytest.raises(PelaError, match="stopped while rates were tried; nothing was saved"):
             pretrain.run(step_of(made, "pretrain"))
     assert pretrain.run(step_of(made, "pretrain")).path.is_dir()

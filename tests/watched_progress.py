@@ -1,0 +1,31 @@
+"""A progress display that tells a test of every advance."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+from pelacli import console
+
+
+def watch(
+    monkeypatch: pytest.MonkeyPatch, do: Callable[[float], object], description: str | None = None
+) -> None:
+    """Have a function called with every advance.
+
+    Args:
+        description: of the displays that are watched; None: all.
+    """
+
+    @contextlib.contextmanager
+    def progress(shown, total=None):
+        def advance(n=1, **fields):
+            if description in (None, shown):
+                do(n)
+
+        yield SimpleNamespace(advance=advance)
+
+    monkeypatch.setattr(console, "progress", progress)
