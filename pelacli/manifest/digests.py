@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pelacli.system import own_files
 
@@ -15,6 +17,12 @@ def digest_file(path: Path | str) -> str:
     """SHA-256 of a file's content in hexadecimal; reads it piece by piece."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_json(content: Any) -> str:
+    """SHA-256 of what JSON can hold, whatever the order of its keys."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def digest_files(files: Iterable[Path]) -> str:
@@ -34,6 +42,11 @@ def weight_files(directory: Path) -> list[Path]:
 def weights_digest(directory: Path) -> str:
     """SHA-256 of an artefact's weights; of all shards in order, where there are several."""
     return digest_files(weight_files(directory))
+
+
+def weights_bytes(directory: Path) -> int | None:
+    """Of the files that `weight_files` gives; None where there are none."""
+    return sum(file.stat().st_size for file in weight_files(directory)) or None
 
 
 def plain_weight_files(path: Path) -> list[Path]:

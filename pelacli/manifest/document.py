@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Self
@@ -10,6 +9,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pelacli.errors import RequestError
+from pelacli.manifest import digests
 from pelacli.ranks.forms import Form
 from pelacli.system import json_files, own_files
 from pelacli.version import __version__
@@ -202,7 +202,10 @@ def dumps(manifest: Manifest) -> str:
     """The text of pela.json. The same manifest gives the same text; NaN and infinity are null. Its
     last key is a digest of all others."""
     content = json.loads(manifest.model_dump_json())
-    return json.dumps(content | {_DIGEST: _digest(content)}, indent=2, ensure_ascii=False) + "\n"
+    return (
+        json.dumps(content | {_DIGEST: digests.digest_json(content)}, indent=2, ensure_ascii=False)
+        + "\n"
+    )
 
 
 def is_as_written(directory: Path) -> bool | None:
@@ -214,12 +217,7 @@ def is_as_written(directory: Path) -> bool | None:
     """
     content = json_files.read_as(dict, Path(directory) / FILE, "make the artefact anew")
     written = content.pop(_DIGEST, None)
-    return None if written is None else bool(written == _digest(content))
-
-
-def _digest(content: dict[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return None if written is None else bool(written == digests.digest_json(content))
 
 
 def is_artefact(path: Path | str) -> bool:

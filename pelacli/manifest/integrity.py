@@ -6,8 +6,6 @@ record, and nothing can be said of them. No torch.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -60,8 +58,7 @@ def digest(manifest: Manifest) -> str | None:
     }
     layers = [layer.model_dump(mode="json") for layer in manifest.layers]
     content = {"files": files, "layers": layers, "library": manifest.library, "tied": manifest.tied}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digests.digest_json(content)
 
 
 def damages(

@@ -45,9 +45,10 @@ def artefact(ref: str, *, weights: bool = True) -> Path | None:
     if not is_id(ref):
         return None
     repo = bare(ref)
-    if not document.is_artefact(fetch(repo, weights=False)):
+    folder = fetch(repo, weights=False)
+    if not document.is_artefact(folder):
         return None
-    return fetch(repo, weights=weights)
+    return fetch(repo, weights=True) if weights else folder
 
 
 def bare(ref: str) -> str:

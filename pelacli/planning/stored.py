@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors import numpy as tensors
 
-from pelacli.errors import PelaError, RequestError
+from pelacli.errors import RequestError
 from pelacli.manifest import document
 from pelacli.manifest.document import Manifest
 from pelacli.messages import one_line
@@ -120,10 +120,7 @@ def save(spectra: Spectra, path: Path) -> None:
         PelaError: the disk refuses.
     """
     check_target(path)
-    try:
-        files.write(path, dumps(spectra))
-    except OSError as error:
-        raise PelaError(f"{path}: can't be written: {error.strerror or error}") from None
+    files.write_or_refuse(path, dumps(spectra))
 
 
 def check_target(path: Path) -> None:

@@ -106,9 +106,10 @@ def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Dec
     judge = None if step.settings.max_drop is None else judge_of(opened, step)
     devices_used = placing.choose(opened, step)
     batches = devices.move_batch(calibration_batches(opened, step), devices_used.model)
+    inputs = loading.input_digest(step.source, opened)
     with placing.ready(opened, devices_used.model, calibrated=step.calibration is not None):
-        solved = solved_model(dense, batches, step, dry_run, devices_used.blocks)
-        spectra = storable(solved, step)
+        solved = solved_model(dense, inputs, batches, step, dry_run, devices_used.blocks)
+        spectra = storable(solved, inputs, step)
         candidate = chosen(solved, step.settings, judge, dry_run)
         if not dry_run and opened.weights is None:
             solved.apply(candidate.plan, candidate.fit)
@@ -213,6 +214,7 @@ def calibration_batches(opened: OpenModel, step: Step[Decompose]) -> list[Any]:
 
 def solved_model(
     dense: DenseModel,
+    inputs: str,
     batches: list[Any],
     step: Step[Decompose],
     dry_run: bool,
@@ -225,20 +227,19 @@ def solved_model(
     if settings.max_drop is None and dry_run:  # a plan is all that is wanted
         keep = Keep.NOTHING
     run = in_memory.predicting(dense.ref, dense.module, "calibration")
-    source = loading.input_digest(step.source, dense.opened)
     folder = None if dry_run else layout.moments_folder(step.output)
-    choice = Choice(settings.blockwise, folder, source, block_device)
+    choice = Choice(settings.blockwise, folder, inputs, block_device)
     return solve(dense, batches, keep, correct=correct, seed=step.seed, run=run, choice=choice)
 
 
-def storable(solved: SolvedModel, step: Step[Decompose]) -> Spectra:
+def storable(solved: SolvedModel, inputs: str, step: Step[Decompose]) -> Spectra:
     """The spectra with all that a plan needs to know, so that they can be planned from again
     without the model."""
     dense, size = solved.dense, solved.dense.size
     assert dense.opened is not None
     about = About(
         dense=description.describe(dense.opened, dense.layers, dense.cost),
-        inputs=loading.input_digest(step.source, dense.opened),
+        inputs=inputs,
         tokens={spectrum.name: spectrum.tokens for spectrum in solved.spectra},
         fixed_params=size.fixed_params,
         fixed_flops=size.fixed_flops,

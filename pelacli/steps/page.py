@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pelacli.errors import PelaError, RequestError
+from pelacli.errors import RequestError
 from pelacli.manifest import document
 from pelacli.planning import stored
 from pelacli.planning import sweep as planning_sweep
@@ -59,10 +59,7 @@ def write(
     content = Content(subjects, going_on, _sweeps(subjects, wanted, settings or {}))
     # A name that is no text, as a file's may be, is shown with what can't be shown left out.
     page = render.render(content).encode("utf-8", "replace")
-    try:
-        files.write(path, page)
-    except OSError as error:
-        raise PelaError(f"{path}: can't be written: {error.strerror or error}") from None
+    files.write_or_refuse(path, page)
 
 
 def _is_page(path: Path) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -57,23 +57,20 @@ def run(recipe: Recipe, *, force: bool = False, place_of: Callable[[Key], str] =
         from pelacli.steps.preflight import check
 
         check.check(recipe, place_of, [*(step.name for step in steps[done:]), "eval"])
-    with _held(recipe) if done < len(steps) else nullcontext():
-        outcomes = [_outcome(step, force) for step in steps]
+    all_done = done == len(steps)
+    holds = not all_done and processes.is_first()
+    with locks.holding(Path(recipe.output)) if holds else nullcontext():  # nobody else runs them
+        # Who waited for others looks again; else what is done has just been read.
+        known = all_done and processes.launched() == 1
+        outcomes = [_outcome(step, force, is_known_done=known) for step in steps]
     return Ran(outcomes, _evaluate(recipe))
 
 
-@contextmanager
-def _held(recipe: Recipe) -> Iterator[None]:
-    """Nobody else runs the recipe's steps meanwhile."""
-    with locks.holding(Path(recipe.output)) if processes.is_first() else nullcontext():
-        yield
-
-
-def _outcome(step: Step[Any], force: bool) -> dict[str, Any]:
+def _outcome(step: Step[Any], force: bool, *, is_known_done: bool) -> dict[str, Any]:
     """Do a step, unless it is done."""
     start = time.perf_counter()
     processes.wait(step.device)  # or a late one would find the step done by another
-    skipped = not force and is_done(step)
+    skipped = is_known_done or (not force and is_done(step))
     if skipped:
         console.info(f"{step.name}: done already in {step.output}")
         outputs.tidy(step.output)

@@ -45,9 +45,8 @@ def open_teacher(step: Step[Pretrain], student: Artefact) -> OpenModel:
         RequestError: that model is low-rank.
     """
     ref, how = step.dense, lookup.how_to_open(step.dense, step.opening)
-    path = loading.locate(ref)
-    is_named_by_recipe = step.dense == step.model
-    if is_named_by_recipe and path is not None and _is_low_rank(path):
+    path = loading.locate(ref) if step.dense == step.model else None
+    if path is not None and _is_low_rank(path):
         origin = student.manifest.source
         ref, how = origin.model, {"weights": origin.weights or "pretrained"}
     with console.progress(f"opening the teacher, {ref}"):

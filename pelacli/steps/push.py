@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pelacli.artefact import card
 from pelacli.console import info, progress, warn
 from pelacli.errors import PelaError, RequestError
-from pelacli.manifest import document, evaluations, integrity, lookup
+from pelacli.manifest import digests, document, evaluations, integrity, lookup
 from pelacli.manifest.document import Manifest
 from pelacli.messages import one_line
 from pelacli.models.config_file import FILE as CONFIG
@@ -179,7 +179,7 @@ def _card(
     config = read_config(path, integrity.REMEDY) if CONFIG in names else {}
     shown = None if revision in (None, _MAIN) else revision
     reading = card.reading_of(config, names, name=repo, revision=shown)
-    size = sum((path / name).stat().st_size for name in names if name.startswith("model"))
+    size = digests.weights_bytes(path)
     subject = Subject(repo, manifest, size, evaluations.read(path))
     return card.model_card(manifest, reading, subject, _base_model(api, manifest))
 

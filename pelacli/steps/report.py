@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,14 @@ class Report:
     speeds: Mapping[str, Speeds] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def subjects(self) -> list[Subject]:
         """Each model with all that is recorded of it."""
         return [
             Subject(
                 label=label,
                 manifest=manifest,
-                bytes=_stored_bytes(Path(label)) or self.sizes.get(label),
+                bytes=digests.weights_bytes(Path(label)) or self.sizes.get(label),
                 evaluations=evaluations.read(Path(label)),
                 course=self.courses.get(label),
                 speeds=self.speeds.get(label),
@@ -196,12 +197,6 @@ def _speeds(
         opened, _ = loading.open(label, as_stored=True, weights=weights, arch=arch)
         speeds[label] = time_model(opened, timing)
     return speeds
-
-
-def _stored_bytes(path: Path) -> int | None:
-    """Of a model's weights on disk; None where there are none."""
-    weights = digests.weight_files(path) if path.is_dir() else []
-    return sum(file.stat().st_size for file in weights) or None
 
 
 def _manifests(ref: str, arch: str | None, sizes: dict[str, int]) -> dict[str, Manifest]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,6 @@ from pelacli.errors import RequestError
 from pelacli.manifest import versions
 from pelacli.manifest.document import Manifest, StepRecord
 from pelacli.models import precision
-from pelacli.models.opened import OpenModel
 from pelacli.recipe import layout
 from pelacli.recipe.fingerprint import fingerprint
 from pelacli.recipe.step import Step
@@ -62,12 +61,13 @@ def _train(
     step: Step[Train], model: Artefact, data: Splits, objective: Objective, resume: bool
 ) -> Outcome:
     settings, module = step.settings, model.module
+    inputs = loading.input_digest(step.source, model.opened)
     precision.in_float32(model.opened)
     if settings.drop_path is not None:
         regularisation.set_drop_path(module, settings.drop_path, settings.drop_path_rule)
     with (
         data.task.training(module, data.train.dataset),
-        workplace(step, model.opened) as work,
+        workplace(step, inputs) as work,
     ):
         search, start = None, None
         if isinstance(settings, Pretrain) and settings.lr == "auto":
@@ -78,21 +78,25 @@ def _train(
             options = RunOptions(step.seed, step.device, work, resume, bar, start)
             trained = loop.fit(module, objective, data.train, settings, options)
     gained = gain(trained, objective.criterion, settings, search)
-    return finish(step, model, work, trained, gained)
+    return finish(step, model, inputs, work, trained, gained)
 
 
 @contextmanager
-def workplace(step: Step[Train], opened: OpenModel) -> Iterator[Path]:
+def workplace(step: Step[Train], inputs: str) -> Iterator[Path]:
     """The folder where a run keeps its checkpoints and metrics until its artefact is written.
 
-    A request that is refused in the block, before there is a checkpoint, leaves no trace.
+    A request that is refused in the block, before there is a checkpoint, leaves no folder. Those
+    above it were made with the lock of the output, which takes them away again.
+
+    Args:
+        inputs: digest of the weights that the step reads.
 
     Raises:
         RequestError: the folder holds an unfinished run of other settings, or of nobody knows
             which. To continue it with these would give weights that neither recipe describes.
     """
     work = layout.workplace(step.output)
-    current = fingerprint(step, loading.input_digest(step.source, opened))
+    current = fingerprint(step, inputs)
     file = work / outputs.FINGERPRINT
     processes.wait(step.device)  # the first one has removed what a finished run left
     old = file.read_text(encoding="utf-8") if file.is_file() else None
@@ -100,29 +104,30 @@ def workplace(step: Step[Train], opened: OpenModel) -> Iterator[Path]:
         settings = "nobody knows which" if old is None else "other"
         remedy = "remove it" if old is None else "finish it with those, or remove it"
         raise RequestError(f"{work}: holds an unfinished run of {settings} settings; {remedy}")
-    created: list[Path] = []
+    is_new = False
     if processes.join(step.device).is_main_process:
-        created = [path for path in (work, *work.parents) if not path.exists()]
+        is_new = not work.exists()
         work.mkdir(parents=True, exist_ok=True)
         if old != current:
             files.write(file, current.encode())  # another process may be reading it
     try:
         yield work
     except RequestError:
-        if work in created and not checkpoint.steps(work):
+        if is_new and not checkpoint.steps(work):
             leftovers.discard(work)
-            for path in created[1:]:
-                with suppress(OSError):  # someone else has put something there
-                    path.rmdir()
         raise
 
 
 def finish(
-    step: Step[Train], model: Artefact, work: Path, trained: Trained, gained: Gain | None = None
+    step: Step[Train],
+    model: Artefact,
+    inputs: str,
+    work: Path,
+    trained: Trained,
+    gained: Gain | None = None,
 ) -> Outcome:
     """Write the artefact of a finished run and remove the folder that it worked in."""
     described = changes.recounted(model.opened, model.manifest)
-    inputs = loading.input_digest(step.source, model.opened)
     metrics = {**trained.metrics, "steps": trained.steps, "losses": trained.losses}
     metrics |= gained.document() if gained else {}
     described.history = [

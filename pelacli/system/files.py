@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pelacli.errors import RequestError
+from pelacli.errors import PelaError, RequestError
 from pelacli.system import leftovers
 
 _LONGEST_NAME = 200  # bytes; file systems take 255, and temporary neighbours have longer names
@@ -93,6 +93,18 @@ def write(path: Path, content: bytes) -> None:
         _sync(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_or_refuse(path: Path, content: bytes) -> None:
+    """As `write`.
+
+    Raises:
+        PelaError: the disk refuses; what was there is as it was.
+    """
+    try:
+        write(path, content)
+    except OSError as error:
+        raise PelaError(f"{path}: can't be written: {error.strerror or error}") from None
 
 
 def _exchange(new: Path, old: Path) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from pelacli.system import living
+
 _HOST = re.sub(r"\W", "_", socket.gethostname())[:20] or "host"
 _OLD = 3600  # seconds after which what another host was writing counts as left
 _TICK = 2  # seconds that the clocks of files and of processes may differ
@@ -86,11 +88,7 @@ def _left(path: Path) -> Iterator[tuple[Path, bool]]:
 def _writes(pid: int, path: Path) -> bool:
     """Whether the process that made a draft is alive, and not another one of the same number."""
     try:
-        process = psutil.Process(pid)
-        alive = process.status() != psutil.STATUS_ZOMBIE
-        return bool(alive and process.create_time() <= _changed(path) + _TICK)
-    except psutil.NoSuchProcess:
-        return False
+        return living.lives(pid, _changed(path) + _TICK)
     except psutil.Error:
         return True
 

@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from pelacli.errors import PelaError
+from pelacli.system import living
 
 _LONGEST = 80  # characters of a command that a message quotes
 _UNSUPPORTED = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
@@ -143,10 +144,7 @@ def _may_live(holder: dict[str, Any], without_locks: bool) -> bool:
 def _is_alive(pid: Any, since: Any) -> bool:
     """Whether a process of this number lives that was there when the lock was taken."""
     try:
-        process = psutil.Process(pid)
-        taken = datetime.fromisoformat(since).timestamp()
-        alive = process.status() != psutil.STATUS_ZOMBIE
-        return bool(alive and process.create_time() <= taken + 1)
+        return living.lives(pid, datetime.fromisoformat(since).timestamp() + 1)
     except (psutil.Error, TypeError, ValueError):
         return False
 

@@ -258,17 +258,15 @@ def test_training_data_that_does_not_fit_is_named(refused, here):
 
 def test_a_refusal_keeps_the_checkpoints_there_are(here, monkeypatch):
     """An image that can't be read at step 500 must not cost the 499 steps before it."""
-    from pelacli.artefact import loading
     from pelacli.recipe.step import step_of
-    from pelacli.steps import training
+    from pelacli.steps import outputs, training
 
-    monkeypatch.setattr(loading, "input_digest", lambda source, opened: "x")
     recipe = {"model": "m", "output": "r", "data": {"dataset": "digits"}}
     step = step_of(flags.from_flags(recipe, {"teacher": {}}), "teacher")
     work = Path("r/dense.training")
 
     def refused_within(finished: bool) -> None:
-        with training.workplace(step, None) as directory:
+        with outputs.writing(step.output), training.workplace(step, "x") as directory:
             assert directory == work
             if finished:
                 (work / "checkpoints" / "step-00000001").mkdir(parents=True)
