@@ -73,8 +73,17 @@ class _Watch:
         own = [root, tempfile.gettempdir(), sys.prefix, sys.base_prefix, *_OF_SYSTEM]
         if what == "read":
             own += [*self.readable, *filter(None, sys.path), os.path.expanduser("~/.cache")]
+            own.append(_own_code())
         if not any(path == one or path.startswith(f"{one.rstrip('/')}/") for one in own):
             self.seen.append(f"{what} {path}"[:200])
+
+
+def _own_code() -> str:
+    """The folder of pela's own modules, which are read when they are first imported.
+
+    An editable installation finds them by a hook, so that no entry of ``sys.path`` holds them.
+    """
+    return os.path.dirname(os.path.realpath(sys.modules["pelacli"].__file__ or ""))
 
 
 _watch = _Watch()

@@ -97,6 +97,20 @@ def test_it_sees_what_it_looks_for(hostile, whole, tmp_path, monkeypatch, does, 
     assert any(broken in one for one in call.broken), call
 
 
+def test_the_code_of_pela_may_be_read_where_no_path_names_it(hostile, whole, tmp_path, monkeypatch):
+    """As in an editable installation, when a module is imported for the first time."""
+    import pelacli
+    from pelacli import __main__
+
+    root = Path(pelacli.__file__).parent
+    read = (root / "cli" / "recipes.py").read_bytes
+    monkeypatch.setattr(__main__, "main", lambda: read() and None)
+    monkeypatch.setattr(
+        sys, "path", [one for one in sys.path if Path(one or ".").resolve() != root.parent]
+    )
+    assert not any("read" in one for one in hostile.watch.call((), tmp_path).broken)
+
+
 def test_a_worker_that_ends_is_a_row(hostile, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(hostile.sys, "executable", "/bin/false")
     rows = list(hostile.rows(5, 7, whole, tmp_path / "space"))
