@@ -53,6 +53,8 @@ def _section(step: Step[Any]) -> dict[str, Any]:
     section = {key: value for key, value in whole.items() if key not in left_out}
     if section.get("precision") == "fp32":  # what it is called in the digests of all artefacts
         section["precision"] = "no"
+    if section.get("dropout"):  # as all runs were before there was a choice
+        del section["dropout"]
     if _has_decompose(step):
         section["ratio"] = str(step.settings.budget)  # 0.5 and 1/2 are the same ratio
         section["plan"] = _digest(step.settings.plan)  # people edit a plan and keep its name

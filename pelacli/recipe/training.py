@@ -46,6 +46,7 @@ class Train(Section):
     factor_decay: Literal["each", "product", "none"] = Field(
         "each", description="what decays of a low-rank layer: each factor, up·down, or nothing"
     )
+    dropout: bool = Field(True, description="dropout and stochastic depth as the model was built")
     drop_path: float | None = Field(
         None, ge=0, lt=1, description="stochastic depth; unset: as the model was built"
     )
@@ -131,6 +132,10 @@ class Pretrain(Train):
 
     lr: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(  # type: ignore[assignment]
         "auto", description="learning rate; auto: what short trials on held-out samples find"
+    )
+    dropout: bool = Field(
+        False,
+        description="dropout and stochastic depth as the model was built; the teacher has none",
     )
     loss: Loss = Field(
         Loss(output=1.0, feature_unit="relative"),

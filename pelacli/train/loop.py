@@ -177,7 +177,7 @@ def _prepare(
             accelerator.scaler.load_state_dict(states["scaler"])
         accelerator.wait_for_everyone()
     learner = Learner(accelerator, settings, weights, weights.start(optimizer, states), scheduler)
-    weights.trained.train()
+    learner.enter_training()
     return learner
 
 
@@ -251,7 +251,7 @@ def _evaluate(
     with learner.weights.result() as result:
         run.metrics = dict(objective.evaluate(result) if known is None else known)
         run.evaluated = run.step
-        learner.weights.trained.train()
+        learner.enter_training()
         if run.metrics:
             journal.metrics(run.step, run.epoch, run.metrics)
         is_best = run.improves(objective.criterion)

@@ -1,10 +1,11 @@
-"""Which parameters do not decay, and stochastic depth."""
+"""Which parameters do not decay, stochastic depth, and whether dropout is on."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pelacli.errors import RequestError
 
@@ -69,5 +70,28 @@ def set_drop_path(module: nn.Module, rate: float, rule: str = "linear") -> None:
 def _drops(name: str, child: nn.Module) -> bool:
     """Whether a child is stochastic depth or the Identity in its place. transformers has another
     class of it in each family."""
-    known = isinstance(child, nn.Identity) or type(child).__name__.endswith("DropPath")
+    known = isinstance(child, nn.Identity) or _is_drop_path(child)
     return name.startswith("drop_path") and known
+
+
+def _is_drop_path(module: nn.Module) -> bool:
+    return type(module).__name__.endswith("DropPath")
+
+
+def enter_training(module: nn.Module, *, dropout: bool, drop_path: bool) -> None:
+    """Put a module into training mode, in which dropout may stay off.
+
+    Without dropout all modules but batch norms compute what they compute at inference. Many
+    families have no module for dropout (they call its function while their own module is in
+    training mode), so it is the mode that decides, and not a list of modules.
+
+    Args:
+        dropout: whether dropout and stochastic depth are on, as the model was built.
+        drop_path: whether stochastic depth is on in any case.
+    """
+    module.train()
+    if dropout:
+        return
+    for child in module.modules():
+        is_stochastic_depth = drop_path and _is_drop_path(child)
+        child.training = is_stochastic_depth or isinstance(child, _BatchNorm)

@@ -21,6 +21,7 @@ from pelacli.errors import RequestError
 from pelacli.factorize.batches import samples_in
 from pelacli.system.devices import move_batch
 from pelacli.train import checkpoint, optim
+from pelacli.train.regularisation import enter_training
 from pelacli.train.run import Run
 from pelacli.train.weights import Weights
 
@@ -41,6 +42,11 @@ class Learner:
     weights: Weights
     optimizer: Any
     scheduler: Any
+
+    def enter_training(self) -> None:
+        """Put the weights that train into training mode, with dropout as the settings have it."""
+        drop_path = bool(self.settings.drop_path)
+        enter_training(self.weights.trained, dropout=self.settings.dropout, drop_path=drop_path)
 
 
 @dataclass(frozen=True)

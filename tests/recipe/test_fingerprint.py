@@ -37,6 +37,7 @@ OTHER: dict[str, Any] = {  # another value for every key of [pretrain], which ha
     "clip_grad": 0.5,
     "factor_lr": 0.5,
     "factor_decay": "product",
+    "dropout": True,
     "drop_path": 0.5,
     "drop_path_rule": "constant",
     "ema": 0.5,
@@ -85,22 +86,24 @@ def test_which_keys_of_a_training_section_count(result: str, no_effect: set[str]
     assert same == no_effect
 
 
-def test_the_fingerprint_of_a_run_to_its_last_weights() -> None:
+@pytest.mark.parametrize(("name", "dropout"), [("pretrain", {"dropout": False}), ("finetune", {})])
+def test_the_fingerprint_of_a_run_to_its_last_weights(name: Any, dropout: dict[str, Any]) -> None:
     """Artefacts bear such digests: a change here has `pela run` train them all again."""
     section = {"epochs": 3, "eval_every": 2, "batch_size": 8, "result": "last"}
-    recipe = make({"pretrain": section})
+    recipe = make({name: section})
     whole = resolved(recipe)
-    elsewhere = NO_EFFECT | {"task", "task_args", "data", "batch_size"}
+    elsewhere = NO_EFFECT | {"task", "task_args", "data", "batch_size", "dropout"}
     data = {key: value for key, value in whole["data"].items() if key != "workers"}
     parts = {
         "model": "m", "weights": "pretrained", "arch": None, "model_args": {}, "num_classes": None,
         "seed": 0, "task": "image-classification", "inputs": "x",
-        "section": {k: v for k, v in whole["pretrain"].items() if k not in elsewhere}
-        | {"precision": "no"},
+        "section": {k: v for k, v in whole[name].items() if k not in elsewhere}
+        | {"precision": "no"}
+        | dropout,
         "data": data | {"batch_size": 8},
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    assert digest_of(recipe, "pretrain", "x") == digest
+    assert digest_of(recipe, name, "x") == digest
 
 
 def test_the_fingerprint_of_a_decompose_step() -> None:
