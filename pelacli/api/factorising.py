@@ -22,6 +22,7 @@ from pelacli.manifest.document import Manifest
 from pelacli.models import precision, wrapping
 from pelacli.models.opened import OpenModel
 from pelacli.planning.choice import choose
+from pelacli.planning.outcome import add_held_back_errors
 from pelacli.ranks.budget import Scope, Unit
 from pelacli.ranks.forms import Choice as FormChoice
 from pelacli.ranks.plan import Plan
@@ -190,7 +191,9 @@ def decompose(
         plan = choose(solved.spectra, solved.dense.size, settings)
         manifest = _manifest(solved.dense, plan)
         # All factors before the first layer is exchanged: what fails, leaves the model as it was.
-        replace(model, solved.fit(plan).factors)
+        fit = solved.fit(plan)
+        add_held_back_errors(manifest, fit.layer_errors)
+        replace(model, fit.factors)
     keep(solved.dense.opened, manifest)
     return plan
 

@@ -100,8 +100,7 @@ def decomposed_document(result: Decomposed | DryRun) -> dict[str, Any]:
 
 
 def _layer_documents(manifest: Manifest) -> list[dict[str, Any]]:
-    keys = {"name", "kind", "shape", "rank", "form", "reason", "energy", "params", "flops"}
-    return [layer.model_dump(mode="json", include=keys) for layer in manifest.layers]
+    return [layer.model_dump(mode="json") for layer in manifest.layers]
 
 
 def print_curve(metric: str, curve: Sequence[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ What a section leaves on the shelf is enough to go on from there, so a run that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -102,12 +103,17 @@ def collect(
 
 @torch.no_grad()
 def in_sections(
-    sections: Sections, shelf: Shelf, batches: Sequence[Any], factors: Mapping[str, Parts]
+    sections: Sections,
+    shelf: Shelf,
+    batches: Sequence[Any],
+    factors: Mapping[str, Parts],
+    watching: Callable[[int, Sequence[Layer]], AbstractContextManager[None]],
 ) -> Iterator[Tensor]:
     """What the model with these factors gives of each batch. States lie on the shelf meanwhile.
 
     Args:
         sections: prepared for no others than these batches.
+        watching: (number of the batch, a section's layers) → the time in which they run on it.
     """
     sections.prepare(batches)
     last = len(sections) - 1
@@ -116,10 +122,14 @@ def in_sections(
             with sections.at_work(section, factors):
                 for number, batch in enumerate(batches):
                     given = shelf.get(_passing(number)) if section else None
-                    shelf.put(_passing(number), sections.run(section, number, batch, given))
+                    with watching(number, sections.layers[section]):
+                        output = sections.run(section, number, batch, given)
+                    shelf.put(_passing(number), output)
     for number, batch in enumerate(batches):
-        with evaluating(sections.module), sections.at_work(last, factors):
-            output = sections.run(last, number, batch, shelf.get(_passing(number)))
+        given = shelf.get(_passing(number))
+        at_work = sections.at_work(last, factors)
+        with evaluating(sections.module), at_work, watching(number, sections.layers[last]):
+            output = sections.run(last, number, batch, given)
         shelf.drop(_passing(number))
         yield output
 

@@ -44,9 +44,18 @@ def weights_digest(directory: Path) -> str:
     return digest_files(weight_files(directory))
 
 
-def weights_bytes(directory: Path) -> int | None:
-    """Of the files that `weight_files` gives; None where there are none."""
-    return sum(file.stat().st_size for file in weight_files(directory)) or None
+def weights_bytes(path: Path) -> int | None:
+    """What every command calls the size of a model: the bytes of its safetensors files.
+
+    Args:
+        path: a directory, or one such file.
+
+    Returns:
+        None where there are none.
+    """
+    is_weights = path.suffix == ".safetensors" and path.is_file()
+    files = [path] if is_weights else weight_files(path)
+    return sum(file.stat().st_size for file in files) or None
 
 
 def plain_weight_files(path: Path) -> list[Path]:

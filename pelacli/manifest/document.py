@@ -46,6 +46,10 @@ class LayerRecord(_Record):
         rank: None where dense; ``reason`` then says why.
         form: of the low-rank layer, "factors" where an older pela wrote none; None where dense.
         energy: share of the layer's energy that is kept, 0 to 1; None where unknown.
+        held_back_error: share of the variance of its outputs that was lost on the held-back
+            samples when the model was factorised, by its own cut and by the layers before it (0 is
+            the dense layer; at 1 its mean output would do as well); None where unknown. Training
+            leaves it as it was.
         params: of the weight, without the bias.
         flops: None where unknown.
     """
@@ -57,6 +61,7 @@ class LayerRecord(_Record):
     form: Form | None = None
     reason: str | None = None
     energy: float | None = None
+    held_back_error: float | None = None
     params: Count
     flops: Count | None = None
 

@@ -114,6 +114,16 @@ class Difference:
         variance = float(self.square - self.output.square().sum() / self.samples)
         return self.error / variance if self.samples > 1 and variance > 0 else math.nan
 
+    @property
+    def share_lost(self) -> float:
+        """The relative error; where the dense outputs do not vary, of their squares."""
+        if not math.isnan(self.relative_error):
+            return self.relative_error
+        square = 0.0 if self.square is None else float(self.square)
+        if square:
+            return self.error / square
+        return math.inf if self.error else 0.0
+
 
 def divergence_of(log_probabilities: Tensor, dense_log_probabilities: Tensor) -> float:
     """Σ KL(dense ‖ model) over all distributions of two tensors of one shape, in nats, summed in

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,9 +19,11 @@ from pelacli.factorize.blockwise import in_sections
 from pelacli.factorize.sections import Sections
 from pelacli.factorize.sensitivity import CHUNK, Head
 from pelacli.lowrank.calls import evaluating
+from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.padding import padding_mask, unpadded
 from pelacli.lowrank.replace import Parts, replaced
 from pelacli.measure.agreement import Difference, divergence_of
+from pelacli.measure.layer_errors import LayerOutputs, Take
 from pelacli.system.shelf import Shelf
 
 _NONE = -100  # no label; torch's own
@@ -39,6 +41,8 @@ class Distance:
             dense one, in nats.
         perplexity, dense_perplexity: of a causal language model and of the dense one: exp of the
             mean cross-entropy of the next token.
+        layers: layer → the relative error of its outputs on some of the samples' tokens; see
+            `pelacli.measure.layer_errors`.
     """
 
     samples: int
@@ -46,6 +50,7 @@ class Distance:
     kl: float | None = None
     perplexity: float | None = None
     dense_perplexity: float | None = None
+    layers: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def decisive(self) -> float:
@@ -57,8 +62,10 @@ class Distance:
         return not math.isnan(self.decisive) and not self.decisive >= other.decisive
 
     def document(self) -> dict[str, float]:
-        """As JSON has it; only what there is."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        """As JSON has it; only what there is of the whole model."""
+        known = {key: value for key, value in asdict(self).items() if value is not None}
+        del known["layers"]
+        return known
 
 
 class HeldBack:
@@ -72,6 +79,7 @@ class HeldBack:
         causal: whether the logits at a token are those of the next one.
         blockwise: the model's sections and a shelf for their states, where all samples go through
             one section after the other.
+        layers: those whose errors are wanted too.
     """
 
     def __init__(
@@ -83,22 +91,26 @@ class HeldBack:
         *,
         causal: bool = False,
         blockwise: tuple[Sections, Shelf] | None = None,
+        layers: Sequence[Layer] = (),
     ) -> None:
         self._module, self._batches, self._predict = module, batches, predict
         self._head, self._causal = head, causal
         self._blockwise = blockwise
         self._samples = sum(map(samples_in, batches))
+        self._layers = LayerOutputs(layers, len(batches)) if layers else None
 
     @cached_property
     def _dense(self) -> list[Tensor]:
-        return list(self._states({}))
+        return list(self._states({}, None if self._layers is None else self._layers.keep))
 
     @torch.no_grad()
     def distance(self, factors: Mapping[str, Parts]) -> Distance:
         """Of the model with these factors; it is dense before and after."""
-        difference, tokens = Difference(), _TokenSums()
+        difference, tokens, dense_states = Difference(), _TokenSums(), self._dense
+        comparison = None if self._layers is None else self._layers.comparison()
         with evaluating(self._module):
-            states = zip(self._batches, self._dense, self._states(factors), strict=True)
+            ours_states = self._states(factors, None if comparison is None else comparison.add)
+            states = zip(self._batches, dense_states, ours_states, strict=True)
             for batch, dense, ours in states:
                 labels = self._labels(batch)
                 for start in range(0, len(ours), CHUNK):
@@ -109,21 +121,40 @@ class HeldBack:
                     difference.add(y, z)
                     if self._head is not None:
                         tokens.add(y, z, None if labels is None else labels[part])
-        return Distance(self._samples, _relative(difference), **tokens.figures())
+        layers = {} if comparison is None else comparison.errors()
+        return Distance(self._samples, difference.share_lost, **tokens.figures(), layers=layers)
 
-    def _states(self, factors: Mapping[str, Parts]) -> Iterator[Tensor]:
-        """Outputs [B, ..., D] of each batch, or a language model's states [tokens, width]."""
-        for batch, states in zip(self._batches, self._given(factors), strict=True):
+    def _states(self, factors: Mapping[str, Parts], take: Take | None) -> Iterator[Tensor]:
+        """Outputs [B, ..., D] of each batch, or a language model's states [tokens, width].
+
+        Args:
+            take: is given what the layers give.
+        """
+        for batch, states in zip(self._batches, self._given(factors, take), strict=True):
             known = unpadded(states, padding_mask(batch))
             yield known if self._head is None else known.flatten(0, -2)
 
-    def _given(self, factors: Mapping[str, Parts]) -> Iterator[Tensor]:
+    def _given(self, factors: Mapping[str, Parts], take: Take | None) -> Iterator[Tensor]:
         """What the model with these factors gives of each batch."""
+
+        def watching(
+            number: int, layers: Sequence[Layer] | None = None
+        ) -> AbstractContextManager[None]:
+            if self._layers is None or take is None:
+                return nullcontext()
+            batch = self._batches[number]
+            return self._layers.watching(self._module, number, batch, take, layers)
+
         if self._blockwise is not None:
-            yield from in_sections(*self._blockwise, self._batches, factors)
+            yield from in_sections(*self._blockwise, self._batches, factors, watching)
             return
-        for batch in self._batches:
-            with torch.no_grad(), evaluating(self._module), replaced(self._module, factors):
+        for number, batch in enumerate(self._batches):
+            with (
+                torch.no_grad(),
+                evaluating(self._module),
+                replaced(self._module, factors),
+                watching(number),
+            ):
                 if self._head is None:
                     states = self._predict(self._module, batch)
                 else:
@@ -150,16 +181,6 @@ class HeldBack:
         if mask is not None:
             after[:, :-1][mask[:, 1:] == 0] = _NONE
         return unpadded(after[..., None], mask).flatten()
-
-
-def _relative(difference: Difference) -> float:
-    """The relative error; where the dense outputs do not vary, of their squares."""
-    if not math.isnan(difference.relative_error):
-        return difference.relative_error
-    square = 0.0 if difference.square is None else float(difference.square)
-    if square:
-        return difference.error / square
-    return math.inf if difference.error else 0.0
 
 
 class _TokenSums:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 from pelacli.manifest.document import Count, LayerRecord, Manifest
 from pelacli.ranks.forms import dense_weights, weights
 from pelacli.ranks.plan import LayerPlan, Plan
@@ -30,6 +33,19 @@ def planned_manifest(dense: Manifest, plan: Plan) -> Manifest:
             "layers": rows,
         }
     )
+
+
+def add_held_back_errors(manifest: Manifest, errors: Mapping[str, float]) -> None:
+    """Say in the manifest how far the layers' outputs are from the dense model's.
+
+    Args:
+        errors: layer → its relative error on held-back samples, of those that it is known of.
+    """
+    known = {name: error for name, error in errors.items() if math.isfinite(error)}
+    # New rows: those that a plan leaves alone are the dense model's.
+    manifest.layers = [
+        row.model_copy(update={"held_back_error": known.get(row.name)}) for row in manifest.layers
+    ]
 
 
 def _planned_row(row: LayerRecord, layer: LayerPlan | None) -> LayerRecord:

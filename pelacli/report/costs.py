@@ -13,7 +13,7 @@ from pelacli.report.tables import UNKNOWN, Row, human, to_markdown
 Level = Literal["layer", "kind", "whole"]
 
 # Columns of `human_rows` that a narrow terminal can do without, the first one first.
-DISPENSABLE = ("shape", "layers", "FLOPs", "FLOPs ratio", "energy")
+DISPENSABLE = ("held-back error", "shape", "layers", "FLOPs", "FLOPs ratio", "energy")
 
 
 def exact_rows(models: Mapping[str, Manifest], by: Level = "layer") -> list[Row]:
@@ -79,6 +79,7 @@ def _layer_rows(manifest: Manifest) -> list[Row]:
             "reason": layer.reason,
             "energy": layer.energy,
             **_counts(layer.params, layer.flops),
+            "held_back_error": layer.held_back_error,
         }
         for layer in manifest.layers
     ]
@@ -126,15 +127,18 @@ def _whole_rows(manifest: Manifest) -> list[Row]:
 
 
 def _human_layers(manifest: Manifest) -> list[Row]:
+    exact = _layer_rows(manifest)
+    with_error = any(row["held_back_error"] is not None for row in exact)
     rows = [
         {
             "layer": row["layer"],
             "shape": _shape(row),
             "rank": _rank(row),
             "energy": _energy(row["energy"]),
+            **({"held-back error": _error(row["held_back_error"])} if with_error else {}),
             **_changes(row),
         }
-        for row in _layer_rows(manifest)
+        for row in exact
     ]
     return _with_other_and_total(rows, "layer", manifest)
 
@@ -248,6 +252,10 @@ def _dense(reason: str | None) -> str:
 def _energy(share: float | None) -> str:
     """Kept energy in percent, to two digits: what is lost is what matters, and it is little."""
     return UNKNOWN if share is None else f"{100 * share:.2f}%"
+
+
+def _error(share: float | None) -> str:
+    return UNKNOWN if share is None else f"{share:.3g}"
 
 
 def _ratio(count: Count | None) -> float | None:

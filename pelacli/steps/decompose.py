@@ -24,7 +24,7 @@ from pelacli.models import precision
 from pelacli.models.opened import OpenModel
 from pelacli.planning import stored as planning_stored
 from pelacli.planning.choice import choose
-from pelacli.planning.outcome import planned_manifest
+from pelacli.planning.outcome import add_held_back_errors, planned_manifest
 from pelacli.planning.stored import About, Spectra
 from pelacli.ranks.plan import Plan
 from pelacli.recipe import layout
@@ -118,6 +118,8 @@ def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Dec
     if solved.sample_tokens is not None:
         console.info(f"calibrated on {solved.samples} samples, {solved.sample_tokens:,} tokens")
     manifest = planned_manifest(spectra.about.dense, candidate.plan)
+    if candidate.fit is not None:
+        add_held_back_errors(manifest, candidate.fit.layer_errors)
     latency = None
     if dense.times is not None:
         low_rank = None if dry_run else opened

@@ -15,7 +15,7 @@ from pelacli.data.token_parts import token_parts
 from pelacli.errors import GateError, RequestError
 from pelacli.factorize.batches import samples_in
 from pelacli.lowrank import find
-from pelacli.manifest import document, evaluations, lookup
+from pelacli.manifest import digests, document, evaluations, lookup
 from pelacli.manifest.evaluations import EvaluationRecord, Timed
 from pelacli.measure import latency
 from pelacli.measure.agreement import agreement
@@ -35,8 +35,8 @@ class Evaluated:
     """One model's figures.
 
     Attributes:
-        params, bytes, flops: of the whole model; bytes as its parameters are stored, flops of one
-            sample, None where unknown.
+        params, bytes, flops: of the whole model; bytes of its weight files, or where it has none
+            here, as its parameters are stored; flops of one sample, None where unknown.
         metrics: the task's; empty without labels that fit the model.
         latency_ms: median of one forward pass of a batch; None where it was not timed.
         baseline: the same figures of the model that it is compared with; None without one.
@@ -189,7 +189,8 @@ def _open(named: NamedModel) -> _Model:
         layers = find.find_layers(opened.module, head=opened.head)
         manifest = description.describe(opened, layers, description.cost(opened, layers))
     flops = manifest.flops.after if manifest.flops else None
-    return _Model(named.ref, opened, manifest.params.after, opened.bytes, flops)
+    size = digests.weights_bytes(Path(named.ref)) or opened.bytes
+    return _Model(named.ref, opened, manifest.params.after, size, flops)
 
 
 def _test_data(opened: OpenModel, request: Evaluation) -> EvaluationData | None:

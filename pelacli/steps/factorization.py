@@ -170,7 +170,15 @@ def _held_back(
     blockwise = None
     if parts is not None and dense.opened.weights is not None:
         blockwise = parts.sections.for_other_batches(), parts.shelf
-    return HeldBack(dense.module, samples, run, head, causal=causal, blockwise=blockwise)
+    return HeldBack(
+        dense.module,
+        samples,
+        run,
+        head,
+        causal=causal,
+        blockwise=blockwise,
+        layers=dense.free,
+    )
 
 
 def _moments(

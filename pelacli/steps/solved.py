@@ -53,6 +53,11 @@ class Fit:
     rejected: Distance | None = None
     ridge: float | None = None
 
+    @property
+    def layer_errors(self) -> Mapping[str, float]:
+        """Layer → its relative error on the held-back samples; empty where there are none."""
+        return {} if self.distance is None else self.distance.layers
+
     def document(self) -> dict[str, Any]:
         """What JSON says of it."""
         distances = {"one_shot": self.one_shot, "rejected": self.rejected}

@@ -160,3 +160,17 @@ def test_unknown_flops_are_a_dash(vit):
     assert lines[4][6] != "–"
     vit.flops = None
     assert cells(tables.to_markdown(costs.human_rows({"a": vit}, "whole")))[1][4] == "–"
+
+
+def test_held_back_errors_of_layers_have_a_column_where_they_are_known():
+    count = Count(before=64, after=48)
+    one, two = (LayerRecord(name=n, shape=(8, 8), rank=3, params=count) for n in ("a", "b"))
+    known = Manifest(
+        source=SourceRecord(model="m", library="timm"), library="timm", params=count,
+        layers=[one, two],
+    )  # fmt: skip
+    assert "held-back error" not in costs.human_rows({"m": known}, "layer")[0]
+    one.held_back_error = 0.12345
+    rows = costs.human_rows({"m": known}, "layer")
+    assert [row["held-back error"] for row in rows] == ["0.123", "–", "", ""]
+    assert [row["held_back_error"] for row in costs.exact_rows({"m": known})] == [0.12345, None]

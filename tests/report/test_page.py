@@ -310,3 +310,28 @@ def test_figures_of_eval_come_into_the_page(pela, artefact, monkeypatch):
         assert pela(*ask, "--no-latency")[0] == 0
     finally:
         artefact.chmod(0o700)
+
+
+def test_eval_and_report_call_the_bytes_of_the_files_the_size(pela, artefact):
+    evaluated = json.loads(pela("eval", "a", "--no-latency", "--json")[1])[0]["bytes"]
+    reported = json.loads(pela("report", "a", "--json")[1])[0]["bytes"]
+    assert evaluated == reported == (artefact / "model.safetensors").stat().st_size
+
+
+def test_held_back_errors_are_a_column_and_plots_where_they_are_known():
+    known = manifest()
+    old = render.render(Content([Subject("a", known)]))
+    assert "held-back error" not in old.lower()
+    known.layers[0].held_back_error, known.layers[1].held_back_error = 0.25, 1.5
+    page = render.render(Content([Subject("a", known), Subject("old", manifest())]))
+    Tags(page)
+    assert page.count(">held-back error</th>") == 1
+    assert '<td class="number" data-value="0.25">0.25</td>' in page
+    section = page[page.index("Held-back error across depth") :]
+    (svg,) = plots(section[: section.index("</section>")])
+    first, second = (float(bar.get("height")) for bar in svg.iter("rect"))
+    assert second == pytest.approx(6 * first, abs=0.5)
+    assert "held-back error 1.5" in "".join(t.text for t in svg.iter("title"))
+    for table in re.findall(r'<table class="layers">.*?</table>', page, re.DOTALL):
+        head, row = table.split("</tr>")[:2]
+        assert head.count("<th ") == row.count("<td")

@@ -22,10 +22,22 @@ class Cell:
     value: float | None = None
 
 
+ERROR = "held-back error"
 COLUMNS = (
     ("layer", False), ("shape", True), ("rank", True), ("form", False), ("energy lost", True),
-    ("params before", True), ("params after", True), ("FLOPs before", True), ("FLOPs after", True),
+    (ERROR, True), ("params before", True), ("params after", True), ("FLOPs before", True),
+    ("FLOPs after", True),
 )  # fmt: skip
+
+
+def columns(manifest: Manifest) -> list[tuple[str, bool]]:
+    """(name, whether it holds numbers) of each column that says something of the model."""
+    return [column for column in COLUMNS if column[0] != ERROR or has_errors(manifest)]
+
+
+def has_errors(manifest: Manifest) -> bool:
+    """Whether a layer's error on held-back samples is known."""
+    return any(layer.held_back_error is not None for layer in manifest.layers)
 
 
 @dataclass(frozen=True)
@@ -42,10 +54,11 @@ class LayerRow:
 
 def rows(manifest: Manifest) -> list[LayerRow]:
     """One for each layer, in the order of the model."""
-    return [_row(layer) for layer in manifest.layers]
+    with_error = has_errors(manifest)
+    return [_row(layer, with_error) for layer in manifest.layers]
 
 
-def _row(layer: LayerRecord) -> LayerRow:
+def _row(layer: LayerRecord, with_error: bool) -> LayerRow:
     out, in_ = layer.shape
     full = min(layer.shape)
     form = layer.form or "dense"
@@ -58,6 +71,7 @@ def _row(layer: LayerRecord) -> LayerRow:
             Cell(UNKNOWN if layer.rank is None else f"{layer.rank} of {full}", layer.rank),
             Cell(reason),
             _lost(layer),
+            *([_error(layer)] if with_error else []),
             *_count(layer.params),
             *_count(layer.flops),
         ],
@@ -69,6 +83,11 @@ def _lost(layer: LayerRecord) -> Cell:
         return Cell(UNKNOWN)
     lost = max(0.0, 1.0 - layer.energy)
     return Cell(f"{100 * lost:.3g} %", lost)
+
+
+def _error(layer: LayerRecord) -> Cell:
+    error = layer.held_back_error
+    return Cell(UNKNOWN if error is None else f"{error:.3g}", error)
 
 
 def _count(count: Count | None) -> list[Cell]:

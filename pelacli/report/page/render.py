@@ -39,6 +39,7 @@ class Section:
     Attributes:
         id: of its heading, for links.
         steps: (name, what it gave) of its history.
+        columns: (name, whether it holds numbers) of the table of layers.
         recipes: (of which steps, text).
     """
 
@@ -47,6 +48,7 @@ class Section:
     facts: Sequence[tuple[str, str]]
     steps: Sequence[Mapping[str, str]]
     galleries: Sequence[Gallery]
+    columns: Sequence[tuple[str, bool]]
     layers: Sequence[layers.LayerRow]
     recipes: Sequence[tuple[str, str]]
 
@@ -96,7 +98,6 @@ def render(content: Content) -> str:
         speeds=_speeds(content.subjects),
         figures=figures,
         sections=[_section(n, subject) for n, subject in enumerate(content.subjects, 1)],
-        columns=layers.COLUMNS,
         courses=[(label, courses.gallery(course)) for label, course in content.courses.items()],
         numeric=_is_numeric,
     )
@@ -122,6 +123,8 @@ def _title(content: Content) -> str:
 def _section(number: int, subject: Subject) -> Section:
     manifest = subject.manifest
     galleries = [] if subject.is_dense else [depth.gallery(manifest)]
+    if layers.has_errors(manifest):
+        galleries.append(depth.errors(manifest))
     if subject.spectra is not None:
         galleries.append(spectra.gallery(subject.spectra, manifest.layers))
     if subject.course is not None:
@@ -132,6 +135,7 @@ def _section(number: int, subject: Subject) -> Section:
         facts=_facts(subject),
         steps=[_step(step) for step in manifest.history],
         galleries=galleries,
+        columns=layers.columns(manifest),
         layers=layers.rows(manifest),
         recipes=_recipes(manifest.history),
     )
