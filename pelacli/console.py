@@ -101,9 +101,14 @@ def say(message: str) -> None:
         stderr().print(short_line(message), markup=False, highlight=False)
 
 
-def warn(message: str) -> None:
-    """Print a line on standard error that the user should know of; it starts with ``note:``."""
-    if verbosity.shows_warnings:
+def warn(message: str, *, of_this_process: bool = False) -> None:
+    """Print a line on standard error that the user should know of; it starts with ``note:``.
+
+    Args:
+        of_this_process: print it also where this is not the first process of a distributed run, as
+            no other one knows of it.
+    """
+    if verbosity.shows_warnings or (of_this_process and not verbosity.quiet):
         stderr().print(
             f"note: {short_line(message)}", style="yellow", markup=False, highlight=False
         )

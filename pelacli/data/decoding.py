@@ -63,7 +63,7 @@ def load(raw: Any, where: str, what: str = "image") -> Any:
     """A Pillow image as it is stored, its pixels read.
 
     Args:
-        raw, where: as for `decode`.
+        raw, where: as for `decode`; or the error of a reader that could not give an image.
         what: it is called in errors.
 
     Raises:
@@ -71,6 +71,8 @@ def load(raw: Any, where: str, what: str = "image") -> Any:
     """
     from PIL import Image
 
+    if isinstance(raw, RequestError):
+        raise raw
     try:
         if isinstance(raw, np.ndarray):
             return Image.fromarray(raw)

@@ -8,43 +8,28 @@ loading, or even drawing, what came before.
 
 from __future__ import annotations
 
-import copy
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset
 
 if TYPE_CHECKING:
     from pelacli.recipe.data import Augment
 
 from pelacli.console import warn
+from pelacli.data import bad_samples
+from pelacli.data.bad_samples import PassedOver
+from pelacli.data.batches import BAD, CUTS, Batch, Batches, Samples, Stream
 from pelacli.data.order import Order
-from pelacli.data.seeding import BATCH, SAMPLE, seeded
-from pelacli.data.tokens import Cuts, counting_cuts
+from pelacli.data.tokens import Cuts
 from pelacli.errors import PelaError, RequestError
 from pelacli.system import devices, processes
 
-Batch = dict[str, Any]
-_CUTS = "cuts"  # of a batch's texts, on their way from a worker; no user of batches sees it
-
-
-class Samples(Protocol):
-    """What a loader needs of a dataset (`pelacli.data.dataset.Dataset` is one)."""
-
-    spec: str
-    source: Any
-    classes: list[str] | None
-
-    def __len__(self) -> int: ...
-    def item(self, sample: Any, where: str) -> Batch: ...
-    def __getitem__(self, index: int) -> Batch: ...
-    def collate(self, items: list[Batch]) -> Batch: ...
+__all__ = ["Batch", "Loader", "Samples", "loader"]
 
 
 def loader(
@@ -59,6 +44,7 @@ def loader(
     augment: Augment | None = None,
     limit: int | None = None,
     pinned: bool | None = None,
+    skips_bad: bool = False,
 ) -> Loader:
     """Batches ``{"inputs": …, "labels": …}`` of a dataset.
 
@@ -75,6 +61,7 @@ def loader(
             repeated augmentation are applied to batches, here. The rest belongs to the dataset.
         limit: only the first so many samples (of the shuffled order).
         pinned: whether batches lie where a GPU can fetch them; by default where there is one.
+        skips_bad: pass over samples that can't be read, and say so; see `pelacli.data.bad_samples`.
 
     Raises:
         RequestError: the dataset is empty or does not fit the model's classes or the batch size;
@@ -106,7 +93,8 @@ def loader(
     order = Order(len(dataset), size, batch_size, seed, shuffle, drop_last, repeats)
     if not isinstance(dataset.source, IterableDataset):
         workers = min(workers, devices.cores())
-    return Loader(_Batches(dataset, seed, num_classes, mix, smoothing), order, workers, pinned)
+    batches = Batches(dataset, seed, num_classes, mix, smoothing, skips_bad)
+    return Loader(batches, order, workers, pinned)
 
 
 class Loader:
@@ -115,16 +103,18 @@ class Loader:
     Attributes:
         dataset, num_classes: as given.
         batch_size: over all processes.
+        passed_over: the samples that could not be read.
     """
 
     def __init__(
-        self, batches: _Batches, order: Order, workers: int, pinned: bool | None = None
+        self, batches: Batches, order: Order, workers: int, pinned: bool | None = None
     ) -> None:
         self.dataset, self.num_classes = batches.dataset, batches.num_classes
         self.batch_size = order.batch_size
         self.order, self._batches, self._workers = order, batches, workers
         self._pinned = torch.cuda.is_available() if pinned is None else pinned
         self._torch: DataLoader[Any] | None = None
+        self.passed_over = PassedOver(self.dataset.spec)
         self._has_warned = False  # that texts were cut
         self._advance: Callable[[], None] | None = None
 
@@ -152,7 +142,7 @@ class Loader:
                 if isinstance(batch, PelaError):
                     self.close()
                     raise batch
-                cuts = batch.pop(_CUTS, None)
+                cuts = batch.pop(CUTS, None)
                 if cuts is not None:
                     cut.texts, cut.limit = cut.texts + cuts.texts, cuts.limit
                 yield batch
@@ -160,6 +150,12 @@ class Loader:
                     self._advance()
         finally:
             self._tell(cut)
+            self.passed_over.count(len(self.dataset))
+
+    def first_sample(self) -> Batch:
+        """The first sample of the dataset that can be read, if bad ones are passed over."""
+        sample: Batch = bad_samples.first(self.dataset, skips=self._batches.skips_bad)
+        return sample
 
     def _tell(self, cut: Cuts) -> None:
         """Say how many texts of the first epoch were cut."""
@@ -176,14 +172,22 @@ class Loader:
 
     def _loaded(self) -> Iterable[Any]:
         if isinstance(self.dataset.source, IterableDataset):
-            stream = _Stream(self._batches, self.order)
+            stream = Stream(self._batches, self.order)
             end = len(self) if self.order.drop_last else None
-            return islice(self._open(stream), self.order.start, end)
+            return islice(self._noted(self._open(stream)), self.order.start, end)
         if self._torch is None:  # kept, and its workers with it, from epoch to epoch
             self._torch = self._open(
                 self._batches, sampler=self.order, persistent_workers=self._workers > 0
             )
-        return self._torch
+        return self._noted(self._torch)
+
+    def _noted(self, loaded: Iterable[Any]) -> Iterator[Any]:
+        """The batches, when what was passed over for them has been said."""
+        for batch in loaded:
+            if isinstance(batch, dict):
+                self.passed_over.note(batch.pop(BAD, ()))
+            if batch != {}:  # only word of what was passed over at the end of a stream
+                yield batch
 
     def _open(self, batches: Any, **options: Any) -> DataLoader[Any]:
         seed = self._batches.seed % 2**62 + self.order.epoch
@@ -196,85 +200,6 @@ class Loader:
             generator=torch.Generator().manual_seed(seed),
             **options,
         )
-
-
-@dataclass
-class _Batches:
-    """A map from keys to batches; this is what workers run.
-
-    An error is returned, not raised, because a DataLoader would bury its one line in a traceback.
-    """
-
-    dataset: Samples
-    seed: int
-    num_classes: int | None
-    mix: Any
-    smoothing: float
-
-    def __getitem__(self, key: tuple[int, int, list[tuple[int, int]]]) -> Batch | PelaError:
-        epoch, number, chosen = key
-        try:
-            items = []
-            for index, repeat in chosen:
-                with seeded(self.seed, SAMPLE, epoch, index, repeat):
-                    items.append(self.dataset[index])
-            return self.finish(items, epoch, number)
-        except PelaError as error:
-            return error
-
-    def finish(self, items: list[Batch], epoch: int, number: int) -> Batch:
-        """Collate, check the labels, mix."""
-        with counting_cuts() as cuts:
-            batch = self.dataset.collate(items)
-        if cuts.texts:
-            batch[_CUTS] = cuts
-        inputs, labels = batch["inputs"], batch.get("labels")
-        if labels is not None and self.num_classes:
-            _check(labels, self.num_classes, self.dataset.spec)
-        if self.mix is not None:
-            if not isinstance(inputs, Tensor):
-                raise RequestError(f"{self.dataset.spec}: mixup and cutmix need images")
-            with seeded(self.seed, BATCH, epoch, number):
-                targets = torch.zeros(len(inputs), dtype=torch.long) if labels is None else labels
-                mixed, targets = self.mix(inputs, targets)
-            return {"inputs": mixed} if labels is None else {"inputs": mixed, "labels": targets}
-        if labels is not None and self.smoothing and self.num_classes:
-            from timm.data.mixup import mixup_target
-
-            batch["labels"] = mixup_target(labels, self.num_classes, 1.0, self.smoothing)
-        return batch
-
-
-class _Stream(IterableDataset[Any]):
-    """Batches of a dataset that can only be read from front to back (WebDataset shards).
-
-    It shards itself over processes and workers, so its batches do depend on how many there are.
-    """
-
-    def __init__(self, batches: _Batches, order: Order) -> None:
-        self.batches, self.epoch, self.drop_last = batches, order.epoch, order.drop_last
-        self.size = max(1, order.batch_size // processes.rank_and_size()[1])
-
-    def __iter__(self) -> Iterator[Batch | PelaError]:
-        worker = info.id if (info := get_worker_info()) else 0
-        source = copy.copy(self.batches.dataset.source)
-        if hasattr(source, "reader"):  # a used reader would go on from its last random state
-            source.reader = copy.copy(source.reader)
-            source.set_epoch(self.epoch)
-        items: list[Batch] = []
-        number = 0
-        try:
-            for position, sample in enumerate(source):
-                with seeded(self.batches.seed, SAMPLE, self.epoch, position, worker):
-                    where = f"{self.batches.dataset.spec}, sample {position}"
-                    items.append(self.batches.dataset.item(sample, where))
-                if len(items) == self.size:
-                    yield self.batches.finish(items, self.epoch, number * 1_000 + worker)
-                    items, number = [], number + 1
-            if items and not self.drop_last:
-                yield self.batches.finish(items, self.epoch, number * 1_000 + worker)
-        except PelaError as error:
-            yield error
 
 
 def _mixing(augment: Augment | None, num_classes: int | None) -> Any:
@@ -291,18 +216,6 @@ def _mixing(augment: Augment | None, num_classes: int | None) -> Any:
         label_smoothing=augment.smoothing,
         num_classes=num_classes or 1,
     )
-
-
-def _check(labels: Tensor, num_classes: int, spec: str) -> None:
-    # Labels of tokens or pixels have values that mean "none"; their task knows them.
-    if labels.is_floating_point() or labels.numel() == 0 or labels.ndim > 1:
-        return
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise RequestError(
-            f"{spec}: label {low if low < 0 else high} is outside the model's {num_classes} "
-            f"classes (0 to {num_classes - 1})"
-        )
 
 
 def _outlive_signals(worker: int) -> None:

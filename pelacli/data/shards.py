@@ -37,12 +37,19 @@ class _Reader(ReaderWds):  # type: ignore[misc]
 
 
 def _sample(files: dict[str, Any], label: str) -> dict[str, Any]:
-    """A sample from its files.
+    """A sample from its files; of one that can't be read, the error in the place of its image.
 
     Args:
         files: contents by ending.
         label: field of its JSON that is its class number; "": its .cls file is.
     """
+    try:
+        return _read(files, label)
+    except RequestError as error:  # raised here it would end the stream for good
+        return {"image": error, "target": -1}
+
+
+def _read(files: dict[str, Any], label: str) -> dict[str, Any]:
     where = f"{files['__url__']}, {files['__key__']}"
     image = next((data for key, data in files.items() if f".{key}" in image_files.endings()), None)
     if image is None:

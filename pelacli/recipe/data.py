@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from pelacli.recipe.fields import Range, Section, Text
@@ -42,4 +44,14 @@ class Data(Section):
     )
     batch_size: int = Field(64, ge=1, description="samples per batch, over all processes")
     workers: int = Field(0, ge=0, description="processes that load data")
+    on_bad_sample: Literal["refuse", "skip"] = Field(
+        "refuse",
+        description="a training or calibration sample that can't be read stops the step, or is "
+        "passed over and counted; evaluation always stops",
+    )
     augment: Augment = Field(Augment(), description="training transforms")
+
+    @property
+    def skips_bad(self) -> bool:
+        """Whether training and calibration pass over samples that can't be read."""
+        return self.on_bad_sample == "skip"

@@ -14,10 +14,11 @@ from typing import Any
 from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.step import Step
 
-# These change how a result is computed, and not what it is.
+# These change how a result is computed, and not what it is; or whether there is one: a run that a
+# bad sample stopped goes on with on_bad_sample = "skip".
 _NO_EFFECT = {
     "workers", "compile", "checkpointing", "save_every", "keep", "log_every", "trackers",
-    "blockwise",
+    "blockwise", "on_bad_sample",
 }  # fmt: skip
 # The keys of a recipe's top level that count in every step.
 _TOP = ("model", "weights", "arch", "model_args", "num_classes", "seed")

@@ -141,6 +141,10 @@ def opening_of(recipe: Recipe) -> Opening:
 def _calibration(recipe: Recipe, section: Decompose) -> Calibration | None:
     if section.calibrate is None:
         return None
-    data = recipe.data if section.calibrate == "train" else Data(dataset=section.calibrate)
+    if section.calibrate == "train":
+        data = recipe.data
+    else:
+        policy = recipe.data.on_bad_sample if recipe.data is not None else "refuse"
+        data = Data(dataset=section.calibrate, on_bad_sample=policy)
     assert data is not None  # the recipe's validation has seen to it
     return Calibration(data, task_of(recipe))

@@ -206,6 +206,7 @@ def calibration_batches(opened: OpenModel, step: Step[Decompose]) -> list[Any]:
             shuffle=True,
             limit=limit,
             pinned=False,  # they are moved once
+            skips_bad=source.data.skips_bad,
         )
         with (
             console.progress("reading calibration samples", len(batches)) as bar,

@@ -86,6 +86,7 @@ def open_splits(step: Step[Train], opened: OpenModel, *, labelled: bool | None =
             seed=step.seed,
             shuffle=shuffle,
             limit=limit,
+            skips_bad=data.skips_bad and training.split is None,  # then they are training's own
         )
     train = batches(
         training,
@@ -94,6 +95,7 @@ def open_splits(step: Step[Train], opened: OpenModel, *, labelled: bool | None =
         drop_last=True,
         num_classes=classes if labelled else None,
         augment=data.augment,
+        skips_bad=data.skips_bad,
     )
     return Splits(task, train, held_out, classes, labelled, judged)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from pelacli import console
 from pelacli.data.dataset import open_dataset
 from pelacli.data.loader import loader
 from pelacli.errors import RequestError
@@ -89,3 +90,16 @@ def test_a_sample_that_cannot_be_read_is_refused_by_shard_and_key(tmp_path, file
     assert str(error.value).startswith(f"{tmp_path}/x-train-0.tar, 0001: ")
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_bad_samples_may_be_passed_over_and_the_stream_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, "verbosity", console.Verbosity())
+    whole = [encoded(Image.new("L", (8, 8), 51 * number)) for number in range(6)]
+    samples = [{"png": data, "cls": b"0"} for data in whole]
+    samples[0] = {"png": whole[0][:40], "cls": b"0"}
+    samples[3] = {"txt": b"no image", "cls": b"0"}
+    samples[5] = {"png": whole[5], "cls": b"x"}
+    loaded = loader(shards(tmp_path, samples), batch_size=2, skips_bad=True)
+    greys = [(batch["inputs"][:, 0, 0, 0] * 5).round().int().tolist() for batch in loaded]
+    assert greys == [[1, 1], [2, 4], [4]]
+    assert "3 of 6 samples" in " ".join(capsys.readouterr().err.split())

@@ -61,6 +61,8 @@ NO_EFFECT = {
     "compile", "checkpointing", "save_every", "keep", "log_every", "eval_every", "trackers",
 }  # fmt: skip
 
+OF_READING = {"workers", "on_bad_sample"}  # keys of the data
+
 
 def digest_of(recipe: Recipe, section: Any, inputs: str) -> str:
     return fingerprint(step_of(recipe, section), inputs)
@@ -93,7 +95,7 @@ def test_the_fingerprint_of_a_run_to_its_last_weights(name: Any, dropout: dict[s
     recipe = make({name: section})
     whole = resolved(recipe)
     elsewhere = NO_EFFECT | {"task", "task_args", "data", "batch_size", "dropout"}
-    data = {key: value for key, value in whole["data"].items() if key != "workers"}
+    data = {key: value for key, value in whole["data"].items() if key not in OF_READING}
     parts = {
         "model": "m", "weights": "pretrained", "arch": None, "model_args": {}, "num_classes": None,
         "seed": 0, "task": "image-classification", "inputs": "x",
@@ -169,6 +171,7 @@ def test_what_changes_the_fingerprint(change: dict[str, Any]) -> None:
         {"output": "elsewhere"},
         {"device": "cpu"},
         {"data": {"dataset": "d", "workers": 4}},
+        {"data": {"dataset": "d", "on_bad_sample": "skip"}},
         {"decompose": {"ratio": "1/3"}},  # its result is the input, by its digest
         {"finetune": {"lr": 0.5}},
         {"eval": {"max_drop": 1.0}},

@@ -36,7 +36,7 @@ def sample_of(loader: Loader) -> Any | None:
     dataset: Any = loader.dataset
     if not hasattr(dataset.source, "__getitem__"):
         return None
-    first = dataset[0]
+    first = loader.first_sample()
     return dataset.collate([first, first])["inputs"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pelacli.console import warn_once
-from pelacli.data import hub
+from pelacli.data import bad_samples, hub
 from pelacli.errors import RequestError
 from pelacli.models.opened import OpenModel
 from pelacli.recipe.data import Data
@@ -66,7 +66,8 @@ def look(
         judged = registry.get(task.name, task.settings)
         dataset = judged.open(data, split, inputs=opened.inputs, unlabelled=True)
         if hasattr(dataset.source, "__getitem__"):
-            dataset.collate([dataset[0]])
+            skips = data.skips_bad and split == data.train
+            dataset.collate([bad_samples.first(dataset, skips=skips)])
 
 
 def key_of_split(keys: dict[str, Key], task_key: Key = ("task",)) -> Callable[[str], Key | None]:
