@@ -24,7 +24,7 @@ from pelacli.system.after_import import after_import
 from pelacli.version import __version__
 
 if TYPE_CHECKING:
-    from pelacli.api import decompose, export, load, plan, save, verify
+    from pelacli.api import decompose, export, import_checkpoint, load, plan, save, verify
     from pelacli.ranks.plan import Plan
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "__version__",
     "decompose",
     "export",
+    "import_checkpoint",
     "load",
     "plan",
     "save",

@@ -1,4 +1,4 @@
-"""The Python interface: plan and decompose any module, save, load and export it.
+"""The Python interface: plan and decompose any module; save, load, export and import models.
 
 What of it is public stands in ``pelacli.__all__``.
 """
@@ -6,5 +6,6 @@ What of it is public stands in ``pelacli.__all__``.
 from pelacli.api.exporting import export
 from pelacli.api.factorising import decompose, plan
 from pelacli.api.files import load, save, verify
+from pelacli.api.importing import import_checkpoint
 
-__all__ = ["decompose", "export", "load", "plan", "save", "verify"]
+__all__ = ["decompose", "export", "import_checkpoint", "load", "plan", "save", "verify"]

@@ -13,19 +13,25 @@ from pelacli.errors import RequestError
 from pelacli.lowrank import find, replace
 from pelacli.manifest import versions
 from pelacli.manifest.document import Manifest, StepRecord
-from pelacli.models import checkpoint_file
+from pelacli.models import checkpoint_file, hub
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import StoredTensor, load_strictly
 from pelacli.models.wrapped_names import attempts
+from pelacli.steps import outputs
 
 
 @dataclass
 class Imported:
-    """What was made of a checkpoint."""
+    """What was made of a checkpoint: the artefact at ``path``."""
 
     path: Path
     checkpoint: Path
     manifest: Manifest
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Low-rank layer → its rank."""
+        return {row.name: row.rank for row in self.manifest.layers if row.rank is not None}
 
 
 def run(checkpoint: Path, model: str, output: Path) -> Imported:
@@ -42,14 +48,36 @@ def run(checkpoint: Path, model: str, output: Path) -> Imported:
         PelaError: the disk refuses.
     """
     start = time.perf_counter()
+    tensors = read(checkpoint, output)
+    return write(_open_dense(model), model, tensors, checkpoint, output, start)
+
+
+def read(checkpoint: Path, output: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, where there is a place for its artefact.
+
+    Raises:
+        RequestError: the checkpoint can't be read, or the output holds something else.
+    """
     if not checkpoint.is_file():
         raise RequestError(f"{checkpoint}: there is no such file; name a checkpoint")
     saving.check_output(output, str(checkpoint))
-    tensors = checkpoint_file.read(checkpoint)
-    weights = "pretrained" if Path(model).exists() else "random"
-    opened, before = loading.open(model, as_stored=True, weights=weights)
-    if before is not None:
-        raise RequestError(f"--model {model}: is low-rank already; name the dense model")
+    return checkpoint_file.read(checkpoint)
+
+
+def write(
+    opened: OpenModel,
+    model: str,
+    tensors: dict[str, Tensor],
+    checkpoint: Path,
+    output: Path,
+    start: float,
+) -> Imported:
+    """Make a dense model low-rank as the tensors of a checkpoint are, and write it.
+
+    Args:
+        model: what the user calls it.
+        start: of the work, by `time.perf_counter`.
+    """
     fill(opened, tensors, checkpoint)
     manifest = changes.current(opened)
     manifest.history.append(
@@ -60,8 +88,24 @@ def run(checkpoint: Path, model: str, output: Path) -> Imported:
             seconds=time.perf_counter() - start,
         )
     )
-    saving.save(opened, manifest, output)
+    with outputs.writing(output):
+        saving.save(opened, manifest, output)
     return Imported(output, checkpoint, manifest)
+
+
+def _open_dense(model: str) -> OpenModel:
+    """The architecture of a dense model: from its directory or file, else with random weights.
+
+    Raises:
+        RequestError: there is no such model, or it is low-rank.
+    """
+    is_local = Path(model).exists()
+    if is_local or hub.artefact(model, weights=False) is None:
+        weights = "pretrained" if is_local else "random"
+        opened, before = loading.open(model, as_stored=True, weights=weights)
+        if before is None:
+            return opened
+    raise RequestError(f"--model {model}: is low-rank already; name the dense model")
 
 
 def fill(opened: OpenModel, tensors: dict[str, Tensor], file: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 import pelacli
 
-FUNCTIONS = ("decompose", "export", "load", "plan", "save", "verify")
+FUNCTIONS = ("decompose", "export", "import_checkpoint", "load", "plan", "save", "verify")
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -11,12 +11,14 @@ import pytest
 import timm
 import torch
 from refusals import refused as refused
+from refusals import tree
 from safetensors.torch import save_file
 from tied_checkpoints import checkpoint
 from torch import nn
 
 import pelacli
 from pelacli.artefact import loading
+from pelacli.errors import RequestError
 from pelacli.lowrank import find
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -184,3 +186,84 @@ def test_what_is_no_checkpoint_or_no_dense_model_is_refused(refused, artefact):
     (here / "x" / "mine").write_text("mine")
     line = refused("import", "c.safetensors", "--model", "a", "-o", "x")
     assert "x: exists and is not an artefact" in line
+
+
+# From Python -------------------------------------------------------------------------------------
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 8))
+
+
+def saved_checkpoint(here: Path) -> dict[str, torch.Tensor]:
+    tensors = reference_tensors()
+    torch.save(tensors, here / "c.pth")
+    return tensors
+
+
+def test_python_takes_a_name_or_a_module_which_stays_as_it_is(pela, here):
+    saved_checkpoint(here)
+    dense_directory(here / "dense")
+    assert pela("import", "c.pth", "--model", "dense", "-o", "a")[0] == 0
+    expected = pelacli.load("a").state_dict()
+    model = dense().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for given, path in (("dense", "b"), (here / "dense", here / "c"), (model, "d")):
+        imported = pelacli.import_checkpoint(here / "c.pth", path, model=given)
+        assert imported.path == Path(path)
+        assert imported.ranks["blocks.0.attn.qkv"] == 12
+        assert len(imported.ranks) == 8
+        ours = pelacli.load(path).state_dict()
+        assert all(torch.equal(ours[name], expected[name]) for name in expected | ours)
+        assert pelacli.verify(path).whole
+    assert model.training
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
+    history = json.loads((here / "d" / "pela.json").read_text())["history"]
+    assert history[-1]["recipe"] == {"checkpoint": "c.pth", "model": "VisionTransformer"}
+
+
+def test_a_class_of_ones_own_is_imported_and_read_into_one(here):
+    model = Net()
+    tensors = {name: torch.randn_like(value) for name, value in model.state_dict().items()}
+    up, down = torch.randn(64, 5), torch.randn(5, 32)
+    tensors["0.weight"] = up @ down
+    model.load_state_dict(tensors)
+    del tensors["0.weight"]
+    torch.save(tensors | {"0.V": down, "0.U": up}, "c.pth")
+    assert pelacli.import_checkpoint("c.pth", "a", model=Net()).ranks == {"0": 5}
+    x = torch.randn(3, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            pelacli.load("a", model=Net())(x), model(x), rtol=1e-4, atol=1e-4
+        )
+
+
+def low_rank_module() -> nn.Module:
+    model = dense()
+    pelacli.decompose(model, 0.6)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "model", "says"),
+    [
+        ("none.pth", "x", dense, "none.pth: there is no such file"),
+        ("c.pth", "x", low_rank_module, "model: is low-rank already; give the dense model"),
+        ("c.pth", "x", lambda: None, "model: is a NoneType, not an nn.Module"),
+        ("c.pth", "x", lambda: nn.Module, "model: is the class itself"),
+        ("c.pth", "x", Net, r"c\.pth"),
+        ("c.pth", "taken", dense, "taken: exists and is not an artefact"),
+        ("c.pth", "", dense, "path: is empty"),
+        (3, "x", dense, "path: expected text or a Path, not a int"),
+        ("c.pth", "x", lambda: "vit_tni_patch16_224", "unknown model; .*vit_tiny_patch16_224"),
+    ],
+)
+def test_what_python_can_not_import_is_refused_and_leaves_everything(file, path, model, says, here):
+    saved_checkpoint(here)
+    (here / "taken").mkdir()
+    (here / "taken" / "mine").write_text("mine")
+    before = tree(here)
+    with pytest.raises(RequestError, match=says):
+        pelacli.import_checkpoint(file, path, model=model())
+    assert tree(here) == before
