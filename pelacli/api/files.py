@@ -12,7 +12,7 @@ from pelacli.api import arguments
 from pelacli.artefact import changes, into_module, loading, roundtrip, saving
 from pelacli.manifest import lookup
 from pelacli.manifest.document import Manifest
-from pelacli.models import heads, torch_module, wrapping
+from pelacli.models import heads, hub, torch_module, wrapping
 from pelacli.models.hf import stated_layers
 from pelacli.models.opened import OpenModel
 from pelacli.steps import outputs
@@ -116,7 +116,8 @@ def verify(path: str | Path) -> Verified:
     """Compare an artefact with what was written, file by file.
 
     Args:
-        path: an artefact, or a run directory, which stands for its last step.
+        path: an artefact, a run directory, which stands for its last step, or the hub's id of an
+            artefact.
 
     Returns:
         what is damaged (``damages``, each a ``file`` and ``what`` is wrong with it), and whether
@@ -124,6 +125,7 @@ def verify(path: str | Path) -> Verified:
 
     Raises:
         RequestError: there is no artefact.
+        PelaError: the hub can't be reached.
 
     Example::
 
@@ -134,7 +136,11 @@ def verify(path: str | Path) -> Verified:
         True
     """
     at = arguments.path(path)
-    return steps_verify.verify(lookup.latest(at) or at)
+    local = lookup.latest(at)
+    on_the_hub = hub.whole_artefact(str(path)) if local is None else None
+    if on_the_hub is not None:
+        return steps_verify.verify(on_the_hub, str(path))
+    return steps_verify.verify(local or at)
 
 
 def keep(opened: OpenModel, manifest: Manifest | None) -> None:

@@ -11,7 +11,9 @@ from pelacli.cli.options import Json
 
 
 def export(
-    artefact: Annotated[str, typer.Argument(metavar="ARTEFACT", help="Artefact or run directory.")],
+    artefact: Annotated[
+        str, typer.Argument(metavar="ARTEFACT", help="Artefact, run directory, or id of the hub.")
+    ],
     to: Annotated[
         str,
         typer.Option(

@@ -193,7 +193,9 @@ def report(
 def verify(
     artefacts: Annotated[
         list[str],
-        typer.Argument(metavar="ARTEFACT…", help="Artefacts, or directories of artefacts."),
+        typer.Argument(
+            metavar="ARTEFACT…", help="Artefacts, directories of artefacts, or ids of the hub."
+        ),
     ],
     json: Json = False,
 ) -> None:

@@ -11,6 +11,7 @@ from pelacli.cli import unused
 from pelacli.console import info, warn
 from pelacli.errors import RequestError
 from pelacli.manifest import document, lookup
+from pelacli.models import hub
 from pelacli.planning.settings import check_has_budget
 from pelacli.ranks.budgets import registry as budgets
 from pelacli.ranks.policies import registry as policies
@@ -162,6 +163,8 @@ class EvalFlags:
         if Path(ref).is_file():
             return Opening(arch=self.arch)
         weights = "pretrained" if self.weights is None else self.weights
+        if weights == "random" and hub.names_artefact(ref):
+            return Opening()
         return Opening(weights=weights, arch=self.arch if Path(weights).is_file() else None)
 
 
@@ -222,11 +225,12 @@ def _stored_data(
     Raises:
         RequestError: the data is needed and can't be read.
     """
-    path = lookup.latest(Path(ref))
+    local = lookup.latest(Path(ref))
+    path = local or hub.artefact(ref, weights=False)
     if path is None:
         return None, None, None
     for number, step in reversed([*enumerate(document.read(path).history)]):
-        where = f"{path / document.FILE}: history[{number}].recipe"
+        where = f"{local or ref}/{document.FILE}: history[{number}].recipe"
         try:
             data, task, task_args = stored.data_and_task(step.recipe, step.step, where)
         except RequestError as error:
@@ -234,9 +238,18 @@ def _stored_data(
                 raise RequestError(f"{error}, or give --data and --task") from None
             warn(str(error))
             break
+        if data is not None and local is None and needed and _is_elsewhere(data.dataset):
+            warn(f"{ref}: the data that it was made with, {data.dataset}, is not here; give --data")
+            break
         if data is not None:
             return data, task, task_args
     return None, None, None
+
+
+def _is_elsewhere(dataset: str) -> bool:
+    """Whether a dataset that somebody else has named lies on their disk, and not on this one."""
+    is_fetched = dataset.startswith(("hfds/", "torch/")) or dataset == "digits"
+    return not is_fetched and not Path(dataset).expanduser().exists()
 
 
 def _data(dataset: str, base: Data | None) -> Data:

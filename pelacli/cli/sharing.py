@@ -11,7 +11,10 @@ from pelacli.cli.options import Json
 
 def push(
     artefact: Annotated[
-        str, typer.Argument(metavar="ARTEFACT", help="Artefact, or run directory (its last step).")
+        str,
+        typer.Argument(
+            metavar="ARTEFACT", help="Artefact, run directory (its last step), or id of the hub."
+        ),
     ],
     repo: Annotated[
         str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub; made if it is not there.")

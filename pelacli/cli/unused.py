@@ -13,6 +13,7 @@ from typing import Any
 from pelacli.console import warn
 from pelacli.errors import RequestError
 from pelacli.manifest import lookup
+from pelacli.models import hub
 from pelacli.recipe import overrides as recipe_overrides
 from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.evaluation import Evaluation
@@ -163,7 +164,8 @@ def refuse_in_eval(
         )
     refuse_other_sections("eval", overrides)
     others = [ref for ref in refs if ref not in recipes]
-    plain = [ref for ref in others if lookup.latest(Path(ref)) is None]
+    is_artefact = hub.names_artefact if opening["weights"] == "random" else _is_local_artefact
+    plain = [ref for ref in others if opening["weights"] is None or not is_artefact(ref)]
     files = [ref for ref in plain if Path(ref).is_file()]
     if opening["weights"] is not None and len(plain) == len(files):
         kind = "a recipe says" if recipes else "artefacts and files hold"
@@ -176,6 +178,10 @@ def refuse_in_eval(
             f"--arch {opening['arch']}: is for a bare safetensors file, and none is named; "
             "leave it out"
         )
+
+
+def _is_local_artefact(ref: str) -> bool:
+    return lookup.latest(Path(ref)) is not None
 
 
 def refuse_without_data(evaluation: Evaluation, flags: Mapping[str, Any]) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import glob
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from pelacli.console import verbosity
 from pelacli.errors import PelaError, RequestError
-from pelacli.manifest import document
+from pelacli.manifest import digests, document, evaluations, lookup
 from pelacli.messages import one_line
 
-# Configurations, processors, tokenizers: everything small a model directory may hold.
+# Configurations, processors, tokenizers: everything small a model directory may hold. And what an
+# artefact records of itself, for `pela report`.
 _SIDE_FILES = [
     "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "1_Pooling/*",
-    "LICENSE*", "NOTICE*", "README.md",
+    "LICENSE*", "NOTICE*", "README.md", evaluations.FILE, "metrics.jsonl", "spectra.safetensors",
 ]  # fmt: skip
 # Weights in folders are other forms of the model, except those of sentence-transformers' modules,
 # whose folders begin with their number ("2_Dense").
@@ -45,10 +48,49 @@ def artefact(ref: str, *, weights: bool = True) -> Path | None:
     if not is_id(ref):
         return None
     repo = bare(ref)
-    folder = fetch(repo, weights=False)
+    folder = _small_files(repo)
     if not document.is_artefact(folder):
         return None
     return fetch(repo, weights=True) if weights else folder
+
+
+def whole_artefact(ref: str) -> Path | None:
+    """As `artefact`, with every file that its manifest records, and all that would be read as its
+    weights."""
+    folder = artefact(ref, weights=False)
+    if folder is None:
+        return None
+    try:
+        recorded = document.read(folder).files or {}
+    except RequestError:  # it is damaged, which `pela verify` says in its own words
+        recorded = {}
+    names = [glob.escape(name) for name in recorded]
+    return _download(bare(ref), [*_SIDE_FILES, digests.WEIGHTS, *names], [])
+
+
+def names_artefact(ref: str) -> bool:
+    """Whether a user names an artefact, or a run directory with one, here or on the hub.
+
+    Raises:
+        RequestError, PelaError: as `fetch`.
+    """
+    return lookup.latest(Path(ref)) is not None or artefact(ref, weights=False) is not None
+
+
+def _small_files(repo: str) -> Path:
+    """`fetch` without weights, of what may also be the path of a directory that is not there.
+
+    Raises:
+        RequestError, PelaError: as `fetch`; they say that there is no such path, where that is what
+            may have been meant.
+    """
+    try:
+        return fetch(repo, weights=False)
+    except PelaError as error:
+        reason = str(error).removeprefix(f"{repo}: ")
+        if not Path(repo).parent.is_dir() or not reason.startswith("the hub"):
+            raise
+        raise RequestError(f"{repo}: there is no such path, and {reason}") from None
 
 
 def bare(ref: str) -> str:
@@ -71,6 +113,22 @@ def fetch(repo: str, *, weights: bool, file: str | None = None) -> Path:
         RequestError: there is no such repository, or it has no safetensors.
         PelaError: the hub can't be reached.
     """
+    patterns = [*_SIDE_FILES, *([file or "*.safetensors"] if weights else [])]
+    folder = _download(repo, patterns, [] if file else _OTHER_WEIGHTS)
+    if weights and not any(folder.glob(file or "*.safetensors")):
+        raise RequestError(
+            f"{repo}: has no safetensors weights, and pela never unpickles; "
+            "convert the checkpoint to safetensors first"
+        )
+    return folder
+
+
+def _download(repo: str, patterns: Sequence[str], ignored: Sequence[str]) -> Path:
+    """Bring the files of a repository that match into the cache, and return its directory.
+
+    Raises:
+        RequestError, PelaError: as `fetch`.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -81,15 +139,16 @@ def fetch(repo: str, *, weights: bool, file: str | None = None) -> Path:
     from huggingface_hub.utils import disable_progress_bars
 
     name, _, revision = repo.partition("@")
-    patterns = [*_SIDE_FILES, *([file or "*.safetensors"] if weights else [])]
-    ignore = [] if file else _OTHER_WEIGHTS
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     if not verbosity.shows_messages:
         disable_progress_bars()
     try:
-        folder = Path(
+        return Path(
             snapshot_download(
-                name, revision=revision or None, allow_patterns=patterns, ignore_patterns=ignore
+                name,
+                revision=revision or None,
+                allow_patterns=[*patterns],
+                ignore_patterns=[*ignored],
             )
         )
     except HFValidationError:
@@ -109,9 +168,3 @@ def fetch(repo: str, *, weights: bool, file: str | None = None) -> Path:
             f"{repo}: the hub can't be reached ({one_line(error, 120)}); what works without it: "
             "--weights random, a local directory, or a safetensors file with --arch"
         ) from None
-    if weights and not any(folder.glob(file or "*.safetensors")):
-        raise RequestError(
-            f"{repo}: has no safetensors weights, and pela never unpickles; "
-            "convert the checkpoint to safetensors first"
-        )
-    return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pelacli.manifest.document import Manifest
 from pelacli.manifest.evaluations import EvaluationRecord
@@ -21,6 +22,7 @@ class Subject:
 
     Attributes:
         label: what the user calls it.
+        place: where its files lie.
         bytes: of its weights as they are stored; None where unknown.
         evaluations: what `pela eval` measured of it, the latest last.
         course: of its last training.
@@ -35,6 +37,7 @@ class Subject:
     course: Course | None = None
     spectra: Spectra | None = None
     speeds: Speeds | None = None
+    place: Path | None = None
 
     @property
     def dense_bytes(self) -> int | None:

@@ -73,7 +73,7 @@ def _is_page(path: Path) -> bool:
 def _with_spectra(subject: Subject) -> Subject:
     """With the spectra that its ranks were planned from, where they are kept: in it, or in the
     artefact of the step before it."""
-    path = Path(subject.label)
+    path = subject.place or Path(subject.label)
     steps = [s for s in subject.manifest.history if s.step == "decompose"]
     if not steps:
         if not stored.is_spectra(path):

@@ -18,6 +18,7 @@ from pelacli.errors import PelaError, RequestError
 from pelacli.manifest import digests, document, evaluations, integrity, lookup
 from pelacli.manifest.document import Manifest
 from pelacli.messages import one_line
+from pelacli.models import hub
 from pelacli.models.config_file import FILE as CONFIG
 from pelacli.models.config_file import read as read_config
 from pelacli.report.subject import Subject
@@ -55,7 +56,8 @@ def run(ref: str, repo: str, *, private: bool = False, revision: str | None = No
     The token is the one that the hub's client knows, by a login or from HF_TOKEN.
 
     Args:
-        ref: an artefact, or a run directory, which stands for its last step.
+        ref: an artefact, a run directory, which stands for its last step, or the hub's id of an
+            artefact, with "@revision" where it is not of the main branch.
         repo: "owner/name". One that exists holds an artefact of pela or no model.
         private: make a new repository private; one that exists has to be.
         revision: branch; by default the main one.
@@ -64,11 +66,11 @@ def run(ref: str, repo: str, *, private: bool = False, revision: str | None = No
         RequestError: no artefact, no token, a repository of another kind, no permission.
         PelaError: the artefact is damaged, or the hub can't be reached.
     """
-    path = lookup.latest(Path(ref))
+    _check_name(repo)
+    path = lookup.latest(Path(ref)) or hub.whole_artefact(ref)
     if path is None:
         raise RequestError(f"{ref}: not an artefact: there is no {document.FILE}")
-    _check_name(repo)
-    verify.refuse_damaged([verify.verify(path)])
+    verify.refuse_damaged([verify.verify(path, None if Path(ref).exists() else ref)])
     manifest = document.read(path)
     names = _files(path, manifest)
     with _client(repo) as api:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,16 @@ class Report:
         manifests: label → record of the model, with the cost of each layer.
         courses: label → course of training, also of runs whose artefact is still to come.
         speeds: label → its latency, where that was asked for.
-        sizes: label → bytes of a plain model's parameters. Those of artefacts lie on the disk.
+        sizes: label → bytes of a plain model's parameters, or of an artefact's weights on the hub.
+            Those of artefacts here lie on the disk.
+        copies: label → directory of what is small of an artefact on the hub.
     """
 
     manifests: Mapping[str, Manifest]
     courses: Mapping[str, Course]
     speeds: Mapping[str, Speeds] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    copies: Mapping[str, Path] = field(default_factory=dict)
 
     @cached_property
     def subjects(self) -> list[Subject]:
@@ -49,9 +53,10 @@ class Report:
                 label=label,
                 manifest=manifest,
                 bytes=digests.weights_bytes(Path(label)) or self.sizes.get(label),
-                evaluations=evaluations.read(Path(label)),
+                evaluations=evaluations.read(self.copies.get(label, Path(label))),
                 course=self.courses.get(label),
                 speeds=self.speeds.get(label),
+                place=self.copies.get(label, Path(label)),
             )
             for label, manifest in self.manifests.items()
         ]
@@ -63,7 +68,8 @@ def run(
     """Read the costs of models, and the courses of their training; and time them, if asked to.
 
     Args:
-        refs: artefacts, run directories or models; none means every artefact below runs/.
+        refs: artefacts, run directories or models, also by their ids of the hub; none means every
+            artefact below runs/.
         arch: architecture of a bare safetensors file.
         timing: how to time them; None: they are not run.
 
@@ -73,13 +79,36 @@ def run(
     manifests: dict[str, Manifest] = {}
     courses: dict[str, Course] = {}
     sizes: dict[str, int] = {}
+    copies: dict[str, Path] = {}
     for ref in refs or _artefacts_of_runs():
         of_ref = _courses(ref)
         courses |= of_ref
-        if not of_ref or lookup.artefacts(Path(ref)):  # else its artefact is still to come
+        if of_ref and not lookup.artefacts(Path(ref)):
+            continue  # its artefact is still to come
+        copy = _copy_of(ref)
+        if copy is None:
             manifests |= _manifests(ref, arch, sizes)
+            continue
+        manifests[ref] = document.read(copy)
+        courses |= _courses_in(copy, ref)
+        copies[ref] = copy
+        size = _recorded_bytes(manifests[ref])
+        sizes |= {} if size is None else {ref: size}
     speeds = {} if timing is None else _speeds(manifests, arch, timing)
-    return Report(manifests, courses, speeds, sizes)
+    return Report(manifests, courses, speeds, sizes, copies)
+
+
+def _copy_of(ref: str) -> Path | None:
+    """What is small of an artefact on the hub; None where the name is of something else."""
+    return None if Path(ref).exists() else hub.artefact(ref, weights=False)
+
+
+def _recorded_bytes(manifest: Manifest) -> int | None:
+    """Of an artefact's weights, by its manifest; None where an older pela wrote it."""
+    files = manifest.files or {}
+    return (
+        sum(record.size for name, record in files.items() if fnmatch(name, digests.WEIGHTS)) or None
+    )
 
 
 def run_curves(refs: Sequence[str]) -> dict[str, Course]:
@@ -97,7 +126,7 @@ def run_curves(refs: Sequence[str]) -> dict[str, Course]:
     """
     courses: dict[str, Course] = {}
     for ref in refs or [str(_RUNS)]:
-        of_ref = _courses(ref)
+        of_ref = _courses(ref) or _courses_in(_copy_of(ref), ref)
         if not of_ref:
             raise RequestError(
                 f"{ref}: there is no {curves.FILE}; `pela heal` and `pela finetune` write one"
@@ -149,13 +178,29 @@ def _courses(ref: str) -> dict[str, Course]:
     Raises:
         RequestError: nothing else is.
     """
+    return _read_courses(curves.metrics_files(ref), is_all=not lookup.artefacts(Path(ref)))
+
+
+def _courses_in(copy: Path | None, ref: str) -> dict[str, Course]:
+    """As `_courses`, of an artefact on the hub, of which this is the copy."""
+    file = None if copy is None else copy / curves.FILE
+    return _read_courses({} if file is None or not file.is_file() else {ref: file}, is_all=False)
+
+
+def _read_courses(files: Mapping[str, Path], *, is_all: bool) -> dict[str, Course]:
+    """Label → course.
+
+    Args:
+        files: label → file.
+        is_all: nothing else is there to report.
+    """
     courses, problems = {}, []
-    for label, file in curves.metrics_files(ref).items():
+    for label, file in files.items():
         try:
             courses[label] = curves.read(file)
         except RequestError as error:
             problems.append(error)
-    if problems and not courses and not lookup.artefacts(Path(ref)):
+    if problems and not courses and is_all:
         raise problems[0]
     for problem in problems:
         console.warn(str(problem))
@@ -169,7 +214,9 @@ def _spectra(ref: str) -> dict[str, Path]:
         below = {str(artefact): artefact / stored.FILE for artefact in lookup.artefacts(path)}
         files = {label: file for label, file in below.items() if file.is_file()}
     else:
-        files = {ref: path} if stored.is_spectra(path) else {}
+        copy = _copy_of(ref)
+        file = path if copy is None else copy / stored.FILE
+        files = {ref: file} if stored.is_spectra(file) else {}
     if not files:
         raise RequestError(
             f"{ref}: there are no stored spectra; name what `pela decompose` wrote, or make some: "
@@ -210,9 +257,6 @@ def _manifests(ref: str, arch: str | None, sizes: dict[str, int]) -> dict[str, M
         return {str(artefact): _whole(artefact) for artefact in below}
     if stored.is_spectra(path):
         return {ref: stored.load(path).about.dense}
-    on_the_hub = hub.artefact(ref, weights=False)
-    if on_the_hub is not None:
-        return {ref: document.read(on_the_hub)}
     manifest, sizes[ref] = _count(ref, arch)
     return {ref: manifest}
 

@@ -14,6 +14,7 @@ from pelacli.manifest import digests, document, evaluations, integrity, lookup
 from pelacli.manifest.document import Manifest
 from pelacli.manifest.integrity import FREE, REMEDY, Damage
 from pelacli.messages import one_line
+from pelacli.models import hub
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,14 @@ def run(refs: Sequence[str]) -> list[Verified]:
     """Verify artefacts.
 
     Args:
-        refs: artefacts, or directories with artefacts below them, such as run directories.
+        refs: artefacts, or directories with artefacts below them, such as run directories; or
+            the hub's ids of artefacts, which are fetched whole.
 
     Raises:
-        RequestError: one of them is neither.
+        RequestError: one of them is none of these.
+        PelaError: the hub can't be reached.
     """
-    return [verify(path) for ref in refs for path in _artefacts(Path(ref))]
+    return [verify(path, name) for ref in refs for name, path in _artefacts(ref).items()]
 
 
 def refuse_damaged(results: Sequence[Verified]) -> None:
@@ -69,15 +72,23 @@ def refuse_damaged(results: Sequence[Verified]) -> None:
         )
 
 
-def _artefacts(path: Path) -> list[Path]:
+def _artefacts(ref: str) -> dict[str, Path]:
+    """What to call each artefact → where it lies."""
+    path = Path(ref)
     below = [path] if document.is_artefact(path) else lookup.artefacts(path)
-    if not below:
-        raise RequestError(f"{path}: no artefact is here; name one, or a directory of artefacts")
-    return below
+    if below:
+        return {str(artefact): artefact for artefact in below}
+    on_the_hub = hub.whole_artefact(ref)
+    if on_the_hub is None:
+        raise RequestError(f"{ref}: no artefact is here; name one, or a directory of artefacts")
+    return {ref: on_the_hub}
 
 
-def verify(path: Path) -> Verified:
+def verify(path: Path, name: str | None = None) -> Verified:
     """Verify one artefact.
+
+    Args:
+        name: what to call it; by default its path.
 
     Raises:
         RequestError: there is none.
@@ -88,7 +99,7 @@ def verify(path: Path) -> Verified:
         manifest = document.read(path)
     except RequestError as error:
         what = str(error).removeprefix(f"{path / document.FILE}: ")
-        return Verified(str(path), [Damage(document.FILE, what)], recorded=False)
+        return Verified(name or str(path), [Damage(document.FILE, what)], recorded=False)
     damages = list(_in_manifest(path))
     if manifest.files is None:
         damages += _in_form(path)
@@ -101,7 +112,7 @@ def verify(path: Path) -> Verified:
         damages += [Damage(name, _ADDED) for name in additions if _is_read(name)]
         notes += [f"{name}: is not of this artefact" for name in additions if not _is_read(name)]
     return Verified(
-        str(path),
+        name or str(path),
         damages,
         notes,
         manifest.files is not None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,11 @@ import time
 import pytest
 import timm
 import transformers
-from fake_hub import digest, serving
+from fake_hub import TOKEN, digest, serving
 from safetensors.torch import load_file, save_file
+
+from pelacli.manifest import document, evaluations, integrity
+from pelacli.manifest.evaluations import EvaluationRecord
 
 TIMM_REPO = "timm/test_vit.r160_in1k"
 NOBODY = "http://127.0.0.1:9"  # nothing listens there
@@ -106,8 +110,9 @@ REFUSED = {
 
 
 def errors(text):
-    """All lines but the one that is written while torch is loaded."""
-    return [line for line in text.splitlines() if line != "loading torch …"]
+    """All lines but those that say what takes its time."""
+    waits = ("loading torch …", " so far")
+    return [line for line in text.splitlines() if not line.endswith(waits)]
 
 
 def test_what_the_hub_can_not_give(online):
@@ -139,39 +144,109 @@ def test_no_hub_at_all_is_one_line_that_says_what_works(online):
         assert way in done.stderr
 
 
-def test_an_artefact_of_the_hub_is_opened_by_its_id_and_revision(hub, online, tmp_path):
+# What is called, in this order → (exit code, what standard error says).
+ON_THE_HUB = {
+    "report me/small@v2 --json": (0, ""),
+    "report me/small --json": (0, ""),
+    "report me/small@v2 --sweep 0.9,0.8 --json": (0, ""),
+    "report me/small@v2 --curves": (0, ""),
+    "report me/small@v2 --html page.html": (0, ""),
+    "report me/small --sweep 0.9,0.8": (2, "me/small: there are no stored spectra"),
+    "report me/small --curves": (2, "me/small: there is no metrics.jsonl"),
+    "report runs/nothing": (
+        2,
+        "runs/nothing: there is no such path, and the hub has no such model",
+    ),
+    "eval me/small@v2 --no-latency --json": (0, "made with, /not/here, is not here; give --data"),
+    "eval me/small@v2 --against someone/tiny-bert --weights random --no-latency": (0, ""),
+    "eval me/small@v2 --weights random --no-latency": (2, "--weights random: artefacts and files"),
+    "decompose me/small@v2 --ratio 0.5": (2, "me/small@v2: is low-rank already; decompose the"),
+    "verify me/small@v2 --json": (0, ""),
+    "verify me/damaged": (1, "me/damaged: config.json: "),
+    "verify me/small": (2, "me/small: no artefact is here"),
+    "verify me/none": (2, "me/none: the hub has no such model"),
+    "export me/small@v2 --to dense -o dense --json": (0, ""),
+    "export me/small@nope --to dense -o x": (2, "the hub has no revision 'nope'"),
+    "push me/small@v2 me/copy --json": (0, ""),
+    "push me/small me/copy": (2, "me/small: not an artefact"),
+    "push me/damaged me/other": (1, "me/damaged: config.json: "),
+    "import c.safetensors --model someone/tiny-bert -o imported --json": (0, ""),
+    "import c.safetensors --model me/small@v2 -o x": (2, "me/small@v2: is low-rank already; name"),
+}
+
+
+def test_every_command_takes_the_id_and_revision_of_an_artefact_on_the_hub(hub, online, tmp_path):
     """All in one process, which takes seconds to import."""
     made = online("decompose", "someone/tiny-bert", "--ratio", "0.8", "-o", "a", "-q")
     assert made.returncode == 0, made.stderr
-    shutil.copytree(tmp_path / "a", hub[1] / "me" / "small@v2")
-    shutil.copytree(hub[1] / "someone" / "tiny-bert", hub[1] / "me" / "small")
-    script = """
+    artefact, repositories = tmp_path / "a", hub[1] / "me"
+    manifest = document.read(artefact)
+    manifest.history[-1].recipe["data"] = {"dataset": "/not/here"}
+    metrics = '{"step": 1, "epoch": 1.0, "loss": 0.5}\n'
+    (artefact / "metrics.jsonl").write_text(metrics)
+    manifest.files = integrity.files_of(artefact)
+    (artefact / "pela.json").write_text(document.dumps(manifest))
+    evaluations.append(artefact, EvaluationRecord(data="reviews", metrics={"accuracy": 91.0}))
+    for name in ("small@v2", "damaged"):
+        shutil.copytree(artefact, repositories / name)
+    (repositories / "damaged" / "config.json").write_text("{}")
+    shutil.copytree(hub[1] / "someone" / "tiny-bert", repositories / "small")
+    pairs(hub[1] / "someone" / "tiny-bert", tmp_path / "c.safetensors")
+    (tmp_path / "runs").mkdir()
+    script = f"""
+import os
 import sys
 import torch
 import pelacli
 from transformers import BertModel
 from pelacli.__main__ import main
 
+os.environ["HF_TOKEN"] = {TOKEN!r}
 ours, theirs = pelacli.load("a"), pelacli.load("me/small@v2")
 for name, tensor in ours.state_dict().items():
     assert torch.equal(theirs.state_dict()[name], tensor), name
 assert BertModel.from_pretrained("me/small", revision="v2").pooler.dense.rank > 0
-for words in (
-    "report me/small@v2 --json", "eval me/small@v2 --no-latency --json",
-    "decompose me/small@v2 --ratio 0.5", "report me/small --json",
-):
+assert pelacli.verify("me/small@v2").whole and not pelacli.verify("me/damaged").whole
+assert pelacli.export("me/small@v2", "by_python", to="dense").difference < 1e-4
+assert pelacli.import_checkpoint("c.safetensors", "i", model="someone/tiny-bert").ranks
+for words in {list(ON_THE_HUB)}:
     sys.argv = ["pela", *words.split()]
+    code = 0
+    print("\\0", words, file=sys.stdout, flush=True)
+    print("\\0", words, file=sys.stderr, flush=True)
     try:
         main()
     except SystemExit as exit_:
-        print(words, exit_.code, file=sys.stderr)
+        code = exit_.code or 0
+    print("\\1", code, file=sys.stderr, flush=True)
 """
     done = online(script=script)
-    err = done.stderr.splitlines()
     assert done.returncode == 0, done.stderr
-    assert "pela: error: me/small@v2: is low-rank already; decompose the dense model" in err
-    codes = [line.split()[-1] for line in err if line.startswith(("report", "eval", "decompose"))]
-    assert codes == ["0", "0", "2", "0"]
-    rows = [json.loads(text) for text in done.stdout.replace("]\n[", "]\0[").split("\0")]
-    low, evaluated, dense = (document[0] for document in rows)
+    outs = dict(part.split("\n", 1) for part in done.stdout.split("\0 ")[1:])
+    errs = dict(part.split("\n", 1) for part in done.stderr.split("\0 ")[1:])
+    for words, (code, says) in ON_THE_HUB.items():
+        err, _, exit_code = errs[words].partition("\1 ")
+        assert int(exit_code) == code, (words, err)
+        assert re.search(says, " ".join(err.split())), (words, err)
+        assert "Traceback" not in err
+        assert "(unexpected" not in err
+    json_of = {words: json.loads(out) for words, out in outs.items() if words.endswith("--json")}
+    (low,), (dense,) = (json_of[f"report {name} --json"] for name in ("me/small@v2", "me/small"))
+    (evaluated,) = json_of["eval me/small@v2 --no-latency --json"]
     assert low["params"]["after"] == evaluated["params"] < dense["params"]["after"]
+    assert low["bytes"] == (artefact / "model.safetensors").stat().st_size
+    assert [entry["metrics"] for entry in low["evaluations"]] == [{"accuracy": 91.0}]
+    (verified,) = json_of["verify me/small@v2 --json"]
+    assert (verified["artefact"], verified["whole"]) == ("me/small@v2", True)
+    assert (tmp_path / "page.html").is_file()
+    copied = {file.name for file in (repositories / "copy").iterdir()}
+    assert {file.name for file in artefact.iterdir()} <= copied
+    assert not (tmp_path / "x").exists()
+
+
+def pairs(model, path):
+    """A checkpoint of a model with one layer as two matrices."""
+    tensors = load_file(model / "model.safetensors")
+    weight = tensors.pop("pooler.dense.weight")
+    tensors |= {"pooler.dense.V": weight[:4].clone(), "pooler.dense.U": weight[:, :4].clone()}
+    save_file(tensors, path)
