@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pelacli.errors import RequestError
 from pelacli.exports import calls
 from pelacli.exports.calls import Call
 from pelacli.exports.tracing import faults_of, quiet, trace
 from pelacli.models.opened import OpenModel
+from pelacli.system import extras
 
 SUFFIX = ".onnx"
 PRECISIONS: tuple[str, ...] = (
@@ -29,9 +28,7 @@ _ONE_FILE = 1_900_000_000  # bytes of weights; a protobuf file ends at 2 GiB
 
 def check_installed() -> None:
     """See `pelacli.exports.targets.Target`."""
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise RequestError(f"--to onnx needs {' and '.join(missing)}: pip install 'pelacli[onnx]'")
+    extras.refuse_missing(_PACKAGES, "--to onnx")
 
 
 def prepare(opened: OpenModel) -> None:
@@ -43,6 +40,8 @@ def write(
 ) -> None:
     """See `pelacli.exports.targets.Target`. Weights of more than 2 GiB lie beside the file, as
     ONNX has it, under its name with ".data" behind it."""
+    for package in _PACKAGES:
+        extras.require(package, "--to onnx")
     program = trace(opened, call, example)
     with torch.no_grad():
         outputs = list(call(**example))

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 from pelacli.errors import PackageError
+from pelacli.messages import one_line
 
 # Package → the extra that brings it.
-EXTRAS = {"datasets": "datasets", "pycocotools": "detection", "webdataset": "webdataset"}
+EXTRAS = {
+    "datasets": "datasets",
+    "pycocotools": "detection",
+    "webdataset": "webdataset",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
+}
 
 
 def require(package: str, needed_by: str) -> ModuleType:
@@ -18,12 +28,32 @@ def require(package: str, needed_by: str) -> ModuleType:
         needed_by: begins the message: what was asked for.
 
     Raises:
-        PackageError: it is not installed, with the command that installs it.
+        PackageError: it is not installed, or can't be loaded, with the command that installs it.
     """
     try:
         return import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package:  # it is there, and lacks something itself
-            raise
-        install = f"pip install 'pelacli[{EXTRAS[package]}]'"
-        raise PackageError(f"{needed_by}: needs {package}: {install}") from None
+    except Exception as error:  # whatever a package does that was built for other ones
+        install = f"'pelacli[{EXTRAS[package]}]'"
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            raise PackageError(f"{needed_by}: needs {package}: pip install {install}") from None
+        raise PackageError(
+            f"{needed_by}: {package} is installed and can't be loaded ({type(error).__name__}: "
+            f"{one_line(error, 160)}): pip install --force-reinstall {install}"
+        ) from error
+
+
+def refuse_missing(packages: Sequence[str], needed_by: str) -> None:
+    """Look whether packages of one extra are installed, without loading them, which takes seconds.
+
+    Args:
+        needed_by: begins the message: what was asked for.
+
+    Raises:
+        PackageError: naming those that are not, with the command that installs them.
+    """
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise PackageError(
+            f"{needed_by}: needs {' and '.join(missing)}: "
+            f"pip install 'pelacli[{EXTRAS[missing[0]]}]'"
+        )

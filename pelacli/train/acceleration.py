@@ -80,7 +80,9 @@ def check_trackers(names: Sequence[str]) -> None:
         except ValueError as error:
             raise RequestError(f"tracker {name!r}: {one_line(error)}") from None
         if name != "all":
-            raise RequestError(f"tracker {name!r}: its package is not installed")
+            raise RequestError(
+                f"tracker {name!r}: its package is not installed: pip install {name}"
+            )
 
 
 def tracking(output: Path) -> Path:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from tiny_detectors import FAMILIES, tiny_detector
 import pelacli
 from pelacli.artefact import loading
 from pelacli.errors import RequestError
-from pelacli.exports import dense, onnx, targets
+from pelacli.exports import dense, targets
 
 
 @pytest.mark.parametrize(
@@ -54,11 +54,22 @@ def test_what_is_no_model_is_refused(refused, here):
     assert "nothing" in refused("export", "nothing", "--to", "dense", "-o", "x")
 
 
-def test_without_the_extra_one_line_names_it(refused, artefact, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(onnx, "find_spec", lambda name: None if "runtime" in name else find(name))
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
+def test_without_the_extra_one_line_names_it(refused, artefact, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
     line = refused("export", "a", "--to", "onnx", "-o", "x.onnx")
-    assert "needs onnxruntime: pip install 'pelacli[onnx]'" in line
+    assert f"--to onnx: needs {missing}: pip install 'pelacli[onnx]'" in line
+
+
+def test_an_onnxruntime_that_does_not_load_is_one_line(refused, artefact, monkeypatch):
+    """As one that was built for another numpy, or for a newer system."""
+    (artefact.parent / "path").mkdir()
+    (artefact.parent / "path" / "onnxruntime.py").write_text("raise ImportError('GLIBC_2.99')")
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.syspath_prepend(str(artefact.parent / "path"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    line = refused("export", "a", "--to", "onnx", "-o", "x.onnx")
+    assert "onnxruntime is installed and can't be loaded (ImportError: GLIBC_2.99)" in line
 
 
 @pytest.mark.parametrize("fault", ["far", "not a number", "other names"])

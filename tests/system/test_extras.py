@@ -86,11 +86,18 @@ def test_a_package_that_is_missing_is_no_reason_to_go_on_without_labels():
         open_with_or_without(open_split)
 
 
-def test_a_package_that_is_there_and_broken_shows_its_own_error(monkeypatch, tmp_path):
-    (tmp_path / "webdataset.py").write_text("import no_such_module")
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("raise ValueError('numpy.dtype size changed')", "ValueError: numpy.dtype size changed"),
+    ],
+)
+def test_a_package_that_is_there_and_broken_shows_its_own_error(monkeypatch, tmp_path, code, says):
+    (tmp_path / "webdataset.py").write_text(code)
     monkeypatch.delitem(sys.modules, "webdataset", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+    with pytest.raises(PackageError, match=f"can't be loaded .{says}.: pip install --force-rein"):
         extras.require("webdataset", "wds/shards")
     sys.modules.pop("webdataset", None)
 
