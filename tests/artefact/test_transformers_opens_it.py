@@ -175,6 +175,43 @@ def test_a_sentence_encoder_opens_and_saves_in_its_own_library(tmp_path):
     assert (again.encode(["w1 k2 ."]) == model.encode(["w1 k2 ."])).all()
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_an_artefact_of_a_sentence_encoder_trains_and_saves_in_its_own_library(form, tmp_path):
+    """Loaded, encoded, trained a step, saved, and opened again: by their trainer, and by pela."""
+    sentences = pytest.importorskip("sentence_transformers")
+    from datasets import Dataset
+    from sentence_transformers import losses
+
+    dense = sentences.SentenceTransformer(str(save_model("bert", "", tmp_path / "m")))
+    dense.save(str(tmp_path / "s"))
+    ours = compressed(tmp_path / "s", tmp_path / "a", form)
+    model = sentences.SentenceTransformer(str(tmp_path / "a"), device="cpu")
+    assert list(forms(model).values()) == list(forms(ours).values())
+    texts = ["w1 k2 .", "w3"]
+    first = model.encode(texts)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    arguments = sentences.SentenceTransformerTrainingArguments(
+        str(tmp_path / "t"), max_steps=1, report_to=[], use_cpu=True, save_strategy="no"
+    )
+    sentences.SentenceTransformerTrainer(
+        model,
+        arguments,
+        train_dataset=Dataset.from_dict({"anchor": texts, "positive": ["w1 k3 .", "w4 k5"]}),
+        loss=losses.MultipleNegativesRankingLoss(model),
+    ).train()
+    changed = {n for n, tensor in model.state_dict().items() if not torch.equal(tensor, before[n])}
+    used = [name for name in find.low_rank_layers(model) if "pooler" not in name]
+    assert {f"{name}.{part}.weight" for name in used for part in ("up", "down")} <= changed
+    model.save(str(tmp_path / "b"))
+    model.eval()
+    trained = model.encode(texts)
+    assert abs(trained - first).max() > 0
+    again = sentences.SentenceTransformer(str(tmp_path / "b"), device="cpu")
+    assert forms(again) == forms(model)
+    assert (again.encode(texts) == trained).all()
+    assert same_tensors(pelacli.load(tmp_path / "b"), again[0].auto_model)
+
+
 def test_a_dense_model_of_the_same_layers_says_nothing_of_them(tmp_path):
     model = compressed(save_model("bert", "", tmp_path / "model"), tmp_path / "a")
     fold(model)
