@@ -121,6 +121,13 @@ def info_once(kind: str, message: str) -> None:
         info(message)
 
 
+def say_once(kind: str, message: str) -> None:
+    """`say`, if nothing of this kind has been said in this process."""
+    if kind not in verbosity.said:
+        verbosity.said.add(kind)
+        say(message)
+
+
 def warn_once(kind: str, message: str) -> None:
     """`warn`, if nothing of this kind has been said in this process."""
     if kind not in verbosity.said:

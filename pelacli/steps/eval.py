@@ -24,7 +24,7 @@ from pelacli.models import examples, heads
 from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
 from pelacli.recipe.evaluation import Evaluation, NamedModel
-from pelacli.system import devices, processes
+from pelacli.system import devices, memory, processes
 from pelacli.system.turns import Timing
 
 _SECONDS = 2.0  # of timing, per model
@@ -80,6 +80,7 @@ def _evaluate(request: Evaluation) -> tuple[Evaluated, str | None]:
     device = devices.select(request.device)
     model = _open(request.model)
     dense = None if request.baseline is None else _open(request.baseline)
+    _announce([known for known in (model, dense) if known is not None], device)
     test_data = _test_data(model.opened, request)
     metrics = {} if test_data is None else measure(model.opened, test_data, device)
     comparison = None
@@ -191,6 +192,25 @@ def _open(named: NamedModel) -> _Model:
     flops = manifest.flops.after if manifest.flops else None
     size = digests.weights_bytes(Path(named.ref)) or opened.bytes
     return _Model(named.ref, opened, manifest.params.after, size, flops)
+
+
+def _announce(models: Sequence[_Model], device: torch.device) -> None:
+    """Of large models, say what memory they take before they are run."""
+    parameters = [p for model in models for p in model.opened.module.parameters()]
+    weights = sum(p.nbytes for p in parameters)
+    free = memory.available() if device.type == "cpu" else devices.free_memory(device)
+    if weights < memory.LARGE or free is None:
+        return
+    if device.type == "cpu":
+        console.say(
+            f"the weights take {memory.text(weights)} of memory; {memory.text(free)} are left for "
+            "batches"
+        )
+    else:
+        console.say(
+            f"needs {memory.text(weights)} on {device} for the weights, and what a batch takes; "
+            f"{memory.text(free)} are free"
+        )
 
 
 def _test_data(opened: OpenModel, request: Evaluation) -> EvaluationData | None:

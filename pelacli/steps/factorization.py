@@ -124,7 +124,9 @@ def _check_memory(
     estimate.check(available, remedy)
     # Of a lazily opened model what is in no block.
     model = sum(p.nbytes for p in dense.module.parameters() if not p.is_meta)
-    console.info(
+    # Small needs are of interest to who watches; large ones belong into a log too.
+    say = console.say if estimate.peak + model >= memory.LARGE else console.info
+    say(
         f"needs about {memory.text(estimate.peak)} beside the model's {memory.text(model)}; "
         f"{memory.text(available)} are free"
     )

@@ -17,6 +17,9 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
+# From so many bytes on, work says before it begins what memory it will take.
+LARGE = 1_000_000_000
+
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 

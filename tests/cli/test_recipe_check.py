@@ -196,6 +196,15 @@ def test_batches_without_room_are_refused_with_what_fits(refused, recipe, monkey
     assert 0 < fits < 200
 
 
+def test_what_training_needs_is_said_once_before_it_where_it_is_much(pela, recipe, monkeypatch):
+    assert "of memory" not in pela("recipes", "check", "r.toml")[2]
+    monkeypatch.setattr(memory, "LARGE", 1)
+    lines = [x for x in pela("recipes", "check", "r.toml")[2].splitlines() if "of memory" in x]
+    steps = [line.partition(": needs at least ")[0] for line in lines]
+    assert steps == ["teacher", "pretrain", "finetune"]
+    assert all("for weights and optimizer); " in line for line in lines)
+
+
 def test_what_a_pass_keeps_is_counted_without_values():
     """A linear map keeps its input, and a ReLU its output."""
     import torch

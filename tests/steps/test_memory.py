@@ -23,6 +23,14 @@ def test_what_it_needs_is_said(pela, texts):
     assert "are free" in err
 
 
+@pytest.mark.parametrize("flags", [(), ("-q",)])
+def test_a_log_has_what_much_work_needs_too(pela, texts, monkeypatch, flags):
+    monkeypatch.setattr(memory, "LARGE", 1)
+    assert ("beside the model's" in pela(*texts, *flags)[2]) == (flags == ())
+    said = pela("eval", "b", "--against", "lm", "--no-latency", *flags)[2]
+    assert ("the weights take " in said) == (flags == ())
+
+
 def test_too_little_memory_is_one_line_with_the_remedy(pela, texts, here, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 1000)
     code, _, err = pela(*texts)

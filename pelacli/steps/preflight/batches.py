@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pelacli import console
 from pelacli.data.loader import Loader
 from pelacli.errors import PelaError, RequestError
 from pelacli.messages import one_line
@@ -65,6 +66,7 @@ def kept_by_a_pass(opened: OpenModel, sample: Any) -> int | None:
 
 
 def check_memory(
+    name: str,
     settings: Train,
     opened: OpenModel,
     per_sample: int,
@@ -72,9 +74,10 @@ def check_memory(
     device: str,
     teacher: OpenModel | None = None,
 ) -> None:
-    """Refuse batches that have no room.
+    """Refuse batches that have no room. Of a large model, say what training it takes.
 
     Args:
+        name: of the step.
         per_sample: what `kept_by_a_pass` gives.
         batch: samples of one pass over all processes.
         device: as in a recipe.
@@ -91,7 +94,14 @@ def check_memory(
     if settings.checkpointing:
         sure *= min(1.0, 2 / max(1, len(blocks(opened.module))))
     share = -(-batch // processes.launched())
-    if weights + share * sure <= free:
+    needed = weights + share * sure
+    if needed <= free:
+        if needed >= memory.LARGE:
+            console.say_once(
+                f"memory of {name}",
+                f"{name}: needs at least {memory.text(needed)} of memory ({memory.text(weights)} "
+                f"for weights and optimizer); {memory.text(free)} are free",
+            )
         return
     fit = max(0, int((free - weights) / sure)) if sure else 0
     remedy = (
@@ -101,7 +111,7 @@ def check_memory(
     )
     also = "" if settings.checkpointing else ", or checkpointing = true"
     raise RequestError(
-        f"batches of {batch} need at least {memory.text(weights + share * sure)} of memory "
+        f"batches of {batch} need at least {memory.text(needed)} of memory "
         f"({memory.text(weights)} for weights and optimizer), and {memory.text(free)} are free; "
         f"{remedy}{also}"
     )

@@ -121,7 +121,9 @@ def _check_batches(
     if per_sample is not None:
         size = splits.train.batch_size
         with problems.at(key):
-            batches.check_memory(step.settings, opened, per_sample, size, step.device, teacher)
+            batches.check_memory(
+                step.name, step.settings, opened, per_sample, size, step.device, teacher
+            )
 
 
 def _from_afar(problems: Problems, step: Step[Train], at: Key) -> None:
