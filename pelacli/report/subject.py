@@ -41,8 +41,15 @@ class Subject:
 
     @property
     def dense_bytes(self) -> int | None:
-        """Of the dense model in the same precision."""
-        return self.bytes_of(self.manifest.params.before)
+        """Of the dense model: what `pela eval` found where it compared the two, else what it would
+        take in the same precision."""
+        params = self.manifest.params.before
+        for record in reversed(self.evaluations):
+            baseline = record.baseline or {}
+            size = baseline.get("bytes")
+            if baseline.get("params") == params and isinstance(size, int) and size > 0:
+                return size
+        return self.bytes_of(params)
 
     @property
     def is_dense(self) -> bool:

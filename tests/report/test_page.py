@@ -25,7 +25,7 @@ HOSTILE = [
     "]]><![CDATA[", "<!--", "\u202eevil", "{{ 7*7 }}", "&amp;", "'\"`", "a\nb", "</style>",
     "\ud800", "<title>", "javascript:alert(1)", "</svg><p>", "</pre></details>", "x" * 300,
 ]  # fmt: skip
-VOID = {"meta", "input", "br"}
+VOID = {"meta", "input", "br", "wbr"}
 
 
 def manifest(names=("blocks.0.fc1", "blocks.1.fc1", "head"), label="vit", after=60):
@@ -116,7 +116,7 @@ def test_the_page_loads_nothing(page):
 
 def test_every_layer_is_in_the_table_with_what_it_is_sorted_by(page):
     for name in ("blocks.0.fc1", "blocks.1.fc1", "head"):
-        assert f"<td>{name}</td>" in page
+        assert f"<td>{name.replace('.', '.<wbr>')}</td>" in page  # breaks at dots alone
     assert 'data-form="pivots"' in page
     assert "dense: output head" in page
     assert 'data-value="60"' in page
@@ -267,7 +267,8 @@ def test_the_command_writes_a_page_and_prints_the_tables_too(pela, artefact):
     assert "Spectra with the cut" in page
     assert re.search("What other ratios of .* would give", page)
     listed = json.loads(pela("report", "a", "--html", "page.html", "--json")[1])
-    assert all(layer["name"] in page for layer in listed[0]["layers"])
+    shown = page.replace("<wbr>", "")
+    assert all(f"<td>{layer['name']}</td>" in shown for layer in listed[0]["layers"])
     sweep = pela("report", "a", "--html", "page.html", "--sweep", "0.9,0.8")
     assert sweep[0] == 0
     assert (artefact.parent / "page.html").read_text() != page
@@ -335,3 +336,12 @@ def test_held_back_errors_are_a_column_and_plots_where_they_are_known():
     for table in re.findall(r'<table class="layers">.*?</table>', page, re.DOTALL):
         head, row = table.split("</tr>")[:2]
         assert head.count("<th ") == row.count("<td")
+
+
+def test_the_dense_models_size_is_what_eval_found_where_it_compared_the_two():
+    def size(**baseline):
+        record = EvaluationRecord(baseline={"artefact": "dense", **baseline})
+        return Subject("a", manifest(), 240, [EvaluationRecord(), record]).dense_bytes
+
+    assert size(params=100, bytes=403) == 403
+    assert size(params=99, bytes=403) == size(params=100) == size(params=100, bytes=None) == 400

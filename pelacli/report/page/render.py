@@ -11,7 +11,7 @@ from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pelacli.manifest.document import StepRecord
 from pelacli.messages import printable
@@ -77,7 +77,12 @@ def render(content: Content) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"human": human, "megabytes": megabytes, "figure": _figure}
+    environment.filters |= {
+        "human": human,
+        "megabytes": megabytes,
+        "figure": _figure,
+        "dotted": _dotted,
+    }
     style, script = (_file(name) for name in ("page.css", "page.js"))
     numbers = {subject.label: n for n, subject in enumerate(content.subjects, 1)}
     figures = tradeoff.figures(content.subjects, rows) + _sweep_figures(content.sweeps, numbers)
@@ -209,6 +214,11 @@ def _speeds(subjects: Sequence[Subject]) -> dict[str, Any] | None:
 
 def _figure(value: float | None) -> str:
     return tables.UNKNOWN if value is None else f"{value:.4g}"
+
+
+def _dotted(name: str) -> Markup:
+    """A layer's name, which a narrow column may break after its dots, and not inside a word."""
+    return Markup(escape(printable(name)).replace(".", Markup(".<wbr>")))
 
 
 def _time(seconds: float) -> str:
