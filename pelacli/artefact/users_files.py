@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pelacli.errors import RequestError
 from pelacli.manifest import digests, document, integrity
 from pelacli.models import carried
+from pelacli.system import own_files
 
 
 def names(artefact: Path) -> list[str]:
@@ -27,7 +28,7 @@ def names(artefact: Path) -> list[str]:
     own = {document.FILE, *integrity.FREE, *(written or {})}
     return sorted(
         name
-        for name in _files_below(artefact)
+        for name in own_files.names_below(artefact)
         if name not in own and (written is not None or not _is_usual(name))
     )
 
@@ -70,14 +71,6 @@ def _make_room(root: Path, folder: Path) -> bool:
     except (FileExistsError, NotADirectoryError):
         return False
     return folder.resolve().is_relative_to(root.resolve())
-
-
-def _files_below(directory: Path) -> Iterator[str]:
-    """Relative names of all that is no folder; links are not followed."""
-    for folder, folders, files in os.walk(directory):
-        links = [name for name in folders if Path(folder, name).is_symlink()]
-        for name in [*files, *links]:
-            yield Path(folder, name).relative_to(directory).as_posix()
 
 
 def _is_usual(name: str) -> bool:

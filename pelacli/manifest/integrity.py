@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from pelacli.console import warn_once
 from pelacli.errors import RequestError
@@ -35,13 +35,13 @@ class Damage:
 
 def files_of(directory: Path) -> dict[str, FileRecord]:
     """The record of all files of an artefact that is about to get its manifest."""
-    files = sorted(file for file in directory.rglob("*") if file.is_file())
+    names = sorted(own_files.names_below(directory), key=PurePath)  # a folder's files together
     return {
-        file.relative_to(directory).as_posix(): FileRecord(
-            size=file.stat().st_size, sha256=digests.digest_file(file)
+        name: FileRecord(
+            size=(directory / name).stat().st_size, sha256=digests.digest_file(directory / name)
         )
-        for file in files
-        if file != directory / document.FILE
+        for name in names
+        if name != document.FILE and (directory / name).is_file()
     }
 
 

@@ -23,6 +23,7 @@ from pelacli.models.config_file import FILE as CONFIG
 from pelacli.models.config_file import read as read_config
 from pelacli.report.subject import Subject
 from pelacli.steps import verify
+from pelacli.system import own_files
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -103,9 +104,7 @@ def _files(path: Path, manifest: Manifest) -> list[str]:
     own = set(manifest.files or _names_of_older(path))
     own |= {document.FILE, card.FILE, evaluations.FILE}
     others = sorted(
-        file.relative_to(path).as_posix()
-        for file in path.rglob("*")
-        if file.is_file() and file.relative_to(path).as_posix() not in own
+        name for name in own_files.names_below(path) if name not in own and (path / name).is_file()
     )
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
@@ -115,7 +114,7 @@ def _files(path: Path, manifest: Manifest) -> list[str]:
 
 def _names_of_older(path: Path) -> Iterable[str]:
     """An older pela kept no record of the files: all but what is hidden and the checkpoints."""
-    names = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    names = own_files.names_below(path)
     return (name for name in names if not name.startswith((".", "checkpoints/")))
 
 

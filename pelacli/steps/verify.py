@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from safetensors import SafetensorError, safe_open
 
@@ -15,6 +15,7 @@ from pelacli.manifest.document import Manifest
 from pelacli.manifest.integrity import FREE, REMEDY, Damage
 from pelacli.messages import one_line
 from pelacli.models import hub
+from pelacli.system import own_files
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _in_form(path: Path) -> Iterator[Damage]:
 def _additions(path: Path, manifest: Manifest) -> Iterator[str]:
     """Files that the manifest says nothing of, and links that lead nowhere."""
     known = {document.FILE, evaluations.FILE, *(manifest.files or {})}
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path).as_posix()
+    for name in sorted(own_files.names_below(path), key=PurePath):  # a folder's files together
+        file = path / name
         if name not in known and (file.is_file() or (file.is_symlink() and not file.exists())):
             yield name

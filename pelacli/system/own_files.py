@@ -1,12 +1,24 @@
-"""Whether what a directory calls its file is one: a regular file that lies in it, by way of links
-too. A directory from a stranger may name what is not his to read, or what never ends. No torch."""
+"""What lies below a directory, and whether what it calls its file is one: a regular file that lies
+in it, by way of links too. A directory from a stranger may name what is not his to read, or what
+never ends. No torch."""
 
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from pelacli.errors import RequestError
+
+
+def names_below(directory: Path) -> Iterator[str]:
+    """The names of all that lies below a directory and is no folder, relative to it, with slashes,
+    in no order. Links are named, and not followed."""
+    for folder, folders, files in os.walk(directory):
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        for name in [*files, *links]:
+            yield Path(folder, name).relative_to(directory).as_posix()
 
 
 def is_inside(directory: Path, path: Path) -> bool:
