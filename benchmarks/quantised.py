@@ -18,12 +18,12 @@ from __future__ import annotations
 import argparse
 import copy
 import io
-import statistics
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -34,6 +34,7 @@ from pelacli.data.loader import loader
 from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
 from pelacli.recipe.data import Data
+from pelacli.system.turns import in_turns
 from pelacli.tasks import unlabelled
 
 GROUP = 32  # weights of one scale in 4 bits
@@ -161,19 +162,13 @@ def saved_and_loaded(model: nn.Module, source: nn.Module) -> tuple[nn.Module, in
 def side_by_side(
     models: Mapping[str, nn.Module], batch: Tensor | Mapping[str, Tensor], rounds: int
 ) -> dict[str, float]:
-    """The median over rounds of each model's time by that of "dense fp32" in the same round."""
-    ratios: dict[str, list[float]] = {name: [] for name in models}
-    for number in range(rounds + 1):
-        times = {}
-        for name, model in models.items():
-            start = time.perf_counter()
-            with torch.no_grad():
-                predict(model, batch)
-            times[name] = time.perf_counter() - start
-        if number:  # the first round is to warm up
-            for name in models:
-                ratios[name].append(times[name] / times["dense fp32"])
-    return {name: statistics.median(values) for name, values in ratios.items()}
+    """The median over rounds of each model's time by that of "dense fp32" in the same round. A
+    first round, to warm up, is not counted."""
+    calls = [partial(predict, model, batch) for model in models.values()]
+    with torch.no_grad():
+        turns = in_turns(calls, 0, least=rounds + 1)
+    times = {name: np.array(turn[1:]) for name, turn in zip(models, turns, strict=True)}
+    return {name: float(np.median(own / times["dense fp32"])) for name, own in times.items()}
 
 
 if __name__ == "__main__":
