@@ -54,7 +54,11 @@ def _blocks(page: Path) -> Iterator[Block]:
         yield Block(page, number, words, "\n".join(inside) + "\n")
 
 
+def without_blocks(page: Path) -> str:
+    """The text of a page, its fenced blocks left out."""
+    return re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
 def without_code(page: Path) -> str:
-    """The text of a page, its code left out."""
-    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    return re.sub(r"`[^`\n]*`", "", text)
+    """The text of a page, all its code left out."""
+    return re.sub(r"`[^`\n]*`", "", without_blocks(page))

@@ -6,15 +6,14 @@ import re
 import unicodedata
 
 import pytest
-from documentation.pages import PAGES, ROOT, without_code
+from documentation.pages import PAGES, ROOT, without_blocks, without_code
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 
 
 def anchors(page):
     """What GitHub and MyST call the headings of a page."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    for heading in re.findall(r"^#+ (.*)$", text, re.M):
+    for heading in re.findall(r"^#+ (.*)$", without_blocks(page), re.M):
         words = unicodedata.normalize("NFC", re.sub(r"[`*]", "", heading)).lower()
         yield re.sub(r"[^\w\- ]", "", words).strip().replace(" ", "-")
 

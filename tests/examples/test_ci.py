@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import example_scripts
 import pytest
 import timm
 import yaml
@@ -17,7 +17,7 @@ import yaml
 import pelacli
 from pelacli.recipe.schema import Recipe
 
-CI = Path(__file__).parents[2] / "examples" / "ci"
+CI = example_scripts.EXAMPLES / "ci"
 RESULT = {
     "params": 180_414, "flops": 50_836_872, "metrics": {"accuracy": 41.3889, "loss": 1.89},
     "latency_ms": 27.3,
@@ -30,10 +30,7 @@ RESULT = {
 
 @pytest.fixture(scope="module")
 def comment():
-    spec = importlib.util.spec_from_file_location("ci_comment", CI / "comment.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.comment
+    return example_scripts.load("ci/comment.py").comment
 
 
 def test_the_comment_has_both_models_figures_and_the_verdict(comment):

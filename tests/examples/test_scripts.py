@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from pathlib import Path
 
+import example_scripts
 import generated_text
 import numpy as np
 from PIL import Image
@@ -15,15 +14,10 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 import pelacli
 from pelacli.lowrank.find import low_rank_layers
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
 
 def run(name, *arguments):
     """Call a script's main in this process."""
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main([str(argument) for argument in arguments])
+    example_scripts.load(f"{name}.py").main([str(argument) for argument in arguments])
 
 
 def texts(folder, count):
