@@ -175,10 +175,7 @@ class Make:
 
 
 def _collate(items: list[Batch]) -> Batch:
-    batch: Batch = {"inputs": torch.stack([item["inputs"] for item in items])}
-    if "labels" in items[0]:
-        batch["labels"] = torch.tensor([item["labels"] for item in items])
-    return batch
+    return {"inputs": torch.stack([item["inputs"] for item in items]), **labels_of(items)}
 
 
 def _as_it_is(raw: Any, where: str) -> Any:
@@ -189,9 +186,14 @@ def _collate_text(tokens: Tokens, items: list[Batch]) -> Batch:
     """Tokenise and pad to the longest text of the batch."""
     texts = [item["inputs"] for item in items]
     if isinstance(texts[0], str):
-        batch: Batch = {"inputs": tokens(texts)}
+        inputs = tokens(texts)
     else:
-        batch = {"inputs": tokens([a for a, _ in texts], [b for _, b in texts])}
-    if "labels" in items[0]:
-        batch["labels"] = torch.tensor([item["labels"] for item in items])
-    return batch
+        inputs = tokens([a for a, _ in texts], [b for _, b in texts])
+    return {"inputs": inputs, **labels_of(items)}
+
+
+def labels_of(items: list[Batch]) -> Batch:
+    """``labels`` [B] of a batch; nothing where its samples have none."""
+    if "labels" not in items[0]:
+        return {}
+    return {"labels": torch.tensor([item["labels"] for item in items])}

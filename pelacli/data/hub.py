@@ -52,6 +52,12 @@ def check_split(spec: str, split: str) -> None:
         choose_split(split.partition("[")[0], datasets.get_dataset_split_names(name, config), spec)
 
 
+def undecoded(cell: Any) -> Any:
+    """What a cell of a column of images holds that `datasets` does not decode: bytes, or else a
+    path; None where there is no image."""
+    return (cell["bytes"] or cell["path"]) if isinstance(cell, dict) else cell
+
+
 @contextmanager
 def one_line_errors(spec: str, split: str) -> Iterator[None]:
     """While active, an error of a library that opens a dataset becomes one line.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pelacli.models.opened import OpenModel
     from pelacli.recipe.data import Data
 
-from pelacli.data.dataset import Dataset, Make
+from pelacli.data.dataset import Dataset, Make, labels_of
 from pelacli.data.formats.chat import Chat
 from pelacli.data.formats.similarity import open_pairs
 from pelacli.data.formats.text_columns import Columns
@@ -139,7 +139,4 @@ def _collate(tokens: Tokens, items: list[Batch]) -> Batch:
     raw = [item["inputs"] for item in items]
     if not isinstance(raw[0], str):
         raw = [first for first, _ in raw] + [second for _, second in raw]
-    batch: Batch = {"inputs": tokens(raw)}
-    if "labels" in items[0]:
-        batch["labels"] = torch.tensor([item["labels"] for item in items])
-    return batch
+    return {"inputs": tokens(raw), **labels_of(items)}

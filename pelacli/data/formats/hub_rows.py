@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pelacli.data.hub import open_split
+from pelacli.data.hub import open_split, undecoded
 from pelacli.errors import RequestError
 
 
@@ -28,7 +28,7 @@ class HubImage:
         cell = self.rows[self.index][self.column]
         if cell is None:
             raise RequestError(f"{self.where}: has no {self.column}; leave the row out")
-        return cell["bytes"] or cell["path"]
+        return undecoded(cell)
 
 
 def rows(
