@@ -158,7 +158,7 @@ def report(
     style = reports.style_of(format_, json=json)
     of_sweep = {"scope": scope, "policy": policy, "unit": unit, "form": form}
     if sweep is None:
-        requests.refuse_without_sweep(of_sweep)
+        unused.refuse_without_sweep(of_sweep)
     kinds = {"--sweep": sweep is not None, "--curves": curves, "--latency": latency}
     asked = [name for name, given in kinds.items() if given]
     if len(asked) > 1:

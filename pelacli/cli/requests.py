@@ -262,17 +262,6 @@ def _data(dataset: str, base: Data | None) -> Data:
         raise RequestError(f"--data: {str(error).removeprefix('dataset: ')}") from None
 
 
-def refuse_without_sweep(flags: Mapping[str, Any]) -> None:
-    """Refuse the flags of ``pela report`` that only a sweep knows.
-
-    Raises:
-        RequestError: one of them is given.
-    """
-    for name, value in flags.items():
-        if value is not None:
-            raise RequestError(f"--{name} {value}: belongs to --sweep, as in --sweep 0.9..0.3")
-
-
 def timing(asked: bool, **flags: Any) -> TimingRequest | None:
     """How ``pela report --latency`` is to time models; None where it is not asked to.
 

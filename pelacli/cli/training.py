@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from pelacli.recipe.schema import Recipe
 
 from pelacli.cli.options import Json, RecipeFile, Set
 
@@ -19,23 +24,14 @@ def heal(recipe: RecipeFile, resume: Resume = False, set_: Set = None, json: Jso
 
     It needs no labels. Its section in recipes is [pretrain], the paper's name for it.
     """
-    from pelacli.cli import next_steps, unused
+    from pelacli.cli import next_steps
     from pelacli.cli import output as cli_output
-    from pelacli.recipe import reading
     from pelacli.recipe.step import step_of
-    from pelacli.system import malloc
 
-    malloc.large_pages()
-    unused.refuse_other_sections("pretrain", set_ or [])
-    read, place_of = reading.load_with_places(recipe, set_ or [])
-    unused.refuse_idle(read, ["pretrain"], set_ or [])
-    step = step_of(read, "pretrain")
+    read = _checked(recipe, "pretrain", "pretrain", set_ or [])
     from pelacli.steps import pretrain as steps_pretrain
-    from pelacli.steps.preflight import check
 
-    check.check(read, place_of, ["pretrain"])
-
-    cli_output.print_trained(steps_pretrain.run(step, resume=resume), json)
+    cli_output.print_trained(steps_pretrain.run(step_of(read, "pretrain"), resume=resume), json)
     next_steps.after_training(recipe, read, "pretrain")
 
 
@@ -50,25 +46,46 @@ def finetune(
     json: Json = False,
 ) -> None:
     """Train a model on a task, by the recipe's section on it."""
-    from pelacli.cli import next_steps, unused
+    from pelacli.cli import next_steps
     from pelacli.cli import output as cli_output
+    from pelacli.recipe.step import step_of
+
+    name: Literal["teacher", "finetune"] = "teacher" if dense else "finetune"
+    read = _checked(recipe, name, "finetune --dense" if dense else "finetune", set_ or [])
+    from pelacli.steps import finetune as steps_finetune
+
+    cli_output.print_trained(steps_finetune.run(step_of(read, name), resume=resume), json)
+    next_steps.after_training(recipe, read, name)
+
+
+def _checked(
+    file: Path,
+    section: Literal["teacher", "pretrain", "finetune"],
+    command: str,
+    overrides: Sequence[str],
+) -> Recipe:
+    """The recipe of a command that trains by one section of it, when nothing stands in its way.
+
+    Args:
+        command: as in `pelacli.cli.unused`.
+
+    Raises:
+        RequestError: the recipe, an override, or the model and the data that it names.
+    """
+    from pelacli.cli import unused
     from pelacli.recipe import reading
     from pelacli.recipe.step import step_of
     from pelacli.system import malloc
 
     malloc.large_pages()
-    name: Literal["teacher", "finetune"] = "teacher" if dense else "finetune"
-    unused.refuse_other_sections("finetune --dense" if dense else "finetune", set_ or [])
-    read, place_of = reading.load_with_places(recipe, set_ or [])
-    unused.refuse_idle(read, [name], set_ or [])
-    step = step_of(read, name)
-    from pelacli.steps import finetune as steps_finetune
+    unused.refuse_other_sections(command, overrides)
+    read, place_of = reading.load_with_places(file, overrides)
+    unused.refuse_idle(read, [section], overrides)
+    step_of(read, section)  # a recipe without the section is refused before torch is loaded
     from pelacli.steps.preflight import check
 
-    check.check(read, place_of, [name])
-
-    cli_output.print_trained(steps_finetune.run(step, resume=resume), json)
-    next_steps.after_training(recipe, read, name)
+    check.check(read, place_of, [section])
+    return read
 
 
 def run(

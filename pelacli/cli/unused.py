@@ -224,3 +224,14 @@ def refuse_in_report(
         raise RequestError(
             f"--arch {arch}: is for a bare safetensors file, and none is named; leave it out"
         )
+
+
+def refuse_without_sweep(flags: Mapping[str, Any]) -> None:
+    """Refuse the flags of ``pela report`` that only a sweep knows.
+
+    Raises:
+        RequestError: one of them is given.
+    """
+    for name, value in flags.items():
+        if value is not None:
+            raise RequestError(f"--{name} {value}: belongs to --sweep, as in --sweep 0.9..0.3")

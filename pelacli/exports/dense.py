@@ -58,9 +58,8 @@ def write(
     saving.write_weights(replace(opened, stored={}), ties(opened.module), at)
     config = low_rank_config.with_layers(opened.config, opened.library, {}, {})
     if opened.library == "transformers":
-        kind = next(p.dtype for p in opened.module.parameters() if p.is_floating_point())
         config.pop("torch_dtype", None)
-        config["dtype"] = str(kind).removeprefix("torch.")
+        config["dtype"] = str(_dtype(opened.module)).removeprefix("torch.")
     replace(opened, config=config).describe(at)
 
 
@@ -68,11 +67,16 @@ def run(at: Path, batches: list[dict[str, Tensor]], opened: OpenModel) -> list[d
     """See `pelacli.exports.targets.Target`."""
     with faults_of(opened, opened.library), torch.no_grad():
         module = _from_transformers(at) if opened.library == "transformers" else _from_timm(at)
-        kind = next(p.dtype for p in opened.module.parameters() if p.is_floating_point())
-        module = module.to(kind) if opened.library == "timm" else module
+        if opened.library == "timm":
+            module = module.to(_dtype(opened.module))
         pooling.hold(module, at)
         loaded = calls.of_any(replace(opened, module=module.eval()))
         return [loaded(**batch) for batch in batches]
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    """The precision of its weights, which is one after `pelacli.steps.export` has chosen it."""
+    return next(p.dtype for p in module.parameters() if p.is_floating_point())
 
 
 def _from_timm(at: Path) -> nn.Module:

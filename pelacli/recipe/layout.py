@@ -22,6 +22,7 @@ FOLDERS = {
     "pretrain": "pretrain",
     "finetune": "finetune",
 }
+OF_WORKPLACE = ".training"  # behind an artefact's name, while it is trained
 
 
 def sections(recipe: Recipe) -> list[str]:
@@ -36,7 +37,7 @@ def folder(recipe: Recipe, section: str) -> Path:
 
 def workplace(output: Path) -> Path:
     """Where the training of an artefact keeps its checkpoints until the artefact is written."""
-    return output.with_name(f"{output.name}.training")
+    return output.with_name(output.name + OF_WORKPLACE)
 
 
 def moments_folder(output: Path) -> Path:

@@ -80,7 +80,7 @@ def metrics_files(ref: str) -> dict[str, Path]:
     steps = list(layout.FOLDERS.values())
 
     def path_and_step(folder: Path) -> tuple[str, int, str]:
-        step = folder.name.removesuffix(".training")
+        step = folder.name.removesuffix(layout.OF_WORKPLACE)
         return str(folder.parent), steps.index(step) if step in steps else -1, folder.name
 
     return {str(folder): folder / FILE for folder in sorted(folders, key=path_and_step)}
@@ -97,7 +97,7 @@ def read(file: Path) -> Course:
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{file}: can't be read ({error})") from None
-    course = Course(0, 0.0, file.parent.name.endswith(".training"))
+    course = Course(0, 0.0, file.parent.name.endswith(layout.OF_WORKPLACE))
     for number, text in enumerate(lines, 1):
         try:
             line = json.loads(text)

@@ -24,7 +24,6 @@ from pelacli.models.albef.network import Albef, resampled
 from pelacli.models.weight_files import StoredTensor, load_strictly
 from pelacli.models.wrapped_names import Unwrapping, attempts
 
-SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _DROPPED = re.compile(
     r"[a-z_]+_m\.|(image_queue|text_queue|idx_queue|queue_ptr|ptr_queue)$|.*position_ids$"
 )
