@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 # What Python reports before it touches files; the command's own reading counts too.
@@ -66,11 +67,59 @@ def _on_each_operation(below: Path, do: Callable[[int], None]) -> None:
     sys.addaudithook(hook)
 
 
-def start(arguments: Sequence[str], folder: Path, log: Path) -> int:
+class Gate:
+    """Where a child process waits while it holds an output, until it is let go.
+
+    Args:
+        output: whose lock it waits with.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self._held, self._holds = os.pipe()
+        self._goes, self._go = os.pipe()
+
+    def keep(self) -> None:
+        """In the child: wait whenever it has got the lock of the output."""
+        from pelacli.system import locks
+
+        os.close(self._held)
+        os.close(self._go)
+        own = locks.holding
+
+        @contextmanager
+        def holding(output: Path) -> Iterator[None]:
+            with own(output):
+                if output.resolve() == self.output.resolve():
+                    os.write(self._holds, b".")
+                    os.read(self._goes, 1)  # ends too when the parent lets go for good, or dies
+                yield
+
+        vars(locks)["holding"] = holding
+
+    def is_held(self) -> bool:
+        """In the parent: wait until the child holds the output; False if it ended without."""
+        os.close(self._holds)
+        os.close(self._goes)
+        return bool(os.read(self._held, 1))
+
+    def let_go(self) -> None:
+        """In the parent: let the child go on, here and at every later lock."""
+        os.close(self._go)
+        os.close(self._held)
+
+
+def start(
+    arguments: Sequence[str],
+    folder: Path,
+    log: Path,
+    prepare: Callable[[], object] | None = None,
+) -> int:
     """Start a command in a child process in a folder, and give its number.
 
     Args:
         log: gets what it writes to standard output and error.
+        prepare: is called in the child first.
     """
     child = os.fork()
     if child:
@@ -85,6 +134,8 @@ def start(arguments: Sequence[str], folder: Path, log: Path) -> int:
     sys.argv = ["pela", *arguments]
     code = 1
     try:
+        if prepare is not None:
+            prepare()
         from pelacli.__main__ import main
 
         main()

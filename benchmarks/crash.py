@@ -1,5 +1,6 @@
 """Kill commands at moments of chance, and look at what is left: is every artefact whole, does the
-command go on to the same weights, does nothing lie around?
+command go on to the same weights, does nothing lie around? A push goes to the tests' hub on
+loopback, where there has to be the old artefact or the new one, whole.
 
     python benchmarks/crash.py                  # some kills of each command
     python benchmarks/crash.py --kills 200      # the long form
@@ -24,10 +25,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import _hub
 import _kills
 
 RECIPE = """
@@ -72,6 +75,7 @@ class Case:
         result: what it writes, in its folder.
         before: the last step of the recipe that is done before.
         replaces: whether it puts its result in the place of one that is there.
+        hub: the folder with the repositories of the hub that it talks to; "" for none.
     """
 
     name: str
@@ -79,6 +83,11 @@ class Case:
     result: str
     before: str = ""
     replaces: bool = True
+    hub: str = ""
+
+    def serving(self, folder: Path) -> AbstractContextManager[Callable[[], None] | None]:
+        """What has to be there while it runs in a folder; gives what its process calls first."""
+        return _hub.serving(folder / self.hub) if self.hub else nullcontext()
 
 
 _DECOMPOSE = ("decompose", "r.toml", "--json")
@@ -89,6 +98,7 @@ CASES = [
     Case("pretrain", ("pretrain", "r.toml", "--resume"), "run/pretrain", "decompose"),
     Case("finetune", ("finetune", "r.toml", "--resume"), "run/finetune", "pretrain"),
     Case("run", ("run", "r.toml"), "run/finetune"),
+    Case("push", ("push", "run/decompose", "me/small"), "hub/me/small", "push", hub="hub"),
     Case(
         "export",
         ("export", "run/decompose", "--to", "dense", "-o", "dense"),
@@ -160,6 +170,9 @@ def prepared(root: Path) -> dict[str, Path]:
         done[step] = Path(shutil.copytree(folder, root / f"start-{step}"))
     for command in (CASES[0].command, CASES[-1].command):
         in_this_process(command, Path(shutil.copytree(folder, root / command[0])))
+    # The repository has another artefact, which the push is to replace.
+    done["push"] = Path(shutil.copytree(done["decompose"], root / "start-push"))
+    shutil.copytree(root / "decompose/run/decompose", done["push"] / "hub/me/small")
     for number, handler in signals.items():
         signal.signal(number, handler)
     return done
@@ -181,10 +194,12 @@ def in_this_process(command: tuple[str, ...], folder: Path) -> None:
         os.chdir(before)
 
 
-def run(command: tuple[str, ...], folder: Path) -> tuple[int, str]:
+def run(
+    command: tuple[str, ...], folder: Path, prepare: Callable[[], None] | None = None
+) -> tuple[int, str]:
     """(exit code, what it said) of a command that nobody disturbs."""
     log = folder.with_suffix(".log")
-    code = _kills.wait(_kills.start(command, folder, log))
+    code = _kills.wait(_kills.start(command, folder, log, prepare))
     return code, log.read_text(errors="replace")
 
 
@@ -192,7 +207,8 @@ def undisturbed(case: Case, start: dict[str, Path], root: Path) -> Tally:
     """The case as it ends by itself."""
     folder = Path(shutil.copytree(_start(case, start), root / f"whole-{case.name}"))
     began = time.monotonic()
-    code, text = run(case.command, folder)
+    with case.serving(folder) as prepare:
+        code, text = run(case.command, folder, prepare)
     if code:
         raise SystemExit(f"{case.name}: {text}")
     return Tally(time.monotonic() - began, weights(folder / case.result))
@@ -217,18 +233,23 @@ def disturb(
     number = chance.choice(SIGNALS)
     moment = chance.uniform(0, 1.1 * tally.seconds)
     log = folder.with_suffix(".log")
-    code = _kills.end(_kills.start(case.command, folder, log), moment, number)
+    with case.serving(folder) as prepare:
+        began = time.monotonic()
+        code = _kills.end(_kills.start(case.command, folder, log, prepare), moment, number)
     tally.kills += 1
     tally.on_the_way += code != 0
     tally.signals[number.name] += 1
     what = f"{case.name}, {number.name} after {moment:.2f} s of {tally.seconds:.2f} s"
+    if code == 0:  # the first run may have been slow, and later signals would all come too late
+        tally.seconds = min(tally.seconds, time.monotonic() - began)
     said = log.read_text(errors="replace")
     wrong = [*wrong_words(said), *damaged(folder)]
     if number != signal.SIGKILL:
         wrong += [f"{path.name} is left" for path in drafts(folder)]
     if not case.replaces and weights(folder / case.result) == tally.weights:
         shutil.rmtree(folder / case.result)  # it was done before the signal came
-    code, said = run(case.command, folder)
+    with case.serving(folder) as prepare:
+        code, said = run(case.command, folder, prepare)
     if code:
         wrong.append(f"then it ends with {code}: {said.splitlines()[-1:]}")
     elif weights(folder / case.result) != tally.weights:

@@ -3,7 +3,9 @@
     python benchmarks/two_at_once.py               # two pairs of each kind
     python benchmarks/two_at_once.py --pairs 60    # the long form
 
-The second one starts after a while of chance, from a seed. Whichever comes too late has to end with
+The second one starts when the first holds the output, so that the two certainly overlap. In every
+other pair the first one holds it until the second has ended, which must be refused; else the first
+goes on after a while of chance, from a seed. Whichever comes too late has to end with
 exit code 1 and one line that names the other, the artefact has to be whole and to have the weights
 of one of the two alone, and nothing may lie around. Exit code 1 if anything is wrong.
 """
@@ -17,6 +19,7 @@ import shutil
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import _kills
@@ -34,6 +37,21 @@ PAIRS = {
 }
 
 
+@dataclass
+class Outcome:
+    """What came of a pair.
+
+    Attributes:
+        overlapped: whether the second process started while the first held the output.
+        refused: whether one came too late.
+        problems: what was wrong, a line each.
+    """
+
+    overlapped: bool
+    refused: bool = False
+    problems: list[str] = field(default_factory=list)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--pairs", type=int, default=2 * len(PAIRS), help="in all")
@@ -42,8 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     chance = random.Random(options.seed)
     kinds = options.only or list(PAIRS)
-    problems: list[str] = []
-    refused = 0
+    outcomes: list[tuple[str, Outcome]] = []
     with tempfile.TemporaryDirectory(prefix="pela-two-") as folder:
         root = Path(folder)
         start = crash.prepared(root)
@@ -51,10 +68,14 @@ def main() -> None:
         for number in range(options.pairs):
             kind = kinds[number % len(kinds)]
             at = root / f"pair-{number}"
-            came_too_late, wrong = try_pair(kind, start, at, alone[kind], chance)
-            refused += came_too_late
-            problems += [f"{kind}: {problem}" for problem in wrong]
-    print(f"{options.pairs} pairs, in {refused} one came too late, {len(problems)} problems")
+            waits = number // len(kinds) % 2 == 0
+            outcomes.append((kind, try_pair(kind, start, at, alone[kind], chance, waits)))
+    problems = [f"{kind}: {wrong}" for kind, outcome in outcomes for wrong in outcome.problems]
+    print(
+        f"{options.pairs} pairs; the second began while the first held the output in "
+        f"{sum(outcome.overlapped for _, outcome in outcomes)}; one came too late in "
+        f"{sum(outcome.refused for _, outcome in outcomes)}; {len(problems)} problems"
+    )
     for problem in problems:
         print(problem)
     sys.exit(bool(problems))
@@ -67,6 +88,11 @@ def commands(kind: str) -> tuple[Case, tuple[str, ...], tuple[str, ...]]:
     second = ("finetune", "r2.toml") if kind == "run and finetune" else first
     other = {"r.toml": "r2.toml", "plain.toml": "plain2.toml"}
     return case, first, tuple(other.get(word, word) for word in second)
+
+
+def held_output(kind: str) -> str:
+    """The output, in a pair's folder, that both commands want."""
+    return "run" if kind == "run" else commands(kind)[0].result
 
 
 def folder_of(case: Case, start: dict[str, Path], folder: Path) -> Path:
@@ -102,17 +128,35 @@ def try_pair(
     folder: Path,
     alone: tuple[set[str], float],
     chance: random.Random,
-) -> tuple[bool, list[str]]:
-    """(whether one was refused, what was wrong)."""
+    waits: bool,
+) -> Outcome:
+    """Start both, the second when the first holds the output.
+
+    Args:
+        alone: of `weights_alone`.
+        waits: whether the first holds the output until the second has ended.
+    """
     case, *both = commands(kind)
     expected, seconds = alone
     folder_of(case, start, folder)
     logs = [folder.with_suffix(f".{number}.log") for number in (1, 2)]
-    first = _kills.start(both[0], folder, logs[0])
-    time.sleep(chance.uniform(0, 0.6 * seconds))
+    gate = _kills.Gate(folder / held_output(kind))
+    first = _kills.start(both[0], folder, logs[0], gate.keep)
+    outcome = Outcome(gate.is_held())
     second = _kills.start(both[1], folder, logs[1])
-    codes = [_kills.wait(child) for child in (first, second)]
-    wrong: list[str] = []
+    if waits:
+        codes = [_kills.wait(second)]
+        gate.let_go()
+        codes.insert(0, _kills.wait(first))
+    else:
+        time.sleep(chance.uniform(0, 1.2 * seconds))
+        gate.let_go()
+        codes = [_kills.wait(child) for child in (first, second)]
+    wrong = outcome.problems
+    if not outcome.overlapped:
+        wrong.append("the first never held the output")
+    if waits and (codes[0], codes[1]) != (0, 1):
+        wrong.append("the second was let in while the first held the output")
     for code, log in zip(codes, logs, strict=True):
         said = log.read_text(errors="replace")
         wrong += crash.wrong_words(said)
@@ -128,7 +172,8 @@ def try_pair(
     print(f"{kind}: {codes}, {'; '.join(wrong) or 'all is well'}", file=sys.stderr, flush=True)
     if not wrong:
         shutil.rmtree(folder)
-    return any(codes), wrong
+    outcome.refused = any(codes)
+    return outcome
 
 
 if __name__ == "__main__":

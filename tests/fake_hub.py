@@ -66,7 +66,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self._read(body=True)
 
     def do_POST(self) -> None:
-        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        content = self.rfile.read(length)
+        if len(content) < length:  # whoever sent it was killed on the way
+            return None
         parts = self.path.partition("?")[0].strip("/").split("/")
         if parts == ["api", "validate-yaml"]:
             return self._json({"errors": [], "warnings": []})

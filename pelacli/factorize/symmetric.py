@@ -22,6 +22,9 @@ _SLAB = 256
 _NOTHING = 1e-30
 # Between these sizes the squares of numbers, and sums of them, are well within float32.
 _SMALL, _LARGE = 2.0**-40, 2.0**40
+# The largest power of two in float32 is 2¹²⁷. Subnormal numbers, down to 2⁻¹⁴⁹, are raised so far
+# that their squares are no more subnormal.
+_MOST_RAISED = 126
 
 
 def safe_scale(*tensors: Tensor) -> float:
@@ -31,7 +34,7 @@ def safe_scale(*tensors: Tensor) -> float:
     largest = max((max(-float(end.min), float(end.max)) for end in ends), default=0.0)
     if _SMALL < largest < _LARGE or largest == 0 or not math.isfinite(largest):
         return 1.0
-    return math.ldexp(1.0, -math.frexp(largest)[1])
+    return math.ldexp(1.0, min(-math.frexp(largest)[1], _MOST_RAISED))
 
 
 def scaled(t: Tensor, scale: float) -> Tensor:

@@ -3,6 +3,7 @@ next command leaves nothing else."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from pelacli.manifest import digests
 from pelacli.recipe import layout
 from pelacli.steps import outputs
 from pelacli.steps.verify import verify
+from pelacli.system import locks
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -122,3 +124,35 @@ def test_two_at_once_has_two_recipes_of_one_output_for_each_kind_of_pair(tmp_pat
         both = [(folder / name).read_text() for name in ("r.toml", "r2.toml")]
         assert both[0] != both[1]
         assert all('output = "run"' in text for text in both)
+
+
+def test_a_process_waits_at_the_gate_with_the_output_in_its_hands(here, kills):
+    """So the second of two at once certainly starts while the first holds the output."""
+    gate = kills.Gate(here / "run" / "decompose")
+    child = os.fork()
+    if child == 0:
+        gate.keep()
+        for output in ("elsewhere", "run/decompose"):
+            with locks.holding(Path(output)):
+                pass
+        os._exit(0)
+    assert gate.is_held()
+    with pytest.raises(locks.LockedError, match=f"process {child} on "), locks.holding(gate.output):
+        pass
+    with locks.holding(here / "elsewhere"):
+        pass
+    gate.let_go()
+    assert kills.wait(child) == 0
+    with locks.holding(gate.output):
+        pass
+
+
+def test_a_process_that_ends_before_the_gate_never_held_the_output(here, kills):
+    gate = kills.Gate(here / "run")
+    child = os.fork()
+    if child == 0:
+        gate.keep()
+        os._exit(3)
+    assert not gate.is_held()
+    gate.let_go()
+    assert kills.wait(child) == 3
