@@ -85,7 +85,10 @@ def check(plan: Plan, shapes: Mapping[str, tuple[int, int]], where: str) -> None
 _Name = TypeVar("_Name", bound=str)
 
 # Keys that a layer's entry may have; those of a manifest's are among them.
-_KEYS = ("name", "shape", "rank", "reason", "energy", "form", "kind", "params", "flops")
+_KEYS = (
+    "name", "shape", "rank", "reason", "energy", "form", "kind", "params", "flops",
+    "held_back_error",
+)  # fmt: skip
 
 
 def _entries(data: Any, where: str) -> dict[str, Any]:

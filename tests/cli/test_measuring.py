@@ -61,7 +61,8 @@ def test_every_format_of_eval_holds_each_model(pela, artefact):
     [shown] = document(pela(*ask, "--json"))
     dense, own = csv.DictReader(io.StringIO(pela(*ask, "--format", "csv")[1]))
     assert (dense["model"], own["model"], own["baseline"]) == ("test_vit", "a", "test_vit")
-    assert own["bytes"] == str(4 * shown["params"])
+    assert own["bytes"] == str((artefact / "model.safetensors").stat().st_size)
+    assert dense["bytes"] == str(4 * shown["baseline"]["params"])  # it has no files here
     assert dense["params"] == str(shown["baseline"]["params"])
     markdown = pela(*ask, "--format", "markdown")[1].splitlines()
     assert markdown[0] == "|  | test_vit | a |"
