@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,19 +54,17 @@ class _Directory:
 
     Attributes:
         model: what the manifest calls it, a hub id or a path.
-        has_weights: whether there are safetensors files.
-        digest: of the weights; None where they are not read.
+        files: of weights, in safetensors.
+        shapes: name → shape of each tensor in them; empty where the weights are not wanted.
+        digest: of the weights; None where they are not wanted.
     """
 
     folder: Path
     config: Any
     model: str
-    has_weights: bool
+    files: Sequence[Path]
+    shapes: Mapping[str, tuple[int, ...]]
     digest: str | None
-
-    def has(self, key: str) -> bool:
-        """Whether config.json has this key."""
-        return isinstance(self.config, dict) and key in self.config
 
     def origin(self, request: Request) -> Origin:
         """What the manifest will say about where the model comes from."""
@@ -108,11 +107,7 @@ def _refuse_factors(request: Request, directory: _Directory, opened: OpenModel) 
     Raises:
         RequestError: naming one of the layers.
     """
-    if request.weights != "pretrained" or not directory.has_weights:
-        return
-    files = plain_weight_files(directory.folder)
-    stored = {name: shape for file in files for name, shape in shapes(file).items()}
-    ranks = factor_ranks(stored)
+    ranks = factor_ranks(directory.shapes)
     low_rank = sorted(ranks.keys() & find.linear_modules(opened.module).keys()) if ranks else []
     if low_rank:
         raise RequestError(
@@ -131,15 +126,16 @@ def _read(request: Request, folder: Path, hub_id: str | None) -> _Directory:
         )
     config = config_file.read(folder, REMEDY)
     files = plain_weight_files(folder)
+    stored: dict[str, tuple[int, ...]] = {}
     digest = None
     if files and request.weights == "pretrained":
-        tensors = [name for file in files for name in shapes(file)]  # names a file that is cut off
-        if not tensors:
+        stored = {name: shape for file in files for name, shape in shapes(file).items()}
+        if not stored:
             raise RequestError(
                 f"{files[0]}: holds no tensors; take the file that holds the weights"
             )
         digest = digest_files(files)
-    return _Directory(folder, config, hub_id or str(folder), bool(files), digest)
+    return _Directory(folder, config, hub_id or str(folder), files, stored, digest)
 
 
 def _refuse_adapter(request: Request, folder: Path) -> None:
@@ -171,7 +167,7 @@ def _of_pela(request: Request, directory: _Directory) -> OpenModel:
 def _of_timm(request: Request, directory: _Directory) -> OpenModel:
     from pelacli.models.timm import adapter as timm_adapter
 
-    if request.weights == "pretrained" and not directory.has_weights:
+    if request.weights == "pretrained" and not directory.files:
         raise RequestError(f"{request.ref}: has no safetensors weights; use --weights random")
     with naming(f"{directory.folder / config_file.FILE}: can't be built", REMEDY):
         module = timm_adapter.build(
@@ -189,7 +185,7 @@ def _of_timm(request: Request, directory: _Directory) -> OpenModel:
 def _file_of_timm(request: Request, directory: _Directory) -> Path:
     """The file that holds the weights. timm would take a pickle before a file of another name, and
     any of several."""
-    files = plain_weight_files(directory.folder)
+    files = directory.files
     main = directory.folder / "model.safetensors"
     if main not in files and len(files) > 1:
         raise RequestError(
@@ -203,10 +199,9 @@ def _of_transformers(request: Request, directory: _Directory) -> OpenModel:
     from pelacli.models.hf import adapter as hf_adapter
 
     lazily = None
-    if request.weights == "pretrained" and request.num_classes is None:
-        files = plain_weight_files(directory.folder)
-        if sum(map(plain_reading.bytes_in_float32, files)) > request.lazy_above:
-            lazily = hf_adapter.open_lazily(directory.folder, request.model_args)
+    may_wait = request.weights == "pretrained" and request.num_classes is None
+    if may_wait and _bytes_in_float32(directory) > request.lazy_above:
+        lazily = hf_adapter.open_lazily(directory.folder, request.model_args)
     module, weights = lazily or (_filled_by_transformers(request, directory), None)
     opened = describe(
         request.ref, module, "transformers", directory.origin(request), directory.folder
@@ -214,6 +209,10 @@ def _of_transformers(request: Request, directory: _Directory) -> OpenModel:
     opened.weights = weights
     opened.carried = carried(directory.folder, tokenizer_of(opened.inputs))
     return opened
+
+
+def _bytes_in_float32(directory: _Directory) -> int:
+    return sum(map(plain_reading.bytes_in_float32, directory.files))
 
 
 def _filled_by_transformers(request: Request, directory: _Directory) -> nn.Module:
