@@ -54,6 +54,7 @@ class Stage:
     labelled: bool
     taps: list[str] = field(init=False)
     layers: list[str] = field(init=False)
+    _is_target_checked: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         student, settings = self.student.module, self.settings
@@ -117,7 +118,21 @@ class Stage:
         if not self.settings.loss.feature and not self._compares_outputs:
             return None, {}
         with torch.no_grad(), taps.caught(self.teacher.module, names) as features:
-            return self.task.forward(self.teacher.module, batch), features
+            target = self.task.forward(self.teacher.module, batch)
+        if not self._is_target_checked:  # once: to look at it makes an accelerator wait
+            self._check_target(outputs.main_output(target))
+            self._is_target_checked = True
+        return target, features
+
+    def _check_target(self, target: Tensor) -> None:
+        """Refuse what no rate could learn from, before the loss is blamed for it."""
+        if not torch.isfinite(target).all():
+            half = self.settings.precision == "fp16"
+            remedy = ", or train with precision = 'bf16' or 'fp32'" if half else ""
+            raise RequestError(
+                f"{self.teacher.ref}: the teacher's output is not finite, so there is nothing to "
+                f"learn from it; look at its weights and the samples{remedy}"
+            )
 
     def _student_pass(
         self, student: nn.Module, batch: Batch, names: Sequence[str], in_shards: bool

@@ -179,6 +179,15 @@ def test_the_perturbation_is_measured_against_the_weights_that_the_teacher_has_n
     assert stage.losses(student.module, batch)["perturbation"].item() > before + 0.1
 
 
+def test_a_teacher_whose_output_is_not_finite_is_named(decomposed):
+    student, teacher, stage = stage_of(decomposed)
+    teacher.module.head.weight.data *= 1e38
+    teacher.module.norm.weight.data *= 1e38
+    batch = {"inputs": torch.randn(4, 3, 16, 16), "labels": torch.tensor([1, 2, 3, 4])}
+    with pytest.raises(RequestError, match="vit_tiny_patch16_224: the teacher's output is not fin"):
+        stage.losses(student.module, batch)
+
+
 def rates(module):
     return [getattr(m, "drop_prob", 0.0) for n, m in module.named_modules() if "drop_path" in n]
 
