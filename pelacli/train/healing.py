@@ -126,7 +126,7 @@ class Stage:
 
     def _check_target(self, target: Tensor) -> None:
         """Refuse what no rate could learn from, before the loss is blamed for it."""
-        if not torch.isfinite(target).all():
+        if not target.is_meta and not torch.isfinite(target).all():
             half = self.settings.precision == "fp16"
             remedy = ", or train with precision = 'bf16' or 'fp32'" if half else ""
             raise RequestError(

@@ -299,6 +299,7 @@ def test_the_temperature_stays_in_its_bounds():
         pytest.param(low_rank, id="low-rank", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_the_three_objectives_are_learned_by_heart(prepare):
     torch.manual_seed(0)
     network, data = prepare(tiny(dropout=0.0)), batch(8)

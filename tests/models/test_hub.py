@@ -175,6 +175,7 @@ ON_THE_HUB = {
 }
 
 
+@pytest.mark.slow
 def test_every_command_takes_the_id_and_revision_of_an_artefact_on_the_hub(hub, online, tmp_path):
     """All in one process, which takes seconds to import."""
     made = online("decompose", "someone/tiny-bert", "--ratio", "0.8", "-o", "a", "-q")

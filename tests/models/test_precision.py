@@ -70,6 +70,7 @@ def test_it_is_computed_with_in_float32(halved, tmp_path):
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_calibrated_healed_and_finetuned_artefacts_stay_in_half_precision(pela, tmp_path):
     kind = torch.bfloat16
     tiny = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
