@@ -292,14 +292,8 @@ def test_the_temperature_stays_in_its_bounds():
 # Learning -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "prepare",
-    [
-        pytest.param(lambda n: n, id="dense"),
-        pytest.param(low_rank, id="low-rank", marks=pytest.mark.slow),
-    ],
-)
 @pytest.mark.slow
+@pytest.mark.parametrize("prepare", [lambda n: n, low_rank], ids=["dense", "low-rank"])
 def test_the_three_objectives_are_learned_by_heart(prepare):
     torch.manual_seed(0)
     network, data = prepare(tiny(dropout=0.0)), batch(8)
