@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
+ENDS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 # What Python reports before it touches files; the command's own reading counts too.
 _OPERATIONS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.link", "open"}
 
@@ -24,11 +26,13 @@ def count_operations(call: Callable[[], object], below: Path) -> int:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        done = [0]
-        _on_each_operation(below, lambda number: done.__setitem__(0, number))
-        call()
-        os.write(writer, str(done[0]).encode())
-        os._exit(0)
+        try:
+            done = [0]
+            _on_each_operation(below, lambda number: done.__setitem__(0, number))
+            call()
+            os.write(writer, str(done[0]).encode())
+        finally:
+            os._exit(0)
     os.waitpid(child, 0)
     os.close(writer)
     with os.fdopen(reader) as file:
@@ -48,9 +52,11 @@ def killed_before_operation(number: int, call: Callable[[], object], below: Path
             if operation == number:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        _on_each_operation(below, kill)
-        call()
-        os._exit(0)
+        try:
+            _on_each_operation(below, kill)
+            call()
+        finally:
+            os._exit(0)
     return wait(child)
 
 
@@ -121,33 +127,48 @@ def start(
         log: gets what it writes to standard output and error.
         prepare: is called in the child first.
     """
-    child = os.fork()
-    if child:
-        return child
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.chdir(folder)
-    sys.argv = ["pela", *arguments]
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+    try:
+        child = os.fork()
+        if not child:
+            _become(arguments, folder, log, prepare)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    return child
+
+
+def _become(
+    arguments: Sequence[str], folder: Path, log: Path, prepare: Callable[[], object] | None
+) -> NoReturn:
+    """Be the command, in the child. Nothing may leave this function: the child would go on as a
+    second copy of its parent, a test run say. So signals wait until they can be caught here."""
     code = 1
     try:
-        if prepare is not None:
-            prepare()
-        from pelacli.__main__ import main
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        os.chdir(folder)
+        sys.argv = ["pela", *arguments]
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+            if prepare is not None:
+                prepare()
+            from pelacli.__main__ import main
 
-        main()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:  # main() lets nothing else out, but what came while it ended
-        import traceback
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:  # main() lets nothing else out, but what came while it ended
+            import traceback
 
-        traceback.print_exc()
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -107,6 +108,38 @@ def test_the_long_form_counts_what_is_wrong(tmp_path, kills, capsys):
     crash.print_tallies({"broken": tally})
     assert "| broken |" in capsys.readouterr().out
     assert "crash" in sys.modules
+
+
+@pytest.mark.parametrize("call", ["signal.signal", "os.chdir"])
+def test_a_child_that_is_interrupted_early_does_not_go_on_as_its_parent(
+    tmp_path, kills, monkeypatch, call
+):
+    """Before it is a command yet: such a child was a second copy of the test run."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    parent = os.getpid()
+    module, name = call.split(".")
+    monkeypatch.setattr(getattr(kills, module), name, interrupted)
+    try:
+        child = kills.start(("verify", "x"), tmp_path, tmp_path / "log")
+    except BaseException:
+        if os.getpid() != parent:
+            os._exit(99)
+        raise
+    assert kills.wait(child) == 1
+
+
+def test_signals_wait_until_a_child_is_a_command(tmp_path, kills):
+    def look() -> None:
+        waiting = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        (tmp_path / "waiting").write_text(str(waiting & set(kills.ENDS)))
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    kills.wait(kills.start(("--version",), tmp_path, tmp_path / "log", look))
+    assert (tmp_path / "waiting").read_text() == "set()"
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_two_at_once_has_two_recipes_of_one_output_for_each_kind_of_pair(tmp_path, kills):
