@@ -164,11 +164,14 @@ def test_a_process_waits_at_the_gate_with_the_output_in_its_hands(here, kills):
     gate = kills.Gate(here / "run" / "decompose")
     child = os.fork()
     if child == 0:
-        gate.keep()
-        for output in ("elsewhere", "run/decompose"):
-            with locks.holding(Path(output)):
-                pass
-        os._exit(0)
+        try:
+            gate.keep()
+            for output in ("elsewhere", "run/decompose"):
+                with locks.holding(Path(output)):
+                    pass
+            os._exit(0)
+        finally:  # whatever came: it must not go on as a second test run
+            os._exit(1)
     assert gate.is_held()
     with pytest.raises(locks.LockedError, match=f"process {child} on "), locks.holding(gate.output):
         pass
@@ -184,8 +187,10 @@ def test_a_process_that_ends_before_the_gate_never_held_the_output(here, kills):
     gate = kills.Gate(here / "run")
     child = os.fork()
     if child == 0:
-        gate.keep()
-        os._exit(3)
+        try:
+            gate.keep()
+        finally:
+            os._exit(3)
     assert not gate.is_held()
     gate.let_go()
     assert kills.wait(child) == 3
