@@ -13,7 +13,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -116,23 +116,23 @@ def warn(message: str, *, of_this_process: bool = False) -> None:
 
 def info_once(kind: str, message: str) -> None:
     """`info`, if nothing of this kind has been said in this process."""
-    if kind not in verbosity.said:
-        verbosity.said.add(kind)
-        info(message)
+    _once(info, kind, message)
 
 
 def say_once(kind: str, message: str) -> None:
     """`say`, if nothing of this kind has been said in this process."""
-    if kind not in verbosity.said:
-        verbosity.said.add(kind)
-        say(message)
+    _once(say, kind, message)
 
 
 def warn_once(kind: str, message: str) -> None:
     """`warn`, if nothing of this kind has been said in this process."""
+    _once(warn, kind, message)
+
+
+def _once(print_: Callable[[str], None], kind: str, message: str) -> None:
     if kind not in verbosity.said:
         verbosity.said.add(kind)
-        warn(message)
+        print_(message)
 
 
 class Progress:

@@ -60,13 +60,13 @@ def _divergence() -> Any:
                 total += F.kl_div(log_q, log_p, reduction="sum", log_target=True)
                 if gradient is not None:
                     gradient[part] = (log_q.exp_() - log_p.exp_()) / temperature
-            ctx.save_for_backward(*([] if gradient is None else [gradient]))
+            ctx.save_for_backward(gradient)
             return total
 
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
             (gradient,) = ctx.saved_tensors
-            return (gradient * outer).to(gradient.dtype), None, None
+            return gradient * outer, None, None
 
     return Divergence

@@ -26,8 +26,13 @@ def digest_json(content: Any) -> str:
 
 
 def digest_files(files: Iterable[Path]) -> str:
-    """SHA-256 of each file, in their order, with commas between them."""
-    return ",".join(digest_file(file) for file in files)
+    """SHA-256 of each file, in their order, as `of_several` joins them."""
+    return of_several(digest_file(file) for file in files)
+
+
+def of_several(digests: Iterable[str]) -> str:
+    """The digests of several files, in their order, with commas between them."""
+    return ",".join(digests)
 
 
 def weight_files(directory: Path) -> list[Path]:

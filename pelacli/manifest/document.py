@@ -170,6 +170,11 @@ class Manifest(_Record):
                 raise ValueError(f"{name[:40]!r} is no file of the artefact")
         return files
 
+    @property
+    def has_held_back_errors(self) -> bool:
+        """Whether a layer's error on held-back samples is known."""
+        return any(layer.held_back_error is not None for layer in self.layers)
+
 
 def read(directory: Path) -> Manifest:
     """The manifest of an artefact.

@@ -127,8 +127,7 @@ def _whole_rows(manifest: Manifest) -> list[Row]:
 
 
 def _human_layers(manifest: Manifest) -> list[Row]:
-    exact = _layer_rows(manifest)
-    with_error = any(row["held_back_error"] is not None for row in exact)
+    with_error = manifest.has_held_back_errors
     rows = [
         {
             "layer": row["layer"],
@@ -138,7 +137,7 @@ def _human_layers(manifest: Manifest) -> list[Row]:
             **({"held-back error": _error(row["held_back_error"])} if with_error else {}),
             **_changes(row),
         }
-        for row in exact
+        for row in _layer_rows(manifest)
     ]
     return _with_other_and_total(rows, "layer", manifest)
 

@@ -62,8 +62,7 @@ class DenseModel:
         """Bytes that are free where the model is; None where it can't be told."""
         if self.opened.weights is not None:  # its blocks come and go
             return memory.available()
-        home = devices.home(self.module)
-        return memory.available() if home.type == "cpu" else devices.free_memory(home)
+        return devices.memory_left(devices.home(self.module))
 
     def calibration_needs(
         self,

@@ -198,7 +198,7 @@ def _announce(models: Sequence[_Model], device: torch.device) -> None:
     """Of large models, say what memory they take before they are run."""
     parameters = [p for model in models for p in model.opened.module.parameters()]
     weights = sum(p.nbytes for p in parameters)
-    free = memory.available() if device.type == "cpu" else devices.free_memory(device)
+    free = devices.memory_left(device)
     if weights < memory.LARGE or free is None:
         return
     if device.type == "cpu":

@@ -127,7 +127,8 @@ def _weights_digest(path: Path, manifest: Manifest) -> str:
     """That of the weights, which are not read once more where they have been compared."""
     if manifest.files is None:
         return digests.weights_digest(path)
-    return ",".join(manifest.files[file.name].sha256 for file in digests.weight_files(path))
+    records = (manifest.files[file.name] for file in digests.weight_files(path))
+    return digests.of_several(record.sha256 for record in records)
 
 
 _ADDED = "is not of this artefact, and would be read with its weights; move it away"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pelacli.errors import RequestError
-from pelacli.system import processes
+from pelacli.system import memory, processes
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +63,11 @@ def free_memory(device: torch.device) -> int | None:
     import torch
 
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def memory_left(device: torch.device) -> int | None:
+    """Bytes that are free where a device computes, the CPU too; None where it can't be told."""
+    return memory.available() if device.type == "cpu" else free_memory(device)
 
 
 def model_of(device: torch.device) -> str:

@@ -32,12 +32,8 @@ COLUMNS = (
 
 def columns(manifest: Manifest) -> list[tuple[str, bool]]:
     """(name, whether it holds numbers) of each column that says something of the model."""
-    return [column for column in COLUMNS if column[0] != ERROR or has_errors(manifest)]
-
-
-def has_errors(manifest: Manifest) -> bool:
-    """Whether a layer's error on held-back samples is known."""
-    return any(layer.held_back_error is not None for layer in manifest.layers)
+    with_error = manifest.has_held_back_errors
+    return [column for column in COLUMNS if column[0] != ERROR or with_error]
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class LayerRow:
 
 def rows(manifest: Manifest) -> list[LayerRow]:
     """One for each layer, in the order of the model."""
-    with_error = has_errors(manifest)
+    with_error = manifest.has_held_back_errors
     return [_row(layer, with_error) for layer in manifest.layers]
 
 

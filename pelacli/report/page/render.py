@@ -128,7 +128,7 @@ def _title(content: Content) -> str:
 def _section(number: int, subject: Subject) -> Section:
     manifest = subject.manifest
     galleries = [] if subject.is_dense else [depth.gallery(manifest)]
-    if layers.has_errors(manifest):
+    if manifest.has_held_back_errors:
         galleries.append(depth.errors(manifest))
     if subject.spectra is not None:
         galleries.append(spectra.gallery(subject.spectra, manifest.layers))

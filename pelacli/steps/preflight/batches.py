@@ -85,8 +85,7 @@ def check_memory(
     Raises:
         RequestError: with the number of samples that fit.
     """
-    where = devices.select(device)
-    free = memory.available() if where.type == "cpu" else devices.free_memory(where)
+    free = devices.memory_left(devices.select(device))
     if free is None:
         return
     weights = _STATES * _FLOAT * opened.params + (0 if teacher is None else _FLOAT * teacher.params)
