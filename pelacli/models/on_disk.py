@@ -60,7 +60,8 @@ def constant(shape: tuple[int, ...], dtype: torch.dtype, value: int = 0) -> Tens
 @contextmanager
 def zeros(module: nn.Module) -> Iterator[None]:
     """While active, parameters on "meta" are zeros that take no memory, so that the module can be
-    run for what it does and not for its output."""
+    run for what it does and not for its output. They are in float32: in half precision a
+    processor without instructions for it takes a hundred times as long."""
     slots = [
         (part._parameters, name, parameter)
         for part in module.modules()
@@ -68,7 +69,7 @@ def zeros(module: nn.Module) -> Iterator[None]:
         if parameter is not None and parameter.is_meta
     ]
     zero_of = {
-        id(parameter): nn.Parameter(constant(tuple(parameter.shape), parameter.dtype), False)
+        id(parameter): nn.Parameter(constant(tuple(parameter.shape), torch.float32), False)
         for _, _, parameter in slots
     }
     try:

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import pelacli
-from pelacli.artefact import loading
+from pelacli.artefact import description, loading
 from pelacli.steps import lazy_factors, placing
 from pelacli.system import memory
 
@@ -200,3 +200,17 @@ def test_a_layer_is_made_once_when_it_is_written(pela, here, lazily, monkeypatch
     code, _, err = pela("decompose", model, "--ratio", "0.7", "-o", "out")
     assert code == 0, err
     assert len(made) == len(set(made)) > 0
+
+
+def test_flops_of_a_model_in_half_precision_are_counted_in_float32(here):
+    """A processor without instructions for bf16 takes minutes for a sample of a large model."""
+    model = sharded("LlamaForCausalLM", here, dtype=torch.bfloat16)
+    opened = loading.open(str(model), lazy_above=0)[0]
+    assert opened.weights is not None
+    types = set()
+    for part in opened.module.modules():
+        part.register_forward_hook(
+            lambda _, inputs, output: types.add(output.dtype) if torch.is_tensor(output) else None
+        )
+    assert description.cost(opened, []) is not None
+    assert types == {torch.float32}
