@@ -7,7 +7,8 @@ asked for before the work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -61,19 +62,39 @@ def _in_cgroups(root: Path = _CGROUPS, own: Path = _OWN_CGROUPS) -> Iterator[int
     for line in lines:
         number, controllers, path = line.split(":", 2)
         if number == "0":
-            yield from _up(root, path, "memory.max", "memory.current", "inactive_file")
+            yield from _up(root, path, _VERSION_2)
         elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            yield from _up(root / "memory", path, *names)
+            yield from _up(root / "memory", path, _VERSION_1)
 
 
-def _up(mount: Path, path: str, limit: str, usage: str, cache: str) -> Iterator[int]:
+@dataclass(frozen=True)
+class _Names:
+    """What a version of cgroups calls its files, and its figures in memory.stat."""
+
+    limit: str
+    usage: str
+    inactive: str
+    active: str
+    mapped: str
+
+
+_VERSION_1 = _Names(
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    "total_inactive_file",
+    "total_active_file",
+    "total_mapped_file",
+)
+_VERSION_2 = _Names("memory.max", "memory.current", "inactive_file", "active_file", "file_mapped")
+
+
+def _up(mount: Path, path: str, names: _Names) -> Iterator[int]:
     """What a cgroup and those around it leave. A container may see its own as the mount itself."""
     folder = mount / path.strip("/")
     for group in (folder, *folder.parents):
-        most, taken = _number(group / limit), _number(group / usage)
+        most, taken = _number(group / names.limit), _number(group / names.usage)
         if most is not None and taken is not None:
-            yield most - taken + _in_stat(group / "memory.stat", cache)
+            yield most - taken + _given_up(_figures(group / "memory.stat"), names)
         if group == mount:
             break
 
@@ -86,10 +107,22 @@ def _number(file: Path) -> int | None:
         return None
 
 
-def _in_stat(file: Path, key: str) -> int:
-    """Bytes of files' contents that are kept for later only, and given up when memory is short."""
+def _given_up(figures: Mapping[str, int], names: _Names) -> int:
+    """Bytes of files' contents that the kernel keeps for later and gives up when memory is short.
+
+    Weights that were read twice are among the active ones. Of these, what is mapped is in use:
+    libraries, and tensors that lie in their files.
+    """
+    inactive, active, mapped = (
+        figures.get(name, 0) for name in (names.inactive, names.active, names.mapped)
+    )
+    return max(inactive, inactive + active - mapped)
+
+
+def _figures(file: Path) -> dict[str, int]:
+    """A file of lines of a name and a number each; empty where there is none that can be read."""
     try:
         pairs = [line.split() for line in file.read_text().splitlines()]
-        return next((int(pair[1]) for pair in pairs if pair[0] == key), 0)
-    except (OSError, ValueError, IndexError):
-        return 0
+        return {name: int(number) for name, number in pairs}
+    except (OSError, ValueError):
+        return {}
