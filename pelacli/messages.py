@@ -16,12 +16,13 @@ _CAUSE = 160  # … of one that is quoted between a place and a remedy
 _BARE = (LookupError, AttributeError, TypeError, ArithmeticError)
 _SHOWN = 60  # characters of a value that a user gave
 
-# A sentence that sends the reader to what is not shown here ("look at the above report!").
+# What sends the reader to something that is not shown here ("look at the above report!").
 _ELSEWHERE = re.compile(
-    r"[^.!?]*\b(?:(?:the|see|messages?|errors?|shown|listed) above|above (?:report|message|error|"
-    r"exception|traceback|warning)s?)\b[^.!?]*[.!?]?",
+    r"\b(?:(?:the|see|messages?|errors?|shown|listed) above|above (?:report|message|error|"
+    r"exception|traceback|warning)s?)\b",
     re.IGNORECASE,
 )
+_SENTENCE = re.compile(r"[^.!?]+[.!?]?|[.!?]")
 
 
 def one_line(error: BaseException | str, longest: int = _LONGEST) -> str:
@@ -31,12 +32,19 @@ def one_line(error: BaseException | str, longest: int = _LONGEST) -> str:
     the name of the error's class where it has no message. Sentences about what the library has
     printed elsewhere are left out.
     """
-    lines = [" ".join(_ELSEWHERE.sub("", line).split()) for line in str(error).splitlines()]
+    lines = [_without_elsewhere(line) for line in str(error).splitlines()]
     lines = [line for line in lines if line]
     if not lines:
         return type(error).__name__
     announced = len(lines) > 1 and lines[0].endswith(":")
     return lines[1 if announced else 0][:longest]
+
+
+def _without_elsewhere(line: str) -> str:
+    """A line without the sentences that send the reader elsewhere, in time linear in its length:
+    a library may quote all of a stranger's file in it."""
+    sentences = _SENTENCE.findall(line)
+    return " ".join("".join(s for s in sentences if not _ELSEWHERE.search(s)).split())
 
 
 @contextmanager

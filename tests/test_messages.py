@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from pelacli.errors import PelaError
@@ -24,6 +26,25 @@ NAMES = ["vit_base", "vit_small", "swin_base", "workers"]
 )
 def test_one_line_is_the_first_that_says_something(error, line):
     assert one_line(error) == line
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("Look at the above report! Shapes differ. See above.", "Shapes differ."),
+        ("a 1.5 b: look above. c", "a 1.5 b: look above. c"),
+        ("Bad value (see the message above)... x", ".. x"),
+        ("the above report", "ValueError"),
+    ],
+)
+def test_sentences_that_send_the_reader_elsewhere_are_left_out(text, line):
+    assert one_line(ValueError(text)) == line
+
+
+def test_a_message_that_quotes_a_whole_file_costs_no_time():
+    began = time.process_time()
+    one_line("y " * 20_000)
+    assert time.process_time() - began < 2.0  # it was quadratic: a minute for half of this
 
 
 def test_a_long_line_is_cut():
