@@ -26,9 +26,9 @@ import psutil
 from _common import machine
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from pelacli.errors import StoppedError
 from pelacli.recipe.schema import Recipe
 from pelacli.steps import pipeline
-from pelacli.train.stopping import StoppedError
 
 SETTLING = 0.1  # share of the time in which growth is no sign of anything
 ALLOWED = 1.05  # memory at the end, of that after settling

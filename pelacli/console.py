@@ -151,8 +151,14 @@ class Progress:
     ) -> None:
         self.description, self.total = short_line(description), total
         self.done, self.figures = 0.0, ""
-        self._began = time.monotonic()
+        self._before, self._began = 0.0, time.monotonic()
         self._bar, self._task = bar, task
+
+    def start_at(self, done: float) -> None:
+        """Go on from where an earlier process came, which took no time of this one."""
+        self.done = self._before = done
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done)
 
     def advance(self, n: float = 1, **figures: object) -> None:
         """Move on by n, and show the figures (``loss=0.5, lr=0.001``) below the bar."""
@@ -175,9 +181,10 @@ class Progress:
     def line(self) -> str:
         """How far it is, in words: "calibrating: 64 of 256, about 2 min left"."""
         took = time.monotonic() - self._began
-        if not self.total or not self.done:
+        new = self.done - self._before
+        if not self.total or not new:
             return f"{self.description}: {duration(took)} so far"
-        left = took * max(0.0, self.total / self.done - 1)
+        left = took * max(0.0, (self.total - self.done) / new)
         text = f"{self.description}: {self.done:g} of {self.total:g}, about {duration(left)} left"
         return f"{text}; {self.figures.replace('  ', ', ')}" if self.figures else text
 

@@ -29,6 +29,22 @@ class PelaError(Exception):
         return shortened(" ".join(super().__str__().split()))
 
 
+class StoppedError(PelaError):
+    """A training was asked to stop, and has. Exit code 1.
+
+    Attributes:
+        where: how far it came.
+    """
+
+    def __init__(self, where: str, remedy: str) -> None:
+        """
+        Args:
+            remedy: how the user goes on, which depends on the command.
+        """
+        super().__init__(f"{where}; {remedy}")
+        self.where = where
+
+
 class RequestError(PelaError):
     """The request was wrong: usage, recipe, unknown model, unusable input. Exit code 2."""
 

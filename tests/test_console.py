@@ -98,6 +98,16 @@ def test_a_long_wait_off_a_terminal_says_now_and_then_how_far_it_is(monkeypatch)
     assert stream.getvalue() == before
 
 
+def test_what_was_done_before_says_nothing_of_the_time_left():
+    """As in a training that goes on from a checkpoint."""
+    plain = console.Progress("heal", total=100)
+    plain.start_at(90)
+    assert plain.line() == "heal: 0 s so far"
+    plain.advance(5)
+    plain._began -= 60.0
+    assert plain.line() == "heal: 95 of 100, about 60 s left"
+
+
 def wait_for(stream, text):
     deadline = time.monotonic() + 20
     while text not in stream.getvalue():

@@ -26,6 +26,6 @@ def watch(
             if description in (None, shown):
                 do(n)
 
-        yield SimpleNamespace(advance=advance)
+        yield SimpleNamespace(advance=advance, start_at=advance)
 
     monkeypatch.setattr(console, "progress", progress)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pelacli import console
-from pelacli.errors import RequestError
+from pelacli.errors import RequestError, StoppedError
 from pelacli.manifest import document, integrity, lookup
 from pelacli.manifest.document import NewerFormatError
 from pelacli.recipe import layout, schema
@@ -76,7 +76,11 @@ def _outcome(step: Step[Any], force: bool, *, is_known_done: bool) -> dict[str, 
         outputs.tidy(step.output)
     else:
         console.info(f"{step.name} → {step.output}")
-        _do(step, force)
+        try:
+            _do(step, force)
+        except StoppedError as error:
+            command = "the same command without --force" if force else "the same command"
+            raise StoppedError(error.where, f"{command} goes on") from None
     seconds = 0.0 if skipped else time.perf_counter() - start
     artefact = str(step.output)
     return {"step": step.name, "artefact": artefact, "skipped": skipped, "seconds": seconds}

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from pelacli.train.splits import Splits
 
 from pelacli import console
+from pelacli.errors import StoppedError
 from pelacli.recipe.step import Step
 from pelacli.recipe.training import Pretrain
 from pelacli.system import devices, files, processes
 from pelacli.train import checkpoint, loop, rate_search
 from pelacli.train.loop import Objective, RunOptions
 from pelacli.train.run import updates
-from pelacli.train.stopping import StoppedError
 
 _FILE = "rate.json"  # in the folder of an unfinished run
 
@@ -99,7 +99,7 @@ def _searched(
                 return evaluate(module)
             except StoppedError:
                 raise StoppedError(
-                    "stopped while rates were tried; nothing was saved: start again"
+                    "stopped while rates were tried", "nothing was saved: start again"
                 ) from None
             finally:
                 module.load_state_dict(weights)

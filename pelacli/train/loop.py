@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 from pelacli.console import info, warn
 from pelacli.data.loader import Batch
-from pelacli.errors import PelaError
+from pelacli.errors import PelaError, StoppedError
 from pelacli.system.devices import move_module
 from pelacli.train import acceleration, checkpoint, compilation, optim, recompute
 from pelacli.train.criterion import Criterion
 from pelacli.train.journal import Journal
 from pelacli.train.run import Run, updates
-from pelacli.train.stopping import StoppedError, stopping
+from pelacli.train.stopping import stopping
 from pelacli.train.update import Learner, update
 from pelacli.train.weights import Losses, distribute
 
@@ -46,6 +46,7 @@ class Batches(Protocol):
 class Progress(Protocol):
     """A progress display; `pelacli.console.progress` gives one."""
 
+    def start_at(self, done: float) -> None: ...
     def advance(self, n: float = 1, **fields: object) -> None: ...
 
 
@@ -192,8 +193,8 @@ def _train(
     settings, output = learner.settings, options.output
     journal = Journal(learner.accelerator, output, run.step, settings.log_every)
     batches = _stream(loader, run.step * settings.accumulate)
-    if options.progress:
-        options.progress.advance(run.step)
+    if options.progress and run.step:
+        options.progress.start_at(run.step)
     saved = run.step
     with closing(loader), closing(journal), stopping(learner.accelerator) as is_stop_requested:
         _evaluate_start(learner, objective, journal, options, run)
@@ -276,7 +277,7 @@ def _save(learner: Learner, output: Path | None, run: Run) -> None:
 
 def _stopped(run: Run, output: Path | None) -> StoppedError:
     remedy = "continue with --resume" if output else "nothing was saved, as no output was given"
-    return StoppedError(f"stopped at step {run.step} of {run.total}; {remedy}")
+    return StoppedError(f"stopped at step {run.step} of {run.total}", remedy)
 
 
 def _take_result(learner: Learner, module: nn.Module, output: Path | None, run: Run) -> None:

@@ -11,12 +11,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from pelacli.errors import PelaError
-
-
-class StoppedError(PelaError):
-    """A run was asked to stop, and has."""
-
 
 @contextmanager
 def stopping(accelerator: Accelerator) -> Iterator[Callable[[], bool]]:

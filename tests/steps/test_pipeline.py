@@ -12,6 +12,7 @@ import torch
 import transformers
 
 import pelacli
+from pelacli.errors import StoppedError
 from pelacli.manifest import digests
 from pelacli.manifest import document as manifest_document
 from pelacli.recipe.schema import Recipe
@@ -108,3 +109,18 @@ def test_a_recipe_that_is_done_loads_no_torch(here):
     for torch_is_loaded in (True, False):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == f"0 {torch_is_loaded}", done.stderr
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_stopped_run_says_which_command_goes_on(monkeypatch, tmp_path, force):
+    """``pela run`` goes on by itself, and has no ``--resume``; its ``--force`` would begin anew."""
+
+    def stop(*_):
+        raise StoppedError("stopped at step 1 of 2", "continue with --resume")
+
+    monkeypatch.setattr(pipeline, "_do", stop)
+    step = step_of(recipe(model="test_vit", output=str(tmp_path / "run")), "decompose")
+    with pytest.raises(StoppedError) as stopped:
+        pipeline._outcome(step, force, is_known_done=False)
+    command = "the same command without --force" if force else "the same command"
+    assert str(stopped.value) == f"stopped at step 1 of 2; {command} goes on"
