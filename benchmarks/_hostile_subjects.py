@@ -23,6 +23,7 @@ _BERT = {
     "intermediate_size": 32, "max_position_embeddings": 24,
 }  # fmt: skip
 _VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+_EVAL = ("--no-latency", "--json")
 _FEW = ("--ratio", "0.9", "--dry-run", "--json")
 
 
@@ -60,8 +61,8 @@ SUBJECTS = (
         ("sentences/modules.json", "sentences/sentence_*", "sentences/*_*/*"),
     ),
     Subject("artefact", ("eval", "art", "--json"), ("art/model.safetensors",), True),
-    Subject("manifest", ("eval", "art", "--json"), ("art/pela.json",)),
-    Subject("artefact config", ("eval", "art", "--json"), ("art/config.json",)),
+    Subject("manifest", ("eval", "art", *_EVAL), ("art/pela.json",)),
+    Subject("artefact config", ("eval", "art", *_EVAL), ("art/config.json",)),
     Subject("report", ("report", "art", "--json"), ("art/pela.json",)),
     Subject("spectra", ("report", "art", "--sweep", "0.9..0.8:2", "--json"), ("art/spectra*",)),
     Subject(
@@ -85,20 +86,20 @@ SUBJECTS = (
     ),
     Subject(
         "labelled images",
-        ("eval", "vit", "--data", "folders/images", "--json"),
+        ("eval", "vit", "--data", "folders/images", *_EVAL),
         ("folders/images/*/*/*",),
         is_data=True,
     ),
     Subject(
         "annotations",
-        ("eval", "detector", "--data", "coco", "--split", "val", "--json"),
+        ("eval", "detector", "--data", "coco", "--split", "val", *_EVAL),
         ("coco/annotations/*",),
         is_data=True,
     ),
-    Subject("rows", ("eval", "bert", "--data", "rows.csv", "--json"), ("rows.csv",), is_data=True),
+    Subject("rows", ("eval", "bert", "--data", "rows.csv", *_EVAL), ("rows.csv",), is_data=True),
     Subject(
         "json rows",
-        ("eval", "bert", "--data", "rows.jsonl", "--json"),
+        ("eval", "bert", "--data", "rows.jsonl", *_EVAL),
         ("rows.jsonl",),
         is_data=True,
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import signal
@@ -14,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import typer
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _RUNS = (
@@ -106,6 +109,15 @@ def install(space: Path) -> None:
     (space / "temporary").mkdir(parents=True, exist_ok=True)
     tempfile.tempdir = str(space / "temporary")
     sys.addaudithook(_watch.hook)
+
+
+def describe_commands_once() -> None:
+    """Keep the description of the commands and their options, which is the same in every call and
+    takes longer than many a refusal; it can't be undone."""
+    from pelacli.cli import app
+
+    vars(app)["make_app"] = functools.cache(app.make_app)
+    vars(typer.main)["get_command"] = functools.cache(typer.main.get_command)
 
 
 def call(

@@ -1,14 +1,20 @@
 """Files from strangers: damages small models, artefacts, recipes and data, and calls pela on each.
 
-    python benchmarks/hostile.py                              # 300 inputs, some minutes
-    nice python benchmarks/hostile.py --inputs 100000 --out hostile.jsonl
+    python benchmarks/hostile.py                              # 300 inputs, a minute or two
+    nice python benchmarks/hostile.py --inputs 100000 --jobs 2 --out hostile.jsonl
     python benchmarks/hostile.py --only 4711                  # one input again, with its files
+    python benchmarks/hostile.py --table hostile.jsonl        # what came out so far
 
 Every input has a number, which is its seed. What must hold of each: exit code 0, 2 or 3 (1 only
 where memory is short), one line of at most 1,000 characters, no traceback, no "(unexpected", less
 than ten seconds of the processor, nothing opened or changed outside of the input's directory, no
 code of it run, nothing asked on standard input. An artefact's damaged weights are refused, or give
 what the undamaged ones give.
+
+An input costs a quarter of a second of the processor: the workers are forks of a process that has
+imported and called everything once. What stands in ``--out`` is not done again, so a long run that
+was ended goes on with the same command. Files that are made and removed so quickly are best in
+memory: set TMPDIR to a folder of a tmpfs, but none below /dev, whose reads count as the system's.
 
 Reads by Python are seen by an audit hook. Those of the safetensors and tokenizers libraries are
 not: there a link that leads out counts as followed if the command ends well.
@@ -20,23 +26,28 @@ import argparse
 import json
 import os
 import random
+import resource
 import select
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import _hostile_damage as damage
 import _hostile_watch as watch
 import _rows
+import torch
 from _hostile_subjects import SUBJECTS, Subject, make
 
 _AFTER = 600  # seconds after which a worker that says nothing is ended
-_BATCH = 400  # inputs of a worker
+_BATCH = 100  # inputs of a worker
+_MEMORY = 6 * 2**30  # bytes that a worker may take beside what it was born with
 Row = dict[str, Any]
 
 
@@ -55,10 +66,7 @@ def one(number: int, whole: Path, space: Path, results: dict[str, str]) -> Row:
     shutil.copytree(whole, case)
     (case / "evil.py").write_text(damage.EVIL)
     if subject.name not in results:
-        undamaged = watch.call(subject.command, case, limit=_AFTER)
-        if undamaged.code or undamaged.broken:
-            raise SystemExit(f"{subject}: fails undamaged: {undamaged}")
-        results[subject.name] = _comparable(undamaged.out)
+        results[subject.name] = _undamaged(subject, case)
     files = sorted(file for pattern in subject.damaged for file in case.glob(pattern))
     file = chance.choice([file for file in files if file.is_file()])
     way = chance.choice(damage.damages(file))
@@ -74,6 +82,19 @@ def one(number: int, whole: Path, space: Path, results: dict[str, str]) -> Row:
         "damage": way.__name__, "code": call.code, "equal": equal,
         "seconds": round(call.seconds, 2), "broken": broken, "err": call.err[-700:],
     }  # fmt: skip
+
+
+def undamaged(whole: Path, space: Path) -> dict[str, str]:
+    """Subject → what its command prints while nothing is damaged."""
+    shutil.copytree(whole, space / "case")
+    return {subject.name: _undamaged(subject, space / "case") for subject in SUBJECTS}
+
+
+def _undamaged(subject: Subject, case: Path) -> str:
+    call = watch.call(subject.command, case, limit=_AFTER)
+    if call.code or call.broken:
+        raise SystemExit(f"{subject}: fails undamaged: {call}")
+    return _comparable(call.out)
 
 
 def _comparable(out: str) -> str:
@@ -92,42 +113,79 @@ def _silent(subject: Subject, file: Path, call: watch.Call, undamaged: str) -> I
         yield "a link that leads out was followed"
 
 
-def worker(first: int, last: int, whole: Path, space: Path) -> None:
-    """Print a line of JSON for each input."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    watch.install(space.with_name("space-temporary"))
-    results: dict[str, str] = {}
-    for number in range(first, last):
-        print(json.dumps(one(number, whole, space, results)), file=answers, flush=True)
+@dataclass
+class Worker:
+    """A fork of this process that tries some inputs, and writes a line of JSON on each.
 
+    Attributes:
+        left: the numbers of the inputs that it has not answered.
+        output: where its lines are read.
+    """
 
-def rows(first: int, last: int, whole: Path, space: Path) -> Iterator[Row]:
-    """The inputs' rows, from processes of their own; what ends or hangs one of these is a row."""
-    while first < last:
-        end = min(last, first + _BATCH)
-        arguments = ["--worker", str(first), str(end), str(whole), str(space)]
-        command = [sys.executable, __file__, *arguments]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            for row in _lines(process):
-                first = int(row["input"]) + 1
-                yield row
-            process.kill()
-        if first < end:
-            what = "the process ended or hung"
-            yield {"input": first, "code": process.returncode, "broken": [what]}
-            first += 1
+    left: list[int]
+    process: int
+    output: int
+    text: bytes = b""
 
-
-def _lines(process: subprocess.Popen[bytes]) -> Iterator[Row]:
-    """What a worker prints, until it ends or says nothing for too long."""
-    assert process.stdout is not None
-    text = b""
-    while select.select([process.stdout], [], [], _AFTER)[0]:
-        more = os.read(process.stdout.fileno(), 1 << 16)
+    def lines(self) -> list[Row] | None:
+        """What it has written since it was last asked; None when it has ended. It waits."""
+        more = os.read(self.output, 1 << 16)
         if not more:
-            return
-        *lines, text = (text + more).split(b"\n")
-        yield from map(json.loads, lines)
+            return None
+        *lines, self.text = (self.text + more).split(b"\n")
+        rows = [json.loads(line) for line in lines]
+        self.left = self.left[len(rows) :]
+        return rows
+
+    def end(self) -> int:
+        """End it, and give its exit code, negative for a signal."""
+        os.kill(self.process, signal.SIGKILL)
+        os.close(self.output)
+        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+
+
+def start(numbers: list[int], whole: Path, space: Path, results: dict[str, str]) -> Worker:
+    """Begin with some inputs, in a process of their own."""
+    reader, writer = os.pipe()
+    process = os.fork()
+    if process:
+        os.close(writer)
+        return Worker(numbers, process, reader)
+    try:
+        limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + _MEMORY
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        with os.fdopen(writer, "w") as answers:
+            for number in numbers:
+                print(json.dumps(one(number, whole, space, results)), file=answers, flush=True)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
+def rows(numbers: Sequence[int], root: Path, results: dict[str, str], jobs: int) -> Iterator[Row]:
+    """The inputs' rows, from workers; what ends or hangs one of these is a row."""
+    waiting = [list(numbers[at : at + _BATCH]) for at in range(0, len(numbers), _BATCH)][::-1]
+    spaces = [root / f"space-{job}" for job in range(jobs)]
+    running: dict[int, tuple[Worker, Path]] = {}
+    while waiting or running:
+        while waiting and spaces:
+            space = spaces.pop()
+            worker = start(waiting.pop(), root / "whole", space, results)
+            running[worker.output] = worker, space
+        ready = select.select(list(running), [], [], _AFTER)[0]
+        for output in ready or list(running):  # nobody said a word: all of them hang
+            worker, space = running[output]
+            answered = worker.lines() if ready else None
+            yield from answered or ()
+            if answered is None:
+                del running[output]
+                spaces.append(space)
+                code = worker.end()
+                if worker.left:
+                    number, *others = worker.left
+                    yield {"input": number, "code": code, "broken": ["the process ended or hung"]}
+                    waiting += [others] if others else []
 
 
 def table(all_rows: list[Row]) -> str:
@@ -152,25 +210,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=300)
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--only", type=int, help="this input alone; its files stay")
     parser.add_argument("--out", type=Path, help="append a line of JSON for each input")
-    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--table", type=Path, help="the table of such a file; nothing is tried")
     options = parser.parse_args()
+    if options.table:
+        return print(table(_rows.read(options.table)))
     os.environ["HF_HUB_OFFLINE"] = "1"
-    if options.worker:
-        first, last, whole, space = options.worker
-        return worker(int(first), int(last), Path(whole), Path(space))
+    torch.set_num_threads(1)  # a pool of threads does not live on in a fork
     root = Path(tempfile.mkdtemp(prefix="pela-hostile-"))
     make(root / "whole")
     make_artefact(root / "whole")
+    watch.install(root)
+    watch.describe_commands_once()
     if options.only is not None:
-        watch.install(root)
         print(json.dumps(one(options.only, root / "whole", root / "space", {}), indent=2))
-        print(f"its files: {root / 'space'}")
-        return None
-    all_rows = []
+        return print(f"its files: {root / 'space'}")
+    results = undamaged(root / "whole", root / "space")
+    all_rows = _rows.read(options.out) if options.out and options.out.exists() else []
+    done = {row["input"] for row in all_rows}
     end = options.first + options.inputs
-    for row in rows(options.first, end, root / "whole", root / "space"):
+    numbers = [number for number in range(options.first, end) if number not in done]
+    for row in rows(numbers, root, results, options.jobs):
         all_rows.append(row)
         if row["broken"]:
             print(json.dumps(row), file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import random
 import subprocess
 import sys
@@ -112,11 +113,16 @@ def test_the_code_of_pela_may_be_read_where_no_path_names_it(hostile, whole, tmp
 
 
 def test_a_worker_that_ends_is_a_row(hostile, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(hostile.sys, "executable", "/bin/false")
-    rows = list(hostile.rows(5, 7, whole, tmp_path / "space"))
-    assert [row["input"] for row in rows] == [5, 6]
-    assert all(row["broken"] for row in rows)
-    assert "| all | 2 |" in hostile.table(rows)
+    def one(number, *_):
+        if number == 6:
+            os._exit(3)
+        return {"input": number, "code": 0, "broken": []}
+
+    monkeypatch.setattr(hostile, "one", one)
+    rows = list(hostile.rows(range(5, 9), tmp_path, {}, jobs=2))
+    assert sorted(row["input"] for row in rows) == [5, 6, 7, 8]
+    assert [row["input"] for row in rows if row["broken"]] == [6]
+    assert "| all | 4 |" in hostile.table(rows)
 
 
 def test_an_input_does_not_depend_on_those_before_it(hostile, tmp_path):
