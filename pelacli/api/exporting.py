@@ -28,6 +28,7 @@ def export(
     precision: str | None = None,
     opset: int | None = None,
     batches: Any = None,
+    tolerance: float | None = None,
 ) -> Exported:
     """Write a model as ``pela export`` does, load it again and compare it.
 
@@ -40,6 +41,8 @@ def export(
         precision: "fp32", "fp16" or "bf16", which "onnx" does not take; None: that of the model.
         opset: of ONNX; None: torch's default.
         batches: samples to compare on, as `decompose` takes them; None: samples of pela's own.
+        tolerance: the largest relative difference that its outputs may have to the model's; None:
+            1e-4 in fp32, 3e-2 in fp16, 2e-1 in bf16.
 
     Returns:
         What was written, with the largest relative difference of its outputs to the model's.
@@ -57,7 +60,7 @@ def export(
     """
     given = None if batches is None else arguments.samples(batches)
     kind = precisions.canonical(precision)
-    request = Request(to, arguments.path(path), kind, opset, batches=given)
+    request = Request(to, arguments.path(path), kind, opset, batches=given, tolerance=tolerance)
     if isinstance(model, str | Path):
         arguments.path(model)
         return steps_export.run(os.path.expanduser(model), request)

@@ -35,6 +35,13 @@ def export(
         str | None,
         typer.Option("--data", help="Dataset to compare on; by default samples of pela's own."),
     ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="The largest relative difference that it may have; by default 1e-4 in fp32, 3e-2 "
+            "in fp16, 2e-1 in bf16."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write a model for runtimes that know no pela, load it again, and compare it."""
@@ -43,5 +50,5 @@ def export(
     from pelacli.system import precisions
 
     kind = precisions.canonical(precision)
-    request = steps_export.Request(to, output, kind, opset, dataset)
+    request = steps_export.Request(to, output, kind, opset, dataset, tolerance=tolerance)
     cli_output.print_exported(steps_export.run(artefact, request), json)

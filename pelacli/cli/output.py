@@ -269,7 +269,7 @@ def print_exported(result: Exported, json: bool) -> None:
         for batch in result.batches
     )
     terminal.print_text(
-        f"largest relative difference {result.difference:.1e} (at most {result.bound:.0e}) on "
+        f"largest relative difference {result.difference:.1e} (at most {result.bound:.1e}) on "
         f"{shapes}"
     )
     terminal.print_text(

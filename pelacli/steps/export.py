@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ class Request:
         opset: of ONNX; None: torch's default.
         data: a dataset to compare on; None: samples of pela's own.
         batches: samples in its place.
+        tolerance: the largest relative difference that is allowed; None: the precision's, see
+            `pelacli.exports.agreement`.
     """
 
     to: str
@@ -47,6 +50,7 @@ class Request:
     opset: int | None = None
     data: str | None = None
     batches: Sequence[Any] | None = None
+    tolerance: float | None = None
 
 
 @dataclass
@@ -116,6 +120,8 @@ def check(request: Request) -> None:
         known = target.OPSETS
         remedy = f"give {known[0]} to {known[-1]}" if known else "it is for --to onnx; leave it out"
         raise RequestError(f"--opset {request.opset}: {remedy}")
+    if request.tolerance is not None and not 0 < request.tolerance < math.inf:
+        raise RequestError(f"--tolerance {request.tolerance:g}: give a number above 0, as 1e-3")
     if target.SUFFIX and request.path.suffix != target.SUFFIX:
         raise RequestError(
             f"--output {request.path}: --to {request.to} writes a file; give it a name that ends "
@@ -150,7 +156,7 @@ def export(opened: OpenModel, request: Request) -> Exported:
             precision,
             request.opset,
             max(batch["difference"] for batch in compared),
-            BOUNDS[precision],
+            BOUNDS[precision] if request.tolerance is None else request.tolerance,
             compared,
         )
         _refuse_if_far(result)
@@ -199,10 +205,12 @@ def _compared(batch: Batch, expected: Batch, outputs: Batch) -> dict[str, Any]:
 
 def _refuse_if_far(result: Exported) -> None:
     if result.difference > result.bound:
+        is_number = math.isfinite(result.difference)
+        remedy = "; --tolerance sets another bound" if is_number else ""
         raise PelaError(
             f"{result.path}: nothing is written: the largest relative difference to "
-            f"{result.model} would be {result.difference:.1e}, more than the {result.bound:.0e} "
-            f"that {result.precision} may have"
+            f"{result.model} would be {result.difference:.1e} in {result.precision}, and "
+            f"{result.bound:.1e} is allowed{remedy}"
         )
 
 

@@ -37,6 +37,8 @@ from pelacli.exports import dense, targets
         (("--to", "onnx", "-o", "old.onnx"), "old.onnx: exists; choose another output"),
         (("--to", "dense", "-o", "broken"), "broken: exists; choose another output"),
         (("--to", "dense", "-o", "old.onnx/x"), "old.onnx is a file, not a directory"),
+        (("--to", "dense", "-o", "x", "--tolerance", "0"), "--tolerance 0: give a number above 0"),
+        (("--to", "dense", "-o", "x", "--tolerance", "nan"), "nan: give a number above 0"),
         (("--to", "dense", "-o", "x", "--data", "none"), "none"),
         (("--to", "dense"), "Missing option '--output'"),
         (("-o", "x"), "Missing option '--to'"),
@@ -88,6 +90,13 @@ def test_an_export_that_is_too_far_from_the_artefact_is_removed(
     monkeypatch.setattr(dense, "run", wrong)
     line = refused("export", "a", "--to", "dense", "-o", "x", code=1)
     assert "x: nothing is written: the largest relative difference to a would be" in line
+    assert "in fp32, and 1.0e-04 is allowed" in line
+    assert ("--tolerance sets another bound" in line) == (fault == "far")
+    if fault == "far":
+        exported = pelacli.export("a", "x", to="dense", tolerance=0.5)
+        assert 1e-4 < exported.difference < exported.bound == 0.5
+    else:
+        refused("export", "a", "--to", "dense", "-o", "x", "--tolerance", "1e9", code=1)
 
 
 def test_what_comes_to_the_place_meanwhile_is_not_replaced(pela, artefact, monkeypatch):
