@@ -73,8 +73,20 @@ def _command(command: Any, name: str) -> Iterator[str]:
         return
     yield f"## `{name}`"
     yield str(command.help).strip()
-    rows = [_option_row(parameter) for parameter in command.params if _help(parameter)]
-    yield "| option | does |\n|---|---|\n" + "\n".join(rows)
+    if command.epilog:
+        _, *typed = command.epilog.splitlines()
+        yield "\n".join(["```sh", *(line.removeprefix("$ ") for line in typed), "```"])
+    groups: dict[str, list[str]] = defaultdict(list)
+    for parameter in filter(_help, command.params):
+        groups[_group(parameter)].append(_option_row(parameter))
+    for title, rows in groups.items():
+        yield f"| {title} | |\n|---|---|\n" + "\n".join(rows)
+
+
+def _group(parameter: Any) -> str:
+    """The title under which a command's help shows a parameter."""
+    kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+    return getattr(parameter, "rich_help_panel", None) or kind
 
 
 def _help(parameter: Any) -> str:
@@ -83,9 +95,11 @@ def _help(parameter: Any) -> str:
 
 def _option_row(parameter: Any) -> str:
     names = [*parameter.opts, *parameter.secondary_opts]
-    if not any(name.startswith("-") for name in names):
-        names = [parameter.name.upper()]
-    return f"| {', '.join(f'`{name}`' for name in names)} | {_cell(_help(parameter))} |"
+    value = parameter.metavar or ""
+    if parameter.param_type_name == "argument":
+        names, value = [value], ""
+    typed = [f"`{name} {value}`" if value else f"`{name}`" for name in names]
+    return f"| {', '.join(typed)} | {_cell(_help(parameter))} |"
 
 
 def _key_row(key: str, field: FieldInfo) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -15,38 +16,55 @@ from pelacli.cli import (
     sharing,
     training,
 )
+from pelacli.cli.help_text import Group, examples_below
 from pelacli.cli.options import add_command
 from pelacli.version import __version__
+
+# Groups of commands in `pela --help`.
+_SMALLER, _LOOK, _ELSEWHERE = "Make a model smaller", "Look at models", "Use models elsewhere"
+_OLDER_NAME = "The same as heal, by its older name."
+_EXAMPLES = (
+    "pela run recipes/quickstart.toml",
+    "pela decompose vit_base --ratio 0.5 --calibrate my/images",
+    "pela eval runs/vit_base-r0.50 --against vit_base --data my/dataset",
+    "pela report",
+    "pela COMMAND --help",
+)
 
 
 def make_app() -> typer.Typer:
     """The command line, with its commands in the order of ``pela --help``."""
     app = typer.Typer(
         name="pela",
+        cls=Group,
         help="Make pretrained Transformers smaller and keep them as good.",
+        epilog=examples_below(_EXAMPLES),
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    add_command(app, "decompose", decompose.decompose)
-    add_command(app, "heal", training.heal)
-    add_command(app, "pretrain", training.heal, help="The same as heal: its older name.")
-    add_command(app, "finetune", training.finetune)
-    add_command(app, "eval", measuring.evaluate)
-    add_command(app, "report", measuring.report)
-    add_command(app, "export", exporting.export)
-    add_command(app, "import", importing.import_checkpoint)
-    add_command(app, "push", sharing.push)
-    add_command(app, "run", training.run)
-    add_command(app, "verify", measuring.verify)
-    app.add_typer(_make_recipes_app(), name="recipes")
+    add = partial(add_command, app)
+    add("decompose", decompose.decompose, _SMALLER, decompose.EXAMPLES)
+    add("heal", training.heal, _SMALLER, training.HEAL_EXAMPLES)
+    add("pretrain", training.heal, _SMALLER, training.HEAL_EXAMPLES, help=_OLDER_NAME)
+    add("finetune", training.finetune, _SMALLER, training.FINETUNE_EXAMPLES)
+    add("eval", measuring.evaluate, _LOOK, measuring.EVAL_EXAMPLES)
+    add("report", measuring.report, _LOOK, measuring.REPORT_EXAMPLES)
+    add("export", exporting.export, _ELSEWHERE, exporting.EXAMPLES)
+    add("import", importing.import_checkpoint, _ELSEWHERE, importing.EXAMPLES)
+    add("push", sharing.push, _ELSEWHERE, sharing.EXAMPLES)
+    add("run", training.run, _SMALLER, training.RUN_EXAMPLES)
+    add("verify", measuring.verify, _LOOK, measuring.VERIFY_EXAMPLES)
+    app.add_typer(_make_recipes_app(), name="recipes", rich_help_panel=_SMALLER)
     return app
 
 
 def _make_recipes_app() -> typer.Typer:
     app = typer.Typer(
-        help="List, show, copy and check recipes; print their schema.", no_args_is_help=True
+        cls=Group,
+        help="List, show, copy and check recipes, and print their schema.",
+        no_args_is_help=True,
     )
     add_command(app, "list", recipes.list_recipes)
     add_command(app, "show", recipes.show)

@@ -6,28 +6,33 @@ from functools import partial
 from typing import Any
 
 from pelacli.cli import decompose_options as options
-from pelacli.cli.options import Json, Output, Set
+from pelacli.cli.options import Json
+
+EXAMPLES = (
+    "pela decompose vit_base --ratio 0.5 --calibrate my/images",
+    "pela decompose bert_base --ratio 0.7 --calibrate my/sentences.txt -o small",
+    "pela decompose vit_base --max-drop 0.5 --data my/dataset",
+    "pela decompose vit_base --ratio 0.5 --dry-run",
+)
 
 
 def decompose(
     model: options.Model,
     ratio: options.Ratio = None,
-    unit: options.Unit = None,
-    batch_size: options.BatchSize = None,
-    precision: options.Precision = None,
-    compile: options.Compile = None,
-    scope: options.Scope = None,
     energy: options.Energy = None,
     max_drop: options.MaxDrop = None,
-    data: options.Data = None,
-    split: options.Split = None,
-    task: options.Task = None,
-    policy: options.Policy = None,
-    threshold: options.Threshold = None,
+    scope: options.Scope = None,
+    unit: options.Unit = None,
     calibrate: options.Calibrate = None,
     samples: options.Samples = None,
     correct: options.Correct = None,
     blockwise: options.Blockwise = None,
+    output: options.Output = None,
+    dry_run: options.DryRun = False,
+    spectra: options.Spectra = None,
+    set_: options.Set = None,
+    policy: options.Policy = None,
+    threshold: options.Threshold = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
     pin: options.Pin = None,
@@ -36,19 +41,21 @@ def decompose(
     multiple: options.Multiple = None,
     form: options.Form = None,
     plan: options.Plan = None,
-    dry_run: options.DryRun = False,
-    spectra: options.Spectra = None,
+    data: options.Data = None,
+    split: options.Split = None,
+    task: options.Task = None,
+    batch_size: options.BatchSize = None,
+    precision: options.Precision = None,
+    compile: options.Compile = None,
     weights: options.Weights = None,
     arch: options.Arch = None,
     seed: options.Seed = None,
     device: options.Device = None,
-    output: Output = None,
-    set_: Set = None,
     json: Json = False,
 ) -> None:
     """Make a model smaller: each linear layer becomes a product of two thin ones.
 
-    The result, an artefact, is a directory that loads where the model loaded.
+    The result is a directory, called an artefact, that loads where the model loaded.
     """
     from pelacli.cli import next_steps, requests, unused
     from pelacli.cli import output as cli_output

@@ -7,33 +7,53 @@ from typing import Annotated
 
 import typer
 
-from pelacli.cli.options import Json
+from pelacli.cli.options import Json, one_of
+
+EXAMPLES = (
+    "pela export runs/small --to onnx -o small.onnx",
+    "pela export runs/small --to dense -o small-dense",
+    "pela export runs/small --to torch -o small.pt2 --precision fp16",
+)
 
 
 def export(
     artefact: Annotated[
-        str, typer.Argument(metavar="ARTEFACT", help="Artefact, run directory, or id of the hub.")
+        str, typer.Argument(metavar="ARTEFACT", help="An artefact, a run's directory, or a hub id.")
     ],
     to: Annotated[
         str,
         typer.Option(
-            help="dense: a directory of timm or transformers, factors multiplied out. onnx, torch: "
-            "a file (.onnx; .pt2 of torch.export), layers low-rank."
+            metavar="KIND",
+            autocompletion=one_of("dense", "onnx", "torch"),
+            help="onnx (a file) or torch (a .pt2 file of torch.export), both with low-rank layers; "
+            "or dense (a directory of timm or transformers, each pair multiplied out).",
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="What to write; it must not exist yet.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="What to write. It must not exist yet."
+        ),
     ],
     precision: Annotated[
         str | None,
-        typer.Option(help="fp32, fp16 or, but for onnx, bf16; by default as it is stored."),
+        typer.Option(
+            metavar="PRECISION",
+            autocompletion=one_of("fp32", "fp16", "bf16"),
+            help="fp32, fp16 or bf16 (not for onnx). By default as the weights are stored.",
+        ),
     ] = None,
     opset: Annotated[
-        int | None, typer.Option(help="Of ONNX, 18 to 23; by default torch's own choice.")
+        int | None,
+        typer.Option(metavar="N", help="ONNX's opset, 18 to 23. By default torch's choice."),
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option("--data", help="Dataset to compare on; by default samples of pela's own."),
+        typer.Option(
+            "--data",
+            metavar="DATASET",
+            help="The data to compare on. By default samples that pela makes up.",
+        ),
     ] = None,
     tolerance: Annotated[
         float | None,
@@ -44,7 +64,7 @@ def export(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write a model for runtimes that know no pela, load it again, and compare it."""
+    """Write a model for programs without pela, and check that it gives the same outputs."""
     from pelacli.cli import output as cli_output
     from pelacli.steps import export as steps_export
     from pelacli.system import precisions

@@ -2,58 +2,97 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pelacli.cli.options import Format, Json, Set
+from pelacli.cli.options import Format, Json, Set, one_of
+
+EVAL_EXAMPLES = (
+    "pela eval runs/small --against vit_base --data my/dataset",
+    "pela eval runs/small --against vit_base --data my/images --task unlabelled",
+    "pela eval runs/small --against vit_base --data my/dataset --max-drop 0.6",
+)
+REPORT_EXAMPLES = (
+    "pela report",
+    "pela report runs/small --by layer",
+    "pela report runs/small --sweep 0.9..0.3",
+    "pela report runs/small --latency",
+    "pela report --html report.html",
+)
+VERIFY_EXAMPLES = ("pela verify runs/small", "pela verify runs --json")
+
+_sweep = partial(typer.Option, rich_help_panel="For --sweep")
+_timing = partial(typer.Option, rich_help_panel="For --latency")
+_Arch = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The architecture, if a model is a bare safetensors file."),
+]
 
 
 def evaluate(
     artefacts: Annotated[
-        list[str], typer.Argument(metavar="ARTEFACT…", help="Artefacts, models, or one recipe.")
+        list[str],
+        typer.Argument(metavar="MODEL", help="Artefacts, other models, or one recipe (.toml)."),
     ],
     against: Annotated[
-        str | None, typer.Option(help="The model to compare with, usually the dense one.")
+        str | None,
+        typer.Option(metavar="MODEL", help="The model to compare with, usually the dense one."),
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(help="The most points of the main metric that may be lost against --against."),
+        typer.Option(
+            metavar="POINTS",
+            help="Exit code 3 if a model loses more points of the main metric than this "
+            "against --against.",
+        ),
     ] = None,
     dataset: Annotated[
         str | None,
         typer.Option(
-            "--data", help="The dataset; by default the one that the artefact was made with."
+            "--data",
+            metavar="DATASET",
+            help="The data to measure on. By default what the artefact was made with.",
         ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="The split of the dataset; by default its validation split.")
+        str | None,
+        typer.Option(metavar="SPLIT", help="The split of the data. By default validation."),
     ] = None,
     task: Annotated[
         str | None,
         typer.Option(
-            help="The task to judge by; by default the one that the artefact was made for."
+            metavar="TASK",
+            help="The task to judge by. By default the one that the artefact was made for. "
+            "unlabelled needs no labels.",
         ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples per batch.")] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", help="Samples per batch.")] = None,
     latency: Annotated[
         bool | None,
-        typer.Option("--latency/--no-latency", help="Time a forward pass (the default), or don't."),
+        typer.Option(
+            "--latency/--no-latency",
+            help="Time a forward pass too (the default), or leave that out.",
+        ),
     ] = None,
     format_: Format = None,
     weights: Annotated[
-        str | None, typer.Option(help="Weights of plain models: pretrained, random or a path.")
+        str | None,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="Weights of models that are no artefacts: pretrained (the default), random, or a "
+            "safetensors file.",
+        ),
     ] = None,
-    arch: Annotated[
-        str | None, typer.Option(help="Architecture of a bare safetensors file.")
-    ] = None,
+    arch: _Arch = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Measure models on data: the task's figures, agreement with the dense model, latency.
+    """Measure how good models are on your data, and how far from the dense model.
 
-    With --max-drop it is a gate for scripts: exit code 3 if a model has lost too much.
+    With --max-drop a script can go by the exit code: 3 if a model has lost too much.
     """
     from pelacli.cli import next_steps, reports, requests
     from pelacli.cli import output as cli_output
@@ -82,55 +121,36 @@ def evaluate(
 def report(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="ARTEFACT…", help="Artefacts or models; default: all in runs/."),
+        typer.Argument(
+            metavar="MODEL", help="Artefacts or other models. By default all artefacts in runs/."
+        ),
     ] = None,
     by: Annotated[
         str | None,
-        typer.Option(help="A row for each kind of layer (the default), layer, or whole."),
+        typer.Option(
+            metavar="ROWS",
+            autocompletion=one_of("kind", "layer", "whole"),
+            help="One row for each kind of layer (kind, the default), each layer (layer) or each "
+            "model (whole).",
+        ),
     ] = None,
     sweep: Annotated[
         str | None,
         typer.Option(
+            metavar="RATIOS",
             help="What other ratios would give, planned without the model: 0.9..0.3, 0.9..0.3:7 "
-            "(seven of them) or a list. The table says in which unit it predicts the damage."
+            "(seven of them) or 0.9,0.7,0.5. The table says in which unit it predicts the damage.",
         ),
-    ] = None,
-    scope: Annotated[
-        str | None, typer.Option(help="For --sweep: what the ratios are of, model or layers.")
-    ] = None,
-    policy: Annotated[
-        str | None, typer.Option(help="For --sweep: how ranks are chosen, energy or uniform.")
-    ] = None,
-    unit: Annotated[
-        str | None, typer.Option(help="For --sweep: what the ratios count, params or flops.")
-    ] = None,
-    form: Annotated[
-        str | None,
-        typer.Option(help="For --sweep: how layers are stored, auto, factors or pivots."),
     ] = None,
     curves: Annotated[
         bool,
-        typer.Option("--curves", help="Show only the curves of training, also of runs that go on."),
+        typer.Option("--curves", help="Only the curves of training, also while it still trains."),
     ] = False,
     latency: Annotated[
         bool,
         typer.Option(
-            "--latency", help="Time each model in turns with its dense original, here and now."
+            "--latency", help="Time each model here and now, in turns with its dense original."
         ),
-    ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option(help="For --latency: auto (a GPU where there is one), cpu or cuda."),
-    ] = None,
-    batch_size: Annotated[
-        str | None, typer.Option(help="For --latency: one or several, by default 1,8,32.")
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(help="For --latency: fp32, bf16 or fp16; by default as it is stored."),
-    ] = None,
-    compile: Annotated[
-        bool, typer.Option("--compile", help="For --latency: compiled by torch.compile.")
     ] = False,
     html: Annotated[
         Path | None,
@@ -141,14 +161,67 @@ def report(
         ),
     ] = None,
     format_: Format = None,
-    arch: Annotated[
-        str | None, typer.Option(help="Architecture of a bare safetensors file.")
+    arch: _Arch = None,
+    scope: Annotated[
+        str | None,
+        _sweep(
+            metavar="SCOPE",
+            autocompletion=one_of("model", "layers"),
+            help="What the ratios are of: model or layers.",
+        ),
     ] = None,
+    policy: Annotated[
+        str | None,
+        _sweep(
+            metavar="POLICY",
+            autocompletion=one_of("energy", "uniform"),
+            help="How ranks are chosen: energy or uniform.",
+        ),
+    ] = None,
+    unit: Annotated[
+        str | None,
+        _sweep(
+            metavar="UNIT",
+            autocompletion=one_of("params", "flops"),
+            help="What the ratios count: params or flops.",
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        _sweep(
+            metavar="FORM",
+            autocompletion=one_of("auto", "factors", "pivots"),
+            help="How low-rank layers are stored: auto, factors or pivots.",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        _timing(
+            metavar="DEVICE",
+            autocompletion=one_of("auto", "cpu", "cuda"),
+            help="auto (a GPU if there is one; the default), cpu or cuda.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        str | None,
+        _timing(metavar="N,…", help="One size or several, 1,8,32 by default."),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        _timing(
+            metavar="PRECISION",
+            autocompletion=one_of("fp32", "bf16", "fp16"),
+            help="fp32, bf16 or fp16. By default as the weights are stored.",
+        ),
+    ] = None,
+    compile: Annotated[
+        bool, _timing("--compile", help="Time models compiled by torch.compile.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Compare models: size, FLOPs, quality, latency, and the rank of each layer.
+    """Show what was done to models, and compare them: size, FLOPs, quality, ranks.
 
-    It reads what is recorded in artefacts; plain models are built and counted.
+    It reads what artefacts have recorded. Other models are built and counted.
     """
     from pelacli.cli import reports, requests, terminal, unused
     from pelacli.errors import RequestError
@@ -193,13 +266,14 @@ def report(
 def verify(
     artefacts: Annotated[
         list[str],
-        typer.Argument(
-            metavar="ARTEFACT…", help="Artefacts, directories of artefacts, or ids of the hub."
-        ),
+        typer.Argument(metavar="ARTEFACT", help="Artefacts, directories of artefacts, or hub ids."),
     ],
     json: Json = False,
 ) -> None:
-    """Compare artefacts with what was written, file by file; exit 1 if one is damaged."""
+    """Check that artefacts are as they were written, file by file.
+
+    Exit code 1 if one is damaged.
+    """
     from pelacli.cli import output as cli_output
     from pelacli.steps import verify as steps_verify
 

@@ -14,21 +14,36 @@ import typer
 
 from pelacli import console
 from pelacli.cli import waiting
+from pelacli.cli.help_text import EVERY_COMMAND, Command, examples_below
 from pelacli.errors import RequestError
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
-Set = Annotated[
-    list[str] | None,
+
+def one_of(*words: str) -> Callable[[], list[str]]:
+    """What a shell completes an option's value to: any of these words. It refuses no others."""
+    return lambda: list(words)
+
+
+Json = Annotated[
+    bool,
     typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Set any key of the recipe, as pretrain.epochs=5; may be given again.",
+        "--json",
+        rich_help_panel=EVERY_COMMAND,
+        help="Print the result as one JSON document, for scripts.",
     ),
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="The directory to write.")]
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe (TOML).")]
+SET_HELP = "Set any key of the recipe, as in pretrain.epochs=5. Can be given more than once."
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET_HELP)]
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file (see pela recipes).")
+]
 Format = Annotated[
-    str | None, typer.Option("--format", help="table (the default), json, csv or markdown.")
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        autocompletion=one_of("table", "json", "csv", "markdown"),
+        help="How to print it: table (the default), json, csv or markdown.",
+    ),
 ]
 
 
@@ -67,28 +82,43 @@ def _verbosity_flag(name: str, *short: str, help: str) -> Any:
             setattr(console.verbosity, name, True)
         return value
 
-    option = typer.Option(f"--{name}", *short, callback=set_verbosity, is_eager=True, help=help)
+    option = typer.Option(
+        f"--{name}",
+        *short,
+        callback=set_verbosity,
+        is_eager=True,
+        rich_help_panel=EVERY_COMMAND,
+        help=help,
+    )
     return Annotated[bool, option]
 
 
 # The options that every command has.
 _COMMON = {
     "verbose": _verbosity_flag(
-        "verbose", "-v", help="Show messages and progress also where standard error is no terminal."
+        "verbose",
+        "-v",
+        help="Print messages and progress even if standard error is not a terminal.",
     ),
-    "quiet": _verbosity_flag("quiet", "-q", help="Say nothing but the result and errors."),
-    "debug": _verbosity_flag(
-        "debug", help="Show where in the code an error arose (its traceback)."
-    ),
+    "quiet": _verbosity_flag("quiet", "-q", help="Print only the result and errors."),
+    "debug": _verbosity_flag("debug", help="Print the Python traceback of an error."),
 }
 
 
 def add_command(
-    app: typer.Typer, name: str, function: Callable[..., None], help: str | None = None
+    app: typer.Typer,
+    name: str,
+    function: Callable[..., None],
+    group: str | None = None,
+    examples: Sequence[str] = (),
+    *,
+    help: str | None = None,
 ) -> None:
     """Make a function a command, with the options that every command has after its own.
 
     Args:
+        group: of commands, in the help of what is above it.
+        examples: lines to type, which end its help.
         help: in place of the function's docstring.
     """
 
@@ -110,7 +140,8 @@ def add_command(
     # typer reads the options from the signature.
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command(name, help=help)(command)
+    below = examples_below(examples)
+    app.command(name, cls=Command, help=help, epilog=below, rich_help_panel=group)(command)
 
 
 def _with_home(name: str, value: Any) -> Any:

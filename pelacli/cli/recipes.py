@@ -10,8 +10,22 @@ import typer
 from pelacli.cli.options import Json, RecipeFile, Set
 
 
+def _names() -> list[str]:
+    from pelacli.recipe import gallery
+
+    return list(gallery.recipes())
+
+
+_Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", autocompletion=_names, help="The name, as pela recipes list prints it."
+    ),
+]
+
+
 def list_recipes(json: Json = False) -> None:
-    """The recipes that come with pela."""
+    """List the recipes that come with pela."""
     from pelacli import console
     from pelacli.cli import terminal
     from pelacli.recipe import gallery
@@ -25,7 +39,7 @@ def list_recipes(json: Json = False) -> None:
         terminal.print_table(rows)
 
 
-def show(name: Annotated[str, typer.Argument(help="Name of a recipe.")]) -> None:
+def show(name: _Name) -> None:
     """Print a recipe."""
     from pelacli.recipe import gallery
 
@@ -33,17 +47,24 @@ def show(name: Annotated[str, typer.Argument(help="Name of a recipe.")]) -> None
 
 
 def copy(
-    name: Annotated[str, typer.Argument(help="Name of a recipe.")],
-    target: Annotated[Path, typer.Argument(help="File to write; must not exist.")] = Path("."),
+    name: _Name,
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            show_default=False,
+            help="The file to write. It must not exist yet. By default one here with that name.",
+        ),
+    ] = Path("."),
 ) -> None:
-    """Copy a recipe to edit it."""
+    """Copy a recipe, to edit it."""
     from pelacli.recipe import gallery
 
     typer.echo(gallery.copy(name, target))
 
 
 def check(recipe: RecipeFile, set_: Set = None, json: Json = False) -> None:
-    """Validate a recipe, look for its model and its data, and print it as resolved."""
+    """Check a recipe, its model and its data, and print it with every key filled in."""
     from pelacli import console
     from pelacli.recipe import reading, schema, toml_text
 
@@ -59,7 +80,7 @@ def check(recipe: RecipeFile, set_: Set = None, json: Json = False) -> None:
 
 
 def print_schema() -> None:
-    """Print the JSON schema of recipes."""
+    """Print the JSON schema of recipes, for editors."""
     from pelacli import console
     from pelacli.recipe import schema
 

@@ -179,8 +179,11 @@ def evaluations(
         refs: artefacts, models or recipes.
 
     Raises:
-        RequestError: a recipe, or the data that an artefact's recipe names, can't be read.
+        RequestError: a recipe, or the data that an artefact's recipe names, can't be read; a batch
+            without samples.
     """
+    if flags.batch_size is not None and flags.batch_size < 1:
+        raise RequestError(f"--batch-size {flags.batch_size}: give a number from 1 on")
     models = [*refs, flags.against] if flags.against else refs
     unused.refuse_in_eval(models, {"weights": flags.weights, "arch": flags.arch}, overrides)
     return [_evaluation(ref, flags, overrides) for ref in refs]

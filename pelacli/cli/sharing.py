@@ -8,22 +8,24 @@ import typer
 
 from pelacli.cli.options import Json
 
+EXAMPLES = ("pela push runs/small me/small-vit --private",)
+
 
 def push(
     artefact: Annotated[
         str,
         typer.Argument(
-            metavar="ARTEFACT", help="Artefact, run directory (its last step), or id of the hub."
+            metavar="ARTEFACT", help="An artefact, a run's directory (its last step), or a hub id."
         ),
     ],
     repo: Annotated[
-        str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub; made if it is not there.")
+        str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub. Made if it is not there.")
     ],
     private: Annotated[
-        bool, typer.Option("--private", help="Only for those with permission to see.")
+        bool, typer.Option("--private", help="Make the repository private.")
     ] = False,
     revision: Annotated[
-        str | None, typer.Option(metavar="BRANCH", help="Branch; by default the main one.")
+        str | None, typer.Option(metavar="BRANCH", help="The branch. By default the main one.")
     ] = None,
     json: Json = False,
 ) -> None:

@@ -15,14 +15,22 @@ from pelacli.cli.options import Json, RecipeFile, Set
 
 Resume = Annotated[
     bool,
-    typer.Option("--resume", help="Go on with a run that was stopped, from its last checkpoint."),
+    typer.Option("--resume", help="Go on from the last checkpoint of a run that was stopped."),
 ]
+
+HEAL_EXAMPLES = (
+    "pela heal my.toml",
+    "pela heal my.toml --set pretrain.epochs=10",
+    "pela heal my.toml --resume",
+)
+FINETUNE_EXAMPLES = ("pela finetune my.toml", "pela finetune my.toml --dense")
+RUN_EXAMPLES = ("pela run recipes/quickstart.toml", "pela run my.toml --set decompose.ratio=0.7")
 
 
 def heal(recipe: RecipeFile, resume: Resume = False, set_: Set = None, json: Json = False) -> None:
-    """Heal a smaller model: train it for a while to do as the original does.
+    """Train a smaller model beside the original until it answers alike.
 
-    It needs no labels. Its section in recipes is [pretrain], the paper's name for it.
+    It needs no labels. Its section of the recipe is [pretrain], the paper's name for it.
     """
     from pelacli.cli import next_steps
     from pelacli.cli import output as cli_output
@@ -39,13 +47,15 @@ def finetune(
     recipe: RecipeFile,
     dense: Annotated[
         bool,
-        typer.Option("--dense", help="Train the recipe's dense model, by its section \\[teacher]."),
+        typer.Option(
+            "--dense", help="Train the recipe's dense model instead, as its [teacher] says."
+        ),
     ] = False,
     resume: Resume = False,
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Train a model on a task, by the recipe's section on it."""
+    """Train the smaller model on your task, as the recipe's [finetune] says."""
     from pelacli.cli import next_steps
     from pelacli.cli import output as cli_output
     from pelacli.recipe.step import step_of
@@ -91,12 +101,12 @@ def _checked(
 def run(
     recipe: RecipeFile,
     force: Annotated[
-        bool, typer.Option("--force", help="Do every step again, also those that are done.")
+        bool, typer.Option("--force", help="Do every step again, even those that are done.")
     ] = False,
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Run all steps of a recipe in order; those that are done already are skipped."""
+    """Run all steps of a recipe in order. Steps that are done already are skipped."""
     from pelacli.cli import next_steps, unused
     from pelacli.cli import output as cli_output
     from pelacli.recipe import layout, reading

@@ -51,4 +51,4 @@ def test_every_option_is_described(generated):
                 assert getattr(parameter, "help", None), (name, parameter.name)
 
     check(typer.main.get_command(make_app()), "pela")
-    assert "| `--ratio` | " in page
+    assert "| `--ratio RATIO` | " in page
