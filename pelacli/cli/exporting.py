@@ -58,8 +58,9 @@ def export(
     tolerance: Annotated[
         float | None,
         typer.Option(
-            help="The largest relative difference that it may have; by default 1e-4 in fp32, 3e-2 "
-            "in fp16, 2e-1 in bf16."
+            metavar="DIFFERENCE",
+            help="The largest relative difference that it may have. By default 1e-4 in fp32, 3e-2 "
+            "in fp16 and 2e-1 in bf16.",
         ),
     ] = None,
     json: Json = False,
