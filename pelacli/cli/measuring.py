@@ -65,8 +65,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="TASK",
-            help="The task to judge by. By default the one that the artefact was made for. "
-            "unlabelled needs no labels.",
+            help="The task to judge by. By default the one that the artefact was made for, or that "
+            "the model's output is for. unlabelled needs no labels.",
         ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", help="Samples per batch.")] = None,

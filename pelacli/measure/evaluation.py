@@ -15,6 +15,7 @@ from pelacli.errors import RequestError
 from pelacli.models import heads
 from pelacli.models.inputs import TextInput
 from pelacli.models.opened import OpenModel
+from pelacli.models.token_head import has_vocabulary
 from pelacli.recipe.data import Data
 from pelacli.tasks import base, registry
 from pelacli.tasks.common.labels import open_with_or_without
@@ -56,8 +57,7 @@ def open_data(
     """Open the data that a model is judged on.
 
     Args:
-        task: its name; None takes classification, of images or of texts, where there are labels
-            for it.
+        task: its name; None takes what the model's output is for (`_task_of_output`).
         task_args: the task's settings.
         split, batch_size: in place of the data's own.
         insists: whether to refuse a model that gives no output for the task. Else it is judged by
@@ -68,8 +68,7 @@ def open_data(
     """
     classes = heads.num_classes(opened)
     if task is None:
-        kind = "text" if isinstance(opened.inputs, TextInput) else "image"
-        task = f"{kind}-classification" if classes else "unlabelled"
+        task = _task_of_output(opened)
     judged_by = registry.get(task, task_args)
     if not insists and not judged_by.fits(opened):
         console.warn_once(
@@ -99,6 +98,18 @@ def open_data(
         num_classes=classes if labelled else None,
     )
     return EvaluationData(samples, judged_by, task, labelled)
+
+
+def _task_of_output(opened: OpenModel) -> str:
+    """The task that a model's output is for: classification, of images or of texts, or language
+    modelling; "unlabelled" of any other output, as that of a backbone."""
+    inputs = opened.inputs
+    if heads.num_classes(opened):
+        return "text-classification" if isinstance(inputs, TextInput) else "image-classification"
+    predicts_tokens = isinstance(inputs, TextInput) and inputs.causal is not None
+    if predicts_tokens and has_vocabulary(opened.module):
+        return "language-modelling"
+    return "unlabelled"
 
 
 def _no_output(task: str) -> str:

@@ -135,11 +135,14 @@ def _resumable(folder: Path, request: str) -> Shelf:
 @contextmanager
 def kept_until_done(folder: Path) -> Iterator[None]:
     """What calibration has left in this folder goes when the block ends, and when a request turns
-    out to be a mistake. It stays when the process is killed, or the disk is full."""
+    out to be a mistake. It stays when the process is killed, or the disk is full, and so does what
+    a run before has left when this one is refused: for want of free memory, for example."""
+    was_there = (folder / _REQUEST).is_file()
     try:
         yield
-    except (RequestError, GateError):
-        _remove(folder)
+    except (RequestError, GateError) as error:
+        if isinstance(error, GateError) or not was_there:
+            _remove(folder)
         raise
     _remove(folder)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from generated_text import counted, save_model, write
 from safetensors.torch import load_file
 
+from pelacli.errors import RequestError
 from pelacli.factorize import blockwise as walk
 from pelacli.steps import blockwise
 
@@ -92,6 +95,23 @@ def test_a_changed_request_starts_anew(pela, here, llama, monkeypatch, change):
     code, _, err = pela(*llama, "--blockwise", "-o", "parts", "--verbose")
     assert code == 0
     assert "going on" not in err
+
+
+def test_what_a_run_before_has_left_stays_where_memory_is_short_for_a_while(
+    pela, here, llama, monkeypatch
+):
+    def refused(*args):
+        raise RequestError("calibration needs more memory than is free")
+
+    def killed(*args):
+        raise Killed
+
+    for instead in (killed, refused):
+        with monkeypatch.context() as patch:
+            patch.setattr(walk, "_section", instead)
+            with contextlib.suppress(Killed):
+                assert pela(*llama, "--blockwise", "-o", "parts")[0] == 2
+        assert (here / "parts.factorising" / "request.json").is_file()
 
 
 def test_a_refused_request_leaves_nothing_beside_the_output(pela, here, llama):

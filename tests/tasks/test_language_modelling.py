@@ -252,6 +252,23 @@ def test_models_and_settings_that_do_not_fit_are_refused(pela, here):
     assert embeddings is bare.module.embeddings.word_embeddings.weight
 
 
+@pytest.mark.parametrize(("family", "kind"), [("llama", "CausalLM"), ("bert", "MaskedLM")])
+def test_a_language_model_is_judged_by_its_tokens_where_no_task_is_named(pela, here, family, kind):
+    save_model(family, kind, here / "model")
+    (here / "a.txt").write_text(chains(9, 1))
+    code, out, err = pela("eval", "model", "--data", "a.txt", "--json", "--no-latency")
+    assert code == 0, err
+    assert {"accuracy", "loss", "perplexity"} == set(json.loads(out)[0]["metrics"])
+
+
+def test_a_backbone_of_texts_is_compared_alone(pela, here):
+    save_model("llama", "", here / "model")
+    (here / "a.txt").write_text(chains(9, 1))
+    code, out, err = pela("eval", "model", "--data", "a.txt", "--json", "--no-latency")
+    assert code == 0, err
+    assert json.loads(out)[0]["metrics"] == {}
+
+
 # Every family ------------------------------------------------------------------------------------
 
 # family → (linear maps that may be factorised, blocks)
