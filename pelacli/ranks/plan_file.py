@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,12 +102,16 @@ def _entries(data: Any, where: str) -> dict[str, Any]:
     entries: dict[str, Any] | list[Any] = data["layers"]
     if isinstance(entries, dict):
         return entries
-    names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
-    if not all(isinstance(name, str) for name in names):
+    names = [
+        entry["name"]
+        for entry in entries
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str)
+    ]
+    if len(names) < len(entries):
         raise RequestError(f'{where}: every entry of the list "layers" needs a "name"')
-    by_name = {str(name): entry for name, entry in zip(names, entries, strict=True)}
+    by_name = dict(zip(names, entries, strict=True))
     if len(by_name) < len(names):
-        twice = min(name for name in by_name if names.count(name) > 1)
+        twice = min(name for name, count in Counter(names).items() if count > 1)
         raise RequestError(f"{where}: layer {twice} is there twice; keep one")
     return by_name
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,12 @@ from pelacli.errors import RequestError
 from pelacli.recipe.keys import Key, has, parse_toml
 from pelacli.system import own_files
 
+# What decides where a statement ends: texts, comments, brackets and ends of lines.
+_TOKEN = re.compile(
+    r"""\"{3}(?:\\.|[^\\])*?\"{3}(?!")|'{3}.*?'{3}(?!')|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|\#[^\n]*|[][{}\n]""",
+    re.DOTALL,
+)
+_IN_TEXT = 10**6
 _TOO_DEEP = re.compile(r"""^[ \t]*\[*[ \t]*(?:[\w"'-]+[ \t]*\.[ \t]*){50}""", re.MULTILINE)
 
 
@@ -32,24 +41,38 @@ class TomlFile:
         """The line, from 1, on which a key of the document begins.
 
         It is the line with which the document gets the key: the lines up to it have the key, and
-        those before it do not. Lines inside a list or a long text do not end a document, and are
-        passed over.
+        those before it do not. So that a file of many thousand lines is parsed a few times only,
+        these lines are found by halving.
         """
         lines = self.text.split("\n")
-        before, after = 0, len(lines)  # the first ``before`` lines lack the key, ``after`` have it
-        while after - before > 1:
-            middle = (before + after) // 2
-            for n in sorted(range(before + 1, after), key=lambda n: abs(n - middle)):
-                document = parse_toml(lines[:n])
-                if document is not None:
-                    before, after = (before, n) if has(document, key) else (n, after)
-                    break
+
+        def has_key(n: int, end: Sequence[str] = ()) -> bool:
+            return has(parse_toml([*lines[:n], *end]), key)
+
+        # Inside a list or a long text a document can't end.
+        ends = [0, *(n for n, inside in enumerate(self._depths, 1) if not inside), len(lines)]
+        at = bisect.bisect_left(ends, True, lo=1, hi=len(ends) - 1, key=has_key)
+        before, after = ends[at - 1], ends[at]
+        # An item of a list that spans several lines.
+        items = [n for n in range(before + 1, after) if self._depths[n - 1] == 1]
+        at = bisect.bisect_left(items, True, key=lambda n: has_key(n, ["]"]))
+        return items[at] if at < len(items) else before + 1
+
+    @cached_property
+    def _depths(self) -> list[int]:
+        """In how many brackets each line ends; one that ends in a long text counts as in many."""
+        depths, depth = [], 0
+        for token in _TOKEN.finditer(self.text):
+            first = token[0][0]
+            if first == "\n":
+                depths.append(depth)
+            elif first in "[{":
+                depth += 1
+            elif first in "]}":
+                depth -= 1
             else:
-                break
-        for n in range(before + 1, after):  # an item of a list that spans several lines
-            if has(parse_toml([*lines[:n], "]"]), key):
-                return n
-        return before + 1
+                depths += [_IN_TEXT] * token[0].count("\n")
+        return [*depths, depth]
 
 
 def read(path: Path) -> TomlFile:

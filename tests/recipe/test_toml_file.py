@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,28 @@ def test_what_looks_like_a_key_inside_a_long_text_is_none() -> None:
 def test_a_key_begins_where_its_long_text_begins() -> None:
     text = TOP + "\nseed = '''\n1\n2\n'''\ntask = 'a'\n"
     assert refused(text).startswith("x.toml:4: seed: expected a whole number, not the text")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '"""\n"a""""', "\'\'\'\n\'a\'\'\'\'", '"a[\\""', "'['", '"""\n\\"""\n"""', '[ # [\n "]" ]',
+        "{ a = ['{'] }",
+        '""""""', "''", "[[1,\n2],\n[3]]",
+    ],
+)  # fmt: skip
+def test_brackets_in_texts_and_comments_are_none(value: str) -> None:
+    text = f"# [ {{\n{TOP}task_args.x = {value}\n[data] # ]\n\nbad_key = 1\n"
+    place = text.split("bad_key")[0].count("\n") + 1
+    assert f"x.toml:{place}: data.bad_key: " in refused(text)
+
+
+@pytest.mark.parametrize("value", ["[\n{}]", '"""\n{}"""'])
+def test_a_mistake_in_a_long_file_is_found_soon(value: str) -> None:
+    long = value.format("1,\n" * 3000)
+    began = time.process_time()
+    assert refused(f"{TOP}task_args.x = {long}\nbad_key = 1\n").startswith("x.toml:300")
+    assert time.process_time() - began < 5.0  # a list of 3,000 lines took more than a minute
 
 
 def test_unicode_separators_do_not_end_a_line() -> None:
