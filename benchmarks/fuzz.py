@@ -5,9 +5,9 @@
 
 The first argument is recipe, plan, manifest, header (of safetensors), index (of shards) or spectra;
 the others are libFuzzer's. Half of the changes are libFuzzer's own, half those of `hostile.py`,
-which keep JSON whole. Each input is written to a file and read by pela. It has to be accepted, or refused
-by a `RequestError` of one line of at most 1,000 characters, within ten seconds. Else the run
-ends, and leaves the input as ``crash-…`` or ``timeout-…``; ``python benchmarks/fuzz.py recipe
+which keep JSON whole. Each input is written to a file and read by pela. It has to be accepted, or
+refused by a `RequestError` of one line of at most 1,000 characters, within ten seconds. Else the
+run ends, and leaves the input as ``crash-…`` or ``timeout-…``; ``python benchmarks/fuzz.py recipe
 crash-…`` reads it again.
 """
 

@@ -11,7 +11,7 @@ than ten seconds of the processor, nothing opened or changed outside of the inpu
 code of it run, nothing asked on standard input. An artefact's damaged weights are refused, or give
 what the undamaged ones give.
 
-An input costs a quarter of a second of the processor: the workers are forks of a process that has
+An input costs a tenth of a second of the processor: the workers are forks of a process that has
 imported and called everything once. What stands in ``--out`` is not done again, so a long run that
 was ended goes on with the same command. Files that are made and removed so quickly are best in
 memory: set TMPDIR to a folder of a tmpfs, but none below /dev, whose reads count as the system's.
@@ -232,14 +232,16 @@ def main() -> None:
     done = {row["input"] for row in all_rows}
     end = options.first + options.inputs
     numbers = [number for number in range(options.first, end) if number not in done]
-    for row in rows(numbers, root, results, options.jobs):
-        all_rows.append(row)
-        if row["broken"]:
-            print(json.dumps(row), file=sys.stderr)
-        if options.out:
-            _rows.append(options.out, row)
+    try:
+        for row in rows(numbers, root, results, options.jobs):
+            all_rows.append(row)
+            if row["broken"]:
+                print(json.dumps(row), file=sys.stderr, flush=True)
+            if options.out:
+                _rows.append(options.out, row)
+    finally:  # a worker ends with its next line, which nobody reads
+        shutil.rmtree(root, ignore_errors=True)
     print(table(all_rows))
-    shutil.rmtree(root)
     sys.exit(any(row["broken"] for row in all_rows))
 
 
