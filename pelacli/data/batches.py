@@ -136,7 +136,9 @@ class Stream(IterableDataset[Any]):
 
     def _items(self, source: Iterable[Any], worker: int, bad: Row) -> Iterator[Batch]:
         """Samples in turn. One that can't be read, where such are passed over, has its place taken
-        by the next one that can, so that processes go on making as many batches as each other."""
+        by the next one that can, at the end by the last, so that processes go on making as many
+        batches as each other."""
+        item = None
         for position, sample in enumerate(source):
             where = f"{self.batches.dataset.spec}, sample {position}"
             try:
@@ -150,6 +152,9 @@ class Stream(IterableDataset[Any]):
             places = 1 + bad.length
             bad.end()
             for _ in range(places):
+                yield item
+        if item is not None:
+            for _ in range(bad.length):
                 yield item
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -101,5 +102,58 @@ def test_bad_samples_may_be_passed_over_and_the_stream_goes_on(tmp_path, capsys,
     samples[5] = {"png": whole[5], "cls": b"x"}
     loaded = loader(shards(tmp_path, samples), batch_size=2, skips_bad=True)
     greys = [(batch["inputs"][:, 0, 0, 0] * 5).round().int().tolist() for batch in loaded]
-    assert greys == [[1, 1], [2, 4], [4]]
+    assert greys == [[1, 1], [2, 4], [4, 4]]
     assert "3 of 6 samples" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_shard_that_is_cut_off_is_told_and_never_silently_short(
+    tmp_path, capsys, monkeypatch, training
+):
+    """webdataset leaves out what comes after the damage."""
+    monkeypatch.setattr(console, "verbosity", console.Verbosity())
+    files = {"png": encoded(Image.new("L", (8, 8), 51)), "cls": b"0"}
+    shards(tmp_path, [files] * 4)
+    tar = tmp_path / "x-train-0.tar"
+    tar.write_bytes(tar.read_bytes()[:3000])  # in the middle of the second image
+    data = open_dataset(f"wds/{tmp_path}", "train", inputs=GREY, training=training)
+    with pytest.raises(RequestError, match=r"x-train-0.tar: can't be read to its end \(unexpected"):
+        list(loader(data, batch_size=2, drop_last=training))
+    assert list(loader(data, batch_size=2, drop_last=training, skips_bad=True))
+    assert "can't be read to its end" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("/etc/passwd", "no file of this directory"), ("../x-train-0.tar", "no file of this"),
+        ("pipe:touch EXECUTED", "no file of this directory"), (3, "no file of this directory"),
+        ("x-train-1.tar", "is not there"), ("pipe", "it is a pipe"),
+    ],
+)  # fmt: skip
+def test_a_shard_is_a_file_of_its_directory(tmp_path, here, name, told):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RequestError, match=told):
+        shards(tmp_path, [{"cls": b"0"}], {"filenames": [name]})
+    assert not (here / "EXECUTED").exists()
+
+
+def test_json_that_is_too_deep_is_a_bad_sample(tmp_path):
+    files = {"png": encoded(Image.new("L", (8, 8))), "json": b"[" * 100_000}
+    with pytest.raises(RequestError, match=r"0000: has no number 'kind' in its .json"):
+        batch(shards(tmp_path, [files], {"alt_label": "kind"}))
+
+
+def test_every_epoch_has_an_order_of_its_own(tmp_path):
+    samples = [
+        {"png": encoded(Image.new("L", (8, 8), 10 * n)), "cls": str(n).encode()} for n in range(8)
+    ]
+    shards(tmp_path, samples)
+    loaded = loader(
+        open_dataset(f"wds/{tmp_path}", "train", inputs=GREY, training=True), batch_size=8
+    )
+    orders = []
+    for epoch in (0, 1, 0):
+        loaded.set_epoch(epoch)
+        orders.append(next(iter(loaded))["labels"].tolist())
+    assert orders[0] == orders[2] != orders[1]
