@@ -27,7 +27,7 @@ from pelacli.planning.size import flop_obstacles
 from pelacli.ranks.size import ModelSize
 from pelacli.ranks.spectrum import Spectrum
 from pelacli.recipe import layout
-from pelacli.system import files
+from pelacli.system import files, own_files
 from pelacli.version import __version__
 
 FILE = "spectra.safetensors"
@@ -172,13 +172,19 @@ def find(ref: str) -> Path | None:
 
     Args:
         ref: the file, an artefact that has one, or a run directory.
+
+    Raises:
+        RequestError: an artefact's are a link that leads out of it.
     """
     path = Path(ref)
-    if path.is_dir():
-        artefacts = [path, path / layout.FOLDERS["decompose"]]
-        candidates = (at / FILE for at in artefacts if document.is_artefact(at))
-        return next((file for file in candidates if file.is_file()), None)
-    return path if is_spectra(path) else None
+    if not path.is_dir():
+        return path if is_spectra(path) else None
+    for artefact in (path, path / layout.FOLDERS["decompose"]):
+        file = artefact / FILE
+        if document.is_artefact(artefact) and file.is_file():
+            own_files.check(artefact, file)
+            return file
+    return None
 
 
 def _read(path: Path) -> tuple[str, dict[str, NDArray[Any]]]:

@@ -211,6 +211,16 @@ def test_an_artefact_carries_its_spectra(artefact, checkpoint):
     pelacli.load(artefact)
 
 
+def test_spectra_of_an_artefact_are_its_own_file(artefact, tmp_path):
+    own = artefact / "spectra.safetensors"
+    assert planning_stored.find(str(artefact)) == own
+    own.rename(tmp_path / "elsewhere")
+    own.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RequestError, match="leads out"):
+        planning_stored.find(str(artefact))
+    assert planning_stored.find(str(own)) == own  # whoever names a link means it
+
+
 def test_the_digest_of_an_artefact_is_that_of_its_weights(artefact):
     from pelacli.manifest import digests
 
