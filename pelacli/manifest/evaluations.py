@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pelacli.errors import RequestError
 from pelacli.manifest import digests, document
 from pelacli.system import own_files
 
@@ -93,10 +94,10 @@ def read(directory: Path) -> list[EvaluationRecord]:
     """What was measured of the artefact as it is now, the latest last. Lines that can't be read, as
     one that was cut short, are left out."""
     try:
-        own_files.check_ends(directory / FILE)
+        own_files.check(directory, directory / FILE)
         lines = (directory / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
         digest = digests.digest_file(directory / document.FILE)
-    except OSError:
+    except (OSError, RequestError):
         return []
     records = []
     for line in lines:

@@ -98,7 +98,7 @@ def without_sentence_modules(contents: Mapping[str, bytes]) -> dict[str, bytes]:
     be stays."""
     try:
         folders = module_folders(json.loads(contents.get(_MODULES, b"[]")))
-    except ValueError:
+    except (ValueError, RecursionError):
         folders = []
     in_folders = {f"{folder}/{file}" for folder in folders for file in _OF_MODULES}
     dropped = {*_OF_SENTENCES, *in_folders}

@@ -179,12 +179,21 @@ def find(ref: str) -> Path | None:
     path = Path(ref)
     if not path.is_dir():
         return path if is_spectra(path) else None
-    for artefact in (path, path / layout.FOLDERS["decompose"]):
-        file = artefact / FILE
-        if document.is_artefact(artefact) and file.is_file():
-            own_files.check(artefact, file)
-            return file
-    return None
+    candidates = map(of_artefact, (path, path / layout.FOLDERS["decompose"]))
+    return next((file for file in candidates if file is not None), None)
+
+
+def of_artefact(artefact: Path) -> Path | None:
+    """The file of an artefact's spectra; None where it has none.
+
+    Raises:
+        RequestError: it is a link that leads out of the artefact.
+    """
+    file = artefact / FILE
+    if not document.is_artefact(artefact) or not file.is_file():
+        return None
+    own_files.check(artefact, file)
+    return file
 
 
 def _read(path: Path) -> tuple[str, dict[str, NDArray[Any]]]:

@@ -86,6 +86,10 @@ def metrics_files(ref: str) -> dict[str, Path]:
     return {str(folder): folder / FILE for folder in sorted(folders, key=path_and_step)}
 
 
+# What a line that is none raises; of an infinite step and of very deep JSON the last two.
+_NO_LINE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
 def read(file: Path) -> Course:
     """Read a metrics file. A last line that is being written just now is left out.
 
@@ -104,7 +108,7 @@ def read(file: Path) -> Course:
             course.step, course.epoch = int(line["step"]), float(line["epoch"])
             for name, value in _figures(line):
                 course.series.setdefault(name, []).append((course.step, value))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except _NO_LINE:
             if number == len(lines) and not text.endswith("\n"):
                 break
             raise RequestError(f"{file}:{number}: not a line of metrics") from None

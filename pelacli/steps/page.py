@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pelacli.errors import RequestError
-from pelacli.manifest import document
 from pelacli.planning import stored
 from pelacli.planning import sweep as planning_sweep
 from pelacli.recipe import layout
@@ -80,8 +79,8 @@ def _with_spectra(subject: Subject) -> Subject:
             return subject
         return replace(subject, spectra=stored.load(path))
     for folder in (path, path.parent / layout.FOLDERS["decompose"]):
-        file = folder / stored.FILE
-        if document.is_artefact(folder) and stored.is_spectra(file):
+        file = stored.of_artefact(folder)
+        if file is not None and stored.is_spectra(file):
             spectra = stored.load(file)
             if spectra.about.inputs == steps[-1].inputs:
                 return replace(subject, spectra=spectra)

@@ -211,12 +211,12 @@ def _spectra(ref: str) -> dict[str, Path]:
     """Label → file of spectra of what is named or lies below it."""
     path = Path(ref)
     if path.is_dir():
-        below = {str(artefact): artefact / stored.FILE for artefact in lookup.artefacts(path)}
-        files = {label: file for label, file in below.items() if file.is_file()}
+        below = {str(artefact): stored.of_artefact(artefact) for artefact in lookup.artefacts(path)}
+        files = {label: file for label, file in below.items() if file is not None}
     else:
         copy = _copy_of(ref)
-        file = path if copy is None else copy / stored.FILE
-        files = {ref: file} if stored.is_spectra(file) else {}
+        file = path if copy is None else stored.of_artefact(copy)
+        files = {ref: file} if file is not None and stored.is_spectra(file) else {}
     if not files:
         raise RequestError(
             f"{ref}: there are no stored spectra; name what `pela decompose` wrote, or make some: "

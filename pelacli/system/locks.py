@@ -121,7 +121,7 @@ def _read(descriptor: int) -> dict[str, Any]:
     """The holder's name in the file; empty where it has not written it yet."""
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return holder if isinstance(holder, dict) else {}
 

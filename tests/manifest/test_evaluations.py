@@ -41,6 +41,9 @@ def test_a_line_that_was_cut_short_costs_no_other(tmp_path):
     evaluations.append(folder, EvaluationRecord(data="three"))
     assert [record.data for record in evaluations.read(folder)] == ["one", "three"]
     assert evaluations.read(tmp_path / "nothing") == []
+    (folder / evaluations.FILE).rename(tmp_path / "elsewhere")
+    (folder / evaluations.FILE).symlink_to(tmp_path / "elsewhere")
+    assert evaluations.read(folder) == []  # it is no file of the artefact
 
 
 def test_a_gate_is_passed_by_a_drop_that_is_known_and_allowed():

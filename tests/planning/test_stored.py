@@ -20,6 +20,7 @@ from pelacli.manifest.document import Count, LayerRecord, Manifest, SourceRecord
 from pelacli.planning import stored as planning_stored
 from pelacli.planning.stored import About, Spectra
 from pelacli.ranks.spectrum import Spectrum
+from pelacli.steps import report
 from pelacli.system import files
 
 KEY = "pela_spectra"
@@ -216,8 +217,9 @@ def test_spectra_of_an_artefact_are_its_own_file(artefact, tmp_path):
     assert planning_stored.find(str(artefact)) == own
     own.rename(tmp_path / "elsewhere")
     own.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(RequestError, match="leads out"):
-        planning_stored.find(str(artefact))
+    for read in (planning_stored.find, report._spectra):
+        with pytest.raises(RequestError, match="leads out"):
+            read(str(artefact))
     assert planning_stored.find(str(own)) == own  # whoever names a link means it
 
 

@@ -56,6 +56,15 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
         curves.read(tmp_path / "empty.jsonl")
 
 
+@pytest.mark.parametrize(
+    "line", ['{"step": Infinity, "epoch": 0}', "[" * 100_000, '{"step": 1}', "3", "{"]
+)
+def test_what_is_no_line_is_named_by_its_number(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "epoch": 0.5}}\n{line}\n')
+    with pytest.raises(RequestError, match=r"metrics.jsonl:2: not a line of metrics"):
+        curves.read(tmp_path / "metrics.jsonl")
+
+
 def test_figures_that_are_no_numbers_are_left_out(tmp_path):
     (tmp_path / curves.FILE).write_text(
         '{"step": 1, "epoch": 0.1, "metrics": {"accuracy": NaN, "loss": 2.0, "cosine": null}}\n'

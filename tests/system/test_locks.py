@@ -105,7 +105,7 @@ def test_a_holder_of_this_machine_whose_lock_is_free_has_died(here, changes):
         pass
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": null}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": null}', "[" * 4096])
 def test_a_damaged_file_of_a_holder_is_no_obstacle(here, content):
     (here / ".out.lock").write_text(content)
     with holding(here / "out"):
