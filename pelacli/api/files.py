@@ -9,10 +9,9 @@ from pathlib import Path
 from torch import nn
 
 from pelacli.api import arguments
-from pelacli.artefact import changes, into_module, loading, roundtrip, saving
-from pelacli.manifest import lookup
+from pelacli.artefact import changes, into_module, loading, locating, roundtrip, saving
 from pelacli.manifest.document import Manifest
-from pelacli.models import heads, hub, torch_module, wrapping
+from pelacli.models import heads, torch_module, wrapping
 from pelacli.models.hf import stated_layers
 from pelacli.models.opened import OpenModel
 from pelacli.steps import outputs
@@ -64,7 +63,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         arguments.module(model)
         on_meta = any(parameter.is_meta for parameter in model.parameters())
         with nullcontext() if on_meta else devices.on_cpu(model):
-            artefact = into_module.load_into(model, loading.locate(os.path.expanduser(path)) or at)
+            artefact = into_module.load_into(model, locating.locate(os.path.expanduser(path)) or at)
         opened, manifest = artefact.opened, artefact.manifest
     keep(opened, manifest)
     return opened.module
@@ -135,12 +134,9 @@ def verify(path: str | Path) -> Verified:
         >>> pelacli.verify("smaller").whole
         True
     """
-    at = arguments.path(path)
-    local = lookup.latest(at)
-    on_the_hub = hub.whole_artefact(str(path)) if local is None else None
-    if on_the_hub is not None:
-        return steps_verify.verify(on_the_hub, str(path))
-    return steps_verify.verify(local or at)
+    arguments.path(path)
+    located = locating.whole(os.path.expanduser(path))
+    return steps_verify.verify(located.path, located.name)
 
 
 def keep(opened: OpenModel, manifest: Manifest | None) -> None:

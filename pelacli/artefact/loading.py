@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from pelacli.artefact import changes, unrecorded
+from pelacli.artefact import changes, locating, unrecorded
 from pelacli.artefact.rebuilding import REMEDY, forms_of, ranks_of, read_config, rebuild_dense
 from pelacli.errors import RequestError
 from pelacli.lowrank import replace
 from pelacli.manifest import digests, document, integrity, lookup
 from pelacli.manifest.document import Manifest, SourceRecord
 from pelacli.messages import naming
-from pelacli.models import carried, hub, libraries, opening, precision
+from pelacli.models import carried, libraries, opening, precision
 from pelacli.models.inputs import tokenizer_of
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import load_strictly, stored_tensors
@@ -108,16 +108,6 @@ def _opened(path: Path, module: nn.Module, library: str, source: SourceRecord) -
     )
 
 
-def locate(ref: str) -> Path | None:
-    """The directory of an artefact that a user names: a path, a run directory (its last step), or a
-    hub id, whose files are fetched. None where the name is of no artefact.
-
-    Raises:
-        RequestError, PelaError: the hub does not have it, or can't be reached.
-    """
-    return lookup.latest(Path(ref)) or hub.artefact(ref)
-
-
 def open(ref: str, *, as_stored: bool = False, **how: Any) -> tuple[OpenModel, Manifest | None]:
     """Open whatever a user may name: an artefact, a run directory (its last step), or a model.
 
@@ -131,7 +121,7 @@ def open(ref: str, *, as_stored: bool = False, **how: Any) -> tuple[OpenModel, M
     """
     weights = how.get("weights", "pretrained")
     is_file = weights not in ("pretrained", "random")
-    path = lookup.latest(Path(ref)) if is_file else locate(ref)
+    path = lookup.latest(Path(ref)) if is_file else locating.locate(ref)
     if path is None:
         seen = unrecorded.layers_and_source(Path(ref))
         if seen is None:
@@ -161,7 +151,7 @@ def input_digest(source: str, opened: OpenModel) -> str:
     Args:
         source: what was opened; an artefact is identified by its own weights, not its origin's.
     """
-    path = locate(source)
+    path = locating.locate(source)
     if path is not None:
         return digests.weights_digest(path)
     return opened.source.digest or f"{opened.source.architecture}:{opened.source.weights}"

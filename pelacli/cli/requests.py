@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pelacli.artefact import locating
 from pelacli.cli import unused
 from pelacli.console import info, warn
 from pelacli.errors import RequestError
 from pelacli.manifest import document, lookup
-from pelacli.models import hub
+from pelacli.models.hub import Files
 from pelacli.planning.settings import check_has_budget
 from pelacli.ranks.budgets import registry as budgets
 from pelacli.ranks.policies import registry as policies
@@ -163,7 +164,7 @@ class EvalFlags:
         if Path(ref).is_file():
             return Opening(arch=self.arch)
         weights = "pretrained" if self.weights is None else self.weights
-        if weights == "random" and hub.names_artefact(ref):
+        if weights == "random" and locating.names_artefact(ref):
             return Opening()
         return Opening(weights=weights, arch=self.arch if Path(weights).is_file() else None)
 
@@ -229,7 +230,7 @@ def _stored_data(
         RequestError: the data is needed and can't be read.
     """
     local = lookup.latest(Path(ref))
-    path = local or hub.artefact(ref, weights=False)
+    path = locating.locate(ref, Files.SMALL)
     if path is None:
         return None, None, None
     for number, step in reversed([*enumerate(document.read(path).history)]):

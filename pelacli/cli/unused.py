@@ -10,10 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pelacli.artefact import locating
 from pelacli.console import warn
 from pelacli.errors import RequestError
 from pelacli.manifest import lookup
-from pelacli.models import hub
 from pelacli.recipe import overrides as recipe_overrides
 from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.evaluation import Evaluation
@@ -164,7 +164,7 @@ def refuse_in_eval(
         )
     refuse_other_sections("eval", overrides)
     others = [ref for ref in refs if ref not in recipes]
-    is_artefact = hub.names_artefact if opening["weights"] == "random" else _is_local_artefact
+    is_artefact = locating.names_artefact if opening["weights"] == "random" else _is_local_artefact
     plain = [ref for ref in others if opening["weights"] is None or not is_artefact(ref)]
     files = [ref for ref in plain if Path(ref).is_file()]
     if opening["weights"] is not None and len(plain) == len(files):

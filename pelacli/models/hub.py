@@ -5,11 +5,12 @@ from __future__ import annotations
 import glob
 import logging
 from collections.abc import Sequence
+from enum import Enum, auto
 from pathlib import Path
 
 from pelacli.console import verbosity
 from pelacli.errors import PelaError, RequestError
-from pelacli.manifest import digests, document, evaluations, lookup
+from pelacli.manifest import digests, document, evaluations
 from pelacli.messages import one_line
 
 # Configurations, processors, tokenizers: everything small a model directory may hold. And what an
@@ -23,6 +24,14 @@ _SIDE_FILES = [
 _OTHER_WEIGHTS = ["[!0-9]*/*.safetensors", "open_clip*.safetensors"]
 
 
+class Files(Enum):
+    """What of an artefact on the hub is fetched."""
+
+    SMALL = auto()  # all but the weights
+    WEIGHTS = auto()  # what a model is opened from
+    ALL = auto()  # every file that its manifest records, and all that would be read as its weights
+
+
 def is_id(ref: str) -> bool:
     """Whether a reference can only be "owner/name", perhaps with "@revision", of the hub."""
     if ref.partition("@")[0].count("/") != 1 or ref.startswith((".", "/", "~")):
@@ -31,12 +40,12 @@ def is_id(ref: str) -> bool:
     return not is_file and not Path(ref).exists()
 
 
-def artefact(ref: str, *, weights: bool = True) -> Path | None:
+def artefact(ref: str, files: Files) -> Path | None:
     """The local copy of an artefact that lies on the hub.
 
     Args:
         ref: what a user calls the model.
-        weights: fetch them too; else only what is small.
+        files: those that are fetched.
 
     Returns:
         its directory in the hub's cache; None where the reference is no hub id, or that of another
@@ -51,30 +60,23 @@ def artefact(ref: str, *, weights: bool = True) -> Path | None:
     folder = _small_files(repo)
     if not document.is_artefact(folder):
         return None
-    return fetch(repo, weights=True) if weights else folder
+    if files is Files.SMALL:
+        return folder
+    return fetch(repo, weights=True) if files is Files.WEIGHTS else _all_files(repo, folder)
 
 
-def whole_artefact(ref: str) -> Path | None:
-    """As `artefact`, with every file that its manifest records, and all that would be read as its
-    weights."""
-    folder = artefact(ref, weights=False)
-    if folder is None:
-        return None
+def _all_files(repo: str, small: Path) -> Path:
+    """The directory of an artefact with all its files.
+
+    Args:
+        small: where its small files are.
+    """
     try:
-        recorded = document.read(folder).files or {}
+        recorded = document.read(small).files or {}
     except RequestError:  # it is damaged, which `pela verify` says in its own words
         recorded = {}
     names = [glob.escape(name) for name in recorded]
-    return _download(bare(ref), [*_SIDE_FILES, digests.WEIGHTS, *names], [])
-
-
-def names_artefact(ref: str) -> bool:
-    """Whether a user names an artefact, or a run directory with one, here or on the hub.
-
-    Raises:
-        RequestError, PelaError: as `fetch`.
-    """
-    return lookup.latest(Path(ref)) is not None or artefact(ref, weights=False) is not None
+    return _download(repo, [*_SIDE_FILES, digests.WEIGHTS, *names], [])
 
 
 def _small_files(repo: str) -> Path:

@@ -14,6 +14,7 @@ from pelacli.lowrank import find, replace
 from pelacli.manifest import versions
 from pelacli.manifest.document import Manifest, StepRecord
 from pelacli.models import checkpoint_file, hub
+from pelacli.models.hub import Files
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import StoredTensor, load_strictly
 from pelacli.models.wrapped_names import attempts
@@ -100,7 +101,7 @@ def _open_dense(model: str) -> OpenModel:
         RequestError: there is no such model, or it is low-rank.
     """
     is_local = Path(model).exists()
-    if is_local or hub.artefact(model, weights=False) is None:
+    if is_local or hub.artefact(model, Files.SMALL) is None:
         weights = "pretrained" if is_local else "random"
         opened, before = loading.open(model, as_stored=True, weights=weights)
         if before is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from pelacli import console
-from pelacli.artefact import loading, saving
+from pelacli.artefact import loading, locating, saving
 from pelacli.artefact.loading import Artefact
 from pelacli.errors import RequestError
 from pelacli.lowrank import find
@@ -45,7 +45,7 @@ def open_teacher(step: Step[Pretrain], student: Artefact) -> OpenModel:
         RequestError: that model is low-rank.
     """
     ref, how = step.dense, lookup.how_to_open(step.dense, step.opening)
-    path = loading.locate(ref) if step.dense == step.model else None
+    path = locating.locate(ref) if step.dense == step.model else None
     if path is not None and _is_low_rank(path):
         origin = student.manifest.source
         ref, how = origin.model, {"weights": origin.weights or "pretrained"}
@@ -63,7 +63,7 @@ def _is_low_rank(path: Path) -> bool:
 
 
 def _open_student(source: str) -> Artefact:
-    path = loading.locate(source)
+    path = locating.locate(source)
     if path is None:
         raise RequestError(f"{source}: not an artefact; `pela decompose` makes one to heal")
     with console.progress(f"opening {path}"):

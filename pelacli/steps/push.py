@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pelacli.artefact import card
+from pelacli.artefact import card, locating
 from pelacli.console import info, progress, warn
 from pelacli.errors import PelaError, RequestError
-from pelacli.manifest import digests, document, evaluations, integrity, lookup
+from pelacli.manifest import digests, document, evaluations, integrity
 from pelacli.manifest.document import Manifest
 from pelacli.messages import one_line
-from pelacli.models import hub
 from pelacli.models.config_file import FILE as CONFIG
 from pelacli.models.config_file import read as read_config
 from pelacli.report.subject import Subject
@@ -68,10 +67,9 @@ def run(ref: str, repo: str, *, private: bool = False, revision: str | None = No
         PelaError: the artefact is damaged, or the hub can't be reached.
     """
     _check_name(repo)
-    path = lookup.latest(Path(ref)) or hub.whole_artefact(ref)
-    if path is None:
-        raise RequestError(f"{ref}: not an artefact: there is no {document.FILE}")
-    verify.refuse_damaged([verify.verify(path, None if Path(ref).exists() else ref)])
+    located = locating.whole(ref)
+    path = located.path
+    verify.refuse_damaged([verify.verify(path, located.name)])
     manifest = document.read(path)
     names = _files(path, manifest)
     with _client(repo) as api:

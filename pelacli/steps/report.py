@@ -15,6 +15,7 @@ from pelacli.errors import RequestError
 from pelacli.manifest import digests, document, evaluations, integrity, lookup
 from pelacli.manifest.document import Manifest
 from pelacli.models import hub
+from pelacli.models.hub import Files
 from pelacli.planning import stored
 from pelacli.planning import sweep as planning_sweep
 from pelacli.planning.sweep import Sweep
@@ -100,7 +101,7 @@ def run(
 
 def _copy_of(ref: str) -> Path | None:
     """What is small of an artefact on the hub; None where the name is of something else."""
-    return None if Path(ref).exists() else hub.artefact(ref, weights=False)
+    return None if Path(ref).exists() else hub.artefact(ref, Files.SMALL)
 
 
 def _recorded_bytes(manifest: Manifest) -> int | None:
@@ -239,7 +240,7 @@ def _speeds(
             raise RequestError(f"{label}: holds spectra, no model that could be timed")
     speeds = {}
     for label in manifests:
-        is_there = Path(label).exists() or hub.artefact(label, weights=False) is not None
+        is_there = Path(label).exists() or hub.artefact(label, Files.SMALL) is not None
         weights = "pretrained" if is_there else "random"
         opened, _ = loading.open(label, as_stored=True, weights=weights, arch=arch)
         speeds[label] = time_model(opened, timing)

@@ -9,12 +9,13 @@ from pathlib import Path, PurePath
 
 from safetensors import SafetensorError, safe_open
 
+from pelacli.artefact import locating
 from pelacli.errors import PelaError, RequestError
 from pelacli.manifest import digests, document, evaluations, integrity, lookup
 from pelacli.manifest.document import Manifest
 from pelacli.manifest.integrity import FREE, REMEDY, Damage
 from pelacli.messages import one_line
-from pelacli.models import hub
+from pelacli.models.hub import Files
 from pelacli.system import own_files
 
 
@@ -79,7 +80,7 @@ def _artefacts(ref: str) -> dict[str, Path]:
     below = [path] if document.is_artefact(path) else lookup.artefacts(path)
     if below:
         return {str(artefact): artefact for artefact in below}
-    on_the_hub = hub.whole_artefact(ref)
+    on_the_hub = locating.locate(ref, Files.ALL)
     if on_the_hub is None:
         raise RequestError(f"{ref}: no artefact is here; name one, or a directory of artefacts")
     return {ref: on_the_hub}

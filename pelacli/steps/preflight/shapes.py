@@ -6,7 +6,7 @@ import copy
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from pelacli.artefact import loading
+from pelacli.artefact import loading, locating
 from pelacli.errors import RequestError
 from pelacli.manifest.digests import plain_weight_files
 from pelacli.models import opening
@@ -26,7 +26,7 @@ def of(ref: str, how: Opening) -> OpenModel:
         PelaError: the hub, which would know it, can't be reached.
     """
     name = ALIASES.get(ref, ref)
-    path = loading.locate(name)
+    path = locating.locate(name)
     if path is not None:
         return loading.shapes(path)
     weights = how.weights
