@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,33 +18,11 @@ from pelacli.models.carried import carried, check_read_files
 from pelacli.models.inputs import tokenizer_of
 from pelacli.models.libraries import library, own
 from pelacli.models.opened import OpenModel
+from pelacli.models.request import Request
 from pelacli.models.weight_files import factor_ranks, shapes
 from pelacli.models.wrapping import Origin, describe
 
 REMEDY = "restore the file"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a user wants opened.
-
-    Attributes:
-        ref: what the user calls the model, for messages; name: the same without an alias.
-        weights: "pretrained", "random" or a path.
-        arch: architecture of a bare file of weights.
-        model_args: for the architecture.
-        num_classes: outputs, where they differ from the checkpoint's.
-        lazy_above: bytes that the weights would take in float32, from which on they are left in
-            their files.
-    """
-
-    ref: str
-    name: str
-    weights: str
-    arch: str | None
-    model_args: dict[str, Any]
-    num_classes: int | None
-    lazy_above: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -156,9 +133,11 @@ def _refuse_adapter(request: Request, folder: Path) -> None:
 def _of_pela(request: Request, directory: _Directory) -> OpenModel:
     name = str(directory.config["pela_model"])
     library(name)  # refuses one that this version does not know
-    module = own(name).open_directory(
-        directory.folder, random=request.weights == "random", num_classes=request.num_classes
-    )
+    adapter = own(name)
+    with request.building():
+        module = adapter.open_directory(
+            directory.folder, random=request.weights == "random", num_classes=request.num_classes
+        )
     opened = describe(request.ref, module, name, directory.origin(request), directory.folder)
     opened.carried = carried(directory.folder)
     return opened
@@ -169,7 +148,8 @@ def _of_timm(request: Request, directory: _Directory) -> OpenModel:
 
     if request.weights == "pretrained" and not directory.files:
         raise RequestError(f"{request.ref}: has no safetensors weights; use --weights random")
-    with naming(f"{directory.folder / config_file.FILE}: can't be built", REMEDY):
+    where = f"{directory.folder / config_file.FILE}: can't be built"
+    with naming(where, REMEDY), request.building():
         module = timm_adapter.build(
             f"local-dir:{directory.folder}",
             num_classes=request.num_classes,
@@ -218,9 +198,10 @@ def _bytes_in_float32(directory: _Directory) -> int:
 def _filled_by_transformers(request: Request, directory: _Directory) -> nn.Module:
     from pelacli.models.hf import adapter as hf_adapter
 
-    return hf_adapter.open_directory(
-        directory.folder,
-        random=request.weights == "random",
-        model_args=request.model_args,
-        num_classes=request.num_classes,
-    )
+    with request.building():
+        return hf_adapter.open_directory(
+            directory.folder,
+            random=request.weights == "random",
+            model_args=request.model_args,
+            num_classes=request.num_classes,
+        )

@@ -14,9 +14,9 @@ from pelacli.errors import RequestError
 from pelacli.manifest.digests import digest_file
 from pelacli.messages import did_you_mean
 from pelacli.models import config_file, directory, hub, licence, precision
-from pelacli.models.directory import Request
 from pelacli.models.libraries import OWN_NAMES, own
 from pelacli.models.opened import OpenModel
+from pelacli.models.request import Request
 from pelacli.models.wrapping import Origin, describe
 from pelacli.recipe.aliases import ALIASES, SHAPES
 
@@ -62,14 +62,20 @@ def open(
         name = SHAPES.get(ref, name)
     torch.manual_seed(seed)
     config_file.check_counts(model_args or {}, f"{ref}: model_args", "give a smaller number")
-    request = Request(ref, name, "random" if meta else weights, arch, model_args or {}, num_classes)
-    request = replace(request, lazy_above=lazy_above)
+    opened = _open(
+        Request(
+            ref,
+            name,
+            "random" if meta else weights,
+            arch,
+            model_args or {},
+            num_classes,
+            only_shapes=meta,
+            lazy_above=lazy_above,
+        )
+    )
     if meta:
-        from accelerate import init_empty_weights
-
-        with init_empty_weights(include_buffers=True):
-            return _open(request)
-    opened = _open(request)
+        return opened
     opened.module.eval()
     _refuse_non_finite(opened)
     precision.ready_to_run(opened)
@@ -192,13 +198,14 @@ def _timm_name(request: Request) -> OpenModel | None:
         repo, file_name = on_the_hub
         file = hub.fetch(repo, weights=True, file=file_name) / (file_name or "model.safetensors")
         digest = digest_file(file)
-    module = timm_adapter.build(
-        name,
-        num_classes=request.num_classes,
-        model_args=request.model_args,
-        weights=weights,
-        file=file,
-    )
+    with request.building():
+        module = timm_adapter.build(
+            name,
+            num_classes=request.num_classes,
+            model_args=request.model_args,
+            weights=weights,
+            file=file,
+        )
     terms: dict[str, str] = {}
     if weights != "random":
         card = {} if file is None else licence.of_card(file.parent)
@@ -230,7 +237,8 @@ def _transformers_family(request: Request) -> OpenModel | None:
             f"{request.ref}: is a family of transformers, not a checkpoint; give a hub id "
             "(owner/name), or --weights random for its default shape"
         )
-    module = hf_adapter.build_random(request.name, request.model_args, request.num_classes)
+    with request.building():
+        module = hf_adapter.build_random(request.name, request.model_args, request.num_classes)
     return describe(request.ref, module, "transformers", Origin(request.name, "random"))
 
 
@@ -276,9 +284,11 @@ def _weights_file(request: Request, file: Path, arch: str) -> OpenModel:
 def _own_model(request: Request, name: str, file: Path | None) -> OpenModel:
     """A model of pela's own, with the weights of its checkpoint or random ones."""
     library_name = OWN_NAMES[name]
-    module = own(library_name).build(
-        name, model_args=request.model_args, num_classes=request.num_classes, weights=file
-    )
+    adapter = own(library_name)
+    with request.building():
+        module = adapter.build(
+            name, model_args=request.model_args, num_classes=request.num_classes, weights=file
+        )
     if file is None:
         return describe(request.ref, module, library_name, Origin(name, "random"))
     origin = Origin(name, str(file), digest_file(file))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pelacli.artefact import loading, locating
@@ -38,14 +37,6 @@ def of(ref: str, how: Opening) -> OpenModel:
     if weights == "pretrained" and Path(name).is_dir() and not plain_weight_files(Path(name)):
         raise RequestError(f"{ref}: has no safetensors weights; use weights = 'random'")
     return opening.open(ref, **vars(how), meta=True)
-
-
-def without_values() -> AbstractContextManager[None]:
-    """While active, new modules have no values: they lie on "meta", buffers too."""
-    from accelerate import init_empty_weights
-
-    context: AbstractContextManager[None] = init_empty_weights(include_buffers=True)
-    return context
 
 
 def copied(opened: OpenModel) -> OpenModel:

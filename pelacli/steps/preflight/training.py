@@ -9,11 +9,12 @@ from pelacli.console import warn_once
 from pelacli.errors import RequestError
 from pelacli.lowrank import find
 from pelacli.models.opened import OpenModel
+from pelacli.models.request import without_values
 from pelacli.recipe.keys import Key
 from pelacli.recipe.step import Step
 from pelacli.recipe.training import Pretrain, Train
 from pelacli.steps import finetune
-from pelacli.steps.preflight import batches, shapes
+from pelacli.steps.preflight import batches
 from pelacli.steps.preflight.problems import Problems
 from pelacli.steps.preflight.samples import (
     check_labelled,
@@ -44,7 +45,7 @@ def train(problems: Problems, step: Step[Train], opened: OpenModel) -> OpenModel
         with problems.at((*at, "dataset"), _key_of(step, at)):
             dataset = finetune.dataset_of(step, opened)
             check_labelled(data.dataset, dataset.labelled or not finetune.task_of(step).LABELLED)
-            with shapes.without_values():
+            with without_values():
                 opened = finetune.fitted(step, opened, dataset)
             splits = _splits(step, opened, labelled=True)
     else:

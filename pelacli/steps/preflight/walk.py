@@ -19,6 +19,7 @@ from pelacli.manifest import lookup
 from pelacli.measure import evaluation as measure_evaluation
 from pelacli.models import heads
 from pelacli.models.opened import OpenModel
+from pelacli.models.request import without_values
 from pelacli.planning.choice import choose
 from pelacli.ranks.pins import pins_by_name
 from pelacli.ranks.spectrum import Spectrum
@@ -121,7 +122,7 @@ class Walk:
             self.is_known = False
             return
         plan = choose(_flat_spectra(dense), dense.size, settings)
-        with shapes.without_values():
+        with without_values():
             replace.replace_empty(opened.module, plan.ranks(), plan.forms())
 
     def _look_at_drop(self, step: Step[Decompose]) -> None:
