@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,29 +25,49 @@ def filled(module: nn.Module, weights: Weights, wanted: Callable[[str], bool]) -
     Raises:
         RequestError: a file is damaged, or holds what is not finite.
     """
-    before: list[tuple[dict[str, Any], str, Tensor]] = []
+    replaced: list[_Slot] = []
     values: dict[int, nn.Parameter] = {}  # a tied one has one value
     try:
-        for prefix, part in list(module.named_modules()):
-            for slots in (part._parameters, part._buffers):
-                for key, old in list(slots.items()):
-                    name = f"{prefix}.{key}" if prefix else key
-                    if old is None or not wanted(name):
-                        continue
-                    if old.is_meta:
-                        if id(old) not in values:
-                            values[id(old)] = nn.Parameter(
-                                batch_in_float32(weights.read(name)), old.requires_grad
-                            )
-                        before.append((slots, key, old))
-                        slots[key] = values[id(old)]
-                    elif old.dtype in HALF and not isinstance(old, nn.Parameter):
-                        before.append((slots, key, old))
-                        slots[key] = old.float()
+        for slot in [*_slots(module)]:
+            if not wanted(slot.name):
+                continue
+            old = slot.tensor
+            if old.is_meta:
+                if id(old) not in values:
+                    value = batch_in_float32(weights.read(slot.name))
+                    values[id(old)] = nn.Parameter(value, old.requires_grad)
+                slot.put(values[id(old)])
+            elif old.dtype in HALF and not isinstance(old, nn.Parameter):
+                slot.put(old.float())
+            else:
+                continue
+            replaced.append(slot)
         yield
     finally:
-        for slots, key, old in before:
-            slots[key] = old
+        for slot in replaced:
+            slot.put(slot.tensor)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where a module holds a tensor: its parameters or its buffers, and the key in them."""
+
+    name: str
+    tensors: dict[str, Any]
+    key: str
+    tensor: Tensor
+
+    def put(self, tensor: Tensor) -> None:
+        self.tensors[self.key] = tensor
+
+
+def _slots(module: nn.Module) -> Iterator[_Slot]:
+    """Every place where the module or a part of it holds a tensor; a tied one has several."""
+    for prefix, part in module.named_modules():
+        for tensors in (part._parameters, part._buffers):
+            for key, tensor in tensors.items():
+                if tensor is not None:
+                    yield _Slot(f"{prefix}.{key}" if prefix else key, tensors, key, tensor)
 
 
 def block(module: nn.Module, weights: Weights, name: str) -> AbstractContextManager[None]:

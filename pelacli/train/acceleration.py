@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 from pelacli.console import warn_once
 from pelacli.errors import RequestError
 from pelacli.messages import one_line
+from pelacli.recipe import layout
 from pelacli.system import devices, precisions, processes
 
 
@@ -87,4 +88,4 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def tracking(output: Path) -> Path:
     """Where trackers keep what they write, as ``runs/vit_base/tracking/pretrain``."""
-    return output.parent / "tracking" / output.name.removesuffix(".training")
+    return output.parent / "tracking" / output.name.removesuffix(layout.OF_WORKPLACE)
