@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pelacli.lowrank import find, replace
-from pelacli.models import heads, opening
+from pelacli.models import heads, opening, outputs
 from pelacli.models.opened import OpenModel
 from pelacli.recipe.training import Loss, Pretrain
 from pelacli.tasks import base, registry
@@ -167,9 +167,9 @@ class Reference:
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Cross-entropy, feature and perturbation loss, weights applied."""
-        with torch.no_grad(), taps.caught(self.teacher, self.taps) as theirs:
+        with torch.no_grad(), outputs.caught(self.teacher, self.taps) as theirs:
             self.teacher(batch["inputs"])
-        with taps.caught(self.student, self.taps) as ours:
+        with outputs.caught(self.student, self.taps) as ours:
             self.student(batch["inputs"])
         gaps = [F.mse_loss(ours[name][0], theirs[name][0]) for name in self.taps]
         logits = self.student(batch["inputs"])

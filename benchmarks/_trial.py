@@ -268,11 +268,11 @@ def step(student: nn.Module, teacher: nn.Module, batch: Any) -> tuple[float, flo
     names = taps.choose(student, None)
     student.train()
 
-    with torch.no_grad(), taps.caught(teacher, names) as theirs:
+    with torch.no_grad(), models_outputs.caught(teacher, names) as theirs:
         _seeded(teacher, batch)
 
     def loss() -> Tensor:
-        with taps.caught(student, names) as ours:
+        with models_outputs.caught(student, names) as ours:
             _seeded(student, batch)
         return losses.feature(
             [t for name in names for t in ours[name]], [t for name in names for t in theirs[name]]

@@ -1,12 +1,13 @@
-"""The main tensor of what a model returned."""
+"""The main tensor of what a model, or a module inside of it, returned."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pelacli.models.pooling import Pooling
 
@@ -34,6 +35,26 @@ def main_output(result: Any, mask: Tensor | None = None, pooling: Pooling | None
         what = type(result).__name__
         raise TypeError(f"the model returned {what}, in which there is no tensor")
     return tensor
+
+
+@contextmanager
+def caught(module: nn.Module, names: Sequence[str]) -> Iterator[Mapping[str, list[Tensor]]]:
+    """While active, name → outputs of the named module, one per call (ALBERT's only layer is called
+    once for each depth)."""
+    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def catch(name: str) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            outputs[name].append(main_output(output))
+
+        return hook
+
+    handles = [module.get_submodule(name).register_forward_hook(catch(name)) for name in names]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

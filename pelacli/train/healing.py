@@ -117,7 +117,7 @@ class Stage:
         """(the teacher's output, its taps' outputs by name); nothing where no loss needs them."""
         if not self.settings.loss.feature and not self._compares_outputs:
             return None, {}
-        with torch.no_grad(), taps.caught(self.teacher.module, names) as features:
+        with torch.no_grad(), outputs.caught(self.teacher.module, names) as features:
             target = self.task.forward(self.teacher.module, batch)
         if not self._is_target_checked:  # once: to look at it makes an accelerator wait
             self._check_target(outputs.main_output(target))
@@ -140,7 +140,7 @@ class Stage:
         """(the student's output, its taps' outputs by name)."""
         saves_itself = self.settings.compile or self.settings.checkpointing or in_shards
         with (
-            taps.caught(student, names) as features,
+            outputs.caught(student, names) as features,
             recompute.activations(student, on=not saves_itself),
         ):
             return self.task.forward(student, batch), features

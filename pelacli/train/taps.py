@@ -1,18 +1,15 @@
-"""Catch the outputs of named modules during a forward pass: the features that are distilled."""
+"""The modules whose outputs are distilled: which they are, and which of them at what time."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from pelacli.errors import RequestError
 from pelacli.lowrank.linear import LowRankLinear
 from pelacli.models import blocks as models_blocks
-from pelacli.models import outputs as models_outputs
 
 
 def choose(module: nn.Module, patterns: Sequence[str] | None) -> list[str]:
@@ -74,26 +71,6 @@ def joined(names: Sequence[str], done: float, over: float) -> Sequence[str]:
     if done >= over:
         return names
     return names[: 1 + int(done / over * len(names) + 1e-9)]
-
-
-@contextmanager
-def caught(module: nn.Module, names: Sequence[str]) -> Iterator[Mapping[str, list[Tensor]]]:
-    """While active, name → outputs of the named module, one per call (ALBERT's only layer is called
-    once for each depth)."""
-    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
-
-    def catch(name: str) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            outputs[name].append(models_outputs.main_output(output))
-
-        return hook
-
-    handles = [module.get_submodule(name).register_forward_hook(catch(name)) for name in names]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _inside_low_rank(module: nn.Module, name: str) -> bool:

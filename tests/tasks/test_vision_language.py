@@ -13,14 +13,14 @@ from pelacli.artefact import loading
 from pelacli.data.loader import loader
 from pelacli.errors import PelaError, RequestError
 from pelacli.lowrank import find, replace
-from pelacli.models import opening
+from pelacli.models import opening, outputs
 from pelacli.models.albef import objectives
 from pelacli.recipe import reading
 from pelacli.recipe.data import Augment, Data
 from pelacli.recipe.step import step_of
 from pelacli.steps import decompose, finetune, pretrain
 from pelacli.tasks import base, registry
-from pelacli.train import healing, taps
+from pelacli.train import healing
 
 RECIPE = """
 model = "tiny"
@@ -240,7 +240,7 @@ def test_the_features_are_all_of_the_three_passes(here):
             p += 0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
     features = {}
     for name, network in (("ours", student), ("theirs", teacher)):
-        with taps.caught(network, made.taps) as caught, torch.no_grad():
+        with outputs.caught(network, made.taps) as caught, torch.no_grad():
             objectives.passes(network, batch)
         features[name] = [tensor for outputs in caught.values() for tensor in outputs]
     assert len(features["ours"]) == 3 + 3 + 5

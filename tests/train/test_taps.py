@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 from pelacli.errors import RequestError
-from pelacli.models import opening, prediction
+from pelacli.models import opening, outputs, prediction
 from pelacli.train import losses, recompute, taps
 
 SMALL = {
@@ -29,7 +29,7 @@ def images(*size):
 def watched(module, inputs):
     module.eval()
     names = taps.choose(module, None)
-    with torch.no_grad(), taps.caught(module, names) as found:
+    with torch.no_grad(), outputs.caught(module, names) as found:
         prediction.predict(module, inputs)
     return {name: [tuple(output.shape) for output in found[name]] for name in names}
 
@@ -129,10 +129,10 @@ def test_recomputed_activations_give_the_same_gradients_through_taps(name, args,
         first = next(m for m in module.get_submodule(names[0]).modules() if type(m) is nn.Linear)
         first.register_forward_hook(lambda module, *_: passes.append(module))
         with recompute.checkpointing(module, on=on):
-            with taps.caught(module, names) as features:
+            with outputs.caught(module, names) as features:
                 prediction.predict(module, inputs)
-            outputs = [output for tap in names for output in features[tap]]
-            losses.feature(outputs, [torch.zeros_like(output) for output in outputs]).backward()
+            caught = [output for tap in names for output in features[tap]]
+            losses.feature(caught, [torch.zeros_like(output) for output in caught]).backward()
     assert len(passes) == 1 + 2  # once more on the way back
     trained = 0
     for (parameter, a), b in zip(one.named_parameters(), two.parameters(), strict=True):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from math import isqrt
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from pelacli.errors import RequestError
 from pelacli.messages import one_line
 from pelacli.models.blocks import blocks
-from pelacli.models.outputs import main_output
+from pelacli.models.outputs import caught
 
 # (backbone, images [B, C, S, S], depths to take, None for all) → maps [B, channels, h, w]
 Maps = Callable[[nn.Module, Tensor, "Sequence[int] | None"], list[Tensor]]
@@ -132,27 +131,9 @@ def _transformers(backbone: nn.Module, images: Tensor, at: Sequence[int] | None)
     size = getattr(getattr(backbone, "config", None), "image_size", None)
     other = size is not None and tuple(images.shape[-2:]) != _pair(size)
     options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in taken else {}
-    with _caught(backbone, chosen) as outputs:
+    with caught(backbone, chosen) as outputs:
         backbone(images, **(options if other else {}))
-    return [_map(outputs[name]) for name in chosen]
-
-
-@contextmanager
-def _caught(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    outputs: dict[str, Tensor] = {}
-
-    def catch(name: str) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            outputs[name] = main_output(output)
-
-        return hook
-
-    handles = [module.get_submodule(name).register_forward_hook(catch(name)) for name in names]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
+    return [_map(outputs[name][-1]) for name in chosen]
 
 
 def _map(output: Tensor) -> Tensor:
