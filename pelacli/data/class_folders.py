@@ -14,7 +14,8 @@ from pathlib import Path
 
 from pelacli.console import warn_once
 from pelacli.data import image_files
-from pelacli.data.splits import SPLITS, choose_split, unknown_dataset
+from pelacli.data.splits import SPLITS, choose_split
+from pelacli.data.unknown import unknown_dataset
 from pelacli.errors import RequestError
 
 _SPLIT_NAMES = {name for names in SPLITS for name in names}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,20 @@ def check_split(spec: str, split: str) -> None:
         choose_split(split.partition("[")[0], datasets.get_dataset_split_names(name, config), spec)
 
 
-def undecoded(cell: Any) -> Any:
-    """What a cell of a column of images holds that `datasets` does not decode: bytes, or else a
-    path; None where there is no image."""
-    return (cell["bytes"] or cell["path"]) if isinstance(cell, dict) else cell
+def image_of(row: Mapping[str, Any], column: str, where: str) -> Any:
+    """What a row has in a column of images that `datasets` does not decode: bytes, or else a path.
+
+    Args:
+        where: names the row in errors.
+
+    Raises:
+        RequestError: it holds nothing.
+    """
+    cell = row[column]
+    image = (cell["bytes"] or cell["path"]) if isinstance(cell, dict) else cell
+    if image is None:
+        raise RequestError(f"{where}: has no {column}; leave the row out")
+    return image
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pelacli.data import class_folders, image_files
-from pelacli.data.hub import one_line_errors, open_split, undecoded
+from pelacli.data.hub import image_of, one_line_errors, open_split
 from pelacli.data.splits import SPLITS, choose_split
 from pelacli.errors import RequestError
 from pelacli.system import extras
@@ -92,9 +92,7 @@ class _Hub:
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
         row = self.rows[int(index)]
-        raw = undecoded(row[self.column])
-        if raw is None:
-            raise RequestError(f"{self.name(index)}: has no {self.column}; leave the row out")
+        raw = image_of(row, self.column, self.name(index))
         return raw, row[self.label] if self.label else None
 
 

@@ -2,25 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
-from pathlib import Path
 
 from pelacli.errors import RequestError
-
-# Names -------------------------------------------------------------------------------------------
-
-
-def unknown_dataset(spec: str) -> RequestError:
-    """The error for a dataset that is nowhere."""
-    if "/" in spec or spec.startswith((".", "~")) or Path(spec).suffix:
-        return RequestError(f"{spec}: no such folder or file")
-    near = " (did you mean 'digits'?)" if difflib.get_close_matches(spec, ["digits"]) else ""
-    return RequestError(
-        f"unknown dataset {spec!r}{near}: give 'digits', a folder, a text file, or hfds/NAME, "
-        "torch/NAME, wds/DIRECTORY"
-    )
-
 
 SPLITS: tuple[tuple[str, ...], ...] = (
     ("train", "training"),

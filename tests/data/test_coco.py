@@ -231,12 +231,15 @@ def test_rows_of_the_hub(form):
     features = datasets.Features({"image": datasets.Image(), "objects": objects})
     picture = Image.new("RGB", (40, 30))
     row = {"bbox": [[4, 5, 10, 20], [1, 2, 3, 4]], "category": [1, 0]}
-    rows = datasets.Dataset.from_dict({"image": [picture], "objects": [row]}, features=features)
+    columns = {"image": [picture, None], "objects": [row, row]}
+    rows = datasets.Dataset.from_dict(columns, features=features)
     source = hub_objects.rows_of(rows, "hfds/x", form)
     raw, number, found = source[0]
     assert isinstance(raw, bytes)
     assert (number, source.classes, found.labels.tolist()) == (0, ["a", "b"], [1, 0])
     first = [4, 5, 14, 25] if form == "xywh" else [4, 5, 10, 20]
     assert found.boxes[0].tolist() == first
+    with pytest.raises(RequestError, match=r"^hfds/x, row 1: has no image; leave the row out$"):
+        source[1]
     with pytest.raises(RequestError, match="'objects' column; it has image"):
         hub_objects.rows_of(rows.select_columns("image"), "hfds/x", form)

@@ -85,17 +85,21 @@ def test_without_splits(tmp_path):
 def test_a_hub_dataset(tmp_path):
     import datasets
 
-    rows = {
-        "image": [Image.new("RGB", (12, 10), (i, 0, 0)) for i in range(2)],
-        "annotation": [Image.fromarray(np.full((10, 12), i, np.uint8)) for i in range(2)],
-    }
+    pictures = [Image.new("RGB", (12, 10), (i, 0, 0)) for i in range(3)]
+    drawn = [Image.fromarray(np.full((10, 12), i, np.uint8)) for i in range(3)]
+    rows = {"image": [*pictures, None], "annotation": [*drawn[:2], None, drawn[2]]}
     features = datasets.Features({name: datasets.Image() for name in rows})
     (tmp_path / "data").mkdir()
     table = datasets.Dataset.from_dict(rows, features=features)
     table.to_parquet(str(tmp_path / "data" / "train-00000-of-00001.parquet"))
     dataset = opened(f"hfds/{tmp_path}", classes=2)
-    assert len(dataset) == 2
+    assert len(dataset) == 4
     assert dataset[1]["masks"].unique().tolist() == [1]
+    for row, column in [(2, "annotation"), (3, "image")]:
+        with pytest.raises(RequestError) as error:
+            dataset[row]
+        told = f"hfds/{tmp_path}, row {row}: has no {column}; leave the row out"
+        assert str(error.value) == told
     with pytest.raises(RequestError, match="no split 'validation'; it has train"):
         opened(f"hfds/{tmp_path}", "validation", classes=2)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pelacli.data.formats.coco import corners
 from pelacli.data.formats.objects import Objects
-from pelacli.data.hub import open_split, undecoded
+from pelacli.data.hub import image_of, open_split
 from pelacli.errors import RequestError
 
 
@@ -33,7 +33,7 @@ class Rows:
 
     def __getitem__(self, index: int) -> tuple[Any, int, Objects]:
         row = self.rows[int(index)]
-        raw = undecoded(row[self.image])
+        raw = image_of(row, self.image, self.name(index))
         objects = []
         for number, entry in enumerate(_entries(row[self.column])):
             where = f"{self.name(index)}, object {number}"

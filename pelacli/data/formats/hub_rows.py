@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pelacli.data.hub import open_split, undecoded
+from pelacli.data.hub import image_of, open_split
 from pelacli.errors import RequestError
 
 
@@ -25,10 +25,7 @@ class HubImage:
         Raises:
             RequestError: the row has no image.
         """
-        cell = self.rows[self.index][self.column]
-        if cell is None:
-            raise RequestError(f"{self.where}: has no {self.column}; leave the row out")
-        return undecoded(cell)
+        return image_of(self.rows[self.index], self.column, self.where)
 
 
 def rows(

@@ -16,7 +16,7 @@ from typing import Any
 
 from pelacli.console import warn
 from pelacli.data import image_files
-from pelacli.data.hub import open_split
+from pelacli.data.hub import image_of, open_split
 from pelacli.data.splits import choose_split
 from pelacli.errors import RequestError
 from pelacli.system import own_files
@@ -48,15 +48,19 @@ class Rows:
     """Rows of a hub dataset with a column of images and one of masks."""
 
     rows: Any
+    spec: str
     image: str
     mask: str
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def name(self, index: int) -> str:
+        return f"{self.spec}, row {index}"
+
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        row = self.rows[int(index)]
-        return _undecoded(row[self.image]), _undecoded(row[self.mask])
+        row, where = self.rows[int(index)], self.name(index)
+        return image_of(row, self.image, where), image_of(row, self.mask, where)
 
 
 def is_masks(spec: str) -> bool:
@@ -205,8 +209,4 @@ def _hub(spec: str, split: str) -> tuple[Rows, str, None]:
         )
     for column in (image, mask):  # decoded where an unreadable one gets its error
         rows = rows.cast_column(column, datasets.Image(decode=False))
-    return Rows(rows, image, mask), name, None
-
-
-def _undecoded(value: Any) -> Any:
-    return (value["bytes"] or value["path"]) if isinstance(value, dict) else value
+    return Rows(rows, spec, image, mask), name, None

@@ -18,7 +18,8 @@ from pelacli.data.formats import rows as formats_rows
 from pelacli.data.formats.chat import Chat
 from pelacli.data.formats.rows import FILES, Table, some
 from pelacli.data.hub import open_split
-from pelacli.data.splits import choose_split, unknown_dataset
+from pelacli.data.splits import choose_split
+from pelacli.data.unknown import unknown_dataset
 from pelacli.errors import RequestError
 
 PAIRS = (
