@@ -13,6 +13,7 @@ from pelacli.manifest.document import Manifest
 from pelacli.planning import settings, stored
 from pelacli.planning.choice import choose
 from pelacli.planning.outcome import planned_manifest
+from pelacli.planning.stored import About
 from pelacli.ranks.budgets import registry
 from pelacli.ranks.plan import Plan
 
@@ -23,20 +24,15 @@ class DryRun:
 
     Attributes:
         manifest: what the plan would make of the model.
-        calibrated: whether the spectra are.
-        samples, sample_tokens, sensitivity: what they were calibrated on and by; see
-            `pelacli.planning.stored.About`.
+        about: the spectra: what they were calibrated on and by.
         path: None, as nothing is written; search: None, as no ratio is searched for; fit: None, as
             no layer is made; latency: None, as nothing is timed.
     """
 
     manifest: Manifest
     plan: Plan
-    calibrated: bool
+    about: About
     seconds: float
-    samples: int = 0
-    sample_tokens: int | None = None
-    sensitivity: str | None = None
     path: None = None
     search: None = None
     fit: None = None
@@ -89,12 +85,4 @@ def run(
         settings.from_stored(about.section, section, str(file), overrides),
     )
     manifest = planned_manifest(about.dense, plan)
-    return DryRun(
-        manifest=manifest,
-        plan=plan,
-        calibrated=about.samples > 0,
-        seconds=time.perf_counter() - start,
-        samples=about.samples,
-        sample_tokens=about.sample_tokens,
-        sensitivity=about.sensitivity,
-    )
+    return DryRun(manifest, plan, about, seconds=time.perf_counter() - start)

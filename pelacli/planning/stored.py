@@ -73,6 +73,11 @@ class About(BaseModel):
     section: dict[str, Any] = Field(default_factory=dict)
 
     @property
+    def calibrated(self) -> bool:
+        """Whether the spectra come from samples, not from the weights alone."""
+        return self.samples > 0
+
+    @property
     def size(self) -> ModelSize:
         """What a plan must know of the dense model beside the spectra."""
         total = None if self.dense.flops is None else self.dense.flops.before

@@ -31,7 +31,7 @@ from pelacli.recipe import layout
 from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.fingerprint import fingerprint
 from pelacli.recipe.step import Step
-from pelacli.steps import latency_budget, outputs, placing, quality
+from pelacli.steps import fit_quality, latency_budget, outputs, placing, quality
 from pelacli.steps.blockwise import Choice, kept_until_done
 from pelacli.steps.dense import DenseModel, check_flops_known, examine
 from pelacli.steps.factorization import solve
@@ -41,9 +41,6 @@ from pelacli.steps.solved import Fit, SolvedModel
 from pelacli.system import devices, machine, processes
 from pelacli.tasks import registry
 
-_ALIKE = 1.05  # a correction that makes it worse by less is left out without a word
-_NOTHING = 1e-4  # and so is one after which no more than this is lost
-
 
 @dataclass
 class Decomposed:
@@ -51,8 +48,7 @@ class Decomposed:
 
     Attributes:
         path: None after a dry run, which writes nothing.
-        samples, sample_tokens, sensitivity: what it was calibrated on and by; see
-            `pelacli.planning.stored.About`.
+        about: the spectra it was planned from: what they were calibrated on and by.
         search: for the smallest model within a quality budget, where one was asked for.
         fit: how far the model is from the dense one on held-back samples; None without calibration
             and after a dry run.
@@ -62,11 +58,8 @@ class Decomposed:
     path: Path | None
     manifest: Manifest
     plan: Plan
-    calibrated: bool
+    about: About
     seconds: float
-    samples: int = 0
-    sample_tokens: int | None = None
-    sensitivity: str | None = None
     search: QualitySearch | None = None
     fit: Fit | None = None
     latency: LatencyOutcome | None = None
@@ -92,14 +85,7 @@ def run(
 
 def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Decomposed:
     start = time.perf_counter()
-    how = lookup.how_to_open(step.source, step.opening)
-    with console.progress(f"opening {step.source}"):
-        opened, before = loading.open(step.source, lazy_above=placing.lazy_above(step), **how)
-    if opened.weights is not None:
-        unit = "layer" if step.calibration is None else "block"
-        console.warn(f"{step.source}: large for the memory that is free, so read {unit} by {unit}")
-    if step.calibration is not None:
-        precision.in_float32(opened)
+    opened, before = open_source(step)
     dense = dense_model(opened, step.settings)
     if latency_budget.counts_time(step.settings):
         dense = latency_budget.timed(dense, step)
@@ -117,43 +103,40 @@ def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Dec
         solved.apply(candidate.plan, candidate.fit)
     if solved.sample_tokens is not None:
         console.info(f"calibrated on {solved.samples} samples, {solved.sample_tokens:,} tokens")
-    manifest = planned_manifest(spectra.about.dense, candidate.plan)
-    if candidate.fit is not None:
-        add_held_back_errors(manifest, candidate.fit.layer_errors)
-    latency = None
-    if dense.times is not None:
-        low_rank = None if dry_run else opened
-        latency = latency_budget.outcome(dense, candidate.plan, solved.spectra, low_rank)
-        console.warn(str(latency))
-    if not dry_run:
-        manifest.history = [] if before is None else list(before.history)
-        entry = record(step, spectra, candidate, devices_used.model, time.perf_counter() - start)
-        if latency is not None:
-            entry.metrics["latency_ms"] = latency.document()
-        manifest.history.append(entry)
-        extra = {planning_stored.FILE: planning_stored.dumps(spectra)}
-        if processes.is_first():
-            with console.progress(f"writing {step.output}"):
-                saving.save(opened, manifest, step.output, extra=extra)
-    if spectra_file is not None and processes.is_first():
-        planning_stored.save(spectra, spectra_file)
-    if not solved.moments:
-        warn_of_no_samples()
-    if candidate.fit is not None:
-        warn_of_distance(candidate.fit)
-    return Decomposed(
+    latency = timed_beside(solved, candidate.plan, None if dry_run else opened)
+    result = Decomposed(
         path=None if dry_run else step.output,
-        manifest=manifest,
+        manifest=manifest_of(spectra, candidate),
         plan=candidate.plan,
-        calibrated=bool(solved.moments),
+        about=spectra.about,
         seconds=time.perf_counter() - start,
-        samples=spectra.about.samples,
-        sample_tokens=spectra.about.sample_tokens,
-        sensitivity=spectra.about.sensitivity,
         search=candidate.search,
         fit=candidate.fit,
         latency=latency,
     )
+    if not dry_run:
+        earlier = [] if before is None else before.history
+        result.manifest.history = [*earlier, record(step, result, devices_used.model)]
+        write(step.output, opened, result.manifest, spectra)
+        result.seconds = time.perf_counter() - start
+    if spectra_file is not None and processes.is_first():
+        planning_stored.save(spectra, spectra_file)
+    fit_quality.warn(solved, candidate.fit)
+    return result
+
+
+def open_source(step: Step[Decompose]) -> tuple[OpenModel, Manifest | None]:
+    """(the model, its manifest where it is an artefact). What is large for the memory stays in its
+    files."""
+    how = lookup.how_to_open(step.source, step.opening)
+    with console.progress(f"opening {step.source}"):
+        opened, manifest = loading.open(step.source, lazy_above=placing.lazy_above(step), **how)
+    if opened.weights is not None:
+        unit = "layer" if step.calibration is None else "block"
+        console.warn(f"{step.source}: large for the memory that is free, so read {unit} by {unit}")
+    if step.calibration is not None:
+        precision.in_float32(opened)
+    return opened, manifest
 
 
 def check_targets(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> None:
@@ -267,26 +250,42 @@ def chosen(
     return Candidate(plan, fit)
 
 
-def record(
-    step: Step[Decompose],
-    spectra: Spectra,
-    candidate: Candidate,
-    device: torch.device,
-    seconds: float,
-) -> StepRecord:
+def timed_beside(
+    solved: SolvedModel, plan: Plan, low_rank: OpenModel | None
+) -> LatencyOutcome | None:
+    """The times that the plan predicts, and those of the low-rank model where there is one; None
+    where the budget counts something else."""
+    if solved.dense.times is None:
+        return None
+    outcome = latency_budget.outcome(solved.dense, plan, solved.spectra, low_rank)
+    console.warn(str(outcome))
+    return outcome
+
+
+def manifest_of(spectra: Spectra, candidate: Candidate) -> Manifest:
+    """The manifest of what the plan makes of the model, without its history."""
+    manifest = planned_manifest(spectra.about.dense, candidate.plan)
+    if candidate.fit is not None:
+        add_held_back_errors(manifest, candidate.fit.layer_errors)
+    return manifest
+
+
+def record(step: Step[Decompose], result: Decomposed, device: torch.device) -> StepRecord:
     """What the manifest's history says of the step."""
-    about = spectra.about
+    about = result.about
     metrics: dict[str, Any] = {
-        "energy": candidate.plan.energy,
+        "energy": result.plan.energy,
         "samples": about.samples,
         "sensitivity": about.sensitivity,
     }
     if about.sample_tokens is not None:
         metrics["tokens"] = about.sample_tokens
-    if candidate.fit is not None:
-        metrics |= candidate.fit.document()
-    if candidate.search is not None:
-        metrics |= candidate.search.document()
+    if result.fit is not None:
+        metrics |= result.fit.document()
+    if result.search is not None:
+        metrics |= result.search.document()
+    if result.latency is not None:
+        metrics["latency_ms"] = result.latency.document()
     return StepRecord(
         step="decompose",
         recipe=dict(step.document),
@@ -294,35 +293,15 @@ def record(
         versions=versions.versions(),
         machine=machine.description(device),
         metrics=metrics,
-        seconds=seconds,
-        inputs=spectra.about.inputs,
-        fingerprint=fingerprint(step, spectra.about.inputs),
+        seconds=result.seconds,
+        inputs=about.inputs,
+        fingerprint=fingerprint(step, about.inputs),
     )
 
 
-def warn_of_no_samples() -> None:
-    """Say what the user gives up who does not calibrate."""
-    console.warn(
-        "no calibration samples: ranks and factors come from the weights alone, so expect to "
-        "heal; --calibrate with a few hundred samples of your own data does far better"
-    )
-
-
-def warn_of_distance(fit: Fit) -> None:
-    """Say when the correction was left out, and when the model is no better than a constant."""
-    if fit.distance is None:
-        return
-    alike = max(_ALIKE * fit.distance.decisive, _NOTHING)
-    if fit.rejected is not None and not fit.rejected.decisive <= alike:
-        what = "relative error" if fit.rejected.kl is None else "divergence"
-        console.warn(
-            f"the correction made the model worse on the held-back samples ({what} "
-            f"{fit.rejected.decisive:.3g}, {fit.distance.decisive:.3g} without), so it is left "
-            "out; calibrate on more samples"
-        )
-    if not fit.distance.relative_error < 1:
-        console.warn(
-            f"relative error {fit.distance.relative_error:.4g} on the held-back samples: the "
-            "model's mean output would do as well; take a larger ratio, calibrate on more samples, "
-            "or heal it (pela heal)"
-        )
+def write(output: Path, opened: OpenModel, manifest: Manifest, spectra: Spectra) -> None:
+    """Write the artefact, with the spectra in it; of several processes the first does."""
+    if processes.is_first():
+        with console.progress(f"writing {output}"):
+            extra = {planning_stored.FILE: planning_stored.dumps(spectra)}
+            saving.save(opened, manifest, output, extra=extra)

@@ -11,7 +11,7 @@ import pelacli
 from pelacli.factorize import refit
 from pelacli.manifest import document as manifests
 from pelacli.measure.held_back import Distance
-from pelacli.steps import decompose
+from pelacli.steps import fit_quality
 from pelacli.steps.solved import Fit
 
 
@@ -97,5 +97,5 @@ def test_a_correction_that_is_left_out_is_told_where_something_is_lost(
     capsys, without, after, said
 ):
     one_shot, rejected = (Distance(8, error) for error in (without, after))
-    decompose.warn_of_distance(Fit({}, False, one_shot, rejected=rejected))
+    fit_quality.warn_of_distance(Fit({}, False, one_shot, rejected=rejected))
     assert ("the correction made the model worse" in capsys.readouterr().err) == said
