@@ -1,15 +1,22 @@
-"""The reference that the site makes of the code has every command and key, and a word on each."""
+"""The reference has every command, key and file, and a word on each; most is made of the code."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import typer
 from documentation.pages import ROOT
 
+from pelacli.artefact import card
 from pelacli.cli.app import make_app
+from pelacli.manifest import document, evaluations
+from pelacli.models import config_file
+from pelacli.planning import stored
+from pelacli.recipe import layout
 from pelacli.recipe.schema import sections
+from pelacli.report import curves
 from pelacli.tasks import registry
 
 
@@ -52,3 +59,12 @@ def test_every_option_is_described(generated):
 
     check(typer.main.get_command(make_app()), "pela")
     assert "| `--ratio RATIO` | " in page
+
+
+def test_every_file_of_an_artefact_is_described():
+    page = (ROOT / "docs" / "reference" / "artefacts.md").read_text(encoding="utf-8")
+    kinds = (document, config_file, card, stored, curves, evaluations)
+    for name in ["model.safetensors", *(kind.FILE for kind in kinds)]:
+        assert f"| `{name}` |" in page
+    for folder in (layout.workplace(Path("OUTPUT")), layout.moments_folder(Path("OUTPUT"))):
+        assert f"`{folder}`" in page
