@@ -9,6 +9,7 @@ from typing import Any
 
 from pelacli.data.splits import choose_split
 from pelacli.errors import RequestError
+from pelacli.messages import one_line
 from pelacli.system import extras
 
 _PREFIX = "hfds/"
@@ -82,8 +83,8 @@ def one_line_errors(spec: str, split: str) -> Iterator[None]:
     except ImportError as error:
         raise RequestError(f"{spec}: needs another package ({error})") from None
     except Exception as error:  # every library and every transport has its own
-        line = " ".join(str(error).split()) or type(error).__name__
-        raise RequestError(f"{spec}, split {split!r}: cannot be opened: {line[:300]}") from None
+        reason = one_line(error)
+        raise RequestError(f"{spec}, split {split!r}: cannot be opened: {reason}") from None
 
 
 def _name_and_config(spec: str) -> tuple[str, str | None]:

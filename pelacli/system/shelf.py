@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pelacli.errors import PelaError
+from pelacli.messages import one_line
 from pelacli.system import devices, leftovers
 
 
@@ -51,7 +52,7 @@ class Shelf:
         except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into the latter
             draft.unlink(missing_ok=True)
             full = getattr(error, "errno", None) == errno.ENOSPC or _is_full(self.folder)
-            what = "the disk is full" if full else str(error).splitlines()[0]
+            what = "the disk is full" if full else one_line(error)
             raise PelaError(
                 f"{self.folder}: {what}; what does not fit in memory goes there: make room, or "
                 "take fewer samples"

@@ -24,7 +24,7 @@ from torch import nn
 
 from pelacli.console import info, warn
 from pelacli.errors import PelaError, RequestError
-from pelacli.system import leftovers
+from pelacli.system import files, leftovers
 from pelacli.train.run import Run
 
 # Raised by torch, safetensors and the file system for a file that is cut short or of other shapes.
@@ -128,13 +128,13 @@ def save(
     path = folder(output) / f"{kind}-{run.step:08d}"
     draft = path.with_name(f".{path.name}")
     try:
+        numbers = json.dumps(vars(run), indent=2).encode()
+        if path.is_dir():
+            files.write(path / "state.json", numbers)
+            return path
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        (draft / "state.json").write_text(json.dumps(vars(run), indent=2))
-        if path.is_dir():
-            os.replace(draft / "state.json", path / "state.json")
-            draft.rmdir()
-            return path
+        (draft / "state.json").write_bytes(numbers)
         for stem, module in modules.items():
             save_model(module, str(draft / f"{stem}.safetensors"))
         if states is not None:

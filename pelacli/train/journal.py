@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pelacli.system import files
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -41,9 +42,7 @@ class Journal:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             lines = self._path.read_text().splitlines() if step and self._path.exists() else []
             kept = [line for line in lines if _step(line) <= step]
-            draft = self._path.with_name(".metrics.jsonl")
-            draft.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(draft, self._path)
+            files.write(self._path, "".join(f"{line}\n" for line in kept).encode())
         if accelerator.log_with:
             folder = accelerator.project_dir
             for_wandb = {"wandb": {"dir": folder, "name": Path(folder).name}} if folder else {}

@@ -19,6 +19,7 @@ from torch import nn
 
 from pelacli.errors import RequestError
 from pelacli.lowrank.find import low_rank_layers
+from pelacli.messages import one_line
 from pelacli.models.around import timm_backbone
 from pelacli.models.hf import adapter, detectors
 from pelacli.models.inputs import ImageInput
@@ -208,8 +209,8 @@ def _built(family: str, settings: Mapping[str, Any]) -> Any:
         auto = transformers.AutoModelForObjectDetection
         return auto.from_config(config, trust_remote_code=False)
     except Exception as error:  # each architecture checks in its own way
-        line = " ".join(str(error).split())[:200]
-        raise RequestError(f"task_args.detector_args: {family} refuses them: {line}") from None
+        reason = one_line(error)
+        raise RequestError(f"task_args.detector_args: {family} refuses them: {reason}") from None
 
 
 def _edges(size: Any) -> list[int]:
