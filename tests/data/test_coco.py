@@ -243,3 +243,32 @@ def test_rows_of_the_hub(form):
         source[1]
     with pytest.raises(RequestError, match="'objects' column; it has image"):
         hub_objects.rows_of(rows.select_columns("image"), "hfds/x", form)
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "value", "told"),
+    [
+        ("area", "float64", float("nan"), "'area' is no number of pixels: nan"),
+        ("area", "string", "many", "'area' is no number of pixels: 'many'"),
+        ("iscrowd", "string", "0", "'iscrowd' is neither 0 nor 1: '0'"),
+    ],
+)
+def test_what_a_row_of_the_hub_says_of_an_object_is_held_to_coco_s_rules(column, kind, value, told):
+    import datasets
+
+    entry = datasets.Features(
+        {
+            "bbox": datasets.List(datasets.Value("float32")),
+            "category": datasets.Value("int64"),
+            column: datasets.Value(kind),
+        }
+    )
+    features = datasets.Features({"image": datasets.Image(), "objects": datasets.List(entry)})
+    rows = {
+        "image": [Image.new("RGB", (40, 30))],
+        "objects": [[{"bbox": [4.0, 5.0, 10.0, 20.0], "category": 0, column: value}]],
+    }
+    table = datasets.Dataset.from_dict(rows, features=features)
+    with pytest.raises(RequestError) as error:
+        hub_objects.rows_of(table, "hfds/x", "xywh")[0]
+    assert str(error.value) == f"hfds/x, row 0, object 0: {told}"

@@ -27,6 +27,8 @@ from pelacli.system import own_files
 
 _YEAR = re.compile(r"\d{4}$")
 
+_Id = int | float | str
+
 
 @dataclass
 class Coco:
@@ -89,6 +91,27 @@ def read(file: Path, folders: Sequence[Path]) -> tuple[Coco, list[str]]:
     Raises:
         RequestError: one line that names the file and the image or annotation that is wrong.
     """
+    content = _content(file)
+    labels, names = _categories(content["categories"], file)
+    images = _by_id(content["images"], file, "image")
+    for number, picture in images.items():
+        for side in ("width", "height"):
+            _side(picture, side, f"{file}: image {number!r}")
+    objects = _objects(content["annotations"], images, labels, file)
+    samples = [
+        (
+            _image_file(file, folders, image),
+            Objects.of(objects[key], image.get("width"), image.get("height")),
+        )
+        for key, image in images.items()
+    ]
+    if not samples:
+        raise RequestError(f"{file}: has no images")
+    return Coco(samples), names
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """An annotation file with its three lists."""
     try:
         own_files.check_ends(file)
         content = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -99,24 +122,34 @@ def read(file: Path, folders: Sequence[Path]) -> tuple[Coco, list[str]]:
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             raise RequestError(f"{file}: no COCO file: it has no list {key!r}")
-    known = _by_id(content["categories"], file, "category")
+    return content
+
+
+def _categories(rows: Sequence[Any], file: Path) -> tuple[dict[_Id, int], list[str]]:
+    """(id → label, the names by label); labels are in the order of the ids."""
+    known = _by_id(rows, file, "category")
     if not known:
         raise RequestError(f"{file}: has no categories")
     try:
-        categories = sorted(known, key=int)
-        names = [str(known[key]["name"]) for key in categories]
+        ids = sorted(known, key=int)
+        names = [str(known[key]["name"]) for key in ids]
     except KeyError as error:
         raise RequestError(f"{file}: a category lacks {error}") from None
     except (ValueError, OverflowError) as error:
         raise RequestError(f"{file}: category ids are whole numbers ({error})") from None
-    labels = {key: label for label, key in enumerate(categories)}
-    images = _by_id(content["images"], file, "image")
-    for number, picture in images.items():
-        for side in ("width", "height"):
-            _side(picture, side, f"{file}: image {number!r}")
-    rows: dict[Any, list[tuple[list[float], int, bool, float]]] = {key: [] for key in images}
+    return {key: label for label, key in enumerate(ids)}, names
+
+
+def _objects(
+    annotations: Sequence[Any],
+    images: Mapping[_Id, Mapping[str, Any]],
+    labels: Mapping[_Id, int],
+    file: Path,
+) -> dict[_Id, list[tuple[list[float], int, bool, float]]]:
+    """Image id → (corners, label, whether a crowd, area) of each of its objects with an area."""
+    objects: dict[_Id, list[tuple[list[float], int, bool, float]]] = {key: [] for key in images}
     empty = 0
-    for annotation, where in json_files.listed(content["annotations"], file, "annotations"):
+    for annotation, where in json_files.listed(annotations, file, "annotations"):
         where = f"{file}: annotation {annotation['id']}" if "id" in annotation else where
         image = images.get(_id(annotation, "image_id", where))
         if image is None:
@@ -124,35 +157,24 @@ def read(file: Path, folders: Sequence[Path]) -> tuple[Coco, list[str]]:
         where += f" of image {image.get('file_name')}"
         label = labels.get(_id(annotation, "category_id", where))
         if label is None:
-            known_ids = ", ".join(str(key) for key in categories[:8])
+            known = ", ".join(str(key) for key in [*labels][:8])
             raise RequestError(
-                f"{where}: unknown category {annotation['category_id']!r}; there are {known_ids}"
+                f"{where}: unknown category {annotation['category_id']!r}; there are {known}"
             )
         box = corners(annotation.get("bbox"), where, image.get("width"), image.get("height"))
         if box is None:
             empty += 1
             continue
-        area = _area(annotation, box, where)
-        rows[image["id"]].append((box, label, _is_crowd(annotation, where), area))
+        area = area_of(annotation, box, where)
+        objects[image["id"]].append((box, label, is_crowd(annotation, where), area))
     if empty:
         warn(f"{file}: {empty} boxes have no area and are left out")
-    samples = [
-        (
-            _image_file(file, folders, image),
-            Objects.of(rows[key], image.get("width"), image.get("height")),
-        )
-        for key, image in images.items()
-    ]
-    if not samples:
-        raise RequestError(f"{file}: has no images")
-    return Coco(samples), names
+    return objects
 
 
-def _by_id(
-    rows: Sequence[Any], file: Path, kind: str
-) -> dict[int | float | str, Mapping[str, Any]]:
+def _by_id(rows: Sequence[Any], file: Path, kind: str) -> dict[_Id, Mapping[str, Any]]:
     """Images or categories by their ids."""
-    rows_by_id: dict[int | float | str, Mapping[str, Any]] = {}
+    rows_by_id: dict[_Id, Mapping[str, Any]] = {}
     for row, where in json_files.listed(rows, file, "images" if kind == "image" else "categories"):
         key = _id(row, "id", where)
         if key in rows_by_id:
@@ -161,7 +183,7 @@ def _by_id(
     return rows_by_id
 
 
-def _id(row: Mapping[str, Any], key: str, where: str) -> int | float | str:
+def _id(row: Mapping[str, Any], key: str, where: str) -> _Id:
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         what = f"lacks {key!r}" if key not in row else f"{key!r} is no identifier: {value!r:.40}"
@@ -180,8 +202,12 @@ def _side(image: Mapping[str, Any], side: str, where: str) -> None:
         )
 
 
-def _area(annotation: Mapping[str, Any], box: Sequence[float], where: str) -> float:
-    """Pixels of an object; those of its box where none are told."""
+def area_of(annotation: Mapping[str, Any], box: Sequence[float], where: str) -> float:
+    """Pixels of an object; those of its box where none are told.
+
+    Raises:
+        RequestError: they are no number.
+    """
     value = annotation.get("area")
     try:
         area = float(value or (box[2] - box[0]) * (box[3] - box[1]))
@@ -192,7 +218,12 @@ def _area(annotation: Mapping[str, Any], box: Sequence[float], where: str) -> fl
     return area
 
 
-def _is_crowd(annotation: Mapping[str, Any], where: str) -> bool:
+def is_crowd(annotation: Mapping[str, Any], where: str) -> bool:
+    """Whether an annotation is of a crowd, whose objects are not told apart.
+
+    Raises:
+        RequestError: it says neither.
+    """
     crowd = annotation.get("iscrowd") or 0
     if crowd not in (0, 1):  # a text "0" would count as one
         raise RequestError(f"{where}: 'iscrowd' is neither 0 nor 1: {crowd!r:.40}")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pelacli.data.formats.coco import corners
+from pelacli.data.formats.coco import area_of, corners, is_crowd
 from pelacli.data.formats.objects import Objects
 from pelacli.data.hub import image_of, open_split
 from pelacli.errors import RequestError
@@ -44,8 +44,7 @@ class Rows:
                 )
             box = corners(entry[self.box], where, row.get("width"), row.get("height"), self.form)
             if box is not None:
-                area = float(entry.get("area") or (box[2] - box[0]) * (box[3] - box[1]))
-                objects.append((box, label, bool(entry.get("iscrowd", 0)), area))
+                objects.append((box, label, is_crowd(entry, where), area_of(entry, box, where)))
         return raw, int(index), Objects.of(objects, row.get("width"), row.get("height"))
 
 
