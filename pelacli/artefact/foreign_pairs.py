@@ -64,15 +64,15 @@ class _Pair:
         """All that the shapes allow."""
         out, in_ = self.shape
         turns = (False, True) if self.plain else (False,)
-        found = set()
+        readings = set()
         for first, second in (tuple(self.matrices), tuple(self.matrices)[::-1]):
             for down_turned in turns:
                 for up_turned in turns:
                     down = _turned(self.matrices[first], down_turned)
                     up = _turned(self.matrices[second], up_turned)
                     if down.shape[1] == in_ and up.shape[0] == out and len(down) == up.shape[1]:
-                        found.add(Reading(first, down_turned, second, up_turned))
-        return found
+                        readings.add(Reading(first, down_turned, second, up_turned))
+        return readings
 
     def __str__(self) -> str:
         shapes = [f"{self.names[p]} {list(m.shape)}" for p, m in self.matrices.items()]

@@ -149,9 +149,9 @@ class Stream(IterableDataset[Any]):
                     raise
                 bad.add(error)
                 continue
-            places = 1 + bad.length
+            passed_over = bad.length
             bad.end()
-            for _ in range(places):
+            for _ in range(1 + passed_over):
                 yield item
         if item is not None:
             for _ in range(bad.length):

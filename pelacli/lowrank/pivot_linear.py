@@ -92,8 +92,8 @@ class PivotLinear(LowRankLinear):
         down, up = gathered(down), gathered(up)
         one = torch.eye(self.rank, dtype=down.dtype, device=down.device)
         if self.on_inputs:
-            place = self.order.argsort()
-            return torch.cat((one, down), 1).index_select(1, place), up
+            inverse = self.order.argsort()
+            return torch.cat((one, down), 1).index_select(1, inverse), up
         return down, torch.cat((one, up), 0).index_select(0, self.order)
 
     def decay_gradients(self) -> tuple[Tensor, Tensor]:

@@ -95,9 +95,9 @@ def _key(case: Case, conditions: Conditions) -> dict[str, Any]:
 
 def _file(key: dict[str, Any]) -> Path | None:
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    place = folder()
+    cache = folder()
     name = f"{key['device']}-{key['out']}x{key['in_']}-{key['tokens']}-{digest}.json"
-    return None if place is None else place / name
+    return None if cache is None else cache / name
 
 
 def _load(key: dict[str, Any], case: Case, forms: Sequence[str]) -> LayerTimes | None:
