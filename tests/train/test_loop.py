@@ -81,7 +81,7 @@ def stop_at(step, number=signal.SIGTERM):
         if done.steps == step and n:
             os.kill(os.getpid(), number)
 
-    return SimpleNamespace(advance=advance)
+    return SimpleNamespace(advance=advance, start_at=advance)
 
 
 FULL = {"epochs": 3, "ema": 0.9, "clip_grad": 1.0, "warmup_epochs": 1, "accumulate": 2}

@@ -85,7 +85,7 @@ def heal(
     objective = Objective(
         losses, lambda m: base.evaluate(m, held_out, task, "cpu", 10), Criterion(("accuracy",))
     )
-    progress = SimpleNamespace(advance=advance)
+    progress = SimpleNamespace(advance=advance, start_at=advance)
     fit(student.module, objective, batches, section, RunOptions(3, "cpu", output, resume, progress))
     assert kinds == {"DTensor" if acceleration.accelerator is not ACCELERATOR else "Parameter"}
     return student.module
