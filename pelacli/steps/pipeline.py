@@ -79,8 +79,9 @@ def _outcome(step: Step[Any], force: bool, *, is_known_done: bool) -> dict[str, 
         try:
             _do(step, force)
         except StoppedError as error:
-            command = "the same command without --force" if force else "the same command"
-            raise StoppedError(error.where, f"{command} goes on") from None
+            without = " without --force" if force else ""
+            remedy = f"run the same command again{without} to go on"
+            raise StoppedError(error.where, remedy) from None
     seconds = 0.0 if skipped else time.perf_counter() - start
     artefact = str(step.output)
     return {"step": step.name, "artefact": artefact, "skipped": skipped, "seconds": seconds}

@@ -122,5 +122,6 @@ def test_a_stopped_run_says_which_command_goes_on(monkeypatch, tmp_path, force):
     step = step_of(recipe(model="test_vit", output=str(tmp_path / "run")), "decompose")
     with pytest.raises(StoppedError) as stopped:
         pipeline._outcome(step, force, is_known_done=False)
-    command = "the same command without --force" if force else "the same command"
-    assert str(stopped.value) == f"stopped at step 1 of 2; {command} goes on"
+    without = " without --force" if force else ""
+    remedy = f"run the same command again{without} to go on"
+    assert str(stopped.value) == f"stopped at step 1 of 2; {remedy}"
