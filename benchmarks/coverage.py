@@ -136,23 +136,29 @@ def markdown(rows: Sequence[Row], left_out: dict[str, str]) -> str:
     """docs/coverage.md."""
     failing = [row for row in rows if row["status"] in ("refused", "broken")]
     text = [
-        "# Which architectures pela works on",
+        "# Supported architectures",
         "",
-        f"Written by `{COMMAND}`; every line is a run, not a promise.",
+        "Look up your model here. If it is in a table, pela can make it smaller. If it "
+        "is not, try it: `pela report MODEL --by layer`",
+        "shows which layers can be factorised, and which stay as they are and why.",
         "",
-        "Each architecture is tried at tiny size, with random weights: full rank equals dense; at",
-        "half of the layers' parameters the parameters and FLOPs are those that the report names;",
-        "saved and loaded, all outputs are the same bit by bit; one step of distillation lowers",
-        "the loss. *Layers* are those factorised, of all linear maps found; what stays dense is",
-        "named, and `pela report MODEL --by layer` says it for each layer.",
+        "Every line was run: a tiny copy of the architecture with random weights was "
+        "factorised at full rank (and gave the same",
+        "outputs as before), factorised to half of its layers' parameters (and had as "
+        "many parameters and FLOPs as pela said), saved and",
+        "loaded (and was the same to the last bit), and healed for one step (and the "
+        "loss fell). That says that pela handles the",
+        "architecture, not how good the smaller model is.",
         "",
-        f"**{summary(rows)}.**",
+        f"`{COMMAND}` runs it and writes this page.",
         "",
-        "## What does not work",
+        f"**Works: {summary(rows)}.**",
+        "",
+        "## What does not work yet",
         "",
         *(
             [f"- `{row['name']}` ({row['library']}): {why(row)}" for row in failing]
-            or ["Nothing of what was tried."]
+            or ["Of what was tried, everything works."]
         ),
     ]
     timms = [r for r in rows if r["library"] == "timm" and r["status"] != "left out"]
@@ -164,17 +170,19 @@ def markdown(rows: Sequence[Row], left_out: dict[str, str]) -> str:
             "",
             "## transformers",
             "",
-            "| architecture | type | layers | | dense | s | |",
+            "The numbers are linear layers: how many are factorised, of how many there are.",
+            "",
+            "| architecture | type | layers | works | stay dense | seconds | note |",
             "|---|---|---|---|---|---|---|",
             *(cells(row) for row in own),
         ]
-    text += ["", "## Left out", "", *outside(rows, left_out)]
+    text += ["", "## Not tried", "", *outside(rows, left_out)]
     return "\n".join(text) + "\n"
 
 
 def by_module(rows: Sequence[Row]) -> list[str]:
     """A line for each of timm's modules, with all its names; the JSON has a line for each."""
-    lines = ["| module | works | stays dense | notes | architectures |", "|---|---|---|---|---|"]
+    lines = ["| module | works | stay dense | notes | architectures |", "|---|---|---|---|---|"]
     for module in dict.fromkeys(row["group"] for row in rows):
         own = [row for row in rows if row["group"] == module]
         works = [row for row in own if row["status"] == "works"]

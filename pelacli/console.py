@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 from pelacli.messages import printable, short_line
 from pelacli.system import processes
+from pelacli.system.pace import Pace
 
 # A pipe has no width, and nothing may be cut to fit one.
 _PIPE_WIDTH = 1_000_000
@@ -153,6 +154,20 @@ class Progress:
         self.done, self.figures = 0.0, ""
         self._before, self._began = 0.0, time.monotonic()
         self._bar, self._task = bar, task
+        self._pace: Pace | None = None
+        self._then = ""
+
+    def announce(self, *, calls: int = 1, warm: int = 0, then: str = "") -> None:
+        """Say in a line what time is left, once the first parts have been timed.
+
+        Args:
+            calls, warm: as `Pace` takes them; a call is one of `advance`.
+            then: what comes after the work, whose time is not in it.
+        """
+        if self.total:
+            self._pace = Pace(self.total, self.done, calls=calls, warm=warm)
+            self._pace.start(time.monotonic())
+            self._then = f"; {then}" if then else ""
 
     def start_at(self, done: float) -> None:
         """Go on from where an earlier process came, which took no time of this one."""
@@ -171,6 +186,11 @@ class Progress:
             self.figures = printable(text)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=n, figures=self.figures)
+        left = self._pace and self._pace.left(self.done, time.monotonic())
+        if left:
+            self._pace = None
+            timed = f"the first {self.done - self._before:g} of {self.total:g}"
+            say(f"{self.description}: {span(*left)} left, as {timed} tell{self._then}")
 
     def describe(self, text: str) -> None:
         """Change the text before the bar."""
@@ -241,6 +261,13 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 99.5 else f"{minutes / 60:.1f} h"
+
+
+def span(least: float, most: float) -> str:
+    """A stretch of time that is not known better, for people: "2 to 3 min", "40 to 60 s"."""
+    size, unit = (1.0, "s") if most < 99.5 else (60.0, "min") if most < 5970 else (3600.0, "h")
+    low, high = (float(f"{seconds / size:.2g}") for seconds in (least, most))
+    return f"about {high:g} {unit}" if low == high else f"{low:g} to {high:g} {unit}"
 
 
 def _progress_bar() -> RichProgress:

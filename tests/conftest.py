@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from pelacli import console
 from pelacli.__main__ import main
+from pelacli.system import pace
 
 # Processes that test side by side, and those that they start, would wait for each other's threads.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -38,6 +39,7 @@ def pela(capsys, monkeypatch):
             monkeypatch.setattr(console.verbosity, flag, False)
         monkeypatch.setattr(console.verbosity, "said", set())
         monkeypatch.setattr(console, "_FIRST", 3600)  # a slow machine says no more than a fast one
+        monkeypatch.setattr(pace, "_LONG", 3600)
         monkeypatch.setattr(sys, "argv", ["pela", *map(str, args)])
         capsys.readouterr()
         try:

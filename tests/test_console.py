@@ -108,6 +108,40 @@ def test_what_was_done_before_says_nothing_of_the_time_left():
     assert plain.line() == "heal: 95 of 100, about 60 s left"
 
 
+def test_the_time_that_is_left_is_said_once(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr(console, "verbosity", console.Verbosity())
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    plain = console.Progress("calibrating", total=256)
+    plain.announce(then="then its layers are corrected")
+    for _ in range(4):
+        now[0] += 30.0
+        plain.advance(32)
+    assert stream.getvalue() == (
+        "calibrating: 2.8 to 4.7 min left, as the first 32 of 256 tell; "
+        "then its layers are corrected\n"
+    )
+
+
+def test_work_of_unknown_length_says_nothing(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    plain = console.Progress("trying rates")
+    plain.announce()
+    plain.advance()
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "text"),
+    [(41, 58, "41 to 58 s"), (170, 283, "2.8 to 4.7 min"), (5000, 9000, "1.4 to 2.5 h")],
+)
+def test_a_span_has_one_unit(least, most, text):
+    assert console.span(least, most) == text
+
+
 def wait_for(stream, text):
     deadline = time.monotonic() + 20
     while text not in stream.getvalue():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 EVERY_COMMAND = "Every command"  # the group of options that all commands have
 _NO_VALUE = ""
+_BESIDE = 70  # characters
 
 
 class Command(TyperCommand):
@@ -22,6 +24,12 @@ class Command(TyperCommand):
         self.help = _literal(self.help)
         for parameter in self.params:
             _as_typed(parameter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        items = super().shell_complete(ctx, incomplete)
+        for item in items:
+            item.help = item.help and _first_sentence(item.help)
+        return items
 
     def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)
@@ -49,6 +57,12 @@ def _as_typed(parameter: Any) -> None:
     elif getattr(parameter, "is_flag", False):
         parameter.metavar = _NO_VALUE
     parameter.help = _literal(parameter.help)
+
+
+def _first_sentence(text: str) -> str:
+    """What a shell shows beside an option. typer breaks longer lines, and shells take each of these
+    for an option of its own."""
+    return textwrap.shorten(text.split(". ")[0], _BESIDE, placeholder=" …")
 
 
 def _no_type(ctx: Any) -> None:

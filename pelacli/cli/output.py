@@ -27,6 +27,8 @@ from pelacli.report import costs, tables
 from pelacli.report.subject import megabytes
 from pelacli.report.tables import Row, Style, human
 
+_LINE = 78  # characters that a line may have, for terminals of 80 columns
+
 
 def print_decomposed(result: Decomposed | DryRun, json: bool) -> None:
     """``decompose``: the table per kind of layer, and the whole in a line."""
@@ -39,25 +41,38 @@ def print_decomposed(result: Decomposed | DryRun, json: bool) -> None:
     rows = costs.human_rows({manifest.source.model: manifest}, "kind")
     terminal.print_table(rows, costs.DISPENSABLE)
     terminal.print_text(_summary(result))
+    seconds = f"{result.seconds:.1f} s"
     terminal.print_text(
-        "nothing written (--dry-run)" if result.path is None else f"written to {result.path}"
+        f"nothing written (--dry-run), {seconds}"
+        if result.path is None
+        else f"written to {result.path}, {seconds}"
     )
 
 
 def _summary(result: Decomposed | DryRun) -> str:
+    """The whole in a few lines, none of which a terminal of 80 columns must break."""
     manifest = result.manifest
     before, after = manifest.params.before, manifest.params.after
-    line = f"{manifest.source.model}: {before:,} → {after:,} parameters"
-    line += f" (ratio {after / before:.4f})"
+    lines = [f"{before:,} → {after:,} parameters (ratio {after / before:.4f})"]
+    if len(manifest.source.model) + len(lines[0]) < _LINE:
+        lines[0] = f"{manifest.source.model}: {lines[0]}"
+    else:
+        lines.insert(0, f"{manifest.source.model}:")
+    facts = []
     if manifest.flops is not None:
         flops = manifest.flops
-        line += f", {human(flops.before)} → {human(flops.after)} FLOPs"
-        line += f" (ratio {flops.after / flops.before:.4f})" if flops.before else ""
+        text = f"{human(flops.before)} → {human(flops.after)} FLOPs"
+        facts.append(text + (f" (ratio {flops.after / flops.before:.4f})" if flops.before else ""))
+    if result.plan.energy is not None:
+        facts.append(f"energy kept {100 * result.plan.energy:.2f}%")
+    if facts:
+        lines.append(", ".join(facts))
     if result.search is not None:
-        line += f", drop of {result.search.metric} {result.search.drop:.2f}"
-    line += f", energy kept {result.plan.energy:.4f}, {result.seconds:.1f} s"
+        lines.append(f"drop of {result.search.metric} {result.search.drop:.2f}")
     distance = None if result.fit is None else result.fit.distance
-    return line if distance is None else f"{line}\n{_held_back(distance)}"
+    if distance is not None:
+        lines.append(_held_back(distance))
+    return "\n".join(lines)
 
 
 def _held_back(distance: Distance) -> str:

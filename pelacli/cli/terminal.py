@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ from pelacli.report import tables
 from pelacli.report.tables import Row
 
 _NAME_WIDTH = 20  # characters that a column keeps for its longest word on a narrow terminal
+_JOINTS = "./_-"  # after which a name goes on in the next line
 _GAP, _EDGES = 3, 2  # spaces between columns, and beside the outer ones
 
 
@@ -28,7 +29,8 @@ def print_table(rows: Sequence[Row], dispensable: Sequence[str] = ()) -> None:
     rows, left_out = that_fit(rows, out.width, dispensable)
     _print_parts(rows)
     if left_out:
-        print_text(f"left out in {out.width} columns: {', '.join(left_out)} (--format csv has all)")
+        print_text(f"left out in {out.width} columns: {', '.join(left_out)}")
+        print_text("(pela report --format csv has them)")
 
 
 def that_fit(
@@ -95,8 +97,8 @@ def print_text(text: str, end: str = "\n") -> None:
 def table(rows: Sequence[Row], width: int = 1_000_000) -> Table:
     """Rows as a table for the terminal; columns of numbers are aligned to the right.
 
-    On a narrow terminal a name goes on in the next line, and nothing is cut off. Figures stay in
-    one piece.
+    On a narrow terminal a name goes on in the next line, after a dot where it has one, and nothing
+    is cut off. Figures stay in one piece.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -105,6 +107,7 @@ def table(rows: Sequence[Row], width: int = 1_000_000) -> Table:
     columns = tables.cells(rows)
     room = _room(columns, width)
     result = Table(box=SIMPLE_HEAD, pad_edge=False)
+    shown: list[list[str]] = []
     for name, cells in columns.items():
         least = _least_width(name, cells)
         more = max(0, min(max(map(len, (name, *cells))) - least, room))
@@ -115,6 +118,22 @@ def table(rows: Sequence[Row], width: int = 1_000_000) -> Table:
             overflow="fold",
             width=least + more,
         )
-    for line in zip(*columns.values(), strict=True):
-        result.add_row(*(Text(cell) for cell in line))
+        shown.append([_broken(cell, least + more) for cell in cells])
+    for line in zip(*shown, strict=True):
+        result.add_row(*map(Text, line))
     return result
+
+
+def _broken(text: str, width: int) -> str:
+    """A text whose long words, as names of layers and paths, go on in the next line where they have
+    a joint, not in the midst of a part."""
+    return " ".join("\n".join(_pieces(word, width)) for word in text.split(" "))
+
+
+def _pieces(word: str, width: int) -> Iterator[str]:
+    while len(word) > width:
+        joint = 1 + max(word.rfind(mark, 0, width) for mark in _JOINTS)
+        end = joint or width
+        yield word[:end]
+        word = word[end:]
+    yield word

@@ -22,6 +22,9 @@ _SIDE_FILES = [
 # Weights in folders are other forms of the model, except those of sentence-transformers' modules,
 # whose folders begin with their number ("2_Dense").
 _OTHER_WEIGHTS = ["[!0-9]*/*.safetensors", "open_clip*.safetensors"]
+_OFFLINE = (
+    "what works without it: --weights random, a local directory, or a safetensors file with --arch"
+)
 
 
 class Files(Enum):
@@ -89,7 +92,8 @@ def _small_files(repo: str) -> Path:
     try:
         return fetch(repo, weights=False)
     except PelaError as error:
-        reason = str(error).removeprefix(f"{repo}: ")
+        # A remedy for the hub is none for a path.
+        reason = str(error).removeprefix(f"{repo}: ").partition("; ")[0]
         if not Path(repo).parent.is_dir() or not reason.startswith("the hub"):
             raise
         raise RequestError(f"{repo}: there is no such path, and {reason}") from None
@@ -135,6 +139,7 @@ def _download(repo: str, patterns: Sequence[str], ignored: Sequence[str]) -> Pat
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
+        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -165,8 +170,11 @@ def _download(repo: str, patterns: Sequence[str], ignored: Sequence[str]) -> Pat
         ) from None
     except RevisionNotFoundError:
         raise RequestError(f"{repo}: the hub has no revision {revision!r} of this model") from None
+    except LocalEntryNotFoundError:
+        raise PelaError(
+            f"{repo}: the hub can't be reached, and its cache doesn't have it; {_OFFLINE}"
+        ) from None
     except Exception as error:  # the client's transport errors have no common ancestor of their own
         raise PelaError(
-            f"{repo}: the hub can't be reached ({one_line(error, 120)}); what works without it: "
-            "--weights random, a local directory, or a safetensors file with --arch"
+            f"{repo}: the hub can't be reached ({one_line(error, 120)}); {_OFFLINE}"
         ) from None

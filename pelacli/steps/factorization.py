@@ -79,7 +79,8 @@ def solve(
     if fitted:
         remedy = _BLOCKWISE if choice.wanted is False and blocks(dense.module) else ""
         _check_memory(dense, fitted, head, parts, corrects, remedy)
-    moments = _moments(dense, fitted, head, seed, show_progress, run, parts) if fitted else {}
+    then = "then its layers are corrected" if corrects else ""
+    moments = _moments(dense, fitted, head, seed, show_progress, run, parts, then) if fitted else {}
     if moments:
         _warn_of_few_tokens(dense, moments, count)
     with show_progress("reading spectra", len(dense.free)) as bar:
@@ -191,10 +192,13 @@ def _moments(
     show_progress: ShowProgress,
     run: Run,
     parts: Blockwise | None,
+    then: str,
 ) -> Mapping[str, Moments]:
     passes = calibration.Passes(seed=seed)
     times = 1 if parts is None else len(parts.sections)
     with show_progress("calibrating", times * sum(map(samples_in, batches))) as bar:
+        # Block by block, all batches go through the whole model before the first is counted.
+        bar.announce(warm=0 if parts is None else 1, then=then)
         if parts is None:
             moments: Mapping[str, Moments] = calibration.collect(
                 dense.module, dense.free, batches, run, passes, head=head, advance=bar.advance

@@ -89,7 +89,8 @@ def _searched(
     devices.move_module(module, devices.select(step.device), step.settings.channels_last)
     weights = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
     evaluate = objective.evaluate
-    with console.progress("trying rates", None) as bar:
+    waits = f"trying rates, {steps} steps each (how many rates is not known before)"
+    with console.progress(waits, None) as bar:
 
         def attempt(lr: float) -> Mapping[str, float]:
             trial = rate_search.trial_settings(step.settings, lr, steps, per_epoch)

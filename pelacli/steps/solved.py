@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pelacli.factorize.moments import Moments
 from pelacli.lowrank.replace import Factors, Parts, replace_empty
 from pelacli.measure.held_back import Distance, HeldBack
 from pelacli.models import precision
+from pelacli.models.blocks import blocks
 from pelacli.models.token_head import TokenHead
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
@@ -27,6 +29,8 @@ from pelacli.system import malloc
 # Where the widest layer sees fewer than this many, the correction is also tried with the larger
 # ridge, which is better for few tokens and worse for many (docs/log/calibration-and-refit.md).
 _PLENTY, _FIRMER = 16, 1.0
+
+_PARTS = 10  # that the time of a correction is told by, in a model without blocks
 
 # (what is being done, how many parts it has) → the block in which it is done
 ShowProgress = Callable[[str, float], AbstractContextManager[console.Progress]]
@@ -167,7 +171,10 @@ class SolvedModel:
     def _corrected_factors(self, plan: Plan, ridge: float) -> Mapping[str, Factors]:
         """The factors, refitted front to back to the inputs that the compressed model gives."""
         # The streams are made of many tensors that come and go: between them glibc leaves holes.
-        with malloc.tight(), self.show_progress("correcting", len(plan.ranks())) as bar:
+        planned = len(plan.ranks())
+        with malloc.tight(), self.show_progress("correcting", planned) as bar:
+            # Layers of a block take unlike times, blocks about the same.
+            bar.announce(calls=math.ceil(planned / (len(blocks(self.dense.module)) or _PARTS)))
             if self.blockwise is not None:
                 sections = self.blockwise.sections
                 needs = self.dense.calibration_needs(

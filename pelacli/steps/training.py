@@ -75,6 +75,8 @@ def _train(
             chosen = rate.resolved(healing, module, data, objective, work)
             settings, search, start = chosen.settings, chosen.record, chosen.start
         with console.progress(step.name, updates(settings, len(data.train))) as bar:
+            # The first update waits for the evaluation before it, and for the workers.
+            bar.announce(warm=1, then="evaluations come on top" if data.validation else "")
             options = RunOptions(step.seed, step.device, work, resume, bar, start)
             trained = loop.fit(module, objective, data.train, settings, options)
     gained = gain(trained, objective.criterion, settings, search)

@@ -112,7 +112,7 @@ def test_convolutions_are_left_out_and_count_for_nothing(coverage, case):
     assert row["status"] == "left out"
     works = {**row, "status": "works", "name": "other"}
     assert coverage.share([row, works]) == 1.0
-    assert "`poolformer`" in coverage.markdown([row, works], {}).partition("## Left out")[2]
+    assert "`poolformer`" in coverage.markdown([row, works], {}).partition("## Not tried")[2]
 
 
 def test_every_architecture_of_timm_is_tried_or_left_out_with_a_reason(coverage):

@@ -67,3 +67,42 @@ def test_examples_can_be_typed():
         assert (dollar, pela) == ("$", "pela")
         if arguments[0] != "COMMAND":
             parse(APP, arguments)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_options_each_in_a_line(monkeypatch, capsys, shell):
+    typed = "pela decompose vit_base --"
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", "3")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", typed)
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    monkeypatch.setenv("_PELA_COMPLETE", f"complete_{shell}")
+    with pytest.raises(SystemExit) as exit_:
+        make_app()(prog_name="pela")
+    assert not exit_.value.code
+    lines = capsys.readouterr().out.removeprefix("_arguments '*: :((").splitlines()
+    names = [re.match(r'"?(--[a-z-]+)', line)[1] for line in lines]
+    assert {"--ratio", "--calibrate", "--help"} <= set(names)
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("pela decompose vit_base --form ", {"auto", "factors", "pivots"}),
+        ("pela recipes show quick", {"quickstart"}),
+        ("pela veri", {"verify"}),
+    ],
+)
+def test_shells_complete_words(monkeypatch, capsys, shell, typed, words):
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split(" ")) - 1))
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", typed)
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    monkeypatch.setenv("_PELA_COMPLETE", f"complete_{shell}")
+    with pytest.raises(SystemExit):
+        make_app()(prog_name="pela")
+    out = capsys.readouterr().out
+    assert all(word in out for word in words)
+    assert "energy" not in out

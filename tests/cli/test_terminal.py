@@ -41,6 +41,14 @@ def test_a_name_too_long_for_the_terminal_goes_on_in_the_next_line():
     assert start[1:] == ["12,345,678"]
 
 
+def test_a_long_name_goes_on_after_a_dot():
+    name = "encoder.layer.10.attention.self.query"
+    lines = printed([{"layer": name, "params": "7.08 M → 4.28 M"}], 45).splitlines()
+    start, rest = [line.split() for line in lines if "." in line]
+    assert (start[0], rest[0]) == ("encoder.layer.10.", "attention.self.query")
+    assert start[1:] == ["7.08", "M", "→", "4.28", "M"]
+
+
 def test_columns_of_numbers_are_aligned_to_the_right():
     lines = printed([{"name": "a", "n": 1}, {"name": "b", "n": 1000}], 80).splitlines()
     ends = {len(line.rstrip()) for line in lines if line.strip() and line.split()[0] in "ab"}
@@ -81,7 +89,7 @@ def test_columns_that_do_not_fit_follow_below_and_no_figure_is_broken(monkeypatc
     for name, cell in rows[0].items():
         if re.match(r"[\d.]", str(cell)):
             assert any(str(cell) in line for line in lines), name
-    for word in " ".join(map(str, rows[0].values())).split():
+    for word in re.split(r"\s|(?<=[./_-])", " ".join(map(str, rows[0].values()))):
         assert any(word[:20] in line for line in lines), word
     parts = sum("columns wide" in line for line in lines)
     assert parts != 1

@@ -29,6 +29,10 @@ from pelacli.version import __version__
 GENERATOR = "pela"  # what the page says it was made by
 
 _HERE = "pelacli.report.page"
+# Of a step's figures: what a reader calls them, and what only the manifest needs.
+_IN_WORDS = {"energy": "energy kept", "corrected": "refit", "one_shot": "without the refit",
+             "rejected": "with the refit", "kl": "divergence"}  # fmt: skip
+_FOR_MACHINES = ("sensitivity", "ridge")
 _FIGURES = 12  # of a step, that are shown
 
 
@@ -176,7 +180,9 @@ def _flat(metrics: Mapping[str, Any], before: str = "") -> list[str]:
     """ "relative error 0.1234" for each number, those of nested groups with the group's name."""
     parts: list[str] = []
     for key, value in metrics.items():
-        name = f"{before}{key}".replace("_", " ")
+        if key in _FOR_MACHINES:
+            continue
+        name = before + _IN_WORDS.get(key, key).replace("_", " ")
         if isinstance(value, Mapping):
             parts += _flat(value, f"{name}: ")
         elif isinstance(value, str | int | float):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
+from pathlib import Path
 
 from markupsafe import Markup
 
@@ -52,7 +53,9 @@ def figure(sweeps: Sequence[Swept], numbers: Mapping[str, int]) -> Figure | None
     lines = [line for line in (_line(swept, numbers) for swept in sweeps) if line.points]
     if not lines:
         return None
-    name = sweeps[0].sweep.spectra.about.dense.source.name
+    labels = [subject.label for swept in sweeps for subject in swept.subjects]
+    # Artefacts may be many, and their directory deep; what they were made from may be called alike.
+    name = Path(labels[0]).name if len(labels) == 1 else _source(sweeps[0])
     several = [(f"line s{n % _STYLES}", line.name) for n, line in enumerate(lines)]
     rows = [
         {"spectra of": line.name, "ratio": ratio, f"size, {line.unit}": f"{size:.4g}",
@@ -70,6 +73,11 @@ def figure(sweeps: Sequence[Swept], numbers: Mapping[str, int]) -> Figure | None
         key=several if len(lines) > 1 else [],
         table=rows,
     )
+
+
+def _source(swept: Swept) -> str:
+    """What a sweep's models were made from."""
+    return swept.sweep.spectra.about.dense.source.name
 
 
 def _line(swept: Swept, numbers: Mapping[str, int]) -> _Line:
