@@ -290,6 +290,16 @@ def test_names_that_transformers_itself_translates_or_ignores_need_no_word(
     assert err == ""
 
 
+@pytest.mark.parametrize("front", ["", "bert."])
+def test_what_the_class_computes_itself_may_be_stored_too(capsys, here, front):
+    """As ``position_ids`` in older checkpoints, which transformers 5.4 reports as left over."""
+    encoder = model("BertModel")
+    save(encoder, lambda t: renamed(front)(t | {"embeddings.token_type_ids": torch.zeros(1, 12)}))
+    tensors, _, err = opened(capsys)
+    assert same(tensors, encoder)
+    assert err == ""
+
+
 def test_a_counter_that_no_training_changes_may_be_missing(capsys, here):
     """Older checkpoints have no num_batches_tracked; a mean that is missing is another thing."""
     torch.manual_seed(0)

@@ -138,7 +138,7 @@ def _read(
                 "take the config.json that belongs to them"
             ) from None
     misfit = Misfit(
-        unexpected=set(info["unexpected_keys"]),
+        unexpected={name for name in info["unexpected_keys"] if not _is_computed(module, name)},
         # A table of integers is computed when the class is built; no training changes it.
         missing={name for name in info["missing_keys"] if _is_learned(module, name)},
     )
@@ -151,8 +151,16 @@ def _read(
         for name, (old, new) in sorted(mismatched.items())
     ]
     if misfit.unexpected and not misfit.missing:
-        _allow_heads_of_others(reading, config)
+        with quiet():
+            _allow_heads_of_others(reading, config)
     return reading
+
+
+def _is_computed(module: Any, name: str) -> bool:
+    """Whether a tensor is computed when the class is built, and not stored. Older versions of
+    transformers stored some of these (``position_ids``)."""
+    computed = {name for name, _ in module.named_buffers()} - module.state_dict().keys()
+    return not computed.isdisjoint(_spellings(name, f"{module.base_model_prefix}."))
 
 
 def _is_learned(module: nn.Module, name: str) -> bool:
