@@ -23,6 +23,7 @@ from pathlib import Path
 
 import _hostile_damage as damage
 import atheris
+import numpy as np
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 with atheris.instrument_imports(include=["pelacli"]):
@@ -32,6 +33,7 @@ with atheris.instrument_imports(include=["pelacli"]):
     from pelacli.models.hf import weight_choice
     from pelacli.planning import stored
     from pelacli.ranks import plan_file
+    from pelacli.ranks.spectrum import Spectrum
     from pelacli.recipe import reading
 
 LONGEST = 1000  # characters of a refusal
@@ -88,9 +90,18 @@ def examples(kind: str) -> list[bytes]:
         "manifest": [json.dumps(record).encode()],
         "header": [_safetensors(tensors, bytes(24))],
         "index": [b'{"metadata": {"total_size": 3}, "weight_map": {"a": "a.safetensors"}}'],
-        "spectra": [_safetensors({"__metadata__": {"pela": '{"format": 1}'}}, b"")],
+        "spectra": [stored.dumps(_spectra(record))],
     }  # fmt: skip
     return found[kind]
+
+
+def _spectra(record: dict[str, object]) -> stored.Spectra:
+    about = stored.About(
+        dense=document.Manifest.model_validate(record), inputs="x", tokens={"a": 9.0},
+        fixed_params=1, fixed_flops=1, obstacles={}, samples=1, section={"ratio": "1/2"},
+    )  # fmt: skip
+    energies = np.array([4.0, 3.0, 2.0, 1.0])
+    return stored.Spectra([Spectrum("a", (4, 4), energies, 9.0)], about)
 
 
 def _safetensors(header: dict[str, object], body: bytes) -> bytes:

@@ -88,8 +88,10 @@ def _plain_eigen(weight: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Ten
     out, in_ = weight.shape
     narrow = weight if narrow_in((out, in_)) else weight.T
     scale = safe_scale(weight)
-    values, rows = _solve(gram(narrow, dtype or torch.float32, scale))
-    if dtype is None:
+    # Beside numbers that need a scale, others become so small that LAPACK gives up in float32.
+    first = dtype or (torch.float32 if scale == 1 else torch.float64)
+    values, rows = _solve(gram(narrow, first, scale))
+    if dtype is None and first != torch.float64:
         dropped = values[: len(values) - out * in_ // (out + in_)].clamp_min(0.0).sum()
         # Next to the large eigenvalues float32 can't see the small ones. Where little is dropped
         # even at break-even, that would show in it.

@@ -23,7 +23,7 @@ def read(file: Path) -> Plan:
         RequestError: the file can't be read, or is no plan.
     """
     remedy = "`pela decompose --dry-run --json` prints a plan"
-    return from_document(json_files.read(Path(file), remedy), str(file))
+    return from_document(json_files.read(Path(file), remedy, pipes=True), str(file))
 
 
 def from_document(document: Any, where: str) -> Plan:

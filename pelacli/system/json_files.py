@@ -16,17 +16,19 @@ _LONGEST = 120  # characters of the parser's message
 T = TypeVar("T", dict[str, Any], list[Any])
 
 
-def read(file: Path, remedy: str) -> Any:
+def read(file: Path, remedy: str, *, pipes: bool = False) -> Any:
     """The value in a JSON file, in UTF-8 with or without a byte-order mark.
 
     Args:
         remedy: ends every message.
+        pipes: a pipe may be read: only where the user names the file itself, as what a stranger's
+            directory holds would be waited for.
 
     Raises:
         RequestError: the file can't be read, or is not JSON.
     """
     try:
-        own_files.check_ends(file, pipes=True)
+        own_files.check_ends(file, pipes=pipes)
         content = file.read_bytes()
     except (OSError, ValueError) as error:  # a name with a NUL character is a ValueError
         reason = getattr(error, "strerror", None) or error

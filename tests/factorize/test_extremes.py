@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import pelacli
+from pelacli.factorize import spectra
 
 
 class Net(nn.Module):
@@ -73,3 +74,13 @@ def test_layers_of_zeros_are_cut_to_layers_of_zeros(bias, zeros, x):
 @pytest.mark.parametrize("value", [0.0, 5.0])
 def test_samples_that_are_all_alike_leave_the_output_as_it_was(value, x):
     assert error(net(True), torch.full_like(x, value)) < 1e-3
+
+
+def test_the_largest_numbers_beside_usual_ones_are_no_obstacle():
+    """LAPACK gave up over the usual ones, which are next to nothing then."""
+    torch.manual_seed(0)
+    weight = 0.02 * torch.randn(48, 16)
+    largest = weight[3, 4:8] = torch.finfo(torch.float32).max
+    values, rows = spectra.eigen(weight, None)
+    assert values[-1].item() == pytest.approx(4 * largest**2)
+    assert rows.isfinite().all()

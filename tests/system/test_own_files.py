@@ -34,3 +34,9 @@ def test_what_is_usual_is_left_to_its_reader(tmp_path):
     (tmp_path / "nothing").symlink_to("nowhere")
     for name in ("file", "link", "nothing", "missing", "."):
         own_files.check_ends(tmp_path / name)
+
+
+def test_json_of_a_strangers_directory_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(RequestError, match="it is a pipe or a device, not a file; restore it"):
+        json_files.read(tmp_path / "config.json", "restore it")
