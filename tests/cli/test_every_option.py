@@ -174,7 +174,16 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     )
     | {"--html": "test_a_page_is_written_where_it_is_asked_for"},
     "export": dict.fromkeys(
-        ("artefact", "--to", "--output", "--precision", "--opset", "--data", "--json"),
+        (
+            "artefact",
+            "--to",
+            "--output",
+            "--precision",
+            "--opset",
+            "--data",
+            "--tolerance",
+            "--json",
+        ),
         "test_the_options_of_export_act",
     ),
     "import": dict.fromkeys(
@@ -323,6 +332,8 @@ def test_the_options_of_export_act(pela, there, tmp_path):
     ]
     assert images["batches"] != plain["batches"]  # of the same shape, with another difference
     assert pela("export", "a", "--to", "dense", "-o", tmp_path / "w")[1].endswith(" s\n")
+    strict = ("--tolerance", "1e-15")
+    assert "--tolerance" in pela("export", "small", "--to", "dense", "-o", "s", *strict)[2]
     for more in (("--to", "torch"), ("--to", "dense", "--opset", "20")):
         assert pela("export", "small", *more, "-o", tmp_path / "v")[0] == 2
 
