@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pelacli.cli.options import SET_HELP, one_of
+from pelacli.cli import completion
+from pelacli.cli.options import SET_HELP
 
 
 def _group(title: str) -> Callable[..., Any]:
@@ -62,7 +63,7 @@ Scope = Annotated[
     str | None,
     _size(
         metavar="SCOPE",
-        autocompletion=one_of("model", "layers"),
+        autocompletion=completion.scopes,
         help="What the ratio is of: model (all of it, the default) or layers (only those that are "
         "factorised; the paper's 1/c).",
     ),
@@ -71,7 +72,7 @@ Unit = Annotated[
     str | None,
     _size(
         metavar="UNIT",
-        autocompletion=one_of("params", "flops", "latency"),
+        autocompletion=completion.units,
         help="What the ratio counts: params (the default), flops (of one sample) or latency (the "
         "time of a forward pass on --device).",
     ),
@@ -91,7 +92,7 @@ Precision = Annotated[
     str | None,
     _timing(
         metavar="PRECISION",
-        autocompletion=one_of("fp32", "bf16", "fp16"),
+        autocompletion=completion.precisions,
         help="fp32, bf16 or fp16. By default as the weights are stored.",
     ),
 ]
@@ -127,7 +128,7 @@ Policy = Annotated[
     str | None,
     _ranking(
         metavar="POLICY",
-        autocompletion=one_of("energy", "uniform", "threshold"),
+        autocompletion=completion.policies,
         help="How ranks are chosen: energy (one budget for all layers, spent where it keeps most; "
         "the default), uniform (the same for each kind of layer, the paper's) or threshold.",
     ),
@@ -175,7 +176,7 @@ Form = Annotated[
     str | None,
     _ranking(
         metavar="FORM",
-        autocompletion=one_of("auto", "factors", "pivots"),
+        autocompletion=completion.forms,
         help="How low-rank layers are stored: factors (two thin matrices, the paper's), pivots "
         "(the same product in fewer numbers), or auto (the default: the cheaper one for each "
         "layer; factors under other policies than energy).",
@@ -208,7 +209,7 @@ Device = Annotated[
     str | None,
     _model(
         metavar="DEVICE",
-        autocompletion=one_of("auto", "cpu", "cuda"),
+        autocompletion=completion.devices,
         help="Where to compute: auto (a GPU if there is one; the default), cpu or cuda.",
     ),
 ]

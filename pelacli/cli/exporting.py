@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pelacli.cli.options import Json, one_of
+from pelacli.cli import completion
+from pelacli.cli.options import Json
 
 EXAMPLES = (
     "pela export runs/small --to onnx -o small.onnx",
@@ -24,7 +25,7 @@ def export(
         str,
         typer.Option(
             metavar="KIND",
-            autocompletion=one_of("dense", "onnx", "torch"),
+            autocompletion=completion.one_of("dense", "onnx", "torch"),
             help="onnx (a file) or torch (a .pt2 file of torch.export), both with low-rank layers; "
             "or dense (a directory of timm or transformers, each pair multiplied out).",
         ),
@@ -39,7 +40,7 @@ def export(
         str | None,
         typer.Option(
             metavar="PRECISION",
-            autocompletion=one_of("fp32", "fp16", "bf16"),
+            autocompletion=completion.precisions,
             help="fp32, fp16 or bf16 (not for onnx). By default as the weights are stored.",
         ),
     ] = None,

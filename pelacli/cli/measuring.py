@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pelacli.cli.options import Format, Json, Set, one_of
+from pelacli.cli import completion
+from pelacli.cli.options import Format, Json, Set
 
 EVAL_EXAMPLES = (
     "pela eval runs/small --against vit_base --data my/dataset",
@@ -129,7 +130,7 @@ def report(
         str | None,
         typer.Option(
             metavar="ROWS",
-            autocompletion=one_of("kind", "layer", "whole"),
+            autocompletion=completion.one_of("kind", "layer", "whole"),
             help="One row for each kind of layer (kind, the default), each layer (layer) or each "
             "model (whole).",
         ),
@@ -166,7 +167,7 @@ def report(
         str | None,
         _sweep(
             metavar="SCOPE",
-            autocompletion=one_of("model", "layers"),
+            autocompletion=completion.scopes,
             help="What the ratios are of: model or layers.",
         ),
     ] = None,
@@ -174,7 +175,7 @@ def report(
         str | None,
         _sweep(
             metavar="POLICY",
-            autocompletion=one_of("energy", "uniform"),
+            autocompletion=completion.policies_by_ratio,
             help="How ranks are chosen: energy or uniform.",
         ),
     ] = None,
@@ -182,7 +183,7 @@ def report(
         str | None,
         _sweep(
             metavar="UNIT",
-            autocompletion=one_of("params", "flops"),
+            autocompletion=completion.one_of("params", "flops"),
             help="What the ratios count: params or flops.",
         ),
     ] = None,
@@ -190,7 +191,7 @@ def report(
         str | None,
         _sweep(
             metavar="FORM",
-            autocompletion=one_of("auto", "factors", "pivots"),
+            autocompletion=completion.forms,
             help="How low-rank layers are stored: auto, factors or pivots.",
         ),
     ] = None,
@@ -198,7 +199,7 @@ def report(
         str | None,
         _timing(
             metavar="DEVICE",
-            autocompletion=one_of("auto", "cpu", "cuda"),
+            autocompletion=completion.devices,
             help="auto (a GPU if there is one; the default), cpu or cuda.",
         ),
     ] = None,
@@ -210,7 +211,7 @@ def report(
         str | None,
         _timing(
             metavar="PRECISION",
-            autocompletion=one_of("fp32", "bf16", "fp16"),
+            autocompletion=completion.precisions,
             help="fp32, bf16 or fp16. By default as the weights are stored.",
         ),
     ] = None,

@@ -13,15 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from pelacli import console
-from pelacli.cli import waiting
+from pelacli.cli import completion, waiting
 from pelacli.cli.help_text import EVERY_COMMAND, Command, examples_below
 from pelacli.errors import RequestError
-
-
-def one_of(*words: str) -> Callable[[], list[str]]:
-    """What a shell completes an option's value to: any of these words. It refuses no others."""
-    return lambda: list(words)
-
 
 Json = Annotated[
     bool,
@@ -41,7 +35,7 @@ Format = Annotated[
     typer.Option(
         "--format",
         metavar="FORMAT",
-        autocompletion=one_of("table", "json", "csv", "markdown"),
+        autocompletion=completion.one_of("table", "json", "csv", "markdown"),
         help="How to print it: table (the default), json, csv or markdown.",
     ),
 ]
