@@ -15,7 +15,7 @@ from pelacli.measure import flops
 from pelacli.measure.flops import Cost, layer_flops
 from pelacli.messages import one_line
 from pelacli.models import examples, prediction
-from pelacli.models.on_disk import zeros
+from pelacli.models.filling import zeros
 from pelacli.models.opened import OpenModel
 from pelacli.planning.outcome import planned_manifest
 from pelacli.ranks import reasons

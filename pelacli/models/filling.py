@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pelacli.lowrank.forwards import replace_forwards, restore_forwards
-from pelacli.models.on_disk import Weights
+from pelacli.models.on_disk import Weights, constant
 from pelacli.models.precision import HALF, batch_in_float32
 
 
@@ -68,6 +69,28 @@ def _slots(module: nn.Module) -> Iterator[_Slot]:
             for key, tensor in tensors.items():
                 if tensor is not None:
                     yield _Slot(f"{prefix}.{key}" if prefix else key, tensors, key, tensor)
+
+
+def zeros(module: nn.Module) -> AbstractContextManager[None]:
+    """`filled` with zeros that take no memory, so that the module can be run for what it does and
+    not for its output. In float32, too: in half precision a processor without instructions for it
+    takes a hundred times as long."""
+    shapes = {slot.name: tuple(slot.tensor.shape) for slot in _slots(module)}
+    return filled(module, _Zeros(shapes), lambda tensor: True)
+
+
+@dataclass(frozen=True)
+class _Zeros:
+    """Weights that are all 0.
+
+    Attributes:
+        shapes: name in the module's state → shape.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def read(self, name: str) -> Tensor:
+        return constant(self.shapes[name], torch.float32)
 
 
 def block(module: nn.Module, weights: Weights, name: str) -> AbstractContextManager[None]:

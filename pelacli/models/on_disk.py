@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pelacli.errors import RequestError
 from pelacli.models.plain_reading import Stored
@@ -55,27 +54,3 @@ class WeightsOnDisk:
 def constant(shape: tuple[int, ...], dtype: torch.dtype, value: int = 0) -> Tensor:
     """A tensor of one number all over, which takes the memory of that number."""
     return torch.full((), value, dtype=dtype).expand(shape)
-
-
-@contextmanager
-def zeros(module: nn.Module) -> Iterator[None]:
-    """While active, parameters on "meta" are zeros that take no memory, so that the module can be
-    run for what it does and not for its output. They are in float32: in half precision a
-    processor without instructions for it takes a hundred times as long."""
-    slots = [
-        (part._parameters, name, parameter)
-        for part in module.modules()
-        for name, parameter in part._parameters.items()
-        if parameter is not None and parameter.is_meta
-    ]
-    zero_of = {
-        id(parameter): nn.Parameter(constant(tuple(parameter.shape), torch.float32), False)
-        for _, _, parameter in slots
-    }
-    try:
-        for parameters, name, parameter in slots:
-            parameters[name] = zero_of[id(parameter)]
-        yield
-    finally:
-        for parameters, name, parameter in slots:
-            parameters[name] = parameter
