@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from pelacli.models.without_values import without_values
+
 
 @dataclass(frozen=True)
 class Request:
@@ -36,11 +38,3 @@ class Request:
         """To be active where the module is built, and nowhere around it: tensors that a file makes
         as it is imported would lie on "meta" for good."""
         return without_values() if self.only_shapes else nullcontext()
-
-
-def without_values() -> AbstractContextManager[None]:
-    """While active, new modules have no values: they lie on "meta", buffers too."""
-    from accelerate import init_empty_weights
-
-    context: AbstractContextManager[None] = init_empty_weights(include_buffers=True)
-    return context

@@ -9,7 +9,7 @@ from pelacli.console import warn_once
 from pelacli.errors import RequestError
 from pelacli.lowrank import find
 from pelacli.models.opened import OpenModel
-from pelacli.models.request import without_values
+from pelacli.models.without_values import without_values
 from pelacli.recipe.keys import Key
 from pelacli.recipe.step import Step
 from pelacli.recipe.training import Pretrain, Train

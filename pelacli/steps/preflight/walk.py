@@ -19,7 +19,7 @@ from pelacli.manifest import lookup
 from pelacli.measure import evaluation as measure_evaluation
 from pelacli.models import heads
 from pelacli.models.opened import OpenModel
-from pelacli.models.request import without_values
+from pelacli.models.without_values import without_values
 from pelacli.planning.choice import choose
 from pelacli.ranks.pins import pins_by_name
 from pelacli.ranks.spectrum import Spectrum
