@@ -229,12 +229,12 @@ def _stored_data(
     Raises:
         RequestError: the data is needed and can't be read.
     """
-    local = lookup.latest(Path(ref))
     path = locating.locate(ref, Files.SMALL)
     if path is None:
         return None, None, None
+    is_here = Path(ref).exists()
     for number, step in reversed([*enumerate(document.read(path).history)]):
-        where = f"{local or ref}/{document.FILE}: history[{number}].recipe"
+        where = f"{path if is_here else ref}/{document.FILE}: history[{number}].recipe"
         try:
             data, task, task_args = stored.data_and_task(step.recipe, step.step, where)
         except RequestError as error:
@@ -242,7 +242,7 @@ def _stored_data(
                 raise RequestError(f"{error}, or give --data and --task") from None
             warn(str(error))
             break
-        if data is not None and local is None and needed and _is_elsewhere(data.dataset):
+        if data is not None and not is_here and needed and _is_elsewhere(data.dataset):
             warn(f"{ref}: the data that it was made with, {data.dataset}, is not here; give --data")
             break
         if data is not None:

@@ -53,6 +53,11 @@ def check_split(spec: str, split: str) -> None:
         choose_split(split.partition("[")[0], datasets.get_dataset_split_names(name, config), spec)
 
 
+def row_name(spec: str, index: int) -> str:
+    """What errors call a row of a dataset."""
+    return f"{spec}, row {index}"
+
+
 def image_of(row: Mapping[str, Any], column: str, where: str) -> Any:
     """What a row has in a column of images that `datasets` does not decode: bytes, or else a path.
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pelacli.data import class_folders, image_files
-from pelacli.data.hub import image_of, one_line_errors, open_split
+from pelacli.data.hub import image_of, one_line_errors, open_split, row_name
 from pelacli.data.splits import SPLITS, choose_split
 from pelacli.errors import RequestError
 from pelacli.system import extras
@@ -88,7 +88,7 @@ class _Hub:
         return len(self.rows)
 
     def name(self, index: int) -> str:
-        return f"{self.spec}, row {index}"
+        return row_name(self.spec, index)
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
         row = self.rows[int(index)]

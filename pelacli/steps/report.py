@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pelacli import console
+from pelacli.artefact import locating
 from pelacli.errors import RequestError
 from pelacli.manifest import digests, document, evaluations, integrity, lookup
 from pelacli.manifest.document import Manifest
@@ -240,7 +241,7 @@ def _speeds(
             raise RequestError(f"{label}: holds spectra, no model that could be timed")
     speeds = {}
     for label in manifests:
-        is_there = Path(label).exists() or hub.artefact(label, Files.SMALL) is not None
+        is_there = Path(label).exists() or locating.names_artefact(label)
         weights = "pretrained" if is_there else "random"
         opened, _ = loading.open(label, as_stored=True, weights=weights, arch=arch)
         speeds[label] = time_model(opened, timing)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pelacli.data.formats.coco import area_of, corners, is_crowd
 from pelacli.data.formats.objects import Objects
-from pelacli.data.hub import image_of, open_split
+from pelacli.data.hub import image_of, open_split, row_name
 from pelacli.errors import RequestError
 
 
@@ -29,7 +29,7 @@ class Rows:
         return len(self.rows)
 
     def name(self, index: int) -> str:
-        return f"{self.spec}, row {index}"
+        return row_name(self.spec, index)
 
     def __getitem__(self, index: int) -> tuple[Any, int, Objects]:
         row = self.rows[int(index)]

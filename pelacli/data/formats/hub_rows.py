@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pelacli.data.hub import image_of, open_split
+from pelacli.data.hub import image_of, open_split, row_name
 from pelacli.errors import RequestError
 
 
@@ -61,7 +61,7 @@ def rows(
     for index in range(len(table)):
         row = words[index] if columns else {}
         fields = {field: _named(row[column], features[column]) for field, column in columns.items()}
-        where = f"{spec}, row {index}"
+        where = row_name(spec, index)
         result.append((HubImage(table, index, pictures[0], where), fields, where))
     return result, name
 

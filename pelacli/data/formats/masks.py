@@ -16,7 +16,7 @@ from typing import Any
 
 from pelacli.console import warn
 from pelacli.data import image_files
-from pelacli.data.hub import image_of, open_split
+from pelacli.data.hub import image_of, open_split, row_name
 from pelacli.data.splits import choose_split
 from pelacli.errors import RequestError
 from pelacli.system import own_files
@@ -56,7 +56,7 @@ class Rows:
         return len(self.rows)
 
     def name(self, index: int) -> str:
-        return f"{self.spec}, row {index}"
+        return row_name(self.spec, index)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         row, where = self.rows[int(index)], self.name(index)
