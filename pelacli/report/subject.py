@@ -13,7 +13,7 @@ from pelacli.report.curves import Course
 from pelacli.report.latencies import Speeds
 from pelacli.report.tables import UNKNOWN
 
-_MEGA = 1_000_000
+MEGA = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def megabytes(count: int | None) -> str:
     """Bytes for people: "22.1 MB", "0.81 MB", "1,843 MB"; three digits of what is below 1,000."""
     if count is None:
         return UNKNOWN
-    size = count / _MEGA
+    size = count / MEGA
     if float(f"{size:.3g}") >= 1000:
         return f"{size:,.0f} MB"
     return f"{f'{size:#.3g}'.rstrip('.')} MB" if size >= 0.01 else f"{size:.2g} MB"

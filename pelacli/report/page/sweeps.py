@@ -14,10 +14,9 @@ from pelacli.planning.sweep import Sweep
 from pelacli.report.page import marks, scales
 from pelacli.report.page.figure import Figure
 from pelacli.report.page.svg import Plot
-from pelacli.report.subject import Subject
+from pelacli.report.subject import MEGA, Subject
 
 _SIZES = ((520, 340), (340, 300))
-_MEGA = 1e6
 _STYLES = 6
 
 
@@ -112,7 +111,7 @@ def _damage(subject: Subject) -> float:
 
 
 def _size(subject: Subject, params: int) -> float:
-    return (subject.bytes_of(params) or params) / _MEGA
+    return (subject.bytes_of(params) or params) / MEGA
 
 
 def _draw(lines: Sequence[_Line], size: tuple[float, float]) -> Markup:

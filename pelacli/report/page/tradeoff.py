@@ -12,12 +12,11 @@ from pelacli.report.page import marks, scales
 from pelacli.report.page.figure import Figure
 from pelacli.report.page.svg import Plot
 from pelacli.report.quality import Yardstick
-from pelacli.report.subject import Subject
+from pelacli.report.subject import MEGA, Subject
 from pelacli.report.summary import Compared, yardsticks
 from pelacli.report.tables import human
 
 _SIZES = ((520, 340), (340, 300))  # on a screen, and on a phone
-_MEGA = 1e6
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def _chart(yard: Yardstick, subjects: Sequence[Subject], rows: Sequence[Compared
             size = row.bytes if in_bytes and row.bytes is not None else row.params
             mark = "dense" if row.number is None else str(row.number)
             style = "dot dense-mark" if row.number is None or row.dense is None else "dot s0"
-            chart.points.append(Point(size / _MEGA, row.figures[yard], row.label, style, mark))
+            chart.points.append(Point(size / MEGA, row.figures[yard], row.label, style, mark))
     for subject in subjects:
         chart.points.extend(_trials(subject, yard, in_bytes))
     return chart
@@ -95,7 +94,7 @@ def _trials(subject: Subject, yard: Yardstick, in_bytes: bool) -> list[Point]:
     for trial in quality.trials(subject.manifest).get(yard, []):
         size = (subject.bytes_of(trial.params) if in_bytes else trial.params) or trial.params
         name = f"tried: {trial.ratio}" if trial.ratio == "dense" else f"tried: ratio {trial.ratio}"
-        points.append(Point(size / _MEGA, trial.score, name, "dot trial"))
+        points.append(Point(size / MEGA, trial.score, name, "dot trial"))
     return points
 
 
@@ -107,7 +106,7 @@ def _figure(chart: Chart) -> Figure:
         {
             "": p.label,
             "model": p.name,
-            f"size, {chart.unit}": f"{p.size:.3g}" if p.size < 1000 else human(p.size * _MEGA),
+            f"size, {chart.unit}": f"{p.size:.3g}" if p.size < 1000 else human(p.size * MEGA),
             chart.yard.name: f"{p.value:.4g}",
         }
         for p in sorted(chart.points, key=lambda p: p.size)
