@@ -29,6 +29,7 @@ from pelacli.errors import RequestError
 from pelacli.factorize.moments import Moments, narrow_in
 from pelacli.factorize.observation import FLOOR, LayerSums, ObservedCall, ObservedLinear
 from pelacli.factorize.sensitivity import Head, projection, sampled_tokens
+from pelacli.factorize.spilled_sums import SpilledSums
 from pelacli.lowrank.calls import LinearCalls, evaluating
 from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.padding import padding_mask, unpadded
@@ -107,9 +108,8 @@ def collect(
         raise RequestError("calibration: there are no samples; give at least one batch")
     _add_others(sums)
     known = levels(layers, sums, samples * passes.draws)
-    moments = SummedMoments(layers, sums, known, samples, passes.draws)
-    _check_finite(moments)
-    return moments
+    _check_finite(SummedMoments(layers, sums, known, samples, passes.draws))
+    return SummedMoments(layers, SpilledSums(sums), known, samples, passes.draws)
 
 
 def draws_of(passes: Passes, number: int) -> torch.Generator:

@@ -33,22 +33,23 @@ class SpillFile:
         """Bytes in the file."""
         return self._end
 
-    def put(self, name: str, matrix: Tensor) -> None:
-        """Keep a matrix [rows, columns] under a new name."""
+    def put(self, name: str, matrix: Tensor) -> bool:
+        """Keep a matrix [rows, columns] under a new name. Gives whether it is kept."""
         import torch
 
         data = matrix.detach().to("cpu", torch.float32).contiguous()
         if self._file is None or not data.numel():
-            return
+            return False
         with self._lock:
             try:
                 self._file.seek(self._end)
                 self._file.write(data.numpy().data)
                 self._file.flush()
             except OSError:
-                return
+                return False
             self._entries[name] = (self._end, *data.shape)
             self._end += data.nbytes
+        return True
 
     def last_rows(self, name: str, rows: int) -> Tensor | None:
         """The last rows of a matrix, [rows, columns]; None where fewer were kept."""
