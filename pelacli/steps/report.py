@@ -3,7 +3,7 @@ their training went, and what other budgets would give."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
@@ -29,39 +29,55 @@ _RUNS = Path("runs")
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """What is on record of one model.
+
+    Attributes:
+        manifest: with the cost of each layer.
+        bytes: of a plain model's parameters, or of an artefact's weights on the hub; None where its
+            weights lie on the disk.
+        copy: directory of what is small of an artefact on the hub; None of any other model.
+    """
+
+    manifest: Manifest
+    bytes: int | None = None
+    copy: Path | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """What there is to say of models.
 
     Attributes:
-        manifests: label → record of the model, with the cost of each layer.
+        models: label → what is on record of it.
         courses: label → course of training, also of runs whose artefact is still to come.
         speeds: label → its latency, where that was asked for.
-        sizes: label → bytes of a plain model's parameters, or of an artefact's weights on the hub.
-            Those of artefacts here lie on the disk.
-        copies: label → directory of what is small of an artefact on the hub.
     """
 
-    manifests: Mapping[str, Manifest]
+    models: Mapping[str, Recorded]
     courses: Mapping[str, Course]
     speeds: Mapping[str, Speeds] = field(default_factory=dict)
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    copies: Mapping[str, Path] = field(default_factory=dict)
+
+    @cached_property
+    def manifests(self) -> dict[str, Manifest]:
+        return {label: model.manifest for label, model in self.models.items()}
 
     @cached_property
     def subjects(self) -> list[Subject]:
         """Each model with all that is recorded of it."""
-        return [
-            Subject(
-                label=label,
-                manifest=manifest,
-                bytes=digests.weights_bytes(Path(label)) or self.sizes.get(label),
-                evaluations=evaluations.read(self.copies.get(label, Path(label))),
-                course=self.courses.get(label),
-                speeds=self.speeds.get(label),
-                place=self.copies.get(label, Path(label)),
-            )
-            for label, manifest in self.manifests.items()
-        ]
+        return [self._subject(label, model) for label, model in self.models.items()]
+
+    def _subject(self, label: str, model: Recorded) -> Subject:
+        place = model.copy or Path(label)
+        return Subject(
+            label=label,
+            manifest=model.manifest,
+            bytes=digests.weights_bytes(Path(label)) or model.bytes,
+            evaluations=evaluations.read(place),
+            course=self.courses.get(label),
+            speeds=self.speeds.get(label),
+            place=place,
+        )
 
 
 def run(
@@ -78,10 +94,8 @@ def run(
     Raises:
         RequestError: a model is unknown, or can't be read or timed, or there is none below runs/.
     """
-    manifests: dict[str, Manifest] = {}
+    models: dict[str, Recorded] = {}
     courses: dict[str, Course] = {}
-    sizes: dict[str, int] = {}
-    copies: dict[str, Path] = {}
     for ref in refs or _artefacts_of_runs():
         of_ref = _courses(ref)
         courses |= of_ref
@@ -89,15 +103,12 @@ def run(
             continue  # its artefact is still to come
         copy = _copy_of(ref)
         if copy is None:
-            manifests |= _manifests(ref, arch, sizes)
-            continue
-        manifests[ref] = document.read(copy)
-        courses |= _courses_in(copy, ref)
-        copies[ref] = copy
-        size = _recorded_bytes(manifests[ref])
-        sizes |= {} if size is None else {ref: size}
-    speeds = {} if timing is None else _speeds(manifests, arch, timing)
-    return Report(manifests, courses, speeds, sizes, copies)
+            models |= _models(ref, arch)
+        else:
+            manifest = document.read(copy)
+            models[ref] = Recorded(manifest, _recorded_bytes(manifest), copy)
+            courses |= _courses_in(copy, ref)
+    return Report(models, courses, {} if timing is None else _speeds(models, arch, timing))
 
 
 def _copy_of(ref: str) -> Path | None:
@@ -227,20 +238,18 @@ def _spectra(ref: str) -> dict[str, Path]:
     return files
 
 
-def _speeds(
-    manifests: Mapping[str, Manifest], arch: str | None, timing: TimingRequest
-) -> dict[str, Speeds]:
+def _speeds(labels: Collection[str], arch: str | None, timing: TimingRequest) -> dict[str, Speeds]:
     """Label → how fast it is. Only here torch is needed."""
     from pelacli.artefact import loading
     from pelacli.steps.latency import time_model
 
-    if not manifests:
+    if not labels:
         raise RequestError("--latency: no artefact is there yet, only the course of its training")
-    for label in manifests:
+    for label in labels:
         if stored.is_spectra(Path(label)):
             raise RequestError(f"{label}: holds spectra, no model that could be timed")
     speeds = {}
-    for label in manifests:
+    for label in labels:
         is_there = Path(label).exists() or locating.names_artefact(label)
         weights = "pretrained" if is_there else "random"
         opened, _ = loading.open(label, as_stored=True, weights=weights, arch=arch)
@@ -248,19 +257,17 @@ def _speeds(
     return speeds
 
 
-def _manifests(ref: str, arch: str | None, sizes: dict[str, int]) -> dict[str, Manifest]:
-    """Label → manifest of what is named or lies below it. The bytes of a plain model are added to
-    ``sizes``."""
+def _models(ref: str, arch: str | None) -> dict[str, Recorded]:
+    """Label → record of what is named or lies below it."""
     path = Path(ref)
     if document.is_artefact(path):
-        return {ref: _whole(path)}
+        return {ref: Recorded(_whole(path))}
     below = lookup.artefacts(path) if path.is_dir() else []
     if below:
-        return {str(artefact): _whole(artefact) for artefact in below}
+        return {str(artefact): Recorded(_whole(artefact)) for artefact in below}
     if stored.is_spectra(path):
-        return {ref: stored.load(path).about.dense}
-    manifest, sizes[ref] = _count(ref, arch)
-    return {ref: manifest}
+        return {ref: Recorded(stored.load(path).about.dense)}
+    return {ref: _count(ref, arch)}
 
 
 def _whole(path: Path) -> Manifest:
@@ -270,9 +277,8 @@ def _whole(path: Path) -> Manifest:
     return manifest
 
 
-def _count(ref: str, arch: str | None) -> tuple[Manifest, int]:
-    """The manifest that a plain model would have, and its bytes. Only here torch is needed: the
-    model is built."""
+def _count(ref: str, arch: str | None) -> Recorded:
+    """What would be on record of a plain model. Only here torch is needed: the model is built."""
     from pelacli.artefact import description, loading
     from pelacli.lowrank import find
 
@@ -281,8 +287,8 @@ def _count(ref: str, arch: str | None) -> tuple[Manifest, int]:
         ref, weights="pretrained" if local else "random", arch=arch, meta=not local
     )
     if manifest is not None:  # a low-rank model without its pela.json
-        return manifest, opened.bytes
+        return Recorded(manifest, opened.bytes)
     layers = find.find_layers(opened.module, head=opened.head)
     cost = description.cost(opened, layers)
     layers = description.with_read_weights_dense(layers, cost)
-    return description.describe(opened, layers, cost), opened.bytes
+    return Recorded(description.describe(opened, layers, cost), opened.bytes)
