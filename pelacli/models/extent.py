@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pelacli.errors import RequestError
+from pelacli.models.without_values import on_meta
 from pelacli.system import memory
 
 # How many times as much a model may hold as its weights do: tensors may be stored once and be in
@@ -63,6 +64,6 @@ def check(
 
 def _numbers(build: Callable[[], nn.Module]) -> int | None:
     """How many numbers a model has; None where it can't be built without memory."""
-    with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]), on_meta():
         return sum(parameter.numel() for parameter in build().parameters())
     return None

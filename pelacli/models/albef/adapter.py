@@ -17,6 +17,7 @@ from pelacli.models.albef import config as albef_config
 from pelacli.models.albef.network import Albef
 from pelacli.models.albef.view import PairModel
 from pelacli.models.inputs import ImageInput, PairInput, TextInput
+from pelacli.models.without_values import on_meta
 
 # Of the pair and the answer that FLOPs are counted at: ALBEF cuts captions at 25 tokens.
 _TOKENS, _ANSWER = 25, 6
@@ -118,7 +119,7 @@ def pairs(module: nn.Module) -> PairModel:
 
 
 def _empty(config: albef_config.Config) -> Albef:
-    with torch.device("meta"):
+    with on_meta():
         albef = Albef(config)
     albef.tie()
     checkpoint.fill_buffers(albef)

@@ -22,6 +22,7 @@ from pelacli.models.albef import config as albef_config
 from pelacli.models.albef.config import PARTS
 from pelacli.models.albef.network import Albef, resampled
 from pelacli.models.weight_files import StoredTensor, load_strictly
+from pelacli.models.without_values import on_meta
 from pelacli.models.wrapped_names import Unwrapping, attempts
 
 _DROPPED = re.compile(
@@ -46,7 +47,7 @@ def open_file(file: Path, settings: Mapping[str, Any]) -> Albef:
     tensors = from_original(stored, str(file))
     described = describe(tensors, str(file))
     config = albef_config.from_json({**described, **settings}, "model_args")
-    with torch.device("meta"):
+    with on_meta():
         network = Albef(config)
     fill(network, tensors, file)
     if unwrapping is not None:

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from pelacli.errors import RequestError
 from pelacli.models.albef.config import LIBRARY, PARTS, Config
 from pelacli.models.albef.text import Bert, TextModel, initialise
+from pelacli.models.without_values import on_meta
 
 
 class Albef(nn.Module):
@@ -203,7 +204,7 @@ def as_variant(
     fresh = variant == "entailment" and (
         network.config.variant != variant or config.num_classes != network.config.num_classes
     )
-    with torch.device("meta"):
+    with on_meta():
         result = Albef(config)
     some = network.visual_encoder.pos_embed
     for name, _ in list(result.named_children()):

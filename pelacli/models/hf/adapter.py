@@ -36,6 +36,7 @@ from pelacli.models.on_disk import WeightsOnDisk
 from pelacli.models.pairs import hf as pair_views
 from pelacli.models.pairs.repairs import repair
 from pelacli.models.pairs.view import PairModel
+from pelacli.models.without_values import parameters_without_values
 
 _ANY_SIZE = 224  # pixels a side of an image, where neither model nor processor says
 
@@ -148,10 +149,8 @@ def rebuild(directory: Path) -> nn.Module:
 
     Buffers that no checkpoint holds (positions, rotary frequencies) have their values.
     """
-    from accelerate import init_empty_weights
-
     module: nn.Module | None = None
-    with contextlib.suppress(RuntimeError), init_empty_weights(include_buffers=False):
+    with contextlib.suppress(RuntimeError), parameters_without_values():
         module = from_config(read_config(directory, {}))
     if module is not None:  # built without memory, shared weights come apart
         module.tie_weights()  # type: ignore[operator]

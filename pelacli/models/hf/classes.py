@@ -11,6 +11,8 @@ import torch
 import transformers
 from transformers.models.auto import modeling_auto
 
+from pelacli.models.without_values import on_meta
+
 
 def class_of(config: Any) -> Any:
     """The class a config names; AutoModel where it names none that exists here."""
@@ -56,7 +58,7 @@ def shapes_of(cls: Any, config: Any, **changes: Any) -> dict[str, torch.Size]:
     config = copy.deepcopy(config)
     for name, value in changes.items():
         setattr(config, name, value)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), on_meta():
         module = built(cls, config)
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
 

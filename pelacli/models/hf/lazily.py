@@ -22,6 +22,7 @@ from pelacli.models.hf.loading import quiet
 from pelacli.models.hf.weight_choice import files_of
 from pelacli.models.on_disk import WeightsOnDisk, constant
 from pelacli.models.plain_reading import Stored, stored
+from pelacli.models.without_values import on_meta
 
 _MOST_ALIKE = 8  # tensors of one shape that are compared with each other
 
@@ -84,7 +85,7 @@ def _load(
 
 def _converts(cls: Any, config: Any, names: Iterable[str]) -> bool:
     """Whether transformers does more with a tensor than give it another name."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), on_meta():
         module = cls._from_config(config)
     transforms = get_model_conversion_mapping(module) or []
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]

@@ -20,6 +20,7 @@ from pelacli.messages import one_line
 from pelacli.models.inputs import ImageInput, Inputs
 from pelacli.models.timm.loading import build as build
 from pelacli.models.timm.loading import quiet
+from pelacli.models.without_values import on_meta
 
 _CLASS_NAMES = ("label_names", "label_descriptions")  # in timm's pretrained_cfg
 
@@ -64,7 +65,7 @@ def rebuild(directory: Path) -> nn.Module:
 
 def _built(name: str) -> nn.Module:
     with quiet():
-        with torch.device("meta"):
+        with on_meta():
             module: nn.Module = timm.create_model(name, pretrained=False)
         missing = [
             m

@@ -24,6 +24,7 @@ from pelacli.messages import one_line
 from pelacli.models import config_file, extent, precision, wrapped_names
 from pelacli.models.misfits import Misfit, listed
 from pelacli.models.weight_files import refuse_other_types, shapes, stored_tensors, types
+from pelacli.models.without_values import on_meta
 from pelacli.system import logs
 
 # Arguments of timm.create_model that would have it read other files than those pela knows of.
@@ -228,7 +229,7 @@ def _loaded(order: _Order, where: object) -> nn.Module:
 
 def _decided_by_classes(module: nn.Module, with_own: _Order) -> set[str]:
     """The tensors that are there, or have their shape, by the number of classes."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), on_meta():
         other = with_own.create(pretrained=False)
     one, two = ({(k, t.shape) for k, t in m.state_dict().items()} for m in (module, other))
     return {name for name, _ in one ^ two}
