@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
-import timm
-import torch
-from hypothesis import settings
-from safetensors.torch import save_file
 
 from pelacli import console
 from pelacli.__main__ import main
 from pelacli.system import pace
 
+# Nothing may reach for a hub; the tests of the hub start their own on loopback.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 # Processes that test side by side, and those that they start, would wait for each other's threads.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
 
-# The same examples in every run, and no test fails for being slow on a busy machine.
-settings.register_profile("repeatable", deadline=None, derandomize=True)
-settings.load_profile("repeatable")
 
-# Nothing may reach for a hub; the tests of the hub start their own on loopback.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+def pytest_sessionstart(session):
+    if session.config.getoption("numprocesses") and "PYTEST_XDIST_WORKER" not in os.environ:
+        return  # this process hands the tests out, and needs none of what follows
+    gc.disable()  # until all is imported
+    import torch
+    from hypothesis import settings
+
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+    # The same examples in every run, and no test fails for being slow on a busy machine.
+    settings.register_profile("repeatable", deadline=None, derandomize=True)
+    settings.load_profile("repeatable")
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: the garbage collector need not look through it every time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+    gc.enable()
 
 
 @pytest.fixture
@@ -55,6 +69,9 @@ def pela(capsys, monkeypatch):
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     """A bare safetensors file of timm's test_vit with seven classes."""
+    import timm
+    from safetensors.torch import save_file
+
     path = tmp_path_factory.mktemp("checkpoint") / "vit.safetensors"
     save_file(timm.create_model("test_vit", num_classes=7).state_dict(), path)
     return path
