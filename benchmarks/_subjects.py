@@ -83,7 +83,7 @@ class Subject:
 @torch.no_grad()
 def outputs(module: nn.Module, batches: Sequence[Any]) -> Tensor:
     """The main output of all samples, [n, D]."""
-    return torch.cat([predict(module, batch).flatten(1) for batch in batches])
+    return torch.cat([predict(module, batch).flatten(1).float() for batch in batches])
 
 
 def idx_images(
