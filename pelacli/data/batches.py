@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
 
 from pelacli.data import bad_samples
 from pelacli.data.bad_samples import Row
-from pelacli.data.order import Order
 from pelacli.data.seeding import BATCH, SAMPLE, seeded
 from pelacli.data.tokens import counting_cuts
 from pelacli.errors import PelaError, RequestError
-from pelacli.system import processes
 
 Batch = dict[str, Any]
 # What comes with a batch from a worker, and no user of batches sees:
@@ -100,62 +95,6 @@ class Batches:
 
             batch["labels"] = mixup_target(labels, self.num_classes, 1.0, self.smoothing)
         return batch
-
-
-class Stream(IterableDataset[Any]):
-    """Batches of a dataset that can only be read from front to back (WebDataset shards).
-
-    It shards itself over processes and workers, so its batches do depend on how many there are.
-    """
-
-    def __init__(self, batches: Batches, order: Order) -> None:
-        self.batches, self.epoch, self.drop_last = batches, order.epoch, order.drop_last
-        self.size = max(1, order.batch_size // processes.rank_and_size()[1])
-
-    def __iter__(self) -> Iterator[Batch | PelaError]:
-        worker = info.id if (info := get_worker_info()) else 0
-        source = copy.copy(self.batches.dataset.source)
-        if hasattr(source, "reader"):  # a used reader would go on from its last random state
-            source.reader = copy.copy(source.reader)
-            source.set_epoch(self.epoch)
-        items: list[Batch] = []
-        number = 0
-        bad = Row()
-        try:
-            for item in self._items(source, worker, bad):
-                items.append(item)
-                if len(items) == self.size:
-                    yield self.batches.finish(items, self.epoch, number * 1_000 + worker, bad)
-                    items, number, bad.messages = [], number + 1, []
-            if items and not self.drop_last:
-                yield self.batches.finish(items, self.epoch, number * 1_000 + worker, bad)
-            elif bad.messages:
-                yield {BAD: bad.messages}
-        except PelaError as error:
-            yield error
-
-    def _items(self, source: Iterable[Any], worker: int, bad: Row) -> Iterator[Batch]:
-        """Samples in turn. One that can't be read, where such are passed over, has its place taken
-        by the next one that can, at the end by the last, so that processes go on making as many
-        batches as each other."""
-        item = None
-        for position, sample in enumerate(source):
-            where = f"{self.batches.dataset.spec}, sample {position}"
-            try:
-                with seeded(self.batches.seed, SAMPLE, self.epoch, position, worker):
-                    item = self.batches.dataset.item(sample, where)
-            except RequestError as error:
-                if not self.batches.skips_bad:
-                    raise
-                bad.add(error)
-                continue
-            passed_over = bad.length
-            bad.end()
-            for _ in range(1 + passed_over):
-                yield item
-        if item is not None:
-            for _ in range(bad.length):
-                yield item
 
 
 def _check(labels: Tensor, num_classes: int, spec: str) -> None:

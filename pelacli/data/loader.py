@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 from pelacli.console import warn
 from pelacli.data import bad_samples
 from pelacli.data.bad_samples import PassedOver
-from pelacli.data.batches import BAD, CUTS, Batch, Batches, Samples, Stream
+from pelacli.data.batches import BAD, CUTS, Batch, Batches, Samples
 from pelacli.data.order import Order
+from pelacli.data.streams import Stream
 from pelacli.data.tokens import Cuts
 from pelacli.errors import PelaError, RequestError
 from pelacli.system import devices, processes
@@ -75,20 +76,11 @@ def loader(
             f"outputs: set num_classes = {len(dataset.classes)}"
         )
     size = min(len(dataset), limit or len(dataset))
-    if drop_last and size < batch_size:
-        batch_size = size
     mix = _mixing(augment, num_classes)
     smoothing = getattr(augment, "smoothing", 0.0) or 0.0
-    if mix is not None and batch_size % 2:
-        if batch_size != size:
-            raise RequestError(f"mixup and cutmix pair samples: batch_size {batch_size} is odd")
-        batch_size -= 1
-    world = processes.rank_and_size()[1]
-    if not drop_last and min(batch_size, size) < world:  # who has none would not meet the others
-        raise RequestError(
-            f"{dataset.spec}: {min(batch_size, size)} samples a batch for {world} processes; "
-            "each needs one: raise batch_size, or launch fewer"
-        )
+    batch_size = _for_all(
+        dataset.spec, batch_size, size, drop_last=drop_last, pairs=mix is not None
+    )
     repeats = getattr(augment, "repeats", None) or 1
     order = Order(len(dataset), size, batch_size, seed, shuffle, drop_last, repeats)
     if not isinstance(dataset.source, IterableDataset):
@@ -173,8 +165,7 @@ class Loader:
     def _loaded(self) -> Iterable[Any]:
         if isinstance(self.dataset.source, IterableDataset):
             stream = Stream(self._batches, self.order)
-            end = len(self) if self.order.drop_last else None
-            return islice(self._noted(self._open(stream)), self.order.start, end)
+            return islice(self._noted(self._open(stream)), self.order.start, None)
         if self._torch is None:  # kept, and its workers with it, from epoch to epoch
             self._torch = self._open(
                 self._batches, sampler=self.order, persistent_workers=self._workers > 0
@@ -200,6 +191,42 @@ class Loader:
             generator=torch.Generator().manual_seed(seed),
             **options,
         )
+
+
+def _for_all(spec: str, batch_size: int, size: int, *, drop_last: bool, pairs: bool) -> int:
+    """The batch size over all processes: all of the samples where they are fewer than a batch.
+
+    Args:
+        size: how many samples there are.
+        drop_last: only full batches. Each process then has the same number of samples in each.
+        pairs: whether samples are mixed in pairs, in each process.
+
+    Raises:
+        RequestError: some process would have no samples, or not as many as the others.
+    """
+    world = processes.rank_and_size()[1]
+    if not (drop_last or pairs):
+        if min(batch_size, size) < world:  # who has none would not meet the others
+            raise RequestError(
+                f"{spec}: {min(batch_size, size)} samples a batch for {world} processes; "
+                "each needs one: raise batch_size, or launch fewer"
+            )
+        return batch_size
+    together = 2 * world if pairs else world
+    if (drop_last and size < batch_size) or (pairs and batch_size == size):
+        if size < together:
+            each = "a pair, as mixup and cutmix take them" if pairs else "one"
+            remedy = "give more samples" if world == 1 else "launch fewer, or give more samples"
+            raise RequestError(
+                f"{spec}: {size} samples for {world} processes; each needs {each}: {remedy}"
+            )
+        return size // together * together
+    if pairs and batch_size % together:
+        what = "is odd" if world == 1 else f"does not divide by {together}, two a process"
+        raise RequestError(f"mixup and cutmix pair samples: batch_size {batch_size} {what}")
+    if batch_size % together:
+        raise RequestError(f"batch_size {batch_size} does not divide by {world} processes")
+    return batch_size
 
 
 def _mixing(augment: Augment | None, num_classes: int | None) -> Any:

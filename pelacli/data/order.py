@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 from pelacli.data.seeding import ORDER
 from pelacli.data.seeding import words as _words
-from pelacli.errors import RequestError
 from pelacli.system import processes
 
 
@@ -40,8 +39,6 @@ class Order:
 
     def __iter__(self) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
         rank, world = processes.rank_and_size()
-        if self.drop_last and self.batch_size % world:
-            raise RequestError(f"batch_size {self.batch_size} does not divide by {world} processes")
         order = np.arange(self.samples)
         if self.shuffle:
             words = _words((self.seed, ORDER, self.epoch))

@@ -1,58 +1,102 @@
-"""WebDataset shards, as timm reads them: its splits (``_info.json``), order and sharding."""
+"""WebDataset shards in a directory with timm's ``_info.json``, which names the splits."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Container, Iterable, Iterator
+import random
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlparse
 
 import webdataset
-from timm.data.dataset import IterableImageDataset
-from timm.data.readers.reader_wds import ReaderWds
-from torch.utils.data import IterableDataset, get_worker_info
+from timm.data.readers.reader_wds import ReaderWds, SplitInfo
+from torch.utils.data import IterableDataset
 
 from pelacli.data import image_files
 from pelacli.data.decoding import load
+from pelacli.data.seeding import words
+from pelacli.data.streams import Reader, Share
 from pelacli.errors import RequestError
 from pelacli.messages import one_line, shown
 from pelacli.system import own_files
 
-
-def open_shards(root: str, split: str, *, training: bool) -> IterableDataset[Any]:
-    """The samples of a split in turn: (Pillow image as it is stored, class number)."""
-    reader = _Reader(root, split=split, is_training=training)
-    samples: IterableDataset[Any] = IterableImageDataset(root, reader=reader, split=split)
-    return samples
+# Samples, before they are decoded, that a reader shuffles among each other, and how many of them it
+# reads first; as timm has it.
+_SHUFFLED, _FIRST = 8192, 2048
 
 
-class _Reader(ReaderWds):  # type: ignore[misc]
-    """timm's reader, except that a sample or a shard that can't be read is an error. timm's leaves
-    it out, and reads no images but JPEG, PNG and WebP."""
+def open_shards(root: str, split: str, *, training: bool) -> Shards:
+    """The samples of a split in turn.
 
-    ds: Any
+    Raises:
+        RequestError: a shard is not there, or is no file below the directory.
+    """
+    return Shards(root, ReaderWds(root, split=split, is_training=training).split_info)
 
-    def __init__(self, root: str, **options: Any) -> None:
-        super().__init__(root, **options)
-        if self.split_info.name and not urlparse(root).scheme:
-            for name in self.split_info.filenames:
+
+class Shards(IterableDataset[Any]):
+    """(Pillow image as it is stored, class number) of the samples of a split.
+
+    timm's reader leaves out what can't be read, reads no images but JPEG, PNG and WebP, and gives
+    the processes of a group samples twice or never.
+
+    Args:
+        info: the split, as timm reads it from ``_info.json``.
+    """
+
+    def __init__(self, root: str, info: SplitInfo) -> None:
+        if info.name and not urlparse(root).scheme:
+            for name in info.filenames:
                 _check(Path(root), name)
+        self._paths = [os.path.join(root, name) for name in info.filenames]
+        self._length, self._label = info.num_samples, info.alt_label
 
-    def _lazy_init(self) -> None:
-        if get_worker_info() is None:  # a worker's own seed is another one in each epoch
-            self.worker_seed = self.common_seed + self.epoch_count.value
-        super()._lazy_init()
-        *shards, _, _ = self.ds.pipeline  # all but timm's decoding
-        names = {os.path.join(self.root, name) for name in self.split_info.filenames}
+    def __len__(self) -> int:
+        return int(self._length)
+
+    @property
+    def shards(self) -> int:
+        """How many there are."""
+        return len(self._paths)
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        return self.samples(Share(Reader()))
+
+    def samples(self, share: Share) -> Iterator[tuple[Any, int]]:
+        """What a reader takes of them. In the place of an image that can't be read is the error.
+        Damage to a shard that several readers read is for the first of them to tell."""
+        reader, paths = share.reader, list(self._paths)
+        if share.order is not None:
+            random.Random(str(words(share.order))).shuffle(paths)
+        if share.owns is None:
+            paths = paths[reader.number :: reader.readers]
         damage: list[RequestError] = []
-        for stage in shards:
-            if "handler" in getattr(stage, "kw", {}):
-                stage.kw["handler"] = partial(_note, names, damage)
-        samples = partial(_samples, label=self.split_info.alt_label, damage=damage)
-        self.ds = webdataset.DataPipeline(*shards, samples)
+        told = damage if share.owns is None or reader.number == 0 else []
+        note = partial(_note, frozenset(paths), damage)
+        stages: list[Any] = [webdataset.tarfile_to_samples(handler=note)]
+        if share.owns is not None:
+            stages.append(partial(_owned, share.owns))
+        if share.mixing is not None:
+            rng = random.Random(str(words(share.mixing)))
+            stages.append(webdataset.shuffle(bufsize=_SHUFFLED, initial=_FIRST, rng=rng))
+        stages.append(partial(_samples, label=self._label, damage=told))
+        for sample in webdataset.DataPipeline(partial(_urls, paths), *stages):
+            yield sample["image"], sample["target"]
+
+
+def _urls(paths: Iterable[str]) -> Iterator[dict[str, str]]:
+    """Shards as webdataset's stages take them."""
+    return ({"url": path} for path in paths)
+
+
+def _owned(
+    owns: Callable[[int], bool], samples: Iterable[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The samples at the positions that a reader owns."""
+    return (sample for at, sample in enumerate(samples) if owns(at))
 
 
 def _check(root: Path, name: Any) -> None:

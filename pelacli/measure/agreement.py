@@ -45,23 +45,21 @@ def agreement(
         distribution from the dense one's, in nats. Empty where the outputs are of different kinds.
     """
     sums = _Sums()
-    choices = diverges = False
     for batch in batches:
         inputs = move_batch(batch["inputs"], device)
         mask = padding_mask(inputs)
         ours, theirs = predict(model, inputs), predict(dense, inputs)
-        choices = chooses_classes(theirs, mask, classes)
-        diverges = divergence and chooses_classes(theirs, mask, True)
+        sums.choices = chooses_classes(theirs, mask, classes)
+        sums.diverges = divergence and chooses_classes(theirs, mask, True)
         rows, dense_rows = unpadded(ours, mask), unpadded(theirs, mask)
         if rows.shape != dense_rows.shape:
-            return {}
+            sums.are_alike = False
+            break  # and say so to the other processes
         # In parts: a vocabulary for every token of a batch is large in double precision.
         parts = (torch.split(t, _ROWS_AT_ONCE) for t in (rows, dense_rows))
         for part, dense_part in zip(*parts, strict=True):
-            sums.add(part, dense_part, choices)
-            if diverges:
-                sums.add_divergence(part, dense_part)
-    return sums.figures(choices, diverges)
+            sums.add(part, dense_part)
+    return sums.figures()
 
 
 def chooses_classes(output: Tensor, mask: Tensor | None, classes: bool) -> bool:
@@ -106,6 +104,20 @@ class Difference:
         square = z.square().sum()
         self.square = square if self.square is None else self.square + square
 
+    def join(self, other: Difference) -> None:
+        """Add the sums over other samples, on the same device."""
+        self.samples += other.samples
+        self.error += other.error
+        if other.output is None or other.square is None:
+            return
+        self.output = other.output if self.output is None else self.output + other.output
+        self.square = other.square if self.square is None else self.square + other.square
+
+    def to_cpu(self) -> None:
+        """Move the sums there."""
+        self.output = None if self.output is None else self.output.cpu()
+        self.square = None if self.square is None else self.square.cpu()
+
     @property
     def relative_error(self) -> float:
         """Σ‖y − z‖² over Σ‖z − z̄‖²; NaN where the dense outputs do not vary."""
@@ -133,49 +145,71 @@ def divergence_of(log_probabilities: Tensor, dense_log_probabilities: Tensor) ->
 
 
 class _Sums:
-    """Running sums over the samples, in double precision."""
+    """Running sums over the samples of this process, in double precision.
+
+    Attributes:
+        choices, diverges: whether the outputs choose classes, and whether their distributions are
+            compared.
+        are_alike: whether the outputs of both models are of one shape.
+    """
 
     def __init__(self) -> None:
         self.cosine = self.same_choices = self.all_choices = self.divergence = 0.0
         self.distributions = 0
         self.difference = Difference()
+        self.choices = self.diverges = False
+        self.are_alike = True
 
-    def add(self, rows: Tensor, dense_rows: Tensor, choices: bool) -> None:
-        """Outputs of both models, [B, ...]."""
-        if choices:
+    def add(self, rows: Tensor, dense_rows: Tensor) -> None:
+        """Outputs of both models, [B, ...]; logits [B, classes, ...] where they diverge."""
+        if self.choices:
             same = rows.argmax(1) == dense_rows.argmax(1)
             self.same_choices += int(same.sum())
             self.all_choices += same.numel()
+        if self.diverges:
+            ours, theirs = (t.float().log_softmax(1) for t in (rows, dense_rows))
+            self.divergence += divergence_of(ours, theirs)
+            self.distributions += theirs[:, 0].numel()
         if rows.device.type == "mps":  # which has no double precision
             rows, dense_rows = rows.cpu(), dense_rows.cpu()
         y, z = rows.flatten(1).double(), dense_rows.flatten(1).double()
         self.cosine += float(F.cosine_similarity(y, z).sum())
         self.difference.add(y, z)
 
-    def add_divergence(self, rows: Tensor, dense_rows: Tensor) -> None:
-        """Logits of both models, [B, classes, ...]."""
-        ours, theirs = (t.float().log_softmax(1) for t in (rows, dense_rows))
-        self.divergence += divergence_of(ours, theirs)
-        self.distributions += theirs[:, 0].numel()
-
-    def figures(self, choices: bool, diverges: bool) -> dict[str, float]:
-        """The figures over the samples of all processes; empty where there were no samples."""
-        whole = self.difference
-        if whole.output is None or whole.square is None:
+    def figures(self) -> dict[str, float]:
+        """The figures over the samples of all processes, of which some may have none; empty where
+        there were no samples, or the outputs are of different kinds."""
+        gathered = [sums for sums in processes.all_gather(self._on_cpu()) if sums is not None]
+        if not gathered or not all(sums.are_alike for sums in gathered):
             return {}
-        counts = (
-            whole.samples, self.cosine, self.same_choices, self.all_choices, whole.error,
-            self.divergence, self.distributions,
-        )  # fmt: skip
-        sums = torch.stack([whole.output.new_tensor(count) for count in counts])
-        sums, output, square = (processes.total(t) for t in (sums, whole.output, whole.square))
-        samples, cosine, same_choices, all_choices, error, kl, distributions = sums.tolist()
-        whole.samples, whole.error, whole.output, whole.square = samples, error, output, square
-        figures = {"cosine": cosine / samples}
-        if not math.isnan(whole.relative_error):
-            figures["relative_error"] = whole.relative_error
-        if choices:
-            figures["same_class"] = 100 * same_choices / all_choices
-        if diverges:
-            figures["kl"] = kl / distributions
+        first, *others = gathered
+        for other in others:
+            first.join(other)
+        return first.own_figures()
+
+    def join(self, other: _Sums) -> None:
+        """Add those of another process, with samples."""
+        self.cosine += other.cosine
+        self.same_choices += other.same_choices
+        self.all_choices += other.all_choices
+        self.divergence += other.divergence
+        self.distributions += other.distributions
+        self.difference.join(other.difference)
+
+    def own_figures(self) -> dict[str, float]:
+        """The figures over the samples that were added."""
+        figures = {"cosine": self.cosine / self.difference.samples}
+        if not math.isnan(self.difference.relative_error):
+            figures["relative_error"] = self.difference.relative_error
+        if self.choices:
+            figures["same_class"] = 100 * self.same_choices / self.all_choices
+        if self.diverges:
+            figures["kl"] = self.divergence / self.distributions
         return figures
+
+    def _on_cpu(self) -> _Sums | None:
+        """The sums, where every process can read them; None without samples."""
+        if self.are_alike and self.difference.output is None:
+            return None
+        self.difference.to_cpu()
+        return self

@@ -75,8 +75,7 @@ def run(
         spectra_file: file to write the spectra to, beside those in the artefact.
     """
     check_targets(step, dry_run, spectra_file)
-    if processes.launched() > 1:
-        processes.join(step.device)
+    processes.meet(step.device)
     if dry_run:
         return _run(step, dry_run, spectra_file)
     with outputs.writing(step.output), kept_until_done(layout.moments_folder(step.output)):

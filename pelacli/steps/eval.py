@@ -70,6 +70,7 @@ def run(request: Evaluation) -> Evaluated:
             baseline, or without data to measure the drop on.
     """
     _check(request)
+    processes.meet(request.device)
     evaluated, task = _evaluate(request)
     _write_down(request, evaluated, task)
     return evaluated

@@ -17,6 +17,7 @@ from pelacli.recipe.step import Step
 from pelacli.recipe.training import Train
 from pelacli.steps import training
 from pelacli.steps.training import Outcome
+from pelacli.system import processes
 from pelacli.tasks import base, registry
 from pelacli.tasks.base import Base
 from pelacli.train.criterion import Criterion
@@ -27,6 +28,7 @@ from pelacli.train.splits import Splits, open_splits
 def run(step: Step[Train], *, resume: bool = False) -> Outcome:
     """Train the step's model on its task and write the artefact."""
     saving.check_output(step.output, step.source)
+    processes.meet(step.device)
     model = _fit(step, _open(step))
     data = open_splits(step, model.opened)
     return training.train(step, model, data, _objective(data), resume=resume)

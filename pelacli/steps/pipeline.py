@@ -52,6 +52,7 @@ def run(recipe: Recipe, *, force: bool = False, place_of: Callable[[Key], str] =
         raise RequestError("the recipe has no steps; add [decompose], [pretrain] …")
     for step in steps:
         _check_processes(step, force)
+    processes.meet(recipe.device)
     done = 0 if force else len(list(takewhile(is_done, steps)))
     if done < len(steps) or recipe.eval is not None:
         from pelacli.steps.preflight import check

@@ -17,7 +17,7 @@ from pelacli.recipe.step import Step
 from pelacli.recipe.training import Pretrain
 from pelacli.steps import gain, training
 from pelacli.steps.training import Outcome
-from pelacli.system import devices
+from pelacli.system import devices, processes
 from pelacli.train.healing import Stage
 from pelacli.train.loop import Objective
 from pelacli.train.splits import Splits, open_splits
@@ -26,6 +26,7 @@ from pelacli.train.splits import Splits, open_splits
 def run(step: Step[Pretrain], *, resume: bool = False) -> Outcome:
     """Train the student under its teacher and write the artefact."""
     saving.check_output(step.output, step.source)
+    processes.meet(step.device)
     student = _open_student(lookup.require(step.source, step.name))
     teacher = open_teacher(step, student)
     data = open_splits(step, student.opened, labelled=step.settings.labels)

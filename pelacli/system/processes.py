@@ -180,6 +180,16 @@ def total(value: Number) -> Number:
     return sum(all_gather(value))
 
 
+def meet(device: str) -> None:
+    """Meet the others before the data is opened, which is shared out; nothing without a launcher.
+
+    Args:
+        device: as in a recipe.
+    """
+    if launched() > 1:
+        join(device)
+
+
 def wait(device: str) -> None:
     """Wait until all others are here too; nothing without a launcher."""
     if launched() > 1:

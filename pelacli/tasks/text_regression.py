@@ -60,8 +60,7 @@ class RegressionMetrics(Correlations):
     """``spearman`` and ``pearson``, the correlations with the scores times 100; ``mse``."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.parts["mse"] = MeanMetric()
+        super().__init__(mse=MeanMetric())
 
     def update(self, output: Tensor, batch: Batch) -> None:
         predicted, scores = predictions(output), text_classification.labels(batch).float()

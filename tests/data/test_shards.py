@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import tarfile
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
+from shard_files import encoded, write_info, write_split
 
 from pelacli import console
 from pelacli.data.dataset import open_dataset
@@ -21,25 +19,9 @@ pytest.importorskip("webdataset")
 GREY = ImageInput((1, 8, 8), (0.0,), (1.0,))
 
 
-def encoded(image, kind="PNG", **how):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **how)
-    return buffer.getvalue()
-
-
 def shards(root, samples, info=None):
     """One shard of samples, each {ending: bytes}."""
-    with tarfile.open(root / "x-train-0.tar", "w") as tar:
-        for number, files in enumerate(samples):
-            for ending, data in files.items():
-                member = tarfile.TarInfo(f"{number:04}.{ending}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    split = {
-        "name": "train", "num_samples": len(samples), "filenames": ["x-train-0.tar"],
-        "shard_lengths": [len(samples)],
-    }  # fmt: skip
-    (root / "_info.json").write_text(json.dumps({"splits": {"train": split | (info or {})}}))
+    write_info(root, write_split(root, "train", samples) | (info or {}))
     return open_dataset(f"wds/{root}", "train", inputs=GREY)
 
 
@@ -149,9 +131,8 @@ def test_every_epoch_has_an_order_of_its_own(tmp_path):
         {"png": encoded(Image.new("L", (8, 8), 10 * n)), "cls": str(n).encode()} for n in range(8)
     ]
     shards(tmp_path, samples)
-    loaded = loader(
-        open_dataset(f"wds/{tmp_path}", "train", inputs=GREY, training=True), batch_size=8
-    )
+    data = open_dataset(f"wds/{tmp_path}", "train", inputs=GREY, training=True)
+    loaded = loader(data, batch_size=8, shuffle=True)
     orders = []
     for epoch in (0, 1, 0):
         loaded.set_epoch(epoch)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from pelacli import console
 from pelacli.data.loader import Loader
@@ -35,7 +36,7 @@ def sample_of(loader: Loader) -> Any | None:
     """The inputs of the first sample, twice in a batch, as batch norms need two; None for a stream,
     which is not begun."""
     dataset: Any = loader.dataset
-    if not hasattr(dataset.source, "__getitem__"):
+    if isinstance(dataset.source, IterableDataset):
         return None
     first = loader.first_sample()
     return dataset.collate([first, first])["inputs"]

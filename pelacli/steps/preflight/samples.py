@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch.utils.data import IterableDataset
+
 from pelacli.console import warn_once
 from pelacli.data import bad_samples, hub
+from pelacli.data.loader import loader
 from pelacli.errors import RequestError
 from pelacli.models.opened import OpenModel
 from pelacli.recipe.data import Data
@@ -53,11 +56,17 @@ def look(
     task: NamedTask,
     at: Key,
     split_key: Key,
+    batch_size: int | None = None,
+    *,
+    training: bool = False,
 ) -> None:
     """Open a split without labels, and read its first sample.
 
     Args:
         at: the key of the data's section, or of the name of a dataset.
+        batch_size: of all processes, to see whether each of them has its samples; None: they are
+            not shared out, or shared out otherwise.
+        training: whether they are trained on.
     """
     if not is_here(data):
         look_from_afar(problems, data, split, at, split_key)
@@ -65,9 +74,12 @@ def look(
     with problems.at(key_of_dataset(at), key_of_split({split: split_key})):
         judged = registry.get(task.name, task.settings)
         dataset = judged.open(data, split, inputs=opened.inputs, unlabelled=True)
-        if hasattr(dataset.source, "__getitem__"):
+        if not isinstance(dataset.source, IterableDataset):  # which is not begun
             skips = data.skips_bad and split == data.train
             dataset.collate([bad_samples.first(dataset, skips=skips)])
+        if batch_size is not None:
+            augment = data.augment if training else None
+            loader(dataset, batch_size=batch_size, drop_last=training, augment=augment)
 
 
 def key_of_split(keys: dict[str, Key], task_key: Key = ("task",)) -> Callable[[str], Key | None]:

@@ -70,9 +70,19 @@ class Walk:
         """Look at a training step whose model is not known: at all that does not depend on it."""
         assert step.data is not None  # the recipe's validation has seen to it
         at = samples.key_of_data(step.name, step.settings.data)
+        size = step.settings.batch_size or step.data.batch_size
         for name in ("train", "val"):
-            split = getattr(step.data, name)
-            samples.look(self.problems, self.current, step.data, split, step.task, at, (*at, name))
+            samples.look(
+                self.problems,
+                self.current,
+                step.data,
+                getattr(step.data, name),
+                step.task,
+                at,
+                (*at, name),
+                size,
+                training=name == "train",
+            )
         training.check_settings(self.problems, step, self.current, None)
 
     def _teach(self, step: Step[Train]) -> None:
@@ -170,7 +180,8 @@ class Walk:
             return
         task = NamedTask(*schema.task_of(recipe, tasks.judged_by(recipe)[1]))
         if not self.is_known:
-            samples.look(self.problems, self.current, data, split, task, at, split_key)
+            size = section.batch_size or data.batch_size
+            samples.look(self.problems, self.current, data, split, task, at, split_key, size)
             return
         task_key = tasks.key_of_task(*tasks.judged_by(recipe))
         with self.problems.at((*at, "dataset"), _key_in_eval({split: split_key}, task_key)):

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
 
+from pelacli.system import processes
+
 
 class TorchMetrics:
     """Torchmetrics by name, which move together.
@@ -19,6 +21,10 @@ class TorchMetrics:
 
     def __init__(self, **parts: Any) -> None:
         self.parts = parts
+        for part in parts.values():
+            for metric in part.values() if isinstance(part, MetricCollection) else [part]:
+                # torchmetrics would wait for the others where one process works alone.
+                metric.distributed_available_fn = _is_shared
 
     def to(self, device: torch.device) -> Self:
         for part in self.parts.values():
@@ -53,8 +59,8 @@ class ClassMetrics(TorchMetrics):
 class Correlations(TorchMetrics):
     """``spearman`` and ``pearson``, the correlations of predictions and scores, times 100."""
 
-    def __init__(self) -> None:
-        super().__init__(spearman=SpearmanCorrCoef(), pearson=PearsonCorrCoef())
+    def __init__(self, **others: Any) -> None:
+        super().__init__(spearman=SpearmanCorrCoef(), pearson=PearsonCorrCoef(), **others)
 
     def add(self, predicted: Tensor, scores: Tensor) -> None:
         """Add a batch: two tensors [B]."""
@@ -64,3 +70,8 @@ class Correlations(TorchMetrics):
     def compute(self) -> dict[str, float]:
         """The figures so far."""
         return {name: 100 * float(self.parts[name].compute()) for name in ("spearman", "pearson")}
+
+
+def _is_shared() -> bool:
+    """Whether other processes have figures of their own."""
+    return processes.rank_and_size()[1] > 1
