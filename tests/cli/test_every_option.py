@@ -36,6 +36,7 @@ steps = 1
 ratio = "0.7"
 [pretrain]
 steps = 1
+lr = 1e-3
 [finetune]
 steps = 1
 [eval]

@@ -92,6 +92,7 @@ samples = 32
 calibrate = "train"
 [pretrain]
 epochs = 0.1
+lr = 1e-4
 [finetune]
 epochs = 0.1
 [eval]

@@ -40,7 +40,7 @@ output = "run"
 device = "cpu"
 data = { dataset = "digits", batch_size = 32 }
 decompose = { ratio = "0.6" }
-pretrain = { steps = 1 }
+pretrain = { steps = 1, lr = 1e-3 }
 """
 
 

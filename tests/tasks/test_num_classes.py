@@ -276,7 +276,7 @@ def test_a_recipe_s_number_goes_through_all_steps(here, pela):
         "model_args = { img_size = 32, patch_size = 4, embed_dim = 32, depth = 2, num_heads = 2 }\n"
         "task_args = { channels = 8, pool_scales = [1], auxiliary = 0.0 }\n"
         '[data]\ndataset = "data"\nbatch_size = 4\naugment = { none = true }\n'
-        "[teacher]\nsteps = 1\n[decompose]\nratio = 0.8\n[pretrain]\nsteps = 1\n"
+        "[teacher]\nsteps = 1\n[decompose]\nratio = 0.8\n[pretrain]\nsteps = 1\nlr = 1e-3\n"
         "[finetune]\nsteps = 1\n[eval]\nlatency = false\n"
     )
     code, out, err = pela("run", "r.toml", "--json")
