@@ -14,6 +14,7 @@ from pelacli.data.loader import loader
 from pelacli.errors import RequestError
 from pelacli.models.inputs import ImageInput
 from pelacli.recipe.data import Augment
+from pelacli.system import processes
 
 GREY = ImageInput((1, 8, 8), (0.0,), (1.0,))
 
@@ -129,3 +130,14 @@ def test_the_first_sample_is_the_first_that_can_be_read(images):
     assert loader(opened(images), batch_size=4, skips_bad=True).first_sample()["labels"] == 0
     with pytest.raises(RequestError, match=r"00.png"):
         loader(opened(images), batch_size=4).first_sample()
+
+
+def test_two_processes_together_take_the_batches_of_one(images, monkeypatch):
+    spoil(images, 1, 4, 5)
+    options = {"batch_size": 4, "shuffle": True, "drop_last": True, "seed": 2, "skips_bad": True}
+    one = greys(loader(opened(images), **options))
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(processes, "rank_and_size", lambda rank=rank: (rank, 2))
+        shares.append(greys(loader(opened(images), **options)))
+    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(row) for row in one]
