@@ -95,10 +95,6 @@ def decompose(
         cli_output.print_decomposed(planning_dry_run.run(stored, top, section, set_ or []), json)
         return
     step = requests.decompose(model, top, section, set_ or [], output)
-    if step.settings.max_drop is not None:
-        processes.refuse_launched("decompose with --max-drop")
-    if step.settings.counted[0] == "latency":
-        processes.refuse_launched("decompose by --unit latency")
     from pelacli.artefact import saving
     from pelacli.steps import decompose as steps_decompose
 
@@ -106,8 +102,8 @@ def decompose(
         if dry_run and output is not None:
             saving.check_output(output, step.source)
         work = partial(steps_decompose.run, step, dry_run=dry_run, spectra_file=spectra)
-        shared = step.calibration is not None and not step.settings.blockwise
-        result = work() if shared else by_first.done(work, step.device)
+        shares = steps_decompose.shares_samples(step)
+        result = work() if shares else by_first.done(work, step.device)
         processes.wait(step.device)
     except DropError as error:
         cli_output.print_tried(error, json)

@@ -82,6 +82,15 @@ def run(
         return _run(step, dry_run, spectra_file)
 
 
+def shares_samples(step: Step[Decompose]) -> bool:
+    """Whether processes that a launcher started share out the calibration samples. Else the first
+    one works alone: where there are none, where blocks go one after the other, and where what is
+    measured decides, as points that are lost, or times, which work beside them would change."""
+    settings = step.settings
+    measures = settings.max_drop is not None or latency_budget.counts_time(settings)
+    return step.calibration is not None and not settings.blockwise and not measures
+
+
 def _run(step: Step[Decompose], dry_run: bool, spectra_file: Path | None) -> Decomposed:
     start = time.perf_counter()
     opened, before = open_source(step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from pelacli.models import examples, heads
 from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
 from pelacli.recipe.evaluation import Evaluation, NamedModel
-from pelacli.system import devices, memory, processes
+from pelacli.system import by_first, devices, memory, processes
 from pelacli.system.turns import Timing
 
 _SECONDS = 2.0  # of timing, per model
@@ -90,7 +91,11 @@ def _evaluate(request: Evaluation) -> tuple[Evaluated, str | None]:
     timed = [model.opened]
     if dense is not None and (comparison is None or comparison.same_task):
         timed.append(dense.opened)
-    latencies, of = _time(timed, test_data, device) if request.latency else ([], None)
+    latencies: list[Timing] = []
+    of = None
+    if request.latency:  # others at work beside it would make it longer
+        timing = partial(_time, timed, test_data, device)
+        latencies, of = by_first.told(timing, request.device)
     task = None if test_data is None else test_data.task_name
     evaluated = Evaluated(
         artefact=request.model.ref,

@@ -50,8 +50,6 @@ def run(recipe: Recipe, *, force: bool = False, place_of: Callable[[Key], str] =
     steps = steps_of(recipe)
     if not steps and recipe.eval is None:
         raise RequestError("the recipe has no steps; add [decompose], [pretrain] …")
-    for step in steps:
-        _check_processes(step, force)
     processes.meet(recipe.device)
     done = 0 if force else len(list(takewhile(is_done, steps)))
     if done < len(steps) or recipe.eval is not None:
@@ -134,17 +132,6 @@ def _do(step: Step[Any], force: bool) -> None:
         from pelacli.steps import finetune
 
         finetune.run(step, resume=not force)
-
-
-def _check_processes(step: Step[Any], force: bool) -> None:
-    """Refuse what several processes can't share."""
-    settings = step.settings
-    is_searched = isinstance(settings, Decompose) and settings.max_drop is not None
-    if processes.launched() > 1 and is_searched and (force or not is_done(step)):
-        raise RequestError(
-            "decompose.max_drop: looked for by one process; run `pela decompose` on the recipe "
-            "first, and launch `pela run` then, which goes on from there"
-        )
 
 
 def _decompose(step: Step[Decompose]) -> None:

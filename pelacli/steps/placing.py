@@ -34,7 +34,8 @@ def lazy_above(step: Step[Decompose]) -> float:
     whole = timed or step.settings.max_drop is not None or (elsewhere and step.calibration is None)
     if whole or (step.calibration is not None and step.settings.blockwise is False):
         return math.inf
-    if step.calibration is not None and processes.launched() > 1:  # they share samples, not blocks
+    shared = processes.rank_and_size()[1] > 1  # samples are, and not blocks
+    if step.calibration is not None and shared:
         return math.inf
     share = _SHARE_OF_MEMORY if step.calibration is None else _SHARE_CALIBRATED
     return memory.available() * share

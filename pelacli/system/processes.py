@@ -194,16 +194,3 @@ def wait(device: str) -> None:
     """Wait until all others are here too; nothing without a launcher."""
     if launched() > 1:
         join(device).wait_for_everyone()
-
-
-def refuse_launched(command: str) -> None:
-    """For commands that one process does alone.
-
-    Raises:
-        RequestError: a launcher started several.
-    """
-    if launched() > 1:
-        raise RequestError(
-            f"{command} is work for one process, and the launcher started {launched()}: "
-            "run it without the launcher"
-        )

@@ -277,31 +277,5 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused(monkeypatch):
         loader(digits, batch_size=8, limit=6)
 
 
-def test_a_quality_budget_is_for_one_process(pela, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(processes, "wait", lambda device: None)
-    made = RECIPE.replace('ratio = "0.6", calibrate = "train", samples = 48', "max_drop = 1.0")
-    Path("recipe.toml").write_text(made)
-    code, out, err = pela("run", "recipe.toml")
-    assert (code, out) == (2, "")
-    assert "decompose.max_drop: looked for by one process; run `pela decompose`" in err
-    assert not Path("run").exists()
-
-
-@pytest.mark.parametrize(
-    ("budget", "work"),
-    [
-        (("--max-drop", "1", "--calibrate", "digits", "--data", "digits"), "decompose with --max-"),
-    ],
-)
-def test_decompose_is_for_one_process_unless_samples_are_shared(pela, monkeypatch, budget, work):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    code, out, err = pela("decompose", "vit_tiny", "--weights", "random", *budget)
-    assert (code, out) == (2, "")
-    assert work in err
-    assert "is work for one process, and the launcher started 2" in err
-
-
 if __name__ == "__main__":
     child(Path(sys.argv[1]))
