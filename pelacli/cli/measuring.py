@@ -46,8 +46,9 @@ def evaluate(
         float | None,
         typer.Option(
             metavar="POINTS",
-            help="Exit code 3 if a model loses more points of the main metric than this "
-            "against --against.",
+            help="Exit code 3 if a model loses more points than this against --against: of the "
+            "main metric, or without labels of the agreement of both, which is the percentage of "
+            "samples that both put in the same class, or 100 × the cosine of their outputs.",
         ),
     ] = None,
     dataset: Annotated[

@@ -205,7 +205,7 @@ def evaluated_document(result: Evaluated) -> dict[str, Any]:
     """An entry of ``eval --json``, and the evaluation in ``run --json``."""
     keys = ["artefact", "params", "bytes", "flops", "metrics", "latency_ms"]
     if result.baseline is not None:
-        keys += ["baseline", "drop", "agreement"]
+        keys += ["baseline", "drop", "drop_of", "agreement"]
     return {key: getattr(result, key) for key in keys}
 
 
@@ -244,7 +244,7 @@ def _sizes_and_metrics(figures: Mapping[str, Any]) -> dict[str, str]:
 
 def _comparison(result: Evaluated) -> dict[str, str]:
     """How a model compares with its baseline, by name."""
-    shown = {} if result.drop is None else {f"drop of {result.main_metric}": f"{result.drop:.2f}"}
+    shown = {} if result.drop is None else {f"drop of {result.drop_of}": f"{result.drop:.2f}"}
     agreement = result.agreement or {}
     return shown | {_AGREEMENT.get(name, name): f"{agreement[name]:.4g}" for name in agreement}
 

@@ -45,7 +45,7 @@ class EvaluationRecord(BaseModel):
         manifest: SHA-256 of the artefact's pela.json.
         data, split: what it was measured on, as the user named it; None: size and latency only.
         task, main_metric: what it was judged by; None without labels.
-        metrics, latency_ms, baseline, agreement, drop, max_drop: as in ``eval --json``.
+        metrics, latency_ms, baseline, agreement, drop, drop_of, max_drop: as in ``eval --json``.
         timed: what the latency holds for; None where it was not timed.
     """
 
@@ -63,6 +63,7 @@ class EvaluationRecord(BaseModel):
     baseline: dict[str, Any] | None = None
     agreement: dict[str, float | None] | None = None
     drop: float | None = None
+    drop_of: str | None = None
     max_drop: float | None = None
 
     @property

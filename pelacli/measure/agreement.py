@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ def agreement(
         divergence: whether the outputs are logits, of classes or of a vocabulary.
 
     Returns:
-        ``cosine``: mean cosine of the outputs of one sample; ``relative_error``: Σ‖y − y′‖² over
+        ``cosine``: mean cosine of the outputs of one sample, where these are more than one number;
+        ``relative_error``: Σ‖y − y′‖² over
         Σ‖y − ȳ‖², the share of the dense outputs' variance that is lost; with ``classes``,
         ``same_class``, where the dense model `chooses_classes`: percent of samples (of a map's
         pixels) with the same first choice; with ``divergence``, ``kl``, where the dense model
@@ -60,6 +61,23 @@ def agreement(
         for part, dense_part in zip(*parts, strict=True):
             sums.add(part, dense_part)
     return sums.figures()
+
+
+def in_points(figures: Mapping[str, float | None]) -> tuple[str, float] | None:
+    """How far two models agree, in points: 100 where they do in all.
+
+    Args:
+        figures: as `agreement` gives them.
+
+    Returns:
+        (the figure's name, points): the percentage of samples in the same class, else 100 · cosine.
+        None where there is neither.
+    """
+    for name, one in (("same_class", 1.0), ("cosine", 100.0)):
+        value = figures.get(name)
+        if value is not None:
+            return name, one * value
+    return None
 
 
 def chooses_classes(output: Tensor, mask: Tensor | None, classes: bool) -> bool:
@@ -156,6 +174,7 @@ class _Sums:
     def __init__(self) -> None:
         self.cosine = self.same_choices = self.all_choices = self.divergence = 0.0
         self.distributions = 0
+        self.has_directions = False  # a single number has none
         self.difference = Difference()
         self.choices = self.diverges = False
         self.are_alike = True
@@ -173,6 +192,7 @@ class _Sums:
         if rows.device.type == "mps":  # which has no double precision
             rows, dense_rows = rows.cpu(), dense_rows.cpu()
         y, z = rows.flatten(1).double(), dense_rows.flatten(1).double()
+        self.has_directions = y.shape[1] > 1
         self.cosine += float(F.cosine_similarity(y, z).sum())
         self.difference.add(y, z)
 
@@ -198,7 +218,7 @@ class _Sums:
 
     def own_figures(self) -> dict[str, float]:
         """The figures over the samples that were added."""
-        figures = {"cosine": self.cosine / self.difference.samples}
+        figures = {"cosine": self.cosine / self.difference.samples} if self.has_directions else {}
         if not math.isnan(self.difference.relative_error):
             figures["relative_error"] = self.difference.relative_error
         if self.choices:

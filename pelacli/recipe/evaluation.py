@@ -35,7 +35,8 @@ class Evaluation:
         task_args: its settings.
         task_is_named: whether this evaluation names the task. A task that a recipe has by default,
             or that an earlier step had, is left out for a model that has no output for it.
-        max_drop: the most points of the main metric that the model may be behind the baseline.
+        max_drop: the most points that the model may be behind the baseline: of the main metric, or
+            where there are no labels of their agreement (`pelacli.measure.agreement.in_points`).
         latency: whether to time the forward pass.
         device: as in a recipe.
     """

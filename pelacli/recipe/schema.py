@@ -28,7 +28,9 @@ class Eval(Section):
     latency: bool = Field(True, description="time the forward pass")
     against: Text | None = Field(None, description="baseline; the recipe's dense model if unset")
     max_drop: float | None = Field(
-        None, description="points that the main metric may drop by; more is exit code 3"
+        None,
+        description="points that the main metric (without labels, the agreement) may drop by; "
+        "more is exit code 3",
     )
 
 

@@ -19,7 +19,7 @@ from pelacli.lowrank import find
 from pelacli.manifest import digests, document, evaluations, lookup
 from pelacli.manifest.evaluations import EvaluationRecord, Timed
 from pelacli.measure import latency
-from pelacli.measure.agreement import agreement
+from pelacli.measure.agreement import agreement, in_points
 from pelacli.measure.evaluation import EvaluationData, measure, open_data
 from pelacli.models import examples, heads
 from pelacli.models.opened import OpenModel
@@ -43,7 +43,9 @@ class Evaluated:
         baseline: the same figures of the model that it is compared with; None without one.
         agreement: of the outputs of both, as `pelacli.measure.agreement.agreement` gives it; empty
             where they can't be compared.
-        drop: points of the main metric that the baseline is ahead; None without one.
+        drop: points that the baseline is ahead; None without one.
+        drop_of: the figure that dropped: the main metric; or where there are no labels and there is
+            a gate, what of the agreement it holds, "same_class" or "cosine".
         max_drop: the gate it has to pass, if any.
         main_metric: name of the task's main metric; None without labels.
         timed: what the latency holds for; None where it was not timed.
@@ -58,6 +60,7 @@ class Evaluated:
     baseline: dict[str, Any] | None = None
     agreement: dict[str, float] | None = None
     drop: float | None = None
+    drop_of: str | None = None
     max_drop: float | None = None
     main_metric: str | None = None
     timed: Timed | None = None
@@ -135,6 +138,7 @@ def _write_down(request: Evaluation, evaluated: Evaluated, task: str | None) -> 
         baseline=evaluated.baseline,
         agreement=None if evaluated.agreement is None else dict(evaluated.agreement),
         drop=evaluated.drop,
+        drop_of=evaluated.drop_of,
         max_drop=evaluated.max_drop,
     )
     try:
@@ -159,14 +163,33 @@ def gate(results: Sequence[Evaluated]) -> None:
         if result.max_drop is None:
             continue
         if result.drop is None:
-            raise RequestError(
-                f"{result.artefact}: --max-drop needs a task with a metric, and labels"
-            )
+            raise RequestError(f"{result.artefact}: --max-drop: {_no_drop(result)}")
         if not result.drop <= result.max_drop:  # NaN does not pass
             raise GateError(
-                f"{result.artefact}: {result.main_metric} drops by {result.drop:.2f} points, "
+                f"{result.artefact}: {_dropped(result)} drops by {result.drop:.2f} points, "
                 f"more than the {result.max_drop:g} allowed"
             )
+
+
+def _dropped(result: Evaluated) -> str:
+    """What the gate holds, in words."""
+    if result.drop_of == result.main_metric:
+        return f"{result.main_metric}"
+    return f"agreement with the dense model ({result.drop_of})"
+
+
+def _no_drop(result: Evaluated) -> str:
+    """Why there is no figure that drops, and what would give one."""
+    assert result.baseline is not None
+    if result.main_metric is not None:
+        return (
+            f"{result.baseline['artefact']} has no {result.main_metric} to drop from; name a "
+            "baseline for the same task, or --task unlabelled to hold the agreement of both"
+        )
+    return (
+        "there are no labels, and the outputs of both models can't be compared; give --data with "
+        "labels, and their --task"
+    )
 
 
 def _check(request: Evaluation) -> None:
@@ -280,9 +303,13 @@ def _compare(
 def _with_baseline(
     evaluated: Evaluated, dense: _Model, comparison: _Comparison, latency_ms: float | None
 ) -> Evaluated:
-    main, drop = evaluated.main_metric, None
+    main, drop, drop_of = evaluated.main_metric, None, None
+    agreed = in_points(comparison.agreement)
     if main and main in comparison.metrics:
-        drop = comparison.metrics[main] - evaluated.metrics[main]
+        drop, drop_of = comparison.metrics[main] - evaluated.metrics[main], main
+    elif main is None and evaluated.max_drop is not None and agreed is not None:
+        drop_of, points = agreed
+        drop = 100 - points
     baseline = {
         "artefact": dense.ref,
         "params": dense.params,
@@ -291,7 +318,13 @@ def _with_baseline(
         "metrics": comparison.metrics,
         "latency_ms": latency_ms,
     }
-    return replace(evaluated, baseline=baseline, agreement=comparison.agreement, drop=drop)
+    return replace(
+        evaluated,
+        baseline=baseline,
+        agreement=comparison.agreement,
+        drop=drop,
+        drop_of=drop_of,
+    )
 
 
 def _time(

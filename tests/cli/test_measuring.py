@@ -6,6 +6,7 @@ import csv
 import io
 import json
 
+import pytest
 from generated_text import save_model
 from json_output import document
 
@@ -82,3 +83,35 @@ def test_data_without_the_labels_that_a_task_needs_is_said(pela, here):
     assert json.loads(out)[0]["metrics"] == {}
     assert "no labels for task 'text-classification'" in err
     assert "no labels" not in pela(*ask, "--against", model)[2]
+
+
+def test_without_labels_the_gate_holds_the_agreement(pela, here):
+    model = save_model("bert", "", here / "encoder")
+    (here / "plain.txt").write_text("w1 w2\nw3 w4 w5\nw6\nw2 w7\n")
+    pela("decompose", model, "--ratio", "0.6", "-o", "small")
+    ask = ("eval", "small", "--against", model, "--data", "plain.txt", "--no-latency")
+    [free] = document(pela(*ask, "--json"))
+    assert free["drop"] is None
+    [held] = document(pela(*ask, "--max-drop", "100", "--json"))
+    dropped = held["drop"]
+    assert held["drop_of"] == "cosine"
+    assert dropped == pytest.approx(100 - 100 * held["agreement"]["cosine"], abs=1e-3)  # rounded
+    code, out, err = pela(*ask, "--max-drop", "0")
+    assert code == 3
+    assert "drop of cosine" in out
+    assert f"{dropped:.2f}" in out
+    assert "small: agreement with the dense model (cosine) drops by" in err
+    assert "failed (≤ 0)" in pela("report", "small", model)[1]
+
+
+def test_a_gate_with_nothing_to_hold_says_why(pela, here):
+    cut, other = (
+        save_model("bert", "SequenceClassification", here / name, num_labels=classes)
+        for name, classes in (("lm", 1), ("other", 3))
+    )
+    (here / "plain.txt").write_text("w1 w2\nw3 w4\n")
+    ask = ("eval", cut, "--data", "plain.txt", "--no-latency", "--max-drop", "1", "--against")
+    code, _, err = pela(*ask, cut)  # one number a sample has no direction
+    assert (code, "outputs of both models can't be compared" in err) == (2, True)
+    code, _, err = pela(*ask, other)
+    assert (code, "outputs of both models can't be compared" in err) == (2, True)

@@ -245,8 +245,8 @@ def test_a_backbone_is_compared_where_no_task_is_named(pela, backbone):
     assert "cosine" in evaluated["agreement"]
     code, _, err = pela("eval", "r/pretrain", "--task", "image-classification")
     assert (code, "has no classes (a backbone)" in err) == (2, True)
-    gate = ("run", "r.toml", "--set", "eval.max_drop=1.0")
-    assert "eval.max_drop=1.0: needs a task with a metric" in pela(*gate)[2]
+    code, _, err = pela("run", "r.toml", "--set", "eval.max_drop=-1.0")
+    assert (code, "agreement with the dense model (cosine) drops by" in err) == (3, True)
 
 
 def test_images_without_labels_heal_a_backbone_and_a_classifier(pela, backbone):

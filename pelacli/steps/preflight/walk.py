@@ -205,9 +205,10 @@ class Walk:
         """Look whether eval.max_drop will have figures to compare."""
         remedy = "leave it out, or fine-tune the dense model too ([teacher])"
         classes = heads.num_classes(self.current)
-        if measured.main_metric is None:
-            reason = "needs a task with a metric, and labels"
-        elif heads.num_classes(baseline) != classes or not measured.task.fits(baseline):
+        same = heads.num_classes(baseline) == classes
+        if measured.main_metric is None and classes == 1:
+            reason = "needs labels, as the model gives one number a sample"
+        elif not same or (measured.main_metric and not measured.task.fits(baseline)):
             reason = f"{baseline.ref} has other outputs, so it has no figure to drop from"
         else:
             return
