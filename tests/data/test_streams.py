@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from itertools import islice
 from types import SimpleNamespace
 
@@ -16,7 +17,12 @@ from pelacli.data.dataset import open_dataset
 from pelacli.data.loader import loader
 from pelacli.errors import RequestError
 from pelacli.models.inputs import ImageInput
-from pelacli.recipe.data import Augment
+from pelacli.recipe.data import Augment, Data
+from pelacli.recipe.keys import dotted
+from pelacli.recipe.step import NamedTask
+from pelacli.steps.preflight import samples
+from pelacli.steps.preflight.batches import sample_of
+from pelacli.steps.preflight.problems import Problems
 from pelacli.system import processes
 
 pytest.importorskip("webdataset")
@@ -135,3 +141,18 @@ def test_shards_that_hold_fewer_samples_than_they_say_end_in_a_line(monkeypatch,
     info.write_text(info.read_text().replace('"num_samples": 4', '"num_samples": 400'))
     with pytest.raises(RequestError, match=r"found no sample, and 400 are said .*num_samples and"):
         batches(monkeypatch, spec, 2, 30, batch_size=2, drop_last=True)
+
+
+def test_a_stream_is_not_begun_by_the_look_before_the_work(tmp_path, monkeypatch):
+    spec = shards(tmp_path, 3)
+    data = Data(dataset=spec)
+    problems = Problems(dotted)
+    look = partial(samples.look, problems, SimpleNamespace(inputs=GREY), data, "train",
+                   NamedTask("image-classification", {}), ("data",), ("data", "train"))  # fmt: skip
+    look(4, training=True)
+    assert not len(problems)
+    assert sample_of(loader(open_dataset(spec, "train", inputs=GREY), batch_size=2)) is None
+    monkeypatch.setattr(processes, "rank_and_size", lambda: (1, 4))
+    look(4, training=True)
+    with pytest.raises(RequestError, match="3 samples for 4 processes"):
+        problems.refuse()
