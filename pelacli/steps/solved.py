@@ -172,7 +172,9 @@ class SolvedModel:
         """The factors, refitted front to back to the inputs that the compressed model gives."""
         # The streams are made of many tensors that come and go: between them glibc leaves holes.
         planned = len(plan.ranks())
-        with malloc.tight(), self.show_progress("correcting", planned) as bar:
+        # Whoever watches would wonder why it begins again.
+        what = "correcting" if ridge == refit.RIDGE else "correcting again, with a firmer ridge"
+        with malloc.tight(), self.show_progress(what, planned) as bar:
             # Layers of a block take unlike times, blocks about the same.
             bar.announce(calls=math.ceil(planned / (len(blocks(self.dense.module)) or _PARTS)))
             if self.blockwise is not None:
