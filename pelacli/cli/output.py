@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pelacli.manifest.evaluations import Timed
     from pelacli.measure.held_back import Distance
     from pelacli.planning.dry_run import DryRun
     from pelacli.steps.decompose import Decomposed
@@ -192,8 +193,10 @@ def _side_by_side(results: Sequence[Evaluated]) -> list[Row]:
     models: dict[str, dict[str, str]] = {}  # model → figure → value
     for result in results:
         if result.baseline is not None:
-            models.setdefault(result.baseline["artefact"], _sizes_and_metrics(result.baseline))
-        models[result.artefact] = _sizes_and_metrics(vars(result)) | _comparison(result)
+            dense = _sizes_and_metrics(result.baseline, result.timed)
+            models.setdefault(result.baseline["artefact"], {}).update(dense)
+        own = _sizes_and_metrics(vars(result), result.timed)
+        models[result.artefact] = own | _comparison(result)
     names = dict.fromkeys(name for figures in models.values() for name in figures)
     return [
         {"": name, **{model: figures.get(name) for model, figures in models.items()}}
@@ -206,7 +209,8 @@ def evaluated_document(result: Evaluated) -> dict[str, Any]:
     keys = ["artefact", "params", "bytes", "flops", "metrics", "latency_ms"]
     if result.baseline is not None:
         keys += ["baseline", "drop", "drop_of", "agreement"]
-    return {key: getattr(result, key) for key in keys}
+    timed = None if result.timed is None else result.timed.model_dump()
+    return {**{key: getattr(result, key) for key in keys}, "timed": timed}
 
 
 def print_run(result: Ran, json: bool) -> None:
@@ -232,13 +236,18 @@ _AGREEMENT = {
 }
 
 
-def _sizes_and_metrics(figures: Mapping[str, Any]) -> dict[str, str]:
-    """A model's own figures for people, by name."""
+def _sizes_and_metrics(figures: Mapping[str, Any], timed: Timed | None) -> dict[str, str]:
+    """A model's own figures for people, by name.
+
+    Args:
+        timed: what its latency holds for.
+    """
     shown = {"size": megabytes(figures["bytes"]), "parameters": human(figures["params"])}
     shown |= {"FLOPs": human(figures["flops"])}
     shown |= {name: f"{value:.4g}" for name, value in figures["metrics"].items()}
     if figures["latency_ms"] is not None:
-        shown["latency, ms per batch"] = f"{figures['latency_ms']:.2f}"
+        of = "" if timed is None else f" of {timed.batch_size}"
+        shown[f"latency, ms per batch{of}"] = f"{figures['latency_ms']:.2f}"
     return shown
 
 

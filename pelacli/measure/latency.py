@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from pelacli.factorize.batches import pieces, samples_in
 from pelacli.system.devices import move_batch
 from pelacli.system.turns import Clock, Timing, in_turns
 
 # Names of `pelacli.system.precisions.NAMES` → types
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _WARM_UP = 2  # passes; the first also compiles, tunes and allocates
+_LONG = 2.0  # seconds of a pass: of a longer one fewer are made
+_LEAST, _LEAST_OF_LONG = 5, 3  # rounds
 Predict = Callable[[nn.Module, Any], Any]
 
 
@@ -32,15 +35,48 @@ def side_by_side(
     """How long one forward pass of each module over the same batch takes.
 
     The modules take turns. After a warm-up each runs for about ``seconds``, and at least five
-    times.
+    times, or three times where a pass takes more than two seconds.
     """
-    inputs = move_batch(inputs, device)
-    for module in modules:
-        module.eval().to(device)
+    inputs, wait = move_batch(inputs, device), waiting(device)
+    calls = [partial(predict, module.eval().to(device), inputs) for module in modules]
+    longest = 0.0
+    for call in calls:
+        took = 0.0
         for _ in range(_WARM_UP):
-            predict(module, inputs)
-    calls = [partial(predict, module, inputs) for module in modules]
-    return [Timing.of(t) for t in in_turns(calls, seconds, wait=waiting(device), clock=clock)]
+            if took <= _LONG:
+                took = _seconds(call, wait, clock)
+        longest = max(longest, took)
+    least = _LEAST if longest <= _LONG else _LEAST_OF_LONG
+    return [Timing.of(t) for t in in_turns(calls, seconds, wait=wait, clock=clock, least=least)]
+
+
+def _seconds(call: Callable[[], object], wait: Callable[[], object], clock: Clock) -> float:
+    """How long a call takes."""
+    wait()
+    start = clock()
+    call()
+    wait()
+    return clock() - start
+
+
+@torch.no_grad()
+def first_samples(
+    module: nn.Module,
+    inputs: Any,
+    predict: Predict,
+    *,
+    device: torch.device | str = "cpu",
+    clock: Clock = time.perf_counter,
+) -> Any:
+    """A batch, or so many of its first samples as pass through a model in a second, and at least
+    one: a batch of 64 texts of 512 tokens keeps a language model busy for minutes on a CPU."""
+    count = samples_in(inputs)
+    one = move_batch(pieces(inputs, count, 1)[0], device)
+    call = partial(predict, module.eval().to(device), one)
+    call()
+    took = _seconds(call, waiting(device), clock)
+    fitting = max(1, int(1 / took)) if took else count
+    return inputs if fitting >= count else pieces(inputs, count, fitting)[0]
 
 
 @torch.no_grad()

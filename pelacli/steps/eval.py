@@ -97,7 +97,7 @@ def _evaluate(request: Evaluation) -> tuple[Evaluated, str | None]:
     latencies: list[Timing] = []
     of = None
     if request.latency:  # others at work beside it would make it longer
-        timing = partial(_time, timed, test_data, device)
+        timing = partial(_time, timed, test_data, device, whole=request.batch_size is not None)
         latencies, of = by_first.told(timing, request.device)
     task = None if test_data is None else test_data.task_name
     evaluated = Evaluated(
@@ -328,12 +328,19 @@ def _with_baseline(
 
 
 def _time(
-    models: Sequence[OpenModel], data: EvaluationData | None, device: torch.device
+    models: Sequence[OpenModel], data: EvaluationData | None, device: torch.device, *, whole: bool
 ) -> tuple[list[Timing], Timed]:
-    """How long a forward pass of each model over one batch takes, and of what batch and where."""
+    """How long a forward pass of each model over one batch takes, and of what batch and where.
+
+    Args:
+        whole: whether the batch is one whose size was asked for. Others are cut where they would
+            take long.
+    """
     batch = examples.example(models[0]) if data is None else next(iter(data.samples))["inputs"]
     modules = [opened.module for opened in models]
     with console.progress("timing"):
+        if not whole:
+            batch = latency.first_samples(modules[0], batch, predict, device=device)
         timings = latency.side_by_side(modules, batch, predict, seconds=_SECONDS, device=device)
     threads = torch.get_num_threads()
     return timings, Timed(

@@ -47,10 +47,11 @@ def test_report_by_whole_has_a_line_per_model(pela, artefact):
 
 def test_the_json_of_eval_is_a_list_of_one_model_too(pela, artefact, monkeypatch):
     monkeypatch.setattr("pelacli.steps.eval._SECONDS", 0.02)
-    keys = {"artefact", "params", "bytes", "flops", "metrics", "latency_ms"}
+    keys = {"artefact", "params", "bytes", "flops", "metrics", "latency_ms", "timed"}
     [alone] = document(pela("eval", "a", "--json"))
     assert set(alone) == keys
     assert alone["latency_ms"] > 0
+    assert alone["timed"]["batch_size"] == 1  # of a plain sample
     both = document(pela("eval", "a", "test_vit", "--weights", "random", "--no-latency", "--json"))
     assert [one["artefact"] for one in both] == ["a", "test_vit"]
     assert both[0]["params"] < both[1]["params"]

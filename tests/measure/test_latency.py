@@ -30,6 +30,26 @@ def test_each_model_is_timed_over_the_same_batch():
     assert timings[0].lower == timings[0].upper == 500
 
 
+def test_of_long_passes_fewer_are_made():
+    clock = [0.0]
+    modules = [Waits(clock, 3.0), Waits(clock, 0.5)]
+    latency.side_by_side(
+        modules, torch.zeros(2, 3), lambda m, x: m(x), seconds=0, clock=lambda: clock[0]
+    )
+    assert clock[0] == 6 + 2 * 1 + 3 * (6 + 1)  # to warm up, then three rounds
+
+
+def test_a_batch_that_takes_long_is_timed_by_its_first_samples():
+    def first(seconds):
+        clock = [0.0]
+        batch = {"input_ids": torch.zeros(64, 3)}
+        run = lambda m, x: m(x["input_ids"])  # noqa: E731
+        module = Waits(clock, seconds)
+        return len(latency.first_samples(module, batch, run, clock=lambda: clock[0])["input_ids"])
+
+    assert [first(seconds) for seconds in (0, 0.01, 0.25, 30)] == [64, 64, 4, 1]
+
+
 def test_the_cpu_does_not_tell_what_memory_a_pass_takes():
     module = nn.Linear(3, 3)
     run = lambda m, x: m(x)  # noqa: E731
