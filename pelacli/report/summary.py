@@ -30,7 +30,8 @@ class Compared:
         figures: by yardstick.
         latency_ms: of a batch, and what it holds for.
         speedup: how many times as fast as the dense model, where both took turns.
-        drop: points of the main metric that the dense model is ahead.
+        drop: points that the dense model is ahead.
+        agreed_by: the figure of agreement that dropped, where it was not the main metric.
         max_drop, passed: the gate that `pela eval` held it to.
     """
 
@@ -45,6 +46,7 @@ class Compared:
     timed: str | None = None
     speedup: float | None = None
     drop: float | None = None
+    agreed_by: str | None = None
     max_drop: float | None = None
     passed: bool | None = None
 
@@ -91,7 +93,8 @@ def _row(row: Compared, yards: Sequence[Yardstick]) -> Row:
         value = row.figures.get(yard)
         name = yard.name if yard.name not in named else f"{yard.name} ({yard.of})"
         named[name] = None if value is None else f"{value:.4g}"
-    named["drop"] = None if row.drop is None else f"{row.drop:.2f}"
+    of = f" of {row.agreed_by}" if row.agreed_by else ""
+    named["drop"] = None if row.drop is None else f"{row.drop:.2f}{of}"
     named["gate"] = gate(row)
     speed = None if row.speedup is None else f"{row.speedup:.2f} ×"
     return named | {"ms per batch": latency, "speed": speed}
@@ -162,9 +165,15 @@ def _own_row(number: int, subject: Subject, dense: Compared | None) -> Compared:
         timed=_conditions(timed[-1]) if timed else None,
         speedup=_speedup(timed[-1]) if timed else None,
         drop=dropped[-1].drop if dropped else None,
+        agreed_by=_agreed_by(dropped[-1]) if dropped else None,
         max_drop=gated[-1].max_drop if gated else None,
         passed=gated[-1].passed if gated else None,
     )
+
+
+def _agreed_by(record: EvaluationRecord) -> str | None:
+    """What of the agreement dropped; None where it was the main metric."""
+    return None if record.drop_of == record.main_metric else record.drop_of
 
 
 def _speedup(record: EvaluationRecord) -> float | None:

@@ -102,7 +102,10 @@ def test_without_labels_the_gate_holds_the_agreement(pela, here):
     assert "drop of cosine" in out
     assert f"{dropped:.2f}" in out
     assert "small: agreement with the dense model (cosine) drops by" in err
-    assert "failed (≤ 0)" in pela("report", "small", model)[1]
+    listed = pela("report", "small", model, "--html", "page.html")[1]
+    assert "failed (≤ 0)" in listed
+    assert f"{dropped:.2f} of cosine" in listed
+    assert f"<small>cosine drops by {dropped:.2f}</small>" in (here / "page.html").read_text()
 
 
 def test_a_gate_with_nothing_to_hold_says_why(pela, here):

@@ -103,6 +103,14 @@ def test_the_summary_stands_first_with_each_models_figures(page):
     assert "batch of 8 on Some CPU, 2 threads" in page
 
 
+def test_models_of_one_name_are_no_models_of_one_original(page):
+    assert "<h1>2 models made from vit</h1>" in page
+    other = manifest()
+    other.params.before += 1  # as that of another directory of this name
+    page = render.render(Content([Subject("a", manifest(), 240), Subject("b", other, 240)]))
+    assert "<h1>2 models</h1>" in page
+
+
 def test_the_page_loads_nothing(page):
     tags = Tags(page)
     assert tags.tags.count("script") == 1

@@ -125,8 +125,9 @@ def _title(content: Content) -> str:
     labels = [subject.label for subject in content.subjects] or [*content.courses]
     if len(labels) == 1:
         return labels[0]
-    sources = {subject.manifest.source.name for subject in content.subjects}
-    return f"{len(labels)} models" + (f" made from {sources.pop()}" if len(sources) == 1 else "")
+    # Directories of quite other models may have one name.
+    sources = {(s.manifest.source.name, s.manifest.params.before) for s in content.subjects}
+    return f"{len(labels)} models" + (f" made from {sources.pop()[0]}" if len(sources) == 1 else "")
 
 
 def _section(number: int, subject: Subject) -> Section:
