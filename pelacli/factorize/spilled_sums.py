@@ -1,7 +1,7 @@
 """The sums of a calibration on disk, from when all batches are in them.
 
 The correction goes from layer to layer and needs one layer's sums at a time, while its samples take
-what memory there is. Of SmolLM2-135M's 210 layers the sums take half a gigabyte.
+what memory there is. Of SmolLM2-135M's 210 layers the sums take 397 MiB.
 """
 
 from __future__ import annotations
