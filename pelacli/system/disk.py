@@ -22,13 +22,16 @@ REMEDIES = {
     errno.ENOENT: "its folder has gone meanwhile; run it again",
 }
 
+# "(os error 27)"; safetensors before 0.6 writes "Os { code: 27, …"
+_QUOTED = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+),")
+
 
 def errno_of(error: BaseException) -> int | None:
     """The number of the system's refusal; safetensors quotes it only. None of any other error."""
     if isinstance(error, OSError):
         return error.errno
-    quoted = re.search(r"\(os error (\d+)\)", str(error))
-    return int(quoted[1]) if quoted else None
+    quoted = _QUOTED.search(str(error))
+    return int(quoted[1] or quoted[2]) if quoted else None
 
 
 @contextmanager

@@ -75,3 +75,11 @@ def test_safetensors_and_files_without_a_number_are_understood_too():
             raise error
     with pytest.raises(KeyError), disk.refusals_named(Path("out")):
         raise KeyError
+
+
+@pytest.mark.parametrize(
+    "says", ["I/O error: File too large (os error 27)",
+             'IoError(Os { code: 27, kind: FileTooLarge, message: "File too large" })']
+)  # fmt: skip
+def test_the_number_is_read_from_what_any_release_of_safetensors_says(says):
+    assert disk.errno_of(SafetensorError(f"Error while serializing: {says}")) == errno.EFBIG

@@ -19,9 +19,13 @@ import pelacli
 from pelacli.artefact import loading
 from pelacli.exports.dense import fold
 from pelacli.lowrank import find
+from pelacli.manifest import low_rank_config
+from pelacli.models.hf import quantizer
 
 IDS = torch.arange(3, 13)[None]
 FORMS = ("factors", "pivots")
+# Older releases of transformers say nothing of a shape that does not fit, and pela does.
+WRONG_SHAPE = r"ignore_mismatched_sizes|output\.dense\.\w.*weights have .*configuration says"
 
 
 def compressed(path: Path, to: Path, form: str = "pivots", ratio: float = 0.6) -> torch.nn.Module:
@@ -281,7 +285,7 @@ def in_config(**changes):
     [
         (dropped_tensor, r"lack encoder\.layer\.1\.output\.dense\.down\.weight; take the config"),
         (dropped_order, r"lack encoder\.layer\.0\.output\.dense\.order; take the config"),
-        (in_config(layer={"encoder.layer.0.output.dense": 3}), "ignore_mismatched_sizes"),
+        (in_config(layer={"encoder.layer.0.output.dense": 3}), WRONG_SHAPE),
         (in_config(layer={"encoder.layer.0.output.dense": "3"}), "'3' is no rank"),
         (in_config(layer={"embeddings.word_embeddings": 3}), "not a layer that can be factorised"),
         (in_config(blocks={}), "knows no 'blocks'"),
@@ -292,6 +296,25 @@ def test_what_does_not_fit_is_an_error_of_transformers_load(damage, says, tmp_pa
     damage(tmp_path / "a")
     with pytest.raises((ValueError, RuntimeError), match=says):
         transformers.AutoModel.from_pretrained(tmp_path / "a")
+
+
+def test_a_tensor_of_another_shape_is_refused_where_transformers_lets_it_pass(tmp_path):
+    config = compressed(save_model("bert", "", tmp_path / "model"), tmp_path / "a").config
+    model = transformers.AutoModel.from_config(config)
+    loading_it = quantizer.LowRankQuantizer(quantizer.LowRankConfig())
+    loading_it._process_model_before_weight_loading(model)
+    model.pooler.dense.bias = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match=r"pooler\.dense\.bias: the weights have \(2,\), the conf"):
+        loading_it.postprocess_model(model)
+
+
+@pytest.mark.parametrize("call", ["update_attn_implementation", "update_tp_plan"])
+def test_whatever_a_release_of_transformers_calls_before_it_builds_the_key_is_gone(call):
+    config = transformers.BertConfig(fusion_config=dict(low_rank_config.GUARD))
+    config.model_args = {"num_classes": 7, "drop_rate": 0.1}
+    config = getattr(quantizer.LowRankQuantizer(quantizer.LowRankConfig()), call)(config)
+    assert not hasattr(config, "fusion_config")
+    assert config.model_args == {"drop_rate": 0.1}
 
 
 def test_a_layer_under_a_name_that_the_class_does_not_have_is_not_left_random(tmp_path):

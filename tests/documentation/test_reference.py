@@ -22,6 +22,7 @@ from pelacli.tasks import registry
 
 @pytest.fixture(scope="module")
 def generated():
+    pytest.importorskip("sphinx", reason="pip install -e '.[docs]'")
     sys.path.insert(0, str(ROOT / "docs" / "extensions"))
     import generated_reference
 

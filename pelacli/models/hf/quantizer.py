@@ -71,7 +71,7 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
     requires_calibration = True  # there is no such model but from weights that pela wrote
     quantization_config: LowRankConfig
 
-    def update_attn_implementation(self, config: Any) -> Any:
+    def update_tp_plan(self, config: Any) -> Any:
         """Called with the configuration before the model is built. The key that keeps everybody
         else from it has done its work."""
         if getattr(config, "fusion_config", None) == low_rank_config.GUARD:
@@ -81,6 +81,9 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
             # timm writes it among the arguments, and transformers' wrapper of timm gives it too.
             arguments.pop("num_classes", None)
         return config
+
+    # Older releases of transformers call only the one, newer ones only the other.
+    update_attn_implementation = update_tp_plan
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         from pelacli.errors import RequestError
@@ -100,16 +103,33 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
             replace_empty(model, ranks, form_of)
         except RequestError as error:
             raise ValueError(f"config.json: quantization_config: {error}; {_REMEDY}") from None
+        self._shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
 
     def postprocess_model(self, model: nn.Module, **kwargs: Any) -> None:
-        """Check that no layer is random, and leave a plain model."""
+        """Check that no layer is random or of another shape, and leave a plain model."""
         from pelacli.models.hf import stated_layers
 
+        self._refuse_other_shapes(model)
         self._refuse_random(model)
         for name in ("hf_quantizer", "quantization_method"):
             delattr(model, name)
         model.is_quantized = False  # type: ignore[assignment]
         stated_layers.state(model)
+
+    def _refuse_other_shapes(self, model: nn.Module) -> None:
+        """Older releases of transformers take a tensor of any shape where a method of quantisation
+        loads the model.
+
+        Raises:
+            ValueError: naming the first tensor that has not the shape that the configuration says.
+        """
+        for name, tensor in model.state_dict().items():
+            expected = self._shapes.get(name, tensor.shape)
+            if tensor.shape != expected:
+                raise ValueError(
+                    f"{name}: the weights have {tuple(tensor.shape)}, the configuration says "
+                    f"{tuple(expected)}; {_REMEDY}"
+                )
 
     def _refuse_random(self, model: nn.Module) -> None:
         """transformers fills what the file lacks at random, and warns.
