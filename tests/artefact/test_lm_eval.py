@@ -1,6 +1,6 @@
 """lm-eval evaluates an artefact as what it is.
 
-    pip install lm-eval && pytest tests/artefact/test_lm_eval.py
+    pip install -e '.[consumers]' && pytest tests/artefact/test_lm_eval.py
 
 Its forty packages are not in the extras for tests, so the test is passed over without it.
 """

@@ -1,6 +1,6 @@
 """torchao's 8 and 4 bits on the two parts of low-rank layers, of both forms: run, saved, loaded.
 
-torchao is in no extra of pela's: ``pip install torchao`` first, or these tests are skipped."""
+``pip install -e '.[consumers]'`` first, or these tests are skipped."""
 
 from __future__ import annotations
 
