@@ -173,8 +173,8 @@ def gate(results: Sequence[Evaluated]) -> None:
 
 def _dropped(result: Evaluated) -> str:
     """What the gate holds, in words."""
-    if result.drop_of == result.main_metric:
-        return f"{result.main_metric}"
+    if result.main_metric is not None:
+        return result.main_metric
     return f"agreement with the dense model ({result.drop_of})"
 
 
