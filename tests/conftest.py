@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +26,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def pytest_sessionstart(session):
     if session.config.getoption("numprocesses") and "PYTEST_XDIST_WORKER" not in os.environ:
         return  # this process hands the tests out, and needs none of what follows
+    # What a shell starts in the background ignores Ctrl-C, and so would all that tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.disable()  # until all is imported
     import torch
     from hypothesis import settings
