@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -95,6 +96,8 @@ def child(output: Path) -> None:
     torch.save(train(output, resume=True).state_dict(), output / "end.pt")
 
 
+# By default tests/benchmarks/test_crash.py kills a saving before each of its operations.
+@pytest.mark.slow
 def test_killed_at_random_moments_it_still_gives_the_weights_of_a_whole_run(tmp_path):
     paths = os.pathsep.join([*sys.path, str(Path(checkpoint.__file__).parents[2])])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}

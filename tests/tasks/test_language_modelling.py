@@ -278,7 +278,13 @@ FAMILIES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# Encoders that differ from BERT in their embeddings alone take their time with the slow tests.
+_SLOW = {"roberta", "mpnet", "distilbert"}
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=[pytest.mark.slow] if f in _SLOW else []) for f in FAMILIES]
+)
 def test_the_pipeline_runs_and_reloads(family, pela, here):
     kind = "CausalLM" if family in ("gpt2", "llama") else "MaskedLM"
     save_model(family, kind, here / "model")
