@@ -12,7 +12,7 @@ from torch import nn
 
 from pelacli.factorize.batches import pieces, samples_in
 from pelacli.system.devices import move_batch
-from pelacli.system.turns import Clock, Timing, in_turns
+from pelacli.system.turns import Clock, Timing, in_turns, seconds_of
 
 # Names of `pelacli.system.precisions.NAMES` → types
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,19 +44,10 @@ def side_by_side(
         took = 0.0
         for _ in range(_WARM_UP):
             if took <= _LONG:
-                took = _seconds(call, wait, clock)
+                took = seconds_of(call, wait, clock)
         longest = max(longest, took)
     least = _LEAST if longest <= _LONG else _LEAST_OF_LONG
     return [Timing.of(t) for t in in_turns(calls, seconds, wait=wait, clock=clock, least=least)]
-
-
-def _seconds(call: Callable[[], object], wait: Callable[[], object], clock: Clock) -> float:
-    """How long a call takes."""
-    wait()
-    start = clock()
-    call()
-    wait()
-    return clock() - start
 
 
 @torch.no_grad()
@@ -74,7 +65,7 @@ def first_samples(
     one = move_batch(pieces(inputs, count, 1)[0], device)
     call = partial(predict, module.eval().to(device), one)
     call()
-    took = _seconds(call, waiting(device), clock)
+    took = seconds_of(call, waiting(device), clock)
     fitting = max(1, int(1 / took)) if took else count
     return inputs if fitting >= count else pieces(inputs, count, fitting)[0]
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pelacli.lowrank.linear import LowRankLinear
 from pelacli.lowrank.pivot_linear import PivotLinear
 from pelacli.measure.latency import waiting
-from pelacli.system.turns import Clock, in_turns
+from pelacli.system.turns import Clock, in_turns, seconds_of
 
 _POINTS = 12  # ranks that are timed, at most
 _MULTIPLES = (64, 32, 16, 8, 1)  # of which they are, the largest that gives enough points
@@ -203,11 +203,7 @@ class _Stack:
         """Warm up, and see how many copies it takes until the clock says something."""
         self._add(compile)
         self(x)
-        wait()
-        start = clock()
-        self(x)
-        wait()
-        seconds = max(clock() - start, _AT_LEAST / _MOST_COPIES)
+        seconds = max(seconds_of(partial(self, x), wait, clock), _AT_LEAST / _MOST_COPIES)
         for _ in range(min(_MOST_COPIES, int(_AT_LEAST // seconds))):
             self._add(compile)
         self(x)

@@ -35,6 +35,20 @@ class Timing:
         return cls(median, lower, upper)
 
 
+def seconds_of(call: Callable[[], object], wait: Callable[[], object], clock: Clock) -> float:
+    """How long a call takes.
+
+    Args:
+        wait: returns when the device has done all that it was given.
+        clock: gives the time in seconds.
+    """
+    wait()
+    start = clock()
+    call()
+    wait()
+    return clock() - start
+
+
 def in_turns(
     calls: Sequence[Callable[[], object]],
     seconds: float,
@@ -48,8 +62,7 @@ def in_turns(
 
     Args:
         seconds: that each call takes up in all, about; at least ``least`` rounds are made.
-        wait: returns when the device has done all that it was given.
-        clock: gives the time in seconds.
+        wait, clock: as of `seconds_of`.
     """
     times: list[list[float]] = [[] for _ in calls]
     end = clock() + seconds * len(calls)
@@ -57,10 +70,6 @@ def in_turns(
     while rounds < least or (rounds < _MOST and clock() < end):
         for number in range(len(calls)):
             turn = (number + rounds) % len(calls)
-            wait()
-            start = clock()
-            calls[turn]()
-            wait()
-            times[turn].append(clock() - start)
+            times[turn].append(seconds_of(calls[turn], wait, clock))
         rounds += 1
     return times
