@@ -15,6 +15,8 @@ from pelacli.system import processes
 from pelacli.system.devices import move_batch
 
 _ROWS_AT_ONCE = 512
+# What 1 of each figure is in points; the first that there is says how far two models agree.
+POINTS = {"same_class": 1.0, "cosine": 100.0}
 
 
 @torch.no_grad()
@@ -63,7 +65,7 @@ def agreement(
     return sums.figures()
 
 
-def in_points(figures: Mapping[str, float | None]) -> tuple[str, float] | None:
+def in_points(figures: Mapping[str, float]) -> tuple[str, float] | None:
     """How far two models agree, in points: 100 where they do in all.
 
     Args:
@@ -73,11 +75,7 @@ def in_points(figures: Mapping[str, float | None]) -> tuple[str, float] | None:
         (the figure's name, points): the percentage of samples in the same class, else 100 · cosine.
         None where there is neither.
     """
-    for name, one in (("same_class", 1.0), ("cosine", 100.0)):
-        value = figures.get(name)
-        if value is not None:
-            return name, one * value
-    return None
+    return next(((name, POINTS[name] * figures[name]) for name in POINTS if name in figures), None)
 
 
 def chooses_classes(output: Tensor, mask: Tensor | None, classes: bool) -> bool:

@@ -12,7 +12,7 @@ from pelacli.data.token_parts import token_parts
 from pelacli.errors import RequestError
 from pelacli.lowrank.calls import evaluating
 from pelacli.lowrank.padding import padding_mask
-from pelacli.measure.agreement import agreement, chooses_classes, in_points
+from pelacli.measure.agreement import POINTS, agreement, chooses_classes
 from pelacli.measure.evaluation import EvaluationData, measure
 from pelacli.models import heads
 from pelacli.models.opened import OpenModel
@@ -69,9 +69,7 @@ class Judge:
                     classes=self._classes,
                     device=self._device,
                 )
-            points = in_points({self.metric: figures[self.metric]})
-            assert points is not None
-            return points[1]
+            return POINTS[self.metric] * figures[self.metric]
 
     def _task_metric(self) -> str:
         if self._data.task.MAIN is None:
