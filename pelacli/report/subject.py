@@ -40,6 +40,12 @@ class Subject:
     place: Path | None = None
 
     @property
+    def original(self) -> tuple[str, str | None, int]:
+        """What tells its dense model from others, of which some may have the same name."""
+        source = self.manifest.source
+        return source.model, source.digest, self.manifest.params.before
+
+    @property
     def dense_bytes(self) -> int | None:
         """Of the dense model: what `pela eval` found where it compared the two, else what it would
         take in the same precision."""

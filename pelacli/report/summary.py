@@ -55,8 +55,7 @@ def compare(subjects: Sequence[Subject]) -> list[Compared]:
     """The models in their order, those of one dense model together after it."""
     groups: dict[Any, list[tuple[int, Subject]]] = {}
     for number, subject in enumerate(subjects, 1):
-        source, params = subject.manifest.source, subject.manifest.params.before
-        groups.setdefault((source.model, source.digest, params), []).append((number, subject))
+        groups.setdefault(subject.original, []).append((number, subject))
     return [row for group in groups.values() for row in _group(group)]
 
 

@@ -125,9 +125,8 @@ def _title(content: Content) -> str:
     labels = [subject.label for subject in content.subjects] or [*content.courses]
     if len(labels) == 1:
         return labels[0]
-    # Directories of quite other models may have one name.
-    sources = {(s.manifest.source.name, s.manifest.params.before) for s in content.subjects}
-    return f"{len(labels)} models" + (f" made from {sources.pop()[0]}" if len(sources) == 1 else "")
+    names = {subject.original: subject.manifest.source.name for subject in content.subjects}
+    return f"{len(labels)} models" + (f" made from {names.popitem()[1]}" if len(names) == 1 else "")
 
 
 def _section(number: int, subject: Subject) -> Section:
