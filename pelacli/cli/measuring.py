@@ -113,11 +113,12 @@ def evaluate(
     )
     evaluations = requests.evaluations(artefacts, flags, set_ or [])
     from pelacli.steps import eval as steps_eval
+    from pelacli.steps import gate
 
     results = [steps_eval.run(evaluation) for evaluation in evaluations]
     cli_output.print_evaluated(results, style)
     next_steps.after_measuring([result.artefact for result in results])
-    steps_eval.gate(results)
+    gate.check(results)
 
 
 def report(

@@ -119,4 +119,7 @@ def run(
     result = pipeline.run(read, force=force, place_of=place_of)
     cli_output.print_run(result, json)
     next_steps.after_run(result.steps)
-    pipeline.gate(result)
+    if result.evaluated is not None:
+        from pelacli.steps import gate
+
+        gate.check([result.evaluated])

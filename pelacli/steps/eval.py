@@ -1,4 +1,4 @@
-"""Measure a model on a dataset, alone or against the dense one; as a gate with a largest drop."""
+"""Measure a model on a dataset, alone or against the dense one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from pelacli import console
 from pelacli.artefact import description, loading
 from pelacli.data.token_parts import token_parts
-from pelacli.errors import GateError, RequestError
+from pelacli.errors import RequestError
 from pelacli.factorize.batches import samples_in
 from pelacli.lowrank import find
 from pelacli.manifest import digests, document, evaluations, lookup
@@ -154,41 +154,6 @@ def _remedy(data: EvaluationData) -> str:
     return (
         f", as it has no labels for task {data.task_name!r}; name one that needs none (--task), "
         "or a model to compare with (--against)"
-    )
-
-
-def gate(results: Sequence[Evaluated]) -> None:
-    """Raise `GateError` for the first result that dropped by more than it may."""
-    for result in results:
-        if result.max_drop is None:
-            continue
-        if result.drop is None:
-            raise RequestError(f"{result.artefact}: --max-drop: {_no_drop(result)}")
-        if not result.drop <= result.max_drop:  # NaN does not pass
-            raise GateError(
-                f"{result.artefact}: {_dropped(result)} drops by {result.drop:.2f} points, "
-                f"more than the {result.max_drop:g} allowed"
-            )
-
-
-def _dropped(result: Evaluated) -> str:
-    """What the gate holds, in words."""
-    if result.main_metric is not None:
-        return result.main_metric
-    return f"agreement with the dense model ({result.drop_of})"
-
-
-def _no_drop(result: Evaluated) -> str:
-    """Why there is no figure that drops, and what would give one."""
-    assert result.baseline is not None
-    if result.main_metric is not None:
-        return (
-            f"{result.baseline['artefact']} has no {result.main_metric} to drop from; name a "
-            "baseline for the same task, or --task unlabelled to hold the agreement of both"
-        )
-    return (
-        "there are no labels, and the outputs of both models can't be compared; give --data with "
-        "labels, and their --task"
     )
 
 

@@ -150,14 +150,6 @@ def _evaluate(recipe: Recipe) -> Any:
     return steps_eval.run(evaluation(recipe))
 
 
-def gate(ran: Ran) -> None:
-    """Raise `GateError` if the result dropped by more than the recipe's eval.max_drop."""
-    if ran.evaluated is not None:
-        from pelacli.steps import eval as steps_eval
-
-        steps_eval.gate([ran.evaluated])
-
-
 def evaluation(recipe: Recipe) -> Evaluation:
     """What the recipe's [eval] measures: its last artefact, against the dense model.
 

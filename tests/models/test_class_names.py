@@ -20,7 +20,7 @@ from pelacli.recipe.data import Augment, Data
 from pelacli.recipe.schema import Recipe
 from pelacli.recipe.step import step_of
 from pelacli.steps import eval as steps_eval
-from pelacli.steps import finetune
+from pelacli.steps import finetune, gate
 from pelacli.tasks import registry
 from pelacli.train.splits import open_splits
 
@@ -132,7 +132,7 @@ def test_a_drop_that_is_no_number_does_not_pass_the_gate():
         "a", 1, 4, None, {}, drop=math.nan, max_drop=1.0, main_metric="accuracy"
     )
     with pytest.raises(GateError, match="accuracy drops by nan points"):
-        steps_eval.gate([evaluated])
+        gate.check([evaluated])
 
 
 def timms_vit(**about):
