@@ -144,6 +144,30 @@ def idx_images(
     return Subject(opened, "probe accuracy %", calibration, list(test), score, dense)
 
 
+def subject_of(
+    opened: OpenModel,
+    *,
+    data: str | None,
+    fashion: Path,
+    tests: int,
+    size: int | None,
+    cache: Path,
+    dev: bool = False,
+) -> Subject:
+    """A model with the test that its inputs are for, or on a dataset of its own.
+
+    Args:
+        data: the dataset, as for ``pela eval``; None: sentences, or Fashion-MNIST.
+        fashion: folder of the idx files.
+        cache: folder of dense features.
+    """
+    if data is not None:
+        return dataset(opened, data, tests=tests, size=size)
+    if isinstance(opened.inputs, models_inputs.TextInput):
+        return sentences(opened, tests=tests)
+    return idx_images(opened, fashion, tests=tests, dev=dev, cache=cache, size=size)
+
+
 @dataclass
 class Texts:
     """A causal language model with a test: its perplexity on unseen texts.

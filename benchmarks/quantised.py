@@ -30,14 +30,12 @@ from typing import Any
 import numpy as np
 import torch
 from _fashion import FASHION
-from _subjects import Subject, dataset, idx_images, sentences
+from _subjects import Subject, subject_of
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from pelacli.artefact import loading
-from pelacli.models import inputs
-from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
 from pelacli.system.turns import in_turns
 
@@ -68,7 +66,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
     dense, low = (loading.open(ref)[0] for ref in (args.model, args.artefact))
-    subject = open_subject(dense, args)
+    with tempfile.TemporaryDirectory() as cache:
+        subject = subject_of(
+            dense,
+            data=args.data,
+            fashion=args.fashion,
+            tests=args.tests,
+            size=args.size,
+            cache=Path(cache),
+        )
     table = Table(title=f"{subject.tests} samples, {torch.get_num_threads()} threads")
     for column in ("weights", "MB", "latency by dense fp32", subject.metric, "relative error"):
         table.add_column(column)
@@ -83,18 +89,6 @@ def main() -> None:
     Console(width=100).print(table)
 
 
-def open_subject(dense: OpenModel, args: argparse.Namespace) -> Subject:
-    """The dense model and its test."""
-    if args.data is not None:
-        return dataset(dense, args.data, tests=args.tests, size=args.size)
-    if isinstance(dense.inputs, inputs.TextInput):
-        return sentences(dense, tests=args.tests)
-    with tempfile.TemporaryDirectory() as cache:
-        return idx_images(
-            dense, args.fashion, tests=args.tests, dev=False, cache=Path(cache), size=args.size
-        )
-
-
 def figures(subject: Subject, low: nn.Module, rounds: int) -> list[Figures]:
     """The figures of all variants of a dense model and of its low-rank one.
 
@@ -102,20 +96,21 @@ def figures(subject: Subject, low: nn.Module, rounds: int) -> list[Figures]:
         AssertionError: a variant is another model after it was saved and loaded.
     """
     sources = {"dense": subject.opened.module, "low-rank": low}
-    models = {
-        (kind, bits): quantised(model, config, dtype)
-        for kind, model in sources.items()
+    cases = [
+        (f"{kind} {bits}", source, config, dtype)
+        for kind, source in sources.items()
         for bits, (config, dtype) in variants().items()
-    }
+    ]
+    models = [quantised(source, config, dtype) for _, source, config, dtype in cases]
     batch = subject.test[0]
-    times = side_by_side(list(models.values()), batch, rounds)
+    times = side_by_side(models, batch, rounds)
     result = []
-    for ((kind, bits), model), latency in zip(models.items(), times, strict=True):
-        again, size = saved_and_loaded(model, quantised(sources[kind], None, variants()[bits][1]))
+    for (name, source, _, dtype), model, latency in zip(cases, models, times, strict=True):
+        again, size = saved_and_loaded(model, quantised(source, None, dtype))
         with torch.no_grad():
-            assert torch.equal(predict(again, batch), predict(model, batch)), (kind, bits)
+            assert torch.equal(predict(again, batch), predict(model, batch)), name
         found = subject.measure_module(model)
-        result.append(Figures(f"{kind} {bits}", size, latency, found["metric"], found["error"]))
+        result.append(Figures(name, size, latency, found["metric"], found["error"]))
     return result
 
 

@@ -33,14 +33,14 @@ import torch
 from _fashion import FASHION
 from _policies import ALL, OF_ANY_FORM, OF_TEXTS, POLICIES, Case
 from _rows import Row, append, read
-from _subjects import Subject, Texts, dataset, idx_images, sentences
+from _subjects import Subject, Texts, dataset, subject_of
 from rich.console import Console
 
 from pelacli.errors import RequestError
 from pelacli.lowrank import find
 from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.replace import Parts, tensors
-from pelacli.models import inputs, opening
+from pelacli.models import opening
 from pelacli.ranks.forms import CHOICES, Choice
 
 talk = Console(stderr=True, highlight=False)
@@ -109,15 +109,17 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def open_subject(args: argparse.Namespace) -> Subject | Texts:
     """The model and its test."""
     opened = opening.open(args.model)
-    if args.data is not None:
-        return dataset(opened, args.data, tests=args.test_images, size=args.size)
-    if args.texts is not None:
+    if args.texts is not None and args.data is None:
         fit, test = args.texts
         return Texts.of(opened, fit, test, args.block, args.test_tokens)
-    if isinstance(opened.inputs, inputs.TextInput):
-        return sentences(opened, tests=args.test_images)
-    return idx_images(
-        opened, args.fashion, tests=args.test_images, dev=args.dev, cache=args.cache, size=args.size
+    return subject_of(
+        opened,
+        data=args.data,
+        fashion=args.fashion,
+        tests=args.test_images,
+        size=args.size,
+        cache=args.cache,
+        dev=args.dev,
     )
 
 
