@@ -50,6 +50,19 @@ def test_a_batch_that_takes_long_is_timed_by_its_first_samples():
     assert [first(seconds) for seconds in (0, 0.01, 0.25, 30)] == [64, 64, 4, 1]
 
 
+def test_a_pass_that_is_held_up_makes_no_batch_smaller():
+    clock, passes = [0.0], []
+
+    def run(module, x):
+        passes.append(len(x))
+        clock[0] += 3 if len(passes) % 2 else 0.001  # by another program
+        return x
+
+    batch = torch.zeros(64, 3)
+    first = latency.first_samples(nn.Identity(), batch, run, clock=lambda: clock[0])
+    assert first is batch
+
+
 def test_the_cpu_does_not_tell_what_memory_a_pass_takes():
     module = nn.Linear(3, 3)
     run = lambda m, x: m(x)  # noqa: E731
