@@ -26,7 +26,8 @@ def main() -> None:
         from pelacli.cli import failures
         from pelacli.console import verbosity
 
-        code = _fail(error, failures.describe(error), verbosity.debug)
+        failure = failures.in_group(error, failures.describe(error))
+        code = _fail(error, failure, verbosity.debug)
         if code:
             processes.end_with_group(code)
     termination.end_quietly()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pelacli.errors import CollectedError, PelaError
 from pelacli.messages import one_line
-from pelacli.system import disk, processes
+from pelacli.system import disk, processes, reasons
 from pelacli.system.termination import Terminated
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
@@ -86,13 +86,30 @@ def describe(error: BaseException) -> Failure:
             "or fewer samples",
             1,
         )
-    if processes.launched() > 1 and _LOST_CONTACT.search(f"{type(error).__name__} {error}"):
+    if _is_lost_contact(error):
         return Failure(
             "another process of this run has ended, so this one ends too; what that one says is "
             "the reason",
             1,
         )
     return Failure(f"{type(error).__name__}: {error} (unexpected; --debug shows where)", 1)
+
+
+def in_group(error: BaseException, failure: Failure) -> Failure:
+    """The failure as this one of several processes says it: without a word where another one has
+    said the same, or has said why all end."""
+    if isinstance(error, Terminated) or _is_lost_contact(error):
+        reason = reasons.left()
+        return failure if reason is None else Failure("", reason.exit_code)
+    reason = reasons.leave(failure.exit_code, failure.message)
+    if reason is None or reason.rank == processes.rank_and_size()[0]:
+        return failure
+    return Failure("", failure.exit_code) if reason.message == failure.message else failure
+
+
+def _is_lost_contact(error: BaseException) -> bool:
+    said = f"{type(error).__name__} {error}"
+    return processes.launched() > 1 and _LOST_CONTACT.search(said) is not None
 
 
 def _of_system(error: OSError) -> Failure:

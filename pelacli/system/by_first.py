@@ -13,9 +13,12 @@ T = TypeVar("T")
 def done(work: Callable[[], T], device: str) -> T | None:
     """What the work gives in the first process; None in the others, which wait until it is done.
 
+    They meet before, so that those who wait learn why the first one fails.
+
     Args:
         device: as in a recipe.
     """
+    processes.meet(device)
     result = None
     if processes.is_first():
         # Launchers leave each process one thread.
