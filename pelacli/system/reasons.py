@@ -1,5 +1,5 @@
-"""Why a group of processes ends: the first one that fails leaves its reason with the launcher, where
-those find it that lose contact with it."""
+"""Why a group of processes ends: the first one that fails leaves its reason with the launcher,
+where those find it that lose contact with it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 from pelacli.system import processes
 
