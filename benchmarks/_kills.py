@@ -141,7 +141,7 @@ def _become(
     arguments: Sequence[str], folder: Path, log: Path, prepare: Callable[[], object] | None
 ) -> NoReturn:
     """Be the command, in the child. Nothing may leave this function: the child would go on as a
-    second copy of its parent, a test run say. So signals wait until they can be caught here."""
+    second copy of its parent, a test run say. So signals wait until the command can catch them."""
     code = 1
     try:
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -153,11 +153,11 @@ def _become(
         os.chdir(folder)
         sys.argv = ["pela", *arguments]
         try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
             if prepare is not None:
                 prepare()
             from pelacli.__main__ import main
 
+            _let_signals_in()
             main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -170,6 +170,19 @@ def _become(
             sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def _let_signals_in() -> None:
+    """As soon as the command listens to them, and no instruction earlier."""
+    from pelacli.system import termination
+
+    own = termination.raise_on_signals
+
+    def listen() -> None:
+        own()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+
+    vars(termination)["raise_on_signals"] = listen
 
 
 def wait(child: int) -> int:

@@ -232,7 +232,7 @@ def disturb(
     shutil.copytree(_start(case, start), folder)
     number = chance.choice(SIGNALS)
     moment = chance.uniform(0, 1.1 * tally.seconds)
-    log = folder.with_suffix(".log")
+    log = folder.with_suffix(".killed.log")
     with case.serving(folder) as prepare:
         began = time.monotonic()
         code = _kills.end(_kills.start(case.command, folder, log, prepare), moment, number)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pelacli.errors import RequestError
 from pelacli.lowrank.padding import padding_mask
 from pelacli.system import processes
 
@@ -27,6 +26,19 @@ class Samples:
 
     fitted: Sequence[Any]
     held_back: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Share:
+    """The batches that one of several processes walks through the model.
+
+    Attributes:
+        counts: whether they add to the sums. A process for which there is no batch walks along with
+            another one's, and adds nothing.
+    """
+
+    batches: Sequence[Any]
+    counts: bool = True
 
 
 def hold_back(batches: Sequence[Any]) -> Samples:
@@ -111,20 +123,13 @@ def join(batches: Iterable[Any]) -> list[Any]:
     return [_concatenated(group) for group in groups]
 
 
-def share(batches: Sequence[Any]) -> list[Any]:
+def share(batches: Sequence[Any]) -> Share:
     """This process's share of the batches, which all processes have in the same order: the whole
-    where there is only one.
-
-    Raises:
-        RequestError: there are fewer batches than processes.
-    """
+    where there is only one."""
     rank, size = processes.rank_and_size()
-    if 0 < len(batches) < size:
-        raise RequestError(
-            f"calibration: the samples make {len(batches)} batches, and the launcher started "
-            f"{size} processes; give more samples, or launch at most {len(batches)}"
-        )
-    return list(batches[rank::size])
+    if batches and rank >= len(batches):
+        return Share(batches[-1:], counts=False)
+    return Share(batches[rank::size])
 
 
 def samples_in(batch: Any) -> int:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -52,6 +53,7 @@ def correct(
     masks: Sequence[Tensor | None] | None = None,
     ridge: float = RIDGE,
     payback: float = PAYBACK,
+    counts: bool = True,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Factors]:
     """Factors of the planned layers, refitted and cut one after the other.
@@ -67,6 +69,8 @@ def correct(
         masks: of the batches' tokens, [B, N]; unset: as the batches say.
         ridge: share of the inputs' mean variance that holds the regression to the old weight.
         payback: share of the residual stream's loss that a layer is asked for, 0 to 1.
+        counts: whether the batches add to the sums of all processes: see
+            `pelacli.factorize.batches.Share`.
         advance: called after each layer.
 
     Returns:
@@ -89,7 +93,8 @@ def correct(
                 sums = Regression(layer, known)
                 for call in calls:
                     number, mask = call.walker, masks[call.walker]
-                    add_batch(sums, call, passages.pop(number, None), number, mask, payback)
+                    passage = passages.pop(number, None)
+                    add_batch(sums, call, passage, number, mask, payback, counts=counts)
                 factors[layer.name] = sums.factors(ranks[layer.name], ridge)
                 advance()
             cut_calls(calls, factors[layer.name])
@@ -201,12 +206,15 @@ def add_batch(
     number: int,
     mask: Tensor | None,
     payback: float,
+    *,
+    counts: bool = True,
 ) -> None:
     """Add what one batch gives to the regression of a layer.
 
     Args:
         passage: of the dense stream; None where it does not come by.
         number: of the batch, by which its tokens' weights are known.
+        counts: whether its tokens weigh anything.
     """
     if passage is None or passage.call.x.shape != call.x.shape:
         passage = Passage(call, None)  # the streams went different ways here
@@ -214,6 +222,8 @@ def add_batch(
     weights = sums.known.weights.get(number)
     if weights is None or len(weights) != len(compressed):
         weights = compressed.new_ones(len(compressed))
+    if not counts:
+        weights = torch.zeros_like(weights)
     sums.add(dense, compressed, weights, partial(_target, call, passage, mask, payback))
 
 

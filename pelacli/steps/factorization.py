@@ -69,7 +69,8 @@ def solve(
     fitted = join(samples.fitted) if head is None else cut(samples.fitted)
     count = sum(map(samples_in, fitted))
     tokens = [known for batch in fitted if (known := tokens_in(batch)) is not None]
-    fitted = share(fitted)
+    shared = share(fitted)
+    fitted = shared.batches
     walk = partial(states_of, run, head)
     choice = choice or Choice()
     if processes.rank_and_size()[1] > 1:  # sections add nothing up over processes
@@ -80,7 +81,10 @@ def solve(
         remedy = _BLOCKWISE if choice.wanted is False and blocks(dense.module) else ""
         _check_memory(dense, fitted, head, parts, corrects, remedy)
     then = "then its layers are corrected" if corrects else ""
-    moments = _moments(dense, fitted, head, seed, show_progress, run, parts, then) if fitted else {}
+    moments: Mapping[str, Moments] = {}
+    if fitted:
+        counted = fitted if shared.counts else []
+        moments = _moments(dense, counted, head, seed, show_progress, run, parts, then)
     if moments:
         _warn_of_few_tokens(dense, moments, count)
     with show_progress("reading spectra", len(dense.free)) as bar:
@@ -102,6 +106,7 @@ def solve(
         show_progress=show_progress,
         run=run,
         blockwise=parts,
+        counts=shared.counts,
     )
 
 

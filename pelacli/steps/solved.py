@@ -89,6 +89,7 @@ class SolvedModel:
         corrects: whether layers are refitted to the inputs that the compressed model gives them.
         run: runs the model on a batch.
         blockwise: its blocks, where it is calibrated and corrected one after the other.
+        counts: whether the batches add to the sums: see `pelacli.factorize.batches.Share`.
     """
 
     dense: DenseModel
@@ -104,6 +105,7 @@ class SolvedModel:
     show_progress: ShowProgress
     run: Run
     blockwise: Blockwise | None = None
+    counts: bool = True
 
     @property
     def sensitivity(self) -> str:
@@ -200,6 +202,7 @@ class SolvedModel:
                 self.batches,
                 self._walk,
                 ridge=ridge,
+                counts=self.counts,
                 advance=bar.advance,
             )
 

@@ -131,14 +131,16 @@ def test_a_child_that_is_interrupted_early_does_not_go_on_as_its_parent(
     assert kills.wait(child) == 1
 
 
-def test_signals_wait_until_a_child_is_a_command(tmp_path, kills):
-    def look() -> None:
-        waiting = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        (tmp_path / "waiting").write_text(str(waiting & set(kills.ENDS)))
-
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signals_wait_until_the_command_listens_to_them(tmp_path, kills, number):
+    number = signal.Signals[number]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    kills.wait(kills.start(("--version",), tmp_path, tmp_path / "log", look))
-    assert (tmp_path / "waiting").read_text() == "set()"
+
+    def early() -> None:
+        os.kill(os.getpid(), number)
+
+    child = kills.start(("--version",), tmp_path, tmp_path / "log", early)
+    assert kills.wait(child) == 128 + number  # earlier it has no exit code, or a traceback
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
