@@ -70,7 +70,7 @@ def solve(
     count = sum(map(samples_in, fitted))
     tokens = [known for batch in fitted if (known := tokens_in(batch)) is not None]
     shared = share(fitted)
-    fitted = shared.batches
+    fitted = list(shared.batches)
     walk = partial(states_of, run, head)
     choice = choice or Choice()
     if processes.rank_and_size()[1] > 1:  # sections add nothing up over processes

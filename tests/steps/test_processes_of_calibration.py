@@ -27,8 +27,9 @@ VIT = (
 # One batch for two processes; in the calibration of texts each has some.
 FEW = tuple("24" if word == "144" else word for word in VIT)
 LM = ("lm", "--calibrate", "a.txt", "--samples", "256")
+CALIBRATED = {"vit": VIT, "few": FEW, "lm": LM, "plain": ("lm",)}
 COMMANDS = {name: ("decompose", *args, "--ratio", "0.6", "--scope", "layers", "--json")
-            for name, args in (("vit", VIT), ("few", FEW), ("lm", LM), ("plain", ("lm",)))}  # fmt: skip
+            for name, args in CALIBRATED.items()}  # fmt: skip
 
 
 def child(folder: Path) -> None:
