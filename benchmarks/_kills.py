@@ -127,6 +127,7 @@ def start(
         log: gets what it writes to standard output and error.
         prepare: is called in the child first.
     """
+    log.touch()  # a child may be killed before it opens it
     held = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
     try:
         child = os.fork()

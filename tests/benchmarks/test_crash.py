@@ -144,6 +144,13 @@ def test_signals_wait_until_the_command_listens_to_them(tmp_path, kills, number)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
+def test_a_child_that_is_killed_at_once_has_said_nothing(tmp_path, kills, monkeypatch):
+    monkeypatch.setattr(kills, "_become", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    child = kills.start(("--version",), tmp_path, tmp_path / "log")
+    assert kills.wait(child) == -signal.SIGKILL
+    assert (tmp_path / "log").read_text() == ""
+
+
 def test_two_at_once_has_two_recipes_of_one_output_for_each_kind_of_pair(tmp_path, kills):
     import crash
     import two_at_once
