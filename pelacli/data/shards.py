@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset
 from pelacli.data import image_files
 from pelacli.data.decoding import load
 from pelacli.data.seeding import words
+from pelacli.data.shard_rows import dealt, lengths_of, row
 from pelacli.data.streams import Reader, Share
 from pelacli.errors import RequestError
 from pelacli.messages import one_line, shown
@@ -26,6 +27,9 @@ from pelacli.system import own_files
 # Samples, before they are decoded, that a reader shuffles among each other, and how many of them it
 # reads first; as timm has it.
 _SHUFFLED, _FIRST = 8192, 2048
+
+_Stage = Callable[[Iterable[dict[str, Any]]], Iterator[dict[str, Any]]]
+_Tells = Callable[[str | None], bool]  # of None: a shard whose name is not known
 
 
 def open_shards(root: str, split: str, *, training: bool) -> Shards:
@@ -53,6 +57,7 @@ class Shards(IterableDataset[Any]):
                 _check(Path(root), name)
         self._paths = [os.path.join(root, name) for name in info.filenames]
         self._length, self._label = info.num_samples, info.alt_label
+        self._lengths = lengths_of(self._paths, info.shard_lengths, info.num_samples)
 
     def __len__(self) -> int:
         return int(self._length)
@@ -67,24 +72,32 @@ class Shards(IterableDataset[Any]):
 
     def samples(self, share: Share) -> Iterator[tuple[Any, int]]:
         """What a reader takes of them. In the place of an image that can't be read is the error.
-        Damage to a shard that several readers read is for the first of them to tell."""
-        reader, paths = share.reader, list(self._paths)
+        Damage to a shard that several readers read is for one of them to tell."""
+        paths = list(self._paths)
         if share.order is not None:
             random.Random(str(words(share.order))).shuffle(paths)
-        if share.owns is None:
-            paths = paths[reader.number :: reader.readers]
+        paths, own, is_told = self._own(paths, share)
         damage: list[RequestError] = []
-        told = damage if share.owns is None or reader.number == 0 else []
-        note = partial(_note, frozenset(paths), damage)
-        stages: list[Any] = [webdataset.tarfile_to_samples(handler=note)]
-        if share.owns is not None:
-            stages.append(partial(_owned, share.owns))
+        note = partial(_note, frozenset(paths), is_told, damage)
+        stages: list[Any] = [webdataset.tarfile_to_samples(handler=note), own]
         if share.mixing is not None:
             rng = random.Random(str(words(share.mixing)))
             stages.append(webdataset.shuffle(bufsize=_SHUFFLED, initial=_FIRST, rng=rng))
-        stages.append(partial(_samples, label=self._label, damage=told))
+        stages.append(partial(_samples, label=self._label, damage=damage))
         for sample in webdataset.DataPipeline(partial(_urls, paths), *stages):
             yield sample["image"], sample["target"]
+
+    def _own(self, paths: list[str], share: Share) -> tuple[list[str], _Stage, _Tells]:
+        """(the shards that the reader opens, what takes its own of their samples, what says whether
+        damage to a shard is for it to tell)."""
+        reader = share.reader
+        if share.owns is not None:
+            return paths, partial(_owned, share.owns), lambda shard: reader.number == 0
+        if share.takes is not None and self._lengths:
+            own = row(paths, self._lengths, share.takes, reader.number)
+            if own is not None:
+                return list(own.parts), own, own.has_begun
+        return dealt(paths, reader.number, reader.readers), iter, lambda shard: True
 
 
 def _urls(paths: Iterable[str]) -> Iterator[dict[str, str]]:
@@ -117,21 +130,29 @@ def _check(root: Path, name: Any) -> None:
         raise RequestError(f"{root / path}: is named in _info.json, and is not there; put it there")
 
 
-def _note(names: Container[object], damage: list[RequestError], error: Exception) -> bool:
+def _note(
+    names: Container[object],
+    is_told: _Tells,
+    damage: list[RequestError],
+    error: Exception,
+) -> bool:
     """Take note of an error of webdataset's, which then goes on with the next shard.
 
     Args:
         names: the shards.
+        is_told: whether what is wrong with a shard is for this reader to tell.
         damage: gets what is wrong.
     """
     what = one_line(str(error.args[0]).partition(" @ ")[0], 160) if error.args else "no tar file"
     last = error.args[-1] if error.args else None
     if last is None:  # of one file in a shard, which the text names
-        damage.append(RequestError(f"{what}; mend the shard"))
+        text = f"{what}; mend the shard"
     elif last in names:
-        damage.append(RequestError(f"{last}: can't be read to its end ({what}); fetch it again"))
+        text = f"{last}: can't be read to its end ({what}); fetch it again"
     else:
         raise error  # it comes back with the name of the shard
+    if is_told(last):
+        damage.append(RequestError(text))
     return True
 
 

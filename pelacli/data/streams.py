@@ -1,13 +1,14 @@
 """Datasets that can only be read from front to back, shared out over processes and their workers.
 
 All that read a stream together (a *reader* is one worker of one process) come to every sample once.
-Where there are shards enough, each reader has its own, and opens no others. Where there are fewer
-shards than readers, all read all of them, and each decodes only the samples that are its own.
+Where there are shards enough, each reader has its own, and opens no others; or in training, where
+their lengths are too unlike for that, so many samples in a row. Where there are fewer shards than
+readers, all read all of them, and each decodes only the samples that are its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
@@ -62,12 +63,15 @@ class Share:
         reader: who it is.
         owns: whether the sample at a position of the source is the reader's; None: the shards are
             dealt out, and what is in the reader's own is.
+        takes: how many samples each of the readers wants of the shards that are dealt out; None:
+            all that it gets.
         order: key of the order of shards, the same for all readers; None: as they are listed.
         mixing: key of the reader's own shuffling; None: none.
     """
 
     reader: Reader
     owns: Callable[[int], bool] | None = None
+    takes: Sequence[int] | None = None
     order: tuple[int, ...] | None = None
     mixing: tuple[int, ...] | None = None
 
@@ -76,7 +80,8 @@ class Stream(IterableDataset[Any]):
     """Batches of a dataset that can only be read from front to back (WebDataset shards).
 
     Which samples make a batch depends on how many readers there are. In training each process makes
-    as many batches as an epoch has; a reader whose shards hold fewer samples begins them again.
+    as many batches as an epoch has; a reader whose shards hold fewer samples than they are said to,
+    or don't say how many, begins again.
 
     Its dataset's source has ``shards``, how many there are, and ``samples(share)``, which gives raw
     samples in turn.
@@ -115,10 +120,15 @@ class Stream(IterableDataset[Any]):
     def _wanted(self, reader: Reader) -> int | None:
         """How many samples the reader gives; None: all that are its own."""
         if self.drop_last:
-            return self.size * len(range(reader.worker, self.number_of_batches, reader.workers))
+            return self._takes(reader.workers)[reader.number]
         if self.limit == self.samples:
             return None
         return sum(reader.has(place, self.batch_size) for place in range(self.limit))
+
+    def _takes(self, workers: int) -> list[int]:
+        """How many samples each reader gives in training."""
+        batches = [len(range(worker, self.number_of_batches, workers)) for worker in range(workers)]
+        return [self.size * number for number in batches] * self.world
 
     def _items(self, reader: Reader, bad: Row) -> Iterator[Batch]:
         """Samples in turn. One that can't be read, where such are passed over, has its place taken
@@ -145,7 +155,7 @@ class Stream(IterableDataset[Any]):
             if item is not None:
                 for _ in range(bad.length):
                     yield item
-            elif self.drop_last:  # it would begin again for ever
+            elif passes:  # it would begin again for ever
                 raise RequestError(
                     f"{self.batches.dataset.spec}: reader {reader.number + 1} of {reader.readers} "
                     f"found no sample, and {self.samples} are said to be there: are "
@@ -160,7 +170,9 @@ class Stream(IterableDataset[Any]):
         owns = None
         if reader.readers > 1 and (limited or self.batches.dataset.source.shards < reader.readers):
             owns = self._owns(reader)
-        return Share(reader, owns, order, mixing)
+        # Who begins again has found less than the shards are said to hold.
+        takes = self._takes(reader.workers) if self.drop_last and not passes else None
+        return Share(reader, owns, takes, order, mixing)
 
     def _owns(self, reader: Reader) -> Callable[[int], bool]:
         """Says which positions of the source are the reader's. An epoch that leaves some samples

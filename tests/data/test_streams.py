@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from functools import partial
 from itertools import islice
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 from shard_files import encoded, write_info, write_split
 
-from pelacli.data import streams
+from pelacli.data import shard_rows, streams
 from pelacli.data.dataset import open_dataset
 from pelacli.data.loader import loader
 from pelacli.errors import RequestError
@@ -88,7 +89,15 @@ def test_an_evaluation_counts_every_sample_once_whatever_the_shards(
 
 @pytest.mark.parametrize(
     ("lengths", "world", "workers"),
-    [((13, 12), 2, 2), ((25,), 4, 1), ((25,), 2, 4), ((13, 12), 1, 3)],
+    [
+        ((13, 12), 2, 2),
+        ((25,), 4, 1),
+        ((25,), 2, 4),
+        ((13, 12), 1, 3),
+        ((22, 0, 1, 2), 2, 2),  # a shard each, of which some are too short
+        ((2, 1, 12, 3, 3, 1, 2, 1), 1, 4),
+        ((10, 1, 13, 1), 2, 1),
+    ],
 )
 def test_training_takes_every_sample_at_most_once_and_processes_as_many_batches(
     monkeypatch, tmp_path, lengths, world, workers
@@ -104,12 +113,53 @@ def test_training_takes_every_sample_at_most_once_and_processes_as_many_batches(
     assert times_seen(epochs[0]).keys() != times_seen(epochs[1]).keys()
 
 
+@pytest.mark.parametrize("said", [None, [9, 1], "none", [9, 1, 1, "5"], [16, 0, 0, 0]])
 def test_with_shards_of_their_own_processes_make_as_many_batches_all_the_same(
-    monkeypatch, tmp_path
+    monkeypatch, tmp_path, said
 ):
+    """Also where the lengths of the shards are not what they are said to be."""
     spec = shards(tmp_path, 9, 1, 1, 5)
+    if said is not None:
+        info = json.loads((tmp_path / "_info.json").read_text())
+        info["splits"]["train"]["shard_lengths"] = said
+        (tmp_path / "_info.json").write_text(json.dumps(info))
     made = batches(monkeypatch, spec, 2, 2, batch_size=4, drop_last=True, shuffle=True)
     assert [[len(batch) for batch in own] for own in made] == [[2] * 4] * 2
+    assert said is not None or set(times_seen(made).values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "takes", "parts"),
+    [
+        ((4, 4, 4, 4), (8, 8), None),
+        ((9, 8, 1, 1), (9, 9), None),  # whole: ten, nine
+        ((9, 8, 2, 1), (10, 10), [{0: (0, 9), 1: (0, 1)}, {1: (1, 8), 2: (0, 2), 3: (0, 1)}]),
+        ((1, 6, 1, 6), (6, 6), [{0: (0, 1), 1: (0, 5)}, {1: (5, 6), 2: (0, 1), 3: (0, 4)}]),
+    ],
+)
+def test_shards_are_dealt_out_whole_unless_some_reader_would_get_too_few(lengths, takes, parts):
+    paths = [str(n) for n in range(len(lengths))]
+    rows = [shard_rows.row(paths, dict(zip(paths, lengths, strict=True)), takes, n) for n in (0, 1)]
+    if parts is None:
+        assert rows == [None, None]
+    else:
+        wanted = [{str(n): range(*part) for n, part in one.items()} for one in parts]
+        assert [row.parts for row in rows] == wanted
+
+
+@pytest.mark.parametrize(("cut", "teller"), [(2, 0), (12, 1)])
+def test_damage_to_a_shard_of_two_readers_is_told_by_one(monkeypatch, tmp_path, cut, teller):
+    """Each has a part of the first shard."""
+    spec = shards(tmp_path, 15, 1)
+    tar = tmp_path / "x-train-0.tar"
+    tar.write_bytes(tar.read_bytes()[: cut * 4 * 512 + 700])  # a sample is four blocks of 512
+    source = open_dataset(spec, "train", inputs=GREY, training=True).source
+    told = []
+    for rank in (0, 1):
+        share = streams.Share(streams.Reader(rank, 2), takes=(8, 8))
+        found = [image for image, _ in source.samples(share)]
+        told += [rank for image in found if "to its end" in str(image)]
+    assert told == [teller]
 
 
 @pytest.mark.parametrize(("world", "workers"), [(1, 1), (2, 2)])
