@@ -109,7 +109,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def _create(self, request: dict[str, Any]) -> None:
         name = f"{request['organization']}/{request['name']}"
         self._folder(name).mkdir(parents=True)
-        if request.get("visibility") == "private":
+        # The older clients say it in the first way, the newer in the second.
+        if request.get("private") or request.get("visibility") == "private":
             (self._folder(name) / ".private").touch()
         self._json({"url": f"{self._address}/{name}", "name": name})
 

@@ -63,7 +63,6 @@ class Failure:
 
 def describe(error: BaseException) -> Failure:
     """What to say of an error that ended a command."""
-    usage = getattr(error, "format_message", None)  # what the parser raises
     if isinstance(error, CollectedError):
         return Failure(error.messages[0], error.exit_code, error.messages[1:])
     if isinstance(error, PelaError):
@@ -72,9 +71,8 @@ def describe(error: BaseException) -> Failure:
         return Failure("interrupted", INTERRUPTED)
     if isinstance(error, Terminated):
         return Failure(str(error), error.exit_code)
-    if usage is not None:
+    if (text := _of_parser(error)) is not None:
         # Without a command the parser prints the help and has nothing more to say.
-        text = usage()
         return Failure(text and text + _hint(error), 2)
     if isinstance(error, OSError) and error.errno is not None:
         return _of_system(error)
@@ -110,6 +108,19 @@ def in_group(error: BaseException, failure: Failure) -> Failure:
 def _is_lost_contact(error: BaseException) -> bool:
     said = f"{type(error).__name__} {error}"
     return processes.launched() > 1 and _LOST_CONTACT.search(said) is not None
+
+
+def _of_parser(error: BaseException) -> str | None:
+    """What the parser says of a line that it can't read; None where the error is not its own."""
+    said = getattr(error, "format_message", None)
+    if said is None:
+        return None
+    if type(error).__name__ != "NoSuchOption":
+        return str(said())
+    # Each release of typer has words of its own for it.
+    option, likely = (getattr(error, name, None) for name in ("option_name", "possibilities"))
+    hint = f" (Possible options: {', '.join(sorted(likely))})" if likely else ""
+    return f"No such option: {option}{hint}"
 
 
 def _of_system(error: OSError) -> Failure:

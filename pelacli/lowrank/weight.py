@@ -187,7 +187,12 @@ def gathered(factor: Tensor) -> Tensor:
     All processes compute the same, so each share gets its gradient once and nothing is averaged.
     """
     gather = getattr(factor, "full_tensor", None)
-    return factor if gather is None else cast(Tensor, gather())
+    if gather is None:
+        return factor
+    whole = cast(Tensor, gather())
+    if whole.requires_grad:  # torch 2.9 leaves a gradient of other strides than its factor's whole
+        whole.register_hook(Tensor.contiguous)
+    return whole
 
 
 def linear_arguments(args: Any, kwargs: Any) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -83,7 +83,28 @@ def join(device: str) -> PartialState:
         _check_rendezvous()
     atexit.unregister(_leave)
     atexit.register(_leave)
-    return PartialState(cpu=cpu, timeout=_PATIENCE)
+    with _stdout_on_stderr():
+        return PartialState(cpu=cpu, timeout=_PATIENCE)
+
+
+@contextmanager
+def _stdout_on_stderr() -> Iterator[None]:
+    """Keep the standard output for the command's own: torch 2.9 says there whom a process has met,
+    and a JSON document may follow. It writes past Python, so the descriptor itself is turned."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        with suppress(OSError):
+            os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _check_rendezvous() -> None:

@@ -124,3 +124,14 @@ def test_a_single_process_gathers_and_adds_what_it_has():
     assert processes.all_gather("a") == ["a"]
     assert processes.total(3) == 3
     assert processes.total(ones) is ones
+
+
+def test_what_torch_says_of_the_others_is_not_on_the_standard_output(
+    environment, monkeypatch, capfd
+):
+    """torch 2.9 writes it past Python, where a JSON document may follow."""
+    environment({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost"})
+    monkeypatch.setattr("accelerate.PartialState", lambda **_: os.write(1, b"met one\n"))
+    processes.join("cpu")
+    print("{}")
+    assert capfd.readouterr() == ("{}\n", "met one\n")

@@ -35,7 +35,8 @@ def shown(tmp_path_factory) -> Path:
     file = folder / "val.json"
     entries = json.loads(file.read_text())[:12]
     for number, entry in enumerate(entries[:5]):
-        entry["caption"] += [f"the {number}", f"a {world.WORDS[number]} thing of it"]
+        word = world.WORDS[number]  # texts that no token tells apart would tie
+        entry["caption"] += [f"the {word}", f"a {word} thing of it"]
     file.write_text(json.dumps(entries))
     (folder / "train.json").write_text(
         json.dumps([e | {"caption": e["caption"][0]} for e in entries])

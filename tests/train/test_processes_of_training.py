@@ -22,12 +22,15 @@ from launched import by_torchrun
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed import HashStore
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import pelacli
 import pelacli.__main__
 from pelacli.data.dataset import open_dataset
 from pelacli.data.loader import loader
 from pelacli.errors import PelaError, RequestError
+from pelacli.lowrank.weight import gathered
 from pelacli.manifest import document
 from pelacli.models import inputs as models_inputs
 from pelacli.models import opening
@@ -233,6 +236,24 @@ def test_the_average_takes_its_buffers_from_the_model_in_shards_too(group, monke
     assert list(shards) == list(whole)
     for name, value in whole.items():
         torch.testing.assert_close(shards[name], value, msg=name)
+
+
+@pytest.fixture
+def mesh():
+    """Two processes, of which this one is the first and the other does not exist."""
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield torch.distributed.init_device_mesh("cpu", (2,))
+    torch.distributed.destroy_process_group()
+
+
+def test_the_gradient_of_a_gathered_factor_lies_in_its_shards(mesh):
+    """Also where a part of a larger matrix, as of a layer in pivot form, has other strides."""
+    spread = distribute_tensor(torch.ones(9, 15), mesh, [Shard(0)], src_data_rank=None)
+    factor = nn.Parameter(spread)
+    whole = torch.cat((torch.eye(9), gathered(factor)), 1)
+    (whole * torch.arange(216.0).view(9, 24)).sum().backward()
+    assert factor.grad.placements == factor.placements
+    assert factor.grad.to_local().shape == (5, 15)
 
 
 @pytest.mark.parametrize(
