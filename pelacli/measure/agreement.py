@@ -179,16 +179,17 @@ class _Sums:
 
     def add(self, rows: Tensor, dense_rows: Tensor) -> None:
         """Outputs of both models, [B, ...]; logits [B, classes, ...] where they diverge."""
+        if rows.device.type == "mps":  # which has no double precision
+            rows, dense_rows = rows.cpu(), dense_rows.cpu()
         if self.choices:
             same = rows.argmax(1) == dense_rows.argmax(1)
             self.same_choices += int(same.sum())
             self.all_choices += same.numel()
         if self.diverges:
-            ours, theirs = (t.float().log_softmax(1) for t in (rows, dense_rows))
+            # In single precision, models that hardly differ diverge by rounding alone.
+            ours, theirs = (t.double().log_softmax(1) for t in (rows, dense_rows))
             self.divergence += divergence_of(ours, theirs)
             self.distributions += theirs[:, 0].numel()
-        if rows.device.type == "mps":  # which has no double precision
-            rows, dense_rows = rows.cpu(), dense_rows.cpu()
         y, z = rows.flatten(1).double(), dense_rows.flatten(1).double()
         self.has_directions = y.shape[1] > 1
         self.cosine += float(F.cosine_similarity(y, z).sum())

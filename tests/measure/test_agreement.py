@@ -46,3 +46,18 @@ def test_outputs_of_different_kinds_are_no_agreement_in_any_process(monkeypatch)
     assert compared([torch.zeros(2, 4)], nn.Linear(4, 2)) == {}
     monkeypatch.setattr(processes, "all_gather", lambda value: [value, *told])
     assert compared([], nn.Linear(4, 2)) == {}
+
+
+def test_the_divergence_of_models_that_hardly_differ_is_no_rounding():
+    torch.manual_seed(0)
+    dense, model = nn.Linear(4, 3), nn.Linear(4, 3)
+    with torch.no_grad():
+        for ours, theirs in zip(model.parameters(), dense.parameters(), strict=True):
+            ours.copy_(theirs + 1e-4 * ours)
+    inputs = torch.randn(9, 4)
+    ours, theirs = (m(inputs).detach().double().softmax(1) for m in (model, dense))
+    wanted = (theirs * (theirs / ours).log()).sum(1).mean()
+    found = agreement(
+        model, dense, [{"inputs": inputs}], lambda m, x: m(x), classes=True, divergence=True
+    )
+    torch.testing.assert_close(found["kl"], float(wanted), rtol=1e-6, atol=0)
