@@ -191,7 +191,7 @@ def gathered(factor: Tensor) -> Tensor:
         return factor
     whole = cast(Tensor, gather())
     if whole.requires_grad:  # torch 2.9 leaves a gradient of other strides than its factor's whole
-        whole.register_hook(Tensor.contiguous)
+        whole.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
     return whole
 
 

@@ -72,7 +72,7 @@ def test_scripts_of_the_examples_have_options_that_exist():
 
 def test_a_command_with_an_unknown_option_would_be_seen():
     app = typer.main.get_command(make_app())
-    with pytest.raises(Exception, match="No such option.*--rato"):
+    with pytest.raises(Exception, match=r"No such option.*--rato"):
         parse(app, ["decompose", "vit_base", "--rato", "0.5"])
     assert sum(bool(list(calls(words))) for block in SHELL for words in lines(block)) > 40
 
