@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
 
 from pelacli.messages import printable, short_line
-from pelacli.system import processes
+from pelacli.system import bytes_done, processes
+from pelacli.system.amounts import Unit, duration, share_done, span
 from pelacli.system.pace import Pace
 
 # A pipe has no width, and nothing may be cut to fit one.
@@ -137,25 +136,35 @@ def _once(print_: Callable[[str], None], kind: str, message: str) -> None:
 
 
 class Progress:
-    """How far some work is, and its bar on a terminal.
+    """How far some work is.
 
     Attributes:
-        description, done, total, figures: as they would be shown now; total None where unknown.
+        description, done, total, unit, figures: as they would be shown now; total None where it is
+            not known.
     """
 
     def __init__(
-        self,
-        description: str = "",
-        total: float | None = None,
-        bar: RichProgress | None = None,
-        task: TaskID | None = None,
+        self, description: str = "", total: float | None = None, unit: Unit = Unit.PIECES
     ) -> None:
-        self.description, self.total = short_line(description), total
-        self.done, self.figures = 0.0, ""
-        self._before, self._began = 0.0, time.monotonic()
-        self._bar, self._task = bar, task
+        self._what, self._part = description, ""
+        self.figures = ""
         self._pace: Pace | None = None
         self._then = ""
+        self.begin("", total, unit)
+
+    def begin(self, part: str, total: float | None, unit: Unit = Unit.PIECES) -> None:
+        """Begin a part of the work, whose pace the parts before say nothing of. When it is done,
+        what comes next is not known."""
+        self._part = part
+        self.description = short_line(f"{self._what}: {part}" if part else self._what)
+        self.total, self.unit = total, unit
+        self.done = self._before = 0.0
+        self._began = self._last = time.monotonic()
+
+    def reach(self, done: float, total: float) -> None:
+        """So much is done by now, of so much: what others count."""
+        self.total = total
+        self.advance(done - self.done)
 
     def announce(self, *, calls: int = 1, warm: int = 0, then: str = "") -> None:
         """Say in a line what time is left, once the first parts have been timed.
@@ -172,64 +181,75 @@ class Progress:
     def start_at(self, done: float) -> None:
         """Go on from where an earlier process came, which took no time of this one."""
         self.done = self._before = done
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done)
 
     def advance(self, n: float = 1, **figures: object) -> None:
         """Move on by n, and show the figures (``loss=0.5, lr=0.001``) below the bar."""
         self.done += n
+        self._last = time.monotonic()
         if figures:
             text = "  ".join(
                 f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
                 for name, value in figures.items()
             )
             self.figures = printable(text)
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=n, figures=self.figures)
+        if self._part and self.total and self.done >= self.total:
+            self.begin("", None)
         left = self._pace and self._pace.left(self.done, time.monotonic())
         if left:
             self._pace = None
             timed = f"the first {self.done - self._before:g} of {self.total:g}"
             say(f"{self.description}: {span(*left)} left, as {timed} tell{self._then}")
 
-    def describe(self, text: str) -> None:
-        """Change the text before the bar."""
-        self.description = short_line(text)
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description=self.description)
+    def took(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._began
+
+    def left(self) -> float | None:
+        """Seconds until it ends, at the pace so far; None while nothing tells."""
+        new = self.done - self._before
+        if not self.total or not new or self.done >= self.total:
+            return None
+        each = (self._last - self._began) / new
+        since = time.monotonic() - self._last
+        return max(0.0, each * (self.total - self.done) - since)
 
     def line(self) -> str:
         """How far it is, in words: "calibrating: 64 of 256, about 2 min left"."""
-        took = time.monotonic() - self._began
-        new = self.done - self._before
-        if not self.total or not new:
-            return f"{self.description}: {duration(took)} so far"
-        left = took * max(0.0, (self.total - self.done) / new)
-        text = f"{self.description}: {self.done:g} of {self.total:g}, about {duration(left)} left"
+        left = self.left()
+        if not self.total or left is None:
+            return f"{self.description}: {duration(self.took())} so far"
+        amount = share_done(self.done, self.total, self.unit)
+        text = f"{self.description}: {amount}, about {duration(left)} left"
         return f"{text}; {self.figures.replace('  ', ', ')}" if self.figures else text
 
 
 @contextmanager
-def progress(description: str, total: float | None = None) -> Iterator[Progress]:
-    """Show a progress bar, or a spinner where the total is unknown or 0, while the block runs.
+def progress(
+    description: str, total: float | None = None, unit: Unit = Unit.PIECES
+) -> Iterator[Progress]:
+    """Show a progress bar, or a spinner as long as the total is unknown or 0, while the block runs.
 
     Off a terminal a line now and then says how far it is.
     """
+    shown = Progress(description, total, unit)
     if not sys.stderr.isatty():
         info(f"{description} …")
-        with _lines_of(Progress(description, total)) as plain:
-            yield plain
+        with _lines_of(shown):
+            yield shown
     elif not verbosity.shows_messages:
-        yield Progress(description, total)
-    elif not total:
-        from rich.text import Text
-
-        with stderr().status(Text(short_line(description))):
-            yield Progress(description, total)
+        yield shown
     else:
-        with _progress_bar() as bar:
-            task = bar.add_task(short_line(description), total=total, figures="")
-            yield Progress(description, total, bar, task)
+        from pelacli.system.progress_bar import drawn
+
+        with drawn(shown, stderr()):
+            yield shown
+
+
+@contextmanager
+def file_progress(description: str) -> Iterator[None]:
+    """`progress` of work on a model's files, of which `pelacli.system.bytes_done` hears."""
+    with progress(description) as shown, bytes_done.watched_by(shown):
+        yield
 
 
 @contextmanager
@@ -253,56 +273,6 @@ def _lines_of(plain: Progress) -> Iterator[Progress]:
     finally:
         done.set()
         reporter.join()
-
-
-def duration(seconds: float) -> str:
-    """A stretch of time for people: "4 s", "12 min", "1.6 h"."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 99.5 else f"{minutes / 60:.1f} h"
-
-
-def span(least: float, most: float) -> str:
-    """A stretch of time that is not known better, for people: "2 to 3 min", "40 to 60 s"."""
-    size, unit = (1.0, "s") if most < 99.5 else (60.0, "min") if most < 5970 else (3600.0, "h")
-    low, high = (float(f"{seconds / size:.2g}") for seconds in (least, most))
-    return f"about {high:g} {unit}" if low == high else f"{low:g} to {high:g} {unit}"
-
-
-def _progress_bar() -> RichProgress:
-    """rich's progress bar with the remaining time, and a line of figures below it."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as RichProgress
-    from rich.table import Column
-    from rich.text import Text
-
-    class BarAboveFigures(RichProgress):
-        """The figures would not fit beside the bar in 80 columns."""
-
-        def get_renderables(self) -> Iterator[Any]:
-            yield self.make_tasks_table(self.tasks)
-            for task in self.tasks:
-                if task.fields["figures"]:
-                    yield Text(task.fields["figures"], style="dim")
-
-    return BarAboveFigures(
-        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=stderr(),
-        transient=True,
-        expand=True,
-    )
 
 
 def figures(value: Any) -> Any:

@@ -13,6 +13,8 @@ import pytest
 
 from pelacli import console
 from pelacli.cli import waiting
+from pelacli.system import bytes_done
+from pelacli.system.amounts import Unit
 
 
 class Terminal(io.StringIO):
@@ -71,8 +73,7 @@ def test_figures_of_training_are_readable_at_80_columns(monkeypatch):
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
     lines = [line.strip() for line in re.split(r"[\r\n]+", shown)]
     assert max(map(len, lines)) <= 80
-    assert any(line.startswith("pretrain") and "7/100" in line and " left " in line
-               for line in lines)  # fmt: skip
+    assert any(re.fullmatch(r"pretrain ━.* 7 of 100 +0 s 0 s left", line) for line in lines)
     words = " ".join(lines).replace("  ", " ")
     for figure in ("loss 2.346", "perturbation 0.01", "lr 1.25e-05", "best accuracy 81.25"):
         assert figure in words
@@ -134,12 +135,43 @@ def test_work_of_unknown_length_says_nothing(monkeypatch):
     assert stream.getvalue() == ""
 
 
-@pytest.mark.parametrize(
-    ("least", "most", "text"),
-    [(41, 58, "41 to 58 s"), (170, 283, "2.8 to 4.7 min"), (5000, 9000, "1.4 to 2.5 h")],
-)
-def test_a_span_has_one_unit(least, most, text):
-    assert console.span(least, most) == text
+def test_a_part_of_a_wait_has_an_estimate_of_its_own_and_after_it_none_is_made_up():
+    plain = console.Progress("opening a model")
+    plain.begin("reading", 4e9, Unit.BYTES)
+    plain.advance(1e9)
+    plain._began -= 60.0
+    assert plain.line() == "opening a model: reading: 1.0 of 4.0 GB, about 3 min left"
+    plain.begin("hashing", 4e9, Unit.BYTES)
+    plain.advance(1e9)
+    assert plain.line() == "opening a model: hashing: 1.0 of 4.0 GB, about 0 s left"
+    plain.reach(4e9, 4e9)
+    assert plain.line() == "opening a model: 0 s so far"
+
+
+def test_the_time_that_is_left_shrinks_while_nothing_new_is_done(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    plain = console.Progress("correcting", total=4)
+    now[0] = 30.0
+    plain.advance()
+    assert plain.left() == 90.0
+    now[0] = 50.0
+    assert plain.left() == 70.0
+
+
+def test_what_is_not_known_before_turns_from_a_spinner_into_a_bar(monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr(console, "verbosity", console.Verbosity())
+    monkeypatch.setenv("COLUMNS", "80")
+    with console.file_progress("opening a model"):
+        wait_for(stream, "opening a model")
+        bytes_done.begin("reading", 4e9)
+        bytes_done.done(1e9)
+        wait_for(stream, "━")
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
+    assert re.search(r"[⠀-⣿] opening a model 0 s", shown)
+    assert re.search(r"opening a model: reading ━.* 1.0 of 4.0 GB 0 s 0 s left", shown)
 
 
 def wait_for(stream, text):
@@ -147,14 +179,6 @@ def wait_for(stream, text):
     while text not in stream.getvalue():
         assert time.monotonic() < deadline
         time.sleep(0.005)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.2, "0 s"), (99, "99 s"), (100, "2 min"), (5940, "99 min"), (6000, "1.7 h")],
-)
-def test_a_stretch_of_time_has_one_unit(seconds, text):
-    assert console.duration(seconds) == text
 
 
 @pytest.mark.parametrize(

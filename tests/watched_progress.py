@@ -20,12 +20,17 @@ def watch(
         description: of the displays that are watched; None: all.
     """
 
+    def nothing(*args, **how):
+        pass
+
     @contextlib.contextmanager
-    def progress(shown, total=None):
+    def progress(shown, total=None, unit=None):
         def advance(n=1, **fields):
             if description is None or shown.startswith(description):
                 do(n)
 
-        yield SimpleNamespace(advance=advance, start_at=advance, announce=lambda **how: None)
+        yield SimpleNamespace(
+            advance=advance, start_at=advance, announce=nothing, begin=nothing, reach=nothing
+        )
 
     monkeypatch.setattr(console, "progress", progress)

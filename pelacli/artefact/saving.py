@@ -28,7 +28,7 @@ from pelacli.manifest.document import Manifest
 from pelacli.models import precision
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import ties
-from pelacli.system import disk, files
+from pelacli.system import bytes_done, disk, files
 
 
 def check_output(path: Path, source: str | None = None) -> None:
@@ -137,4 +137,6 @@ def write_weights(opened: OpenModel, tied: Mapping[str, str], folder: Path) -> N
             tensor = tensor.clone()
         storages.add(tensor.untyped_storage().data_ptr())
         tensors[name] = tensor
-    save_torch_state_dict(tensors, folder)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    with bytes_done.looked_at("writing", size, lambda: bytes_done.on_disk(folder)):
+        save_torch_state_dict(tensors, folder)

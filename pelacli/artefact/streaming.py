@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pelacli.models.plain_reading import LENGTH, TYPES
+from pelacli.system import bytes_done
 
 # torch's types → what safetensors calls them
 _TYPES = {kind: name for name, kind in TYPES.items()}
@@ -39,6 +40,7 @@ def write_weights(
     split = split_torch_state_dict_into_shards(
         {name: tensor.to("meta") for name, tensor in shapes.items()}
     )
+    bytes_done.begin("writing", sum(tensor.nbytes for tensor in shapes.values()))
     for file, names in split.filename_to_tensors.items():
         _write_file({name: shapes[name] for name in names}, read, folder / file)
     if split.is_sharded:
@@ -78,3 +80,4 @@ def _write_file(shapes: Mapping[str, Tensor], read: Callable[[str], Tensor], fil
             if tensor.shape != like.shape or tensor.dtype != like.dtype:
                 raise ValueError(f"{name}: is {tensor.dtype} {list(tensor.shape)} now")
             out.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            bytes_done.done(tensor.nbytes)

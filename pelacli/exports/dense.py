@@ -23,6 +23,7 @@ from pelacli.models import pooling
 from pelacli.models.hf import stated_layers
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import ties
+from pelacli.system.turns import Reach
 
 SUFFIX = ""
 PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "bf16")
@@ -51,7 +52,12 @@ def prepare(opened: OpenModel) -> None:
 
 
 def write(
-    opened: OpenModel, call: Call, example: dict[str, Tensor], at: Path, opset: int | None
+    opened: OpenModel,
+    call: Call,
+    example: dict[str, Tensor],
+    at: Path,
+    opset: int | None,
+    reach: Reach,
 ) -> None:
     """See `pelacli.exports.targets.Target`."""
     at.mkdir()

@@ -14,6 +14,7 @@ from pelacli.exports.calls import Call
 from pelacli.exports.tracing import faults_of, quiet, trace
 from pelacli.models.opened import OpenModel
 from pelacli.system import extras
+from pelacli.system.turns import Reach
 
 SUFFIX = ".onnx"
 PRECISIONS: tuple[str, ...] = (
@@ -23,6 +24,8 @@ PRECISIONS: tuple[str, ...] = (
 OPSETS = range(18, 24)  # torch writes 18 and translates from there up to 23
 call = calls.of
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# Shares of an export's time that are over then; docs/log/first-minutes.md has the measurement.
+_TRACED, _WRITTEN = 0.23, 0.97
 _ONE_FILE = 1_900_000_000  # bytes of weights; a protobuf file ends at 2 GiB
 
 
@@ -36,13 +39,19 @@ def prepare(opened: OpenModel) -> None:
 
 
 def write(
-    opened: OpenModel, call: Call, example: dict[str, Tensor], at: Path, opset: int | None
+    opened: OpenModel,
+    call: Call,
+    example: dict[str, Tensor],
+    at: Path,
+    opset: int | None,
+    reach: Reach,
 ) -> None:
     """See `pelacli.exports.targets.Target`. Weights of more than 2 GiB lie beside the file, as
     ONNX has it, under its name with ".data" behind it."""
     for package in _PACKAGES:
         extras.require(package, "--to onnx")
     program = trace(opened, call, example)
+    reach(_TRACED, 1)
     with torch.no_grad():
         outputs = list(call(**example))
     with faults_of(opened, "torch.onnx"), quiet():
@@ -53,6 +62,7 @@ def write(
         _name_dimensions(graph.model.graph)
         size = sum(t.nbytes for t in program.state_dict.values())
         graph.save(at, external_data=size > _ONE_FILE)
+    reach(_WRITTEN, 1)
 
 
 def _name_dimensions(graph: Any) -> None:

@@ -12,6 +12,7 @@ from pelacli.errors import RequestError
 from pelacli.exports.calls import Call
 from pelacli.messages import did_you_mean
 from pelacli.models.opened import OpenModel
+from pelacli.system.turns import Reach
 
 
 class Target(Protocol):
@@ -45,12 +46,20 @@ class Target(Protocol):
         """Change the module, which is in float32, before it gets the precision that is written."""
 
     def write(
-        self, opened: OpenModel, call: Call, example: dict[str, Tensor], at: Path, opset: int | None
+        self,
+        opened: OpenModel,
+        call: Call,
+        example: dict[str, Tensor],
+        at: Path,
+        opset: int | None,
+        reach: Reach,
     ) -> None:
         """Write the model. Its module may be changed.
 
         Args:
             example: inputs to trace the model with, of no user's data: they may stay in the file.
+            reach: is given the share of the export's time that is over, and 1, where a target
+                knows it.
 
         Raises:
             RequestError: the model does something that can't be written in this form.

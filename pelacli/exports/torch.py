@@ -18,11 +18,14 @@ from pelacli.exports import calls
 from pelacli.exports.calls import Call
 from pelacli.exports.tracing import faults_of, quiet, trace
 from pelacli.models.opened import OpenModel
+from pelacli.system.turns import Reach
 
 SUFFIX = ".pt2"
 PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "bf16")
 OPSETS = range(0)
 call = calls.of
+# Shares of an export's time that are over then; docs/log/first-minutes.md has the measurement.
+_TRACED, _WRITTEN = 0.5, 0.67
 
 
 def check_installed() -> None:
@@ -34,12 +37,19 @@ def prepare(opened: OpenModel) -> None:
 
 
 def write(
-    opened: OpenModel, call: Call, example: dict[str, Tensor], at: Path, opset: int | None
+    opened: OpenModel,
+    call: Call,
+    example: dict[str, Tensor],
+    at: Path,
+    opset: int | None,
+    reach: Reach,
 ) -> None:
     """See `pelacli.exports.targets.Target`."""
     program = trace(opened, call, example)
+    reach(_TRACED, 1)
     with faults_of(opened, "torch.export"), quiet():
         torch.export.save(program, at)
+    reach(_WRITTEN, 1)
 
 
 def run(at: Path, batches: list[dict[str, Tensor]], opened: OpenModel) -> list[dict[str, Tensor]]:

@@ -108,12 +108,14 @@ def in_sections(
     batches: Sequence[Any],
     factors: Mapping[str, Parts],
     watching: Callable[[int, Sequence[Layer]], AbstractContextManager[None]],
+    advance: Callable[[], object] = lambda: None,
 ) -> Iterator[Tensor]:
     """What the model with these factors gives of each batch. States lie on the shelf meanwhile.
 
     Args:
         sections: prepared for no others than these batches.
         watching: (number of the batch, a section's layers) → the time in which they run on it.
+        advance: is called when a batch has gone through a section.
     """
     sections.prepare(batches)
     last = len(sections) - 1
@@ -125,12 +127,14 @@ def in_sections(
                     with watching(number, sections.layers[section]):
                         output = sections.run(section, number, batch, given)
                     shelf.put(_passing(number), output)
+                    advance()
     for number, batch in enumerate(batches):
         given = shelf.get(_passing(number))
         at_work = sections.at_work(last, factors)
         with evaluating(sections.module), at_work, watching(number, sections.layers[last]):
             output = sections.run(last, number, batch, given)
         shelf.drop(_passing(number))
+        advance()
         yield output
 
 

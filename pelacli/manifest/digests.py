@@ -8,15 +8,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pelacli.system import own_files
+from pelacli.system import bytes_done, own_files
 
 WEIGHTS = "model*.safetensors"  # of an artefact
+_PIECE = 1 << 20  # bytes that are read at once
 
 
 def digest_file(path: Path | str) -> str:
     """SHA-256 of a file's content in hexadecimal; reads it piece by piece."""
+    digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            bytes_done.done(len(piece))
+    return digest.hexdigest()
 
 
 def digest_json(content: Any) -> str:
@@ -27,7 +32,14 @@ def digest_json(content: Any) -> str:
 
 def digest_files(files: Iterable[Path]) -> str:
     """SHA-256 of each file, in their order, as `of_several` joins them."""
-    return of_several(digest_file(file) for file in files)
+    files = list(files)
+    bytes_done.begin("hashing", bytes_of(files))
+    return of_several(map(digest_file, files))
+
+
+def bytes_of(files: Iterable[Path]) -> int:
+    """How large files are in all."""
+    return sum(file.stat().st_size for file in files)
 
 
 def of_several(digests: Iterable[str]) -> str:
@@ -60,7 +72,7 @@ def weights_bytes(path: Path) -> int | None:
     """
     is_weights = path.suffix == ".safetensors" and path.is_file()
     files = [path] if is_weights else weight_files(path)
-    return sum(file.stat().st_size for file in files) or None
+    return bytes_of(files) or None
 
 
 def plain_weight_files(path: Path) -> list[Path]:

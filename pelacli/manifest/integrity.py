@@ -15,7 +15,7 @@ from pelacli.console import warn_once
 from pelacli.errors import RequestError
 from pelacli.manifest import digests, document, evaluations
 from pelacli.manifest.document import FileRecord, Manifest
-from pelacli.system import own_files
+from pelacli.system import bytes_done, own_files
 
 REMEDY = "copy the artefact again, or make it anew (`pela run RECIPE` does its step again)"
 # What people write in themselves, and no model is read from.
@@ -36,12 +36,12 @@ class Damage:
 def files_of(directory: Path) -> dict[str, FileRecord]:
     """The record of all files of an artefact that is about to get its manifest."""
     names = sorted(own_files.names_below(directory), key=PurePath)  # a folder's files together
+    files = {name: directory / name for name in names if name != document.FILE}
+    files = {name: file for name, file in files.items() if file.is_file()}
+    bytes_done.begin("hashing", digests.bytes_of(files.values()))
     return {
-        name: FileRecord(
-            size=(directory / name).stat().st_size, sha256=digests.digest_file(directory / name)
-        )
-        for name in names
-        if name != document.FILE and (directory / name).is_file()
+        name: FileRecord(size=file.stat().st_size, sha256=digests.digest_file(file))
+        for name, file in files.items()
     }
 
 
@@ -70,6 +70,8 @@ def damages(
         files: name → record of those that are looked at.
         sizes_only: read no content.
     """
+    if not sizes_only:
+        bytes_done.begin("checking", sum(record.size for record in files.values()))
     for name, record in files.items():
         what = _damage(directory, name, record, sizes_only)
         if what is not None:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -98,19 +97,32 @@ class HeldBack:
         self._blockwise = blockwise
         self._samples = sum(map(samples_in, batches))
         self._layers = LayerOutputs(layers, len(batches)) if layers else None
+        self._dense: list[Tensor] = []
 
-    @cached_property
-    def _dense(self) -> list[Tensor]:
-        return list(self._states({}, None if self._layers is None else self._layers.keep))
+    def passes(self) -> int:
+        """How often a batch has to go through the model, or through a section of it, until the next
+        `distance` is known."""
+        once = len(self._batches) * (len(self._blockwise[0]) if self._blockwise else 1)
+        return once if self._dense else 2 * once
 
     @torch.no_grad()
-    def distance(self, factors: Mapping[str, Parts]) -> Distance:
-        """Of the model with these factors; it is dense before and after."""
-        difference, tokens, dense_states = Difference(), _TokenSums(), self._dense
+    def distance(
+        self, factors: Mapping[str, Parts], advance: Callable[[], object] = lambda: None
+    ) -> Distance:
+        """Of the model with these factors; it is dense before and after.
+
+        Args:
+            advance: is called after each of `passes`.
+        """
+        if not self._dense:
+            keep = None if self._layers is None else self._layers.keep
+            self._dense = list(self._states({}, keep, advance))
+        difference, tokens = Difference(), _TokenSums()
         comparison = None if self._layers is None else self._layers.comparison()
         with evaluating(self._module):
-            ours_states = self._states(factors, None if comparison is None else comparison.add)
-            states = zip(self._batches, dense_states, ours_states, strict=True)
+            add = None if comparison is None else comparison.add
+            ours_states = self._states(factors, add, advance)
+            states = zip(self._batches, self._dense, ours_states, strict=True)
             for batch, dense, ours in states:
                 labels = self._labels(batch)
                 for start in range(0, len(ours), CHUNK):
@@ -124,17 +136,23 @@ class HeldBack:
         layers = {} if comparison is None else comparison.errors()
         return Distance(self._samples, difference.share_lost, **tokens.figures(), layers=layers)
 
-    def _states(self, factors: Mapping[str, Parts], take: Take | None) -> Iterator[Tensor]:
+    def _states(
+        self, factors: Mapping[str, Parts], take: Take | None, advance: Callable[[], object]
+    ) -> Iterator[Tensor]:
         """Outputs [B, ..., D] of each batch, or a language model's states [tokens, width].
 
         Args:
             take: is given what the layers give.
+            advance: as of `distance`.
         """
-        for batch, states in zip(self._batches, self._given(factors, take), strict=True):
+        given = self._given(factors, take, advance)
+        for batch, states in zip(self._batches, given, strict=True):
             known = unpadded(states, padding_mask(batch))
             yield known if self._head is None else known.flatten(0, -2)
 
-    def _given(self, factors: Mapping[str, Parts], take: Take | None) -> Iterator[Tensor]:
+    def _given(
+        self, factors: Mapping[str, Parts], take: Take | None, advance: Callable[[], object]
+    ) -> Iterator[Tensor]:
         """What the model with these factors gives of each batch."""
 
         def watching(
@@ -146,7 +164,7 @@ class HeldBack:
             return self._layers.watching(self._module, number, batch, take, layers)
 
         if self._blockwise is not None:
-            yield from in_sections(*self._blockwise, self._batches, factors, watching)
+            yield from in_sections(*self._blockwise, self._batches, factors, watching, advance)
             return
         for number, batch in enumerate(self._batches):
             with (
@@ -159,6 +177,7 @@ class HeldBack:
                     states = self._predict(self._module, batch)
                 else:
                     states = self._head.hidden(batch)
+            advance()
             yield states
 
     def _at_the_end(self, factors: Mapping[str, Parts]) -> AbstractContextManager[None]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from pelacli.factorize.batches import pieces, samples_in
 from pelacli.system.devices import move_batch
-from pelacli.system.turns import Clock, Timing, in_turns, seconds_of
+from pelacli.system.turns import Clock, Reach, Timing, in_turns, seconds_of
 
 # Names of `pelacli.system.precisions.NAMES` → types
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -31,11 +31,15 @@ def side_by_side(
     seconds: float = 2.0,
     device: torch.device | str = "cpu",
     clock: Clock = time.perf_counter,
+    reach: Reach = lambda done, total: None,
 ) -> list[Timing]:
     """How long one forward pass of each module over the same batch takes.
 
     The modules take turns. After a warm-up each runs for about ``seconds``, and at least five
     times, or three times where a pass takes more than two seconds.
+
+    Args:
+        reach: is given the share of the work that is done, and 1.
     """
     inputs, wait = move_batch(inputs, device), waiting(device)
     calls = [partial(predict, module.eval().to(device), inputs) for module in modules]
@@ -46,8 +50,16 @@ def side_by_side(
             if took <= _LONG:
                 took = seconds_of(call, wait, clock)
         longest = max(longest, took)
-    least = _LEAST if longest <= _LONG else _LEAST_OF_LONG
-    return [Timing.of(t) for t in in_turns(calls, seconds, wait=wait, clock=clock, least=least)]
+    long = longest > _LONG
+    least, warm = (_LEAST_OF_LONG, 1) if long else (_LEAST, _WARM_UP)
+    before = warm / (warm + least) if long else 0.0  # the warm-up of quick ones takes no time
+    reach(before, 1.0)
+
+    def after_warm_up(done: float, total: float) -> None:
+        reach(before + (1 - before) * done, total)
+
+    rounds = in_turns(calls, seconds, wait=wait, clock=clock, least=least, reach=after_warm_up)
+    return [Timing.of(times) for times in rounds]
 
 
 @torch.no_grad()

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from enum import Enum, auto
 from pathlib import Path
 
-from pelacli.console import verbosity
 from pelacli.errors import PelaError, RequestError
 from pelacli.manifest import digests, document, evaluations
 from pelacli.messages import one_line
+from pelacli.system import bytes_done
 
 # Configurations, processors, tokenizers: everything small a model directory may hold. And what an
 # artefact records of itself, for `pela report`.
@@ -143,21 +143,23 @@ def _download(repo: str, patterns: Sequence[str], ignored: Sequence[str]) -> Pat
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils import disable_progress_bars
+
+    from pelacli.models.hub_progress import no_bars, silent
 
     name, _, revision = repo.partition("@")
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    if not verbosity.shows_messages:
-        disable_progress_bars()
+    bytes_done.begin("fetching", None)
     try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision or None,
-                allow_patterns=[*patterns],
-                ignore_patterns=[*ignored],
+        with no_bars():
+            return Path(
+                snapshot_download(
+                    name,
+                    revision=revision or None,
+                    allow_patterns=[*patterns],
+                    ignore_patterns=[*ignored],
+                    tqdm_class=silent(),
+                )
             )
-        )
     except HFValidationError:
         raise RequestError(f"{repo}: not a model name, a hub id or a path that exists") from None
     except GatedRepoError:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pelacli.errors import RequestError
-from pelacli.manifest.digests import digest_file
+from pelacli.manifest.digests import digest_files
 from pelacli.messages import did_you_mean
 from pelacli.models import config_file, directory, hub, licence, precision
 from pelacli.models.libraries import OWN_NAMES, own
@@ -197,7 +197,7 @@ def _timm_name(request: Request) -> OpenModel | None:
     if on_the_hub is not None and weights != "random":
         repo, file_name = on_the_hub
         file = hub.fetch(repo, weights=True, file=file_name) / (file_name or "model.safetensors")
-        digest = digest_file(file)
+        digest = digest_files([file])
     with request.building():
         module = timm_adapter.build(
             name,
@@ -277,7 +277,7 @@ def _weights_file(request: Request, file: Path, arch: str) -> OpenModel:
         file=file,
         own_classes=True,
     )
-    origin = Origin(arch, str(file), digest_file(file))
+    origin = Origin(arch, str(file), digest_files([file]))
     return describe(request.ref, module, "timm", origin)
 
 
@@ -291,7 +291,7 @@ def _own_model(request: Request, name: str, file: Path | None) -> OpenModel:
         )
     if file is None:
         return describe(request.ref, module, library_name, Origin(name, "random"))
-    origin = Origin(name, str(file), digest_file(file))
+    origin = Origin(name, str(file), digest_files([file]))
     opened = describe(request.ref, module, library_name, origin, file.parent)
     beside = [path for name in _BESIDE if (path := file.parent / name).is_file()]
     opened.carried = {path.name: path.read_bytes() for path in beside}

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from pelacli.errors import RequestError
 from pelacli.lowrank.find import low_rank_layers
 from pelacli.lowrank.pivot_linear import PivotLinear
+from pelacli.manifest.digests import bytes_of
 from pelacli.messages import one_line
 from pelacli.models.plain_reading import TYPES
+from pelacli.system import bytes_done
 
 _PLAIN = {name: kind for name, kind in TYPES.items() if kind.is_floating_point}
 # For torch, safetensors maps the whole file into memory that counts as the process's own.
@@ -103,12 +105,15 @@ def stored_tensors(files: Sequence[Path]) -> Iterator[StoredTensor]:
     """
     from safetensors import safe_open
 
+    bytes_done.begin("reading", bytes_of(file for file in files if file.is_file()))
     for file in files:
         with _damage_named(file), safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
                 # A copy: mapped memory is aligned as the file happens to be, and products of
                 # differently aligned matrices differ in the last bit.
-                yield StoredTensor(file, name, tensors.get_tensor(name).clone())
+                tensor = tensors.get_tensor(name).clone()
+                bytes_done.done(tensor.nbytes)
+                yield StoredTensor(file, name, tensor)
 
 
 def ties(module: nn.Module) -> dict[str, str]:

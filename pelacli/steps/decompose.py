@@ -137,7 +137,7 @@ def open_source(step: Step[Decompose]) -> tuple[OpenModel, Manifest | None]:
     """(the model, its manifest where it is an artefact). What is large for the memory stays in its
     files."""
     how = lookup.how_to_open(step.source, step.opening)
-    with console.progress(f"opening {step.source}"):
+    with console.file_progress(f"opening {step.source}"):
         opened, manifest = loading.open(step.source, lazy_above=placing.lazy_above(step), **how)
     if opened.weights is not None:
         unit = "layer" if step.calibration is None else "block"
@@ -310,6 +310,6 @@ def record(step: Step[Decompose], result: Decomposed, device: torch.device) -> S
 def write(output: Path, opened: OpenModel, manifest: Manifest, spectra: Spectra) -> None:
     """Write the artefact, with the spectra in it; of several processes the first does."""
     if processes.is_first():
-        with console.progress(f"writing {output}"):
+        with console.file_progress(f"writing {output}"):
             extra = {planning_stored.FILE: planning_stored.dumps(spectra)}
             saving.save(opened, manifest, output, extra=extra)

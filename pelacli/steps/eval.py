@@ -26,6 +26,7 @@ from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
 from pelacli.recipe.evaluation import Evaluation, NamedModel
 from pelacli.system import by_first, devices, memory, processes
+from pelacli.system.amounts import Unit
 from pelacli.system.turns import Timing
 
 _SECONDS = 2.0  # of timing, per model
@@ -178,7 +179,7 @@ class _Model:
 
 
 def _open(named: NamedModel) -> _Model:
-    with console.progress(f"opening {named.ref}"):
+    with console.file_progress(f"opening {named.ref}"):
         opened, manifest = loading.open(named.ref, **lookup.how_to_open(named.ref, named.opening))
     if manifest is None:
         layers = find.find_layers(opened.module, head=opened.head)
@@ -303,10 +304,12 @@ def _time(
     """
     batch = examples.example(models[0]) if data is None else next(iter(data.samples))["inputs"]
     modules = [opened.module for opened in models]
-    with console.progress("timing"):
+    with console.progress("timing", 1.0, Unit.SHARE) as bar:
         if not whole:
             batch = latency.first_samples(modules[0], batch, predict, device=device)
-        timings = latency.side_by_side(modules, batch, predict, seconds=_SECONDS, device=device)
+        timings = latency.side_by_side(
+            modules, batch, predict, seconds=_SECONDS, device=device, reach=bar.reach
+        )
     threads = torch.get_num_threads()
     return timings, Timed(
         batch_size=samples_in(batch),

@@ -22,7 +22,8 @@ from pelacli.exports.targets import Target
 from pelacli.measure.latency import DTYPES
 from pelacli.models.opened import OpenModel
 from pelacli.steps.latency import own_precision
-from pelacli.system import drafts
+from pelacli.system import bytes_done, drafts
+from pelacli.system.amounts import Unit
 from pelacli.version import __version__
 
 Batch = Mapping[str, Tensor]
@@ -99,7 +100,8 @@ def run(source: str, request: Request) -> Exported:
         PelaError: what was written is too far from the artefact; it is removed.
     """
     check(request)
-    opened, _ = loading.open(source, as_stored=True)
+    with console.file_progress(f"opening {source}"):
+        opened, _ = loading.open(source, as_stored=True)
     return export(opened, request)
 
 
@@ -145,8 +147,12 @@ def export(opened: OpenModel, request: Request) -> Exported:
     target.prepare(opened)
     _cast(opened, kind)
     example = _inputs(call, samples.plain(opened, call)[0], kind)
-    with drafts.draft(request.path) as at, console.progress(f"exporting {opened.ref}"):
-        target.write(opened, call, example, at, request.opset)
+    with (
+        drafts.draft(request.path) as at,
+        console.progress(f"exporting {opened.ref}", 1.0, Unit.SHARE) as bar,
+        bytes_done.watched_by(bar),
+    ):
+        target.write(opened, call, example, at, request.opset, bar.reach)
         outputs = target.run(at, [_inputs(call, batch, kind) for batch in batches], opened)
         compared = [_compared(*one) for one in zip(batches, expected, outputs, strict=True)]
         result = Exported(

@@ -37,7 +37,7 @@ def run(step: Step[Train], *, resume: bool = False) -> Outcome:
 def _open(step: Step[Train]) -> Artefact:
     """The step's model. One that is no artefact gets the manifest of a dense model."""
     source = lookup.require(step.source, step.name)
-    with console.progress(f"opening {source}"):
+    with console.file_progress(f"opening {source}"):
         opened, manifest = loading.open(source, **lookup.how_to_open(source, step.opening))
     if manifest is None:
         layers = find.find_layers(opened.module, head=opened.head)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from pelacli import console
 from pelacli.artefact import changes, foreign_pairs, loading, saving
 from pelacli.errors import RequestError
 from pelacli.lowrank import find, replace
@@ -89,7 +90,7 @@ def write(
             seconds=time.perf_counter() - start,
         )
     )
-    with outputs.writing(output):
+    with outputs.writing(output), console.file_progress(f"writing {output}"):
         saving.save(opened, manifest, output)
     return Imported(output, checkpoint, manifest)
 
@@ -103,7 +104,8 @@ def _open_dense(model: str) -> OpenModel:
     is_local = Path(model).exists()
     if is_local or hub.artefact(model, Files.SMALL) is None:
         weights = "pretrained" if is_local else "random"
-        opened, before = loading.open(model, as_stored=True, weights=weights)
+        with console.file_progress(f"opening {model}"):
+            opened, before = loading.open(model, as_stored=True, weights=weights)
         if before is None:
             return opened
     raise RequestError(f"--model {model}: is low-rank already; name the dense model")

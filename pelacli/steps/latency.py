@@ -22,6 +22,7 @@ from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
 from pelacli.report.latencies import Conditions, Speed, Speeds, TimingRequest
 from pelacli.system import devices
+from pelacli.system.amounts import Unit
 from pelacli.train.compilation import compiled_blocks
 
 SECONDS = 2.0  # of timing, per model and batch size
@@ -59,8 +60,10 @@ def time_model(opened: OpenModel, request: TimingRequest) -> Speeds:
 
 
 def _speed(modules: Sequence[nn.Module], batch: Any, size: int, device: torch.device) -> Speed:
-    with console.progress(f"timing batches of {size}"):
-        timings = latency.side_by_side(modules, batch, predict, seconds=SECONDS, device=device)
+    with console.progress(f"timing batches of {size}", 1.0, Unit.SHARE) as bar:
+        timings = latency.side_by_side(
+            modules, batch, predict, seconds=SECONDS, device=device, reach=bar.reach
+        )
     peaks = [latency.peak_bytes(module, batch, predict, device) for module in modules]
     if len(modules) == 1:
         return Speed(size, timings[0], peak=peaks[0])

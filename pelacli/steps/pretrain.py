@@ -50,7 +50,7 @@ def open_teacher(step: Step[Pretrain], student: Artefact) -> OpenModel:
     if path is not None and _is_low_rank(path):
         origin = student.manifest.source
         ref, how = origin.model, {"weights": origin.weights or "pretrained"}
-    with console.progress(f"opening the teacher, {ref}"):
+    with console.file_progress(f"opening the teacher, {ref}"):
         opened, _ = loading.open(lookup.require(ref, "the teacher"), **how)
     if find.low_rank_layers(opened.module):
         raise RequestError(f"{ref}: the teacher must be the dense model, and this one is low-rank")
@@ -67,7 +67,7 @@ def _open_student(source: str) -> Artefact:
     path = locating.locate(source)
     if path is None:
         raise RequestError(f"{source}: not an artefact; `pela decompose` makes one to heal")
-    with console.progress(f"opening {path}"):
+    with console.file_progress(f"opening {path}"):
         student = loading.load(path)
     if not find.low_rank_layers(student.module):
         raise RequestError(f"{path}: has no low-rank layers; there is nothing to heal")

@@ -18,11 +18,12 @@ from pelacli.errors import PelaError, RequestError
 from pelacli.manifest import digests, document, evaluations, integrity
 from pelacli.manifest.document import Manifest
 from pelacli.messages import one_line
+from pelacli.models import hub_progress
 from pelacli.models.config_file import FILE as CONFIG
 from pelacli.models.config_file import read as read_config
 from pelacli.report.subject import Subject
 from pelacli.steps import verify
-from pelacli.system import own_files
+from pelacli.system import bytes_done, own_files
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -78,9 +79,33 @@ def run(ref: str, repo: str, *, private: bool = False, revision: str | None = No
         text = _card(api, path, manifest, names, repo, revision)
         _say_paths(path, manifest)
         size = sum((path / name).stat().st_size for name in names)
-        with progress(f"uploading {len(names)} files, {size / 1e6:,.1f} MB, to {repo}"):
+        with _shown(f"uploading {len(names)} files to {repo}", size):
             url = _commit(api, path, names, text, stale, repo, revision)
     return Pushed(repo, revision or _MAIN, url, names, size, is_private)
+
+
+@contextmanager
+def _shown(description: str, size: int) -> Iterator[None]:
+    """Show how far an upload is. The client tells nobody: what leaves the machine is looked at, so
+    that it is true as far as nothing else is sent, and what the hub has already takes no time."""
+    first = _sent()
+    with progress(description) as bar, bytes_done.watched_by(bar), hub_progress.no_bars():
+        if first is None:
+            yield
+        else:
+            with bytes_done.looked_at("", size, lambda: (_sent() or first) - first):
+                yield
+
+
+def _sent() -> int | None:
+    """Bytes that this machine has sent; None where the system does not say."""
+    import psutil
+
+    try:
+        counted = psutil.net_io_counters()
+    except (OSError, psutil.Error):
+        return None
+    return None if counted is None else int(counted.bytes_sent)
 
 
 def _check_name(repo: str) -> None:

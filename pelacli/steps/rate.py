@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,15 +90,19 @@ def _searched(
     devices.move_module(module, devices.select(step.device), step.settings.channels_last)
     weights = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
     evaluate = objective.evaluate
-    waits = f"trying rates, {steps} steps each (how many rates is not known before)"
-    with console.progress(waits, None) as bar:
+    numbers = itertools.count(1)
+    with console.progress("trying rates") as bar:
 
         def attempt(lr: float) -> Mapping[str, float]:
+            which = f"{lr:.1e}, rate {next(numbers)} of at most {rate_search.most_trials()}"
+            bar.begin(which, steps + 1)  # with the evaluation
             trial = rate_search.trial_settings(step.settings, lr, steps, per_epoch)
             options = RunOptions(step.seed, step.device, progress=bar)
             try:
                 loop.fit(module, Objective(objective.losses), data.train, trial, options)
-                return evaluate(module)
+                metrics = evaluate(module)
+                bar.advance()
+                return metrics
             except StoppedError:
                 raise StoppedError(
                     "stopped while rates were tried", "nothing was saved: start again"

@@ -252,7 +252,8 @@ def _speeds(labels: Collection[str], arch: str | None, timing: TimingRequest) ->
     for label in labels:
         is_there = Path(label).exists() or locating.names_artefact(label)
         weights = "pretrained" if is_there else "random"
-        opened, _ = loading.open(label, as_stored=True, weights=weights, arch=arch)
+        with console.file_progress(f"opening {label}"):
+            opened, _ = loading.open(label, as_stored=True, weights=weights, arch=arch)
         speeds[label] = time_model(opened, timing)
     return speeds
 
@@ -273,7 +274,8 @@ def _models(ref: str, arch: str | None) -> dict[str, Recorded]:
 def _whole(path: Path) -> Manifest:
     """The manifest of an artefact whose weights are those that it speaks of."""
     manifest = document.read(path)
-    integrity.check(path, manifest)
+    with console.file_progress(f"checking {path}"):
+        integrity.check(path, manifest)
     return manifest
 
 
@@ -283,9 +285,9 @@ def _count(ref: str, arch: str | None) -> Recorded:
     from pelacli.lowrank import find
 
     local = Path(ref).exists()
-    opened, manifest = loading.open(
-        ref, weights="pretrained" if local else "random", arch=arch, meta=not local
-    )
+    weights = "pretrained" if local else "random"
+    with console.file_progress(f"opening {ref}"):
+        opened, manifest = loading.open(ref, weights=weights, arch=arch, meta=not local)
     if manifest is not None:  # a low-rank model without its pela.json
         return Recorded(manifest, opened.bytes)
     layers = find.find_layers(opened.module, head=opened.head)

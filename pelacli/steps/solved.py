@@ -167,8 +167,8 @@ class SolvedModel:
         return precision.rounded(dense.opened, factors)
 
     def _distance(self, held_back: HeldBack, factors: Mapping[str, Parts]) -> Distance:
-        with self.show_progress("measuring on held-back samples", 0):
-            return held_back.distance(factors)
+        with self.show_progress("measuring on held-back samples", held_back.passes()) as bar:
+            return held_back.distance(factors, bar.advance)
 
     def _corrected_factors(self, plan: Plan, ridge: float) -> Mapping[str, Factors]:
         """The factors, refitted front to back to the inputs that the compressed model gives."""

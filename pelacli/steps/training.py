@@ -157,6 +157,6 @@ def finish(
 def _write(model: Artefact, described: Manifest, output: Path, work: Path) -> None:
     course = work / _METRICS
     extra = {_METRICS: course.read_bytes()} if course.is_file() else {}
-    with console.progress(f"writing {output}"):
+    with console.file_progress(f"writing {output}"):
         saving.save(model.opened, described, output, extra=extra)
     leftovers.discard(work)

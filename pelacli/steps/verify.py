@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from safetensors import SafetensorError, safe_open
 
 from pelacli.artefact import locating
+from pelacli.console import file_progress
 from pelacli.errors import PelaError, RequestError
 from pelacli.manifest import digests, document, evaluations, integrity, lookup
 from pelacli.manifest.document import Manifest
@@ -60,7 +61,11 @@ def run(refs: Sequence[str]) -> list[Verified]:
         RequestError: one of them is none of these.
         PelaError: the hub can't be reached.
     """
-    return [verify(path, name) for ref in refs for name, path in _artefacts(ref).items()]
+    results = []
+    for ref in refs:
+        with file_progress(f"verifying {ref}"):
+            results += [verify(path, name) for name, path in _artefacts(ref).items()]
+    return results
 
 
 def refuse_damaged(results: Sequence[Verified]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Clock = Callable[[], float]
+Reach = Callable[[float, float], object]  # (how much is done, of how much)
 
 _LEAST, _MOST = 5, 500  # rounds
 
@@ -56,6 +57,7 @@ def in_turns(
     wait: Callable[[], object] = lambda: None,
     clock: Clock = time.perf_counter,
     least: int = _LEAST,
+    reach: Reach = lambda done, total: None,
 ) -> list[list[float]]:
     """Seconds of each call in each round. The call that begins a round changes from one to the
     next, so that none always follows the same other one.
@@ -63,13 +65,16 @@ def in_turns(
     Args:
         seconds: that each call takes up in all, about; at least ``least`` rounds are made.
         wait, clock: as of `seconds_of`.
+        reach: is given the share of the work that is done after each round, and 1.
     """
     times: list[list[float]] = [[] for _ in calls]
-    end = clock() + seconds * len(calls)
-    rounds = 0
-    while rounds < least or (rounds < _MOST and clock() < end):
+    start, planned = clock(), seconds * len(calls)
+    rounds, took = 0, 0.0
+    while rounds < least or (rounds < _MOST and took < planned):
         for number in range(len(calls)):
             turn = (number + rounds) % len(calls)
             times[turn].append(seconds_of(calls[turn], wait, clock))
-        rounds += 1
+        rounds, took = rounds + 1, clock() - start
+        enough = max(rounds / _MOST, took / planned) if planned else 1.0
+        reach(min(1.0, rounds / least, enough), 1.0)
     return times

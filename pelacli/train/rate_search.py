@@ -81,6 +81,12 @@ class Bearable:
         return value >= self.worst if self.larger_is_better else value <= self.worst
 
 
+def most_trials() -> int:
+    """How many rates `search` tries at most."""
+    up, down = (math.floor(math.log(r, _FACTOR)) for r in (_MOST / FIRST, FIRST / _LEAST))
+    return 1 + max(up, down)
+
+
 def search(
     attempt: Callable[[float], Mapping[str, float]], bearable: Bearable
 ) -> tuple[float, list[Trial]]:

@@ -52,6 +52,18 @@ def test_the_distance_of_outputs_is_the_share_of_their_variance(factors):
     assert type(net["body"]) is nn.Linear  # it is dense again
 
 
+def test_each_pass_that_is_awaited_is_told(factors):
+    net = nn.ModuleDict({"body": nn.Linear(8, 8)})
+    batches = list(torch.randn(3, 40, 8))
+    held_back = HeldBack(net, batches, lambda m, x: m["body"](x))
+    calls = []
+    awaited = [held_back.passes()]
+    held_back.distance(factors, lambda: calls.append(1))
+    assert len(calls) == awaited[0] == 6  # what the dense model gives has to be known first
+    held_back.distance(factors, lambda: calls.append(1))
+    assert len(calls) - 6 == held_back.passes() == 3
+
+
 def test_a_language_models_distance_is_the_divergence_of_its_tokens(factors):
     torch.manual_seed(0)
     net = Language()

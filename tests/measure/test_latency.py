@@ -39,6 +39,19 @@ def test_of_long_passes_fewer_are_made():
     assert clock[0] == 6 + 2 * 1 + 3 * (6 + 1)  # to warm up, then three rounds
 
 
+def test_of_long_passes_the_warm_up_tells_how_long_the_rest_takes():
+    clock, seen = [0.0], []
+    latency.side_by_side(
+        [Waits(clock, 3.0)],
+        torch.zeros(2, 3),
+        lambda m, x: m(x),
+        seconds=0,
+        clock=lambda: clock[0],
+        reach=lambda done, total: seen.append((done / total, clock[0])),
+    )
+    assert seen == [(0.25, 6), (0.5, 12), (0.75, 18), (1, 24)]
+
+
 def test_a_batch_that_takes_long_is_timed_by_its_first_samples():
     def first(seconds):
         clock = [0.0]

@@ -201,9 +201,20 @@ import torch
 import pelacli
 from transformers import BertModel
 from pelacli.__main__ import main
+from pelacli.console import Progress
+from pelacli.system import bytes_done
 
 os.environ["HF_TOKEN"] = {TOKEN!r}
-ours, theirs = pelacli.load("a"), pelacli.load("me/small@v2")
+parts, bar = [], Progress("opening")
+begin, reach = bar.begin, bar.reach
+bar.begin = lambda part, total, unit: (parts.append(part), begin(part, total, unit))
+bar.reach = lambda done, total: (parts.append((done, total)), reach(done, total))
+ours = pelacli.load("a")
+with bytes_done.watched_by(bar):
+    theirs = pelacli.load("me/small@v2")
+weights = os.path.getsize("a/model.safetensors")
+assert parts[0] == "fetching" and parts[-2:] == ["checking", "reading"], parts
+assert any(known[0] == known[1] > weights for known in parts if len(known) == 2), parts
 for name, tensor in ours.state_dict().items():
     assert torch.equal(theirs.state_dict()[name], tensor), name
 assert BertModel.from_pretrained("me/small", revision="v2").pooler.dense.rank > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 
@@ -13,6 +14,7 @@ from huggingface_hub import metadata_load
 
 from pelacli.manifest import document, evaluations
 from pelacli.manifest.evaluations import EvaluationRecord
+from pelacli.system import bytes_done
 
 WHAT_IS_WRITTEN = ("README.md", "config.json", "model.safetensors", "pela.json")
 
@@ -40,6 +42,30 @@ def test_all_files_of_the_artefact_go_and_no_others(hub, artefact, pela):
     for name in there - {"README.md"}:
         assert (hub / "me/small" / name).read_bytes() == (artefact / name).read_bytes()
     assert (done["private"], done["revision"]) == (False, "main")
+
+
+def test_how_far_an_upload_is_shows_in_what_leaves_the_machine(hub, artefact, pela, monkeypatch):
+    class Watcher:
+        def __init__(self):
+            self.totals, self.done = [], []
+
+        def begin(self, part, total, unit):
+            self.totals.append(total)
+
+        def advance(self, n):
+            pass
+
+        def reach(self, done, total):
+            self.done.append(done)
+
+    sent = itertools.count(1_000_000, 1000)
+    monkeypatch.setattr("pelacli.steps.push._sent", lambda: next(sent))
+    monkeypatch.setattr(bytes_done, "_SECONDS", 1e-4)
+    with bytes_done.watched_by(watcher := Watcher()):
+        code, out, _ = pela("push", artefact, "me/small", "--json")
+    assert code == 0
+    assert watcher.totals[-1] == json.loads(out)["bytes"]
+    assert watcher.done[:2] == [1000, 2000]
 
 
 def test_a_new_repository_is_private_where_that_is_asked_for(hub, artefact, pela):

@@ -38,6 +38,21 @@ def test_rounds_go_on_for_the_time_that_was_given():
     assert len(times[0]) == len(times[1]) == 10  # two seconds a round, twice ten seconds
 
 
+@pytest.mark.parametrize(("seconds", "shares"), [(0, [0.25, 0.5, 0.75, 1]), (2.5, [0.2, 0.4])])
+def test_how_far_the_rounds_are_is_told(seconds, shares):
+    machine, seen = Machine(a=0.5), []
+    in_turns(
+        [machine.call("a")],
+        seconds,
+        clock=machine.clock,
+        least=4,
+        reach=lambda done, total: seen.append((done, total)),
+    )
+    assert seen[: len(shares)] == [(share, 1) for share in shares]
+    assert seen[-1] == (1, 1)
+    assert len(seen) == max(4, 2 * seconds)
+
+
 def test_what_the_device_still_does_counts_for_its_call():
     machine = Machine(a=1)
     machine.seconds["device"] = 4

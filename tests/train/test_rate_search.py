@@ -11,6 +11,7 @@ from tiny_healing import decomposed, plain_images
 from watched_progress import watch
 
 from pelacli.artefact import loading
+from pelacli.console import Progress
 from pelacli.errors import PelaError
 from pelacli.recipe import layout
 from pelacli.recipe.step import step_of
@@ -20,7 +21,14 @@ from pelacli.system import devices
 from pelacli.train import healing, rate_search
 from pelacli.train.checkpoint import NotFiniteError
 from pelacli.train.criterion import Criterion
-from pelacli.train.rate_search import Bearable, search, settings_at, steps_of_trial, trial_settings
+from pelacli.train.rate_search import (
+    Bearable,
+    most_trials,
+    search,
+    settings_at,
+    steps_of_trial,
+    trial_settings,
+)
 
 KL = Criterion(smaller=("kl",))
 BEARABLE = Bearable.of(KL, {"kl": 1.0}, share=0.0)
@@ -42,6 +50,11 @@ def test_where_no_rate_is_borne_the_gentlest_is_taken():
     lr, trials = search(lambda lr: {"kl": 2.0}, BEARABLE)
     assert lr == min(trial.lr for trial in trials)
     assert lr < 1e-6
+
+
+def test_how_many_rates_are_tried_at_most_is_known_before():
+    lengths = [len(search(lambda lr, kl=kl: {"kl": kl}, BEARABLE)[1]) for kl in (0.0, 2.0)]
+    assert max(lengths) == most_trials()
 
 
 def test_a_trial_that_is_the_whole_run_must_not_lose_anything():
@@ -97,7 +110,16 @@ def recipe(tmp_path, data="digits", **pretrain_section):
     return decomposed(tmp_path, data, "0.3", steps=6, **pretrain_section)
 
 
-def test_healing_without_settings_is_no_worse_than_its_start_and_records_what_was_tried(tmp_path):
+def test_healing_without_settings_is_no_worse_than_its_start_and_records_what_was_tried(
+    tmp_path, monkeypatch
+):
+    begun, begin = [], Progress.begin
+
+    def spy(self, part, *how):
+        begun.append((part, *how))
+        begin(self, part, *how)
+
+    monkeypatch.setattr(Progress, "begin", spy)
     made = recipe(tmp_path)
     assert made.pretrain.lr == "auto"
     outcome = pretrain.run(step_of(made, "pretrain"))
@@ -107,6 +129,9 @@ def test_healing_without_settings_is_no_worse_than_its_start_and_records_what_wa
     allowed = (1 + 0.2 * (1 - 5 / 6)) * outcome.gain.start["kl"]
     assert tried[record["lr"]] <= allowed
     assert record["steps"] == 5
+    shown = [(part, total) for part, total, *_ in begun if "rate " in part]
+    assert shown[0] == (f"3.0e-05, rate 1 of at most {most_trials()}", 6)
+    assert len(shown) == len(tried)
     assert not layout.workplace(outcome.path).exists()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,16 @@ from torch import Tensor, nn
 
 from pelacli.console import warn
 from pelacli.errors import RequestError
+from pelacli.manifest.digests import bytes_of
 from pelacli.messages import one_line
 from pelacli.models import config_file, extent, wrapped_names
 from pelacli.models.hf import classes
 from pelacli.models.hf.weight_choice import files_of
 from pelacli.models.misfits import Misfit, listed
 from pelacli.models.weight_files import refuse_other_types, shapes, stored_tensors
+from pelacli.system import bytes_done
+
+_LOADING = "Loading weights"  # what transformers calls its bar over the tensors of a checkpoint
 
 
 @dataclass
@@ -121,7 +125,7 @@ def _read(
     Args:
         tensors: in place of what the directory holds.
     """
-    with quiet():
+    with quiet(), _watched(directory):
         try:
             module, info = cls.from_pretrained(
                 directory if tensors is None else None,
@@ -154,6 +158,31 @@ def _read(
         with quiet():
             _allow_heads_of_others(reading, config)
     return reading
+
+
+@contextlib.contextmanager
+def _watched(directory: Path) -> Iterator[None]:
+    """While active, `bytes_done` hears of each tensor that transformers loads: what makes its
+    progress bars is asked for one, and counts instead."""
+    size = bytes_of(directory.glob("*.safetensors"))
+
+    def counted(factory: Any, args: Any, how: Any) -> Any:
+        if how.get("desc") != _LOADING or not args or not hasattr(args[0], "__len__"):
+            return factory(*args, **how)
+        bytes_done.begin("reading", size)
+        return _counting(args[0], size)
+
+    before = transformers.logging.set_tqdm_hook(counted)
+    try:
+        yield
+    finally:
+        transformers.logging.set_tqdm_hook(before)
+
+
+def _counting(items: Collection[Any], size: int) -> Iterator[Any]:
+    for number, item in enumerate(items, 1):
+        yield item
+        bytes_done.reach(size * number / len(items), size)
 
 
 def _is_computed(module: Any, name: str) -> bool:

@@ -7,6 +7,7 @@ classes changes, and for some architectures; what it left out is seen here.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from pelacli.models import config_file, extent, precision, wrapped_names
 from pelacli.models.misfits import Misfit, listed
 from pelacli.models.weight_files import refuse_other_types, shapes, stored_tensors, types
 from pelacli.models.without_values import on_meta
-from pelacli.system import logs
+from pelacli.system import bytes_done, logs
 
 # Arguments of timm.create_model that would have it read other files than those pela knows of.
 _NOT_OF_MODELS = {
@@ -123,6 +124,8 @@ def _from_file(order: _Order, file: Path, own_classes: bool) -> nn.Module:
     if not stored:
         raise RequestError(f"{file}: holds no tensors; take the file that holds the weights")
     attempts = list(wrapped_names.attempts(stored))
+    numbers = sum(math.prod(shape) for shape in stored.values())
+    bytes_done.begin("reading", numbers * torch.float32.itemsize)  # which timm makes of them
     try:
         module = _loaded(_of_file(order, file, stored, own_classes), file)
         # timm takes some wrappers off without a word.
@@ -273,6 +276,9 @@ def _differences() -> Iterator[Misfit]:
 
     def note(module: nn.Module, keys: Any) -> None:  # the whole model's, and called for it last
         misfit.unexpected, misfit.missing = list(keys.unexpected_keys), list(keys.missing_keys)
+        leaves = [child for child in module.children() if not any(child.children())]
+        own = (p for part in (module, *leaves) for p in part.parameters(recurse=False))
+        bytes_done.done(sum(p.nbytes for p in own))
 
     def watch(module: nn.Module, name: str, child: nn.Module) -> None:
         if id(module) not in watched:
