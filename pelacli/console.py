@@ -162,9 +162,9 @@ class Progress:
         self._began = self._last = time.monotonic()
 
     def reach(self, done: float, total: float) -> None:
-        """So much is done by now, of so much: what others count."""
+        """So much is done by now, of so much, which may still become more: what others count."""
         self.total = total
-        self.advance(done - self.done)
+        self.done, self._last = done, time.monotonic()
 
     def announce(self, *, calls: int = 1, warm: int = 0, then: str = "") -> None:
         """Say in a line what time is left, once the first parts have been timed.

@@ -144,8 +144,13 @@ def test_a_part_of_a_wait_has_an_estimate_of_its_own_and_after_it_none_is_made_u
     plain.begin("hashing", 4e9, Unit.BYTES)
     plain.advance(1e9)
     assert plain.line() == "opening a model: hashing: 1.0 of 4.0 GB, about 0 s left"
-    plain.reach(4e9, 4e9)
+    plain.advance(3e9)
     assert plain.line() == "opening a model: 0 s so far"
+    plain.begin("fetching", None)
+    plain.reach(39, 39)  # the first of several files: more may come
+    assert plain.line() == "opening a model: fetching: 0 s so far"
+    plain.reach(39, 78)
+    assert plain.line() == "opening a model: fetching: 39 of 78, about 0 s left"
 
 
 def test_the_time_that_is_left_shrinks_while_nothing_new_is_done(monkeypatch):

@@ -114,6 +114,7 @@ def stored_tensors(files: Sequence[Path]) -> Iterator[StoredTensor]:
                 tensor = tensors.get_tensor(name).clone()
                 bytes_done.done(tensor.nbytes)
                 yield StoredTensor(file, name, tensor)
+    bytes_done.end()  # headers were not counted
 
 
 def ties(module: nn.Module) -> dict[str, str]:

@@ -51,6 +51,12 @@ def done(count: float) -> None:
         watcher.advance(count)
 
 
+def end() -> None:
+    """The part is over, whether all bytes were counted or not; what comes next is not known."""
+    for watcher in _watchers:
+        watcher.begin("", None, Unit.BYTES)
+
+
 def reach(so_far: float, total: float) -> None:
     """So many bytes are done by now, of so many."""
     for watcher in _watchers:
@@ -82,6 +88,7 @@ def looked_at(part: str, total: float, so_far: Callable[[], float]) -> Iterator[
     finally:
         over.set()
         thread.join()
+        end()
 
 
 def on_disk(folder: Path) -> float:

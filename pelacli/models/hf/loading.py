@@ -182,7 +182,7 @@ def _watched(directory: Path) -> Iterator[None]:
 def _counting(items: Collection[Any], size: int) -> Iterator[Any]:
     for number, item in enumerate(items, 1):
         yield item
-        bytes_done.reach(size * number / len(items), size)
+        bytes_done.done(size * number // len(items) - size * (number - 1) // len(items))
 
 
 def _is_computed(module: Any, name: str) -> bool:

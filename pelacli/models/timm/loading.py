@@ -142,6 +142,7 @@ def _from_file(order: _Order, file: Path, own_classes: bool) -> nn.Module:
         module.pretrained_cfg.pop("state_dict", None)  # type: ignore[operator,union-attr]
     if removed:
         removed.say(file)
+    bytes_done.end()  # what timm leaves out was not counted
     names = removed.names if removed else {name: name for name in stored}
     refuse_other_types([file], module, lambda name: [names.get(name, name)])
     # timm makes float32 of everything.
