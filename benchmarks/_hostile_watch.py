@@ -106,6 +106,8 @@ def install(space: Path) -> None:
     Args:
         space: directory for temporary files, which may be opened.
     """
+    import torchmetrics  # noqa: F401  # with it matplotlib, which makes folders in the home directory
+
     (space / "temporary").mkdir(parents=True, exist_ok=True)
     tempfile.tempdir = str(space / "temporary")
     sys.addaudithook(_watch.hook)

@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import transformers
+from packaging.version import Version
 
 from pelacli.artefact import loading
 from pelacli.lowrank import replace, weight
 
 ROOT = Path(__file__).parents[2]
+RELEASE = Version(transformers.__version__)
+READS_WEIGHTS = Version("5.15") <= RELEASE  # Mamba; before, it calls its layers on a CPU
+ROUTES = Version("5.18") <= RELEASE  # Switch; before, all tokens went one way
 # What each of them does that others do not.
 FEW = {
     "test_mambaout": "convolutions beside linear layers, no attention",
@@ -57,7 +62,7 @@ def test_architecture(coverage, case, name):
         assert row["dense"] == {"its weight is read (__getitem__)": 3}
     if name == "mixtral":
         assert row["dense"] == {"experts fused in one parameter": 4}
-    assert bool(row["notes"]) == (name == "switch_transformers")
+    assert bool(row["notes"]) == (name == "switch_transformers" and ROUTES)
 
 
 def test_the_trial_finds_what_is_wrong(coverage, case, monkeypatch):
@@ -69,7 +74,7 @@ def test_the_trial_finds_what_is_wrong(coverage, case, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(weight, "MATMULS", set())  # weights that are read are multiplied out again
-        assert tried("mamba") == ("broken", "FLOPs")
+        assert tried("mamba") == (("broken", "FLOPs") if READS_WEIGHTS else ("works", ""))
     with monkeypatch.context() as patch:
         load = loading.load
 
