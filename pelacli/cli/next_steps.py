@@ -5,7 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pelacli.steps.pipeline import Outcome
 
 from pelacli import console
 from pelacli.manifest import document
@@ -43,10 +46,10 @@ def after_measuring(refs: Sequence[str]) -> None:
         _say("report", *known, "--html", "report.html")
 
 
-def after_run(steps: Sequence[dict[str, Any]]) -> None:
+def after_run(steps: Sequence[Outcome]) -> None:
     """The page of a recipe's artefacts."""
     if steps:
-        _say("report", str(Path(steps[-1]["artefact"]).parent), "--html", "report.html")
+        _say("report", str(Path(steps[-1].artefact).parent), "--html", "report.html")
 
 
 def _say(*words: str) -> None:

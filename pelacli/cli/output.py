@@ -27,6 +27,7 @@ from pelacli.manifest.document import Manifest
 from pelacli.report import costs, tables
 from pelacli.report.subject import megabytes
 from pelacli.report.tables import Row, Style, human
+from pelacli.steps import step_figures
 
 _LINE = 78  # characters that a line may have, for terminals of 80 columns
 
@@ -218,13 +219,15 @@ def print_run(result: Ran, json: bool) -> None:
     evaluated = result.evaluated
     if json:
         document = None if evaluated is None else evaluated_document(evaluated)
-        console.print_json({"steps": result.steps, "eval": document})
-    elif evaluated is None:
-        terminal.print_table(result.steps)
-    else:
-        for step in result.steps:
-            state = "done already" if step["skipped"] else f"{step['seconds']:.1f} s"
-            terminal.print_text(f"{step['step']:<10} {state:<14} {step['artefact']}")
+        steps = [step.document() for step in result.steps]
+        console.print_json({"steps": steps, "eval": document})
+        return
+    for step in result.steps:
+        state = "done already" if step.skipped else f"{step.seconds:.1f} s"
+        terminal.print_text(f"{step.step:<10} {state:<14} {step.artefact}")
+        if measured := step_figures.line(step.record):
+            terminal.print_text(f"{'':<10} {measured}")
+    if evaluated is not None:
         print_evaluated([evaluated], "table")
 
 

@@ -231,7 +231,8 @@ def _warn_of_few_tokens(dense: DenseModel, moments: Mapping[str, Moments], sampl
     few = [(layer, tokens) for layer, tokens in seen if tokens < _TOKENS_PER_INPUT * layer.shape[1]]
     if few:
         layer, tokens = max(few, key=lambda pair: pair[0].shape[1])
+        see = "1 layer sees" if len(few) == 1 else f"{len(few)} layers see"
         console.warn(
-            f"{len(few)} layers see fewer than {_TOKENS_PER_INPUT} tokens for each of their inputs "
+            f"{see} fewer than {_TOKENS_PER_INPUT} tokens for each input "
             f"({layer.name}: {tokens:,} tokens for {layer.shape[1]:,} inputs); calibrate on more"
         )

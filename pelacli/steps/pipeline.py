@@ -13,7 +13,7 @@ from typing import Any
 from pelacli import console
 from pelacli.errors import RequestError, StoppedError
 from pelacli.manifest import document, integrity, lookup
-from pelacli.manifest.document import NewerFormatError
+from pelacli.manifest.document import NewerFormatError, StepRecord
 from pelacli.recipe import layout, schema
 from pelacli.recipe.decompose import Decompose
 from pelacli.recipe.evaluation import Evaluation, NamedModel
@@ -21,7 +21,7 @@ from pelacli.recipe.fingerprint import fingerprint
 from pelacli.recipe.keys import Key, dotted
 from pelacli.recipe.schema import Recipe
 from pelacli.recipe.step import Step, opening_of, steps_of
-from pelacli.steps import outputs
+from pelacli.steps import outputs, step_figures
 from pelacli.system import leftovers, locks, processes
 
 
@@ -29,8 +29,30 @@ from pelacli.system import leftovers, locks, processes
 class Ran:
     """What `run` did: each step with its outcome, and the evaluation at the end."""
 
-    steps: list[dict[str, Any]]
+    steps: list[Outcome]
     evaluated: Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A step of a run.
+
+    Attributes:
+        skipped: it was done already.
+        seconds: of this run.
+        record: what the artefact's manifest says of the step.
+    """
+
+    step: str
+    artefact: str
+    skipped: bool
+    seconds: float
+    record: StepRecord
+
+    def document(self) -> dict[str, Any]:
+        """As JSON has it."""
+        about = {key: value for key, value in vars(self).items() if key != "record"}
+        return about | step_figures.figures(self.record)
 
 
 def run(recipe: Recipe, *, force: bool = False, place_of: Callable[[Key], str] = dotted) -> Ran:
@@ -65,7 +87,7 @@ def run(recipe: Recipe, *, force: bool = False, place_of: Callable[[Key], str] =
     return Ran(outcomes, _evaluate(recipe))
 
 
-def _outcome(step: Step[Any], force: bool, *, is_known_done: bool) -> dict[str, Any]:
+def _outcome(step: Step[Any], force: bool, *, is_known_done: bool) -> Outcome:
     """Do a step, unless it is done."""
     start = time.perf_counter()
     processes.wait(step.device)  # or a late one would find the step done by another
@@ -82,8 +104,8 @@ def _outcome(step: Step[Any], force: bool, *, is_known_done: bool) -> dict[str, 
             remedy = f"run the same command again{without} to go on"
             raise StoppedError(error.where, remedy) from None
     seconds = 0.0 if skipped else time.perf_counter() - start
-    artefact = str(step.output)
-    return {"step": step.name, "artefact": artefact, "skipped": skipped, "seconds": seconds}
+    record = document.read(step.output).history[-1]
+    return Outcome(step.name, str(step.output), skipped, seconds, record)
 
 
 def is_done(step: Step[Any]) -> bool:

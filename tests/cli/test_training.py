@@ -58,10 +58,13 @@ def test_a_recipe_is_run_once_and_again_from_the_step_that_changed(pela, recipe,
     assert steps == dict.fromkeys(("teacher", "decompose", "pretrain", "finetune"), False)
     assert {"artefact", "metrics", "baseline", "drop", "agreement"} <= set(done["eval"])
     assert set(done["eval"]["metrics"]) >= {"accuracy"}
+    healed = done["steps"][2]
+    assert set(healed["metrics"]) == set(healed["start"]) >= {"accuracy", "kl"}
     again = document(pela("run", recipe, "--json"))
     assert all(step["skipped"] for step in again["steps"])
     code, out, err = pela("run", recipe, "--verbose")
     assert (code, out.count("done already")) == (0, 4)
+    assert f"accuracy {healed['start']['accuracy']:.4g} → " in out
     assert "teacher: done already" in err
     other = ("--set", "pretrain.lr=0.01", "--set", "pretrain.result=last")
     changed = document(pela("run", recipe, "--json", *other))

@@ -70,7 +70,7 @@ def test_a_correction_that_makes_the_model_worse_is_left_out(pela, texts, monkey
 
 def test_too_few_tokens_for_a_layers_inputs_are_said(pela, texts):
     _, _, err = pela(*texts[:-1], 2, "-o", "b")
-    assert "fewer than 4 tokens for each of their inputs" in err
+    assert "fewer than 4 tokens for each input" in err
     assert "calibrate on more" in err
 
 
