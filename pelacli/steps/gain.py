@@ -46,7 +46,8 @@ class Gain:
     def document(self) -> dict[str, Any]:
         """As JSON and the manifest have it."""
         search = {"rate_search": self.search} if self.search else {}
-        return {"start": self.start, "best_step": self.step, "helped": self.helped} | search
+        decided = {"decided_by": self.figure, "best_step": self.step, "helped": self.helped}
+        return {"start": self.start} | decided | search
 
 
 def gain(

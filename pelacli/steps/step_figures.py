@@ -7,7 +7,7 @@ from typing import Any
 from pelacli.manifest.document import StepRecord
 
 # In a record of training beside the figures of its evaluation.
-_OTHERS = {"steps", "losses", "start", "best_step", "helped", "rate_search"}
+_OTHERS = {"steps", "losses", "start", "decided_by", "best_step", "helped", "rate_search"}
 # Of `pelacli.measure.held_back.Distance`, the first that there is.
 _OF_HELD_BACK = {"perplexity": "perplexity", "relative_error": "relative error"}
 
@@ -23,16 +23,16 @@ def figures(record: StepRecord) -> dict[str, Any]:
 
 
 def line(record: StepRecord) -> str:
-    """For people; "" where nothing was measured."""
+    """For people, the figure that decides; "" where nothing was measured."""
     metrics, start = (figures(record).get(key) or {} for key in ("metrics", "start"))
     if record.step == "decompose":
         return _of_held_back(metrics)
-    texts = []
-    for name, value in metrics.items():
-        if isinstance(value, int | float):
-            before = f"{start[name]:.4g} → " if name in start else ""
-            texts.append(f"{name.replace('_', ' ')} {before}{value:.4g}")
-    return ", ".join(texts)
+    numbers = [name for name, value in metrics.items() if isinstance(value, int | float)]
+    if not numbers:
+        return ""
+    name = record.metrics.get("decided_by", numbers[0])
+    before = f"{start[name]:.4g} → " if name in start else ""
+    return f"{name.replace('_', ' ')} {before}{metrics[name]:.4g}"
 
 
 def _of_held_back(metrics: dict[str, Any]) -> str:
