@@ -50,12 +50,12 @@ def make_app() -> typer.Typer:
     add("pretrain", training.heal, _SMALLER, training.HEAL_EXAMPLES, help=_OLDER_NAME)
     add("finetune", training.finetune, _SMALLER, training.FINETUNE_EXAMPLES)
     add("eval", measuring.evaluate, _LOOK, measuring.EVAL_EXAMPLES)
-    add("report", measuring.report, _LOOK, measuring.REPORT_EXAMPLES)
-    add("export", exporting.export, _ELSEWHERE, exporting.EXAMPLES)
-    add("import", importing.import_checkpoint, _ELSEWHERE, importing.EXAMPLES)
-    add("push", sharing.push, _ELSEWHERE, sharing.EXAMPLES)
+    add("report", measuring.report, _LOOK, measuring.REPORT_EXAMPLES, by_first=True)
+    add("export", exporting.export, _ELSEWHERE, exporting.EXAMPLES, by_first=True)
+    add("import", importing.import_checkpoint, _ELSEWHERE, importing.EXAMPLES, by_first=True)
+    add("push", sharing.push, _ELSEWHERE, sharing.EXAMPLES, by_first=True)
     add("run", training.run, _SMALLER, training.RUN_EXAMPLES)
-    add("verify", measuring.verify, _LOOK, measuring.VERIFY_EXAMPLES)
+    add("verify", measuring.verify, _LOOK, measuring.VERIFY_EXAMPLES, by_first=True)
     app.add_typer(_make_recipes_app(), name="recipes", rich_help_panel=_SMALLER)
     return app
 
@@ -66,11 +66,11 @@ def _make_recipes_app() -> typer.Typer:
         help="List, show, copy and check recipes, and print their schema.",
         no_args_is_help=True,
     )
-    add_command(app, "list", recipes.list_recipes)
-    add_command(app, "show", recipes.show)
-    add_command(app, "copy", recipes.copy)
-    add_command(app, "check", recipes.check)
-    add_command(app, "schema", recipes.print_schema)
+    add_command(app, "list", recipes.list_recipes, by_first=True)
+    add_command(app, "show", recipes.show, by_first=True)
+    add_command(app, "copy", recipes.copy, by_first=True)
+    add_command(app, "check", recipes.check, by_first=True)
+    add_command(app, "schema", recipes.print_schema, by_first=True)
     return app
 
 

@@ -16,6 +16,7 @@ from pelacli import console
 from pelacli.cli import completion, waiting
 from pelacli.cli.help_text import EVERY_COMMAND, Command, examples_below
 from pelacli.errors import RequestError
+from pelacli.system import processes
 
 Json = Annotated[
     bool,
@@ -107,6 +108,7 @@ def add_command(
     examples: Sequence[str] = (),
     *,
     help: str | None = None,
+    by_first: bool = False,
 ) -> None:
     """Make a function a command, with the options that every command has after its own.
 
@@ -114,12 +116,16 @@ def add_command(
         group: of commands, in the help of what is above it.
         examples: lines to type, which end its help.
         help: in place of the function's docstring.
+        by_first: of the processes that a launcher started the first one does it alone. The others
+            would write the same files, or be timed beside it.
     """
 
     @functools.wraps(function)
     def command(**values: Any) -> None:
         if values["quiet"] and values["verbose"]:
             raise RequestError("--quiet and --verbose contradict each other; give one")
+        if by_first and not processes.is_first():
+            return
         own = {key: _with_home(key, value) for key, value in values.items() if key not in _COMMON}
         with waiting.announced():
             function(**own)
