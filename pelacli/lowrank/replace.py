@@ -75,7 +75,8 @@ def replace_empty(
         ranks, form_of: by the layers' names; a layer without a form is one of factors.
 
     Raises:
-        RequestError: a name is no layer of the module that can be factorised.
+        RequestError: a name is no layer of the module that can be factorised, or has no room for so
+            many pivots.
     """
     exchanges: list[Exchange] = []
     for name, rank in ranks.items():
@@ -85,6 +86,8 @@ def replace_empty(
             raise RequestError(f"{name}: not a layer that can be factorised in this model")
         out, in_ = kind.shape
         form = (form_of or {}).get(name, "factors")
+        if form == "pivots" and rank > min(out, in_):
+            raise RequestError(f"{name}: {rank} pivots in a layer of {out} × {in_}")
         low = _module((out, in_), rank, form, getattr(dense, "bias", None) is not None)
         weight = cast(Tensor, dense.weight)
         for part in (low.down, low.up):

@@ -14,6 +14,7 @@ from pelacli.models.carried import module_folders
 from pelacli.models.sentence_modules import Step, dense, layer_norm, normalise
 from pelacli.system import json_files
 
+_RESTORE = "restore the file"
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 # Up to version 5 each mode had a switch of its own in the file.
 _SWITCHES = {"pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
@@ -70,7 +71,7 @@ def read(directory: Path) -> Pooling | None:
     file = directory / "modules.json"
     if not file.is_file():
         return None
-    modules = _json(file)
+    modules = json_files.read(file, _RESTORE)
     if not isinstance(modules, list) or not all(isinstance(row, dict) for row in modules):
         raise RequestError(f"{file}: not a list of modules; restore the file")
     modes: tuple[str, ...] = ("mean",)
@@ -87,7 +88,7 @@ def read(directory: Path) -> Pooling | None:
         elif name == "Normalize":
             steps.append(normalise)
         elif name == "Dense":
-            steps.append(dense(directory, folder, _json(directory / folder / "config.json")))
+            steps.append(dense(directory, folder))
         elif name == "LayerNorm":
             steps.append(layer_norm(directory, folder))
         elif name not in ("Transformer", "Dropout"):
@@ -104,18 +105,14 @@ def _not_applied(file: Path, name: str) -> RequestError:
 
 
 def _modes(file: Path) -> tuple[str, ...]:
-    config = json_files.read_as(dict, file, "restore the file")
+    config = json_files.read_as(dict, file, _RESTORE)
     asked = config.get("pooling_mode")
-    modes = [asked] if isinstance(asked, str) else list(asked or ())
+    modes = asked if isinstance(asked, list) else [asked] if asked else []
     modes = modes or [mode for switch, mode in _SWITCHES.items() if config.get(switch)] or ["mean"]
     for mode in modes:
         if mode not in MODES:
             raise RequestError(f"{file}: pooling {mode!r} is none of {', '.join(MODES)}")
     return tuple(modes)
-
-
-def _json(file: Path) -> Any:
-    return json_files.read(file, "restore the file")
 
 
 def hold(module: Any, directory: Path) -> None:

@@ -3,17 +3,16 @@ read from their folders beside the model. pela applies them, and trains none of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelacli.errors import RequestError
 from pelacli.models.weight_files import stored_tensors
-from pelacli.system import own_files
+from pelacli.system import json_files, own_files
 
 Step = Callable[[Tensor], Tensor]
 
@@ -53,7 +52,7 @@ def normalise(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1)
 
 
-def dense(directory: Path, folder: str, config: Mapping[str, Any]) -> Dense:
+def dense(directory: Path, folder: str) -> Dense:
     """The module of a folder, as its config.json describes it.
 
     Raises:
@@ -61,8 +60,9 @@ def dense(directory: Path, folder: str, config: Mapping[str, Any]) -> Dense:
             sentence's vector, or its activation is none of torch's.
     """
     file = directory / folder / "config.json"
-    reads = {config.get("module_input_name"), config.get("module_output_name")}
-    if reads - {None, "sentence_embedding"}:
+    config = json_files.read_as(dict, file, "restore the file")
+    reads = (config.get("module_input_name"), config.get("module_output_name"))
+    if any(name not in (None, "sentence_embedding") for name in reads):
         raise RequestError(f"{file}: pela applies Dense to a sentence's vector only, not to tokens")
     tensors = _tensors(directory, folder)
     shape = (config.get("out_features"), config.get("in_features"))

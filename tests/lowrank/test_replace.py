@@ -328,6 +328,8 @@ def test_names_that_are_not_there():
         replace.replace(nn.Sequential(), {"nope": (torch.ones(1, 2), torch.ones(2, 1), None)})
     with pytest.raises(RequestError, match="not a layer that can be factorised"):
         replace.replace_empty(Odd(), {"words": 3})
+    with pytest.raises(RequestError, match="0: 10 pivots in a layer of 4 × 2"):
+        replace.replace_empty(nn.Sequential(nn.Linear(2, 4)), {"0": 10}, {"0": "pivots"})
 
 
 def test_weights_are_out_by_in_whatever_the_module():

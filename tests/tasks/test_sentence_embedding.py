@@ -206,6 +206,8 @@ def test_sentence_transformers_gives_the_same_embeddings_of_the_dense_model(here
         (dense_layer(activation_function="torch.nn.functional"), "is none of torch"),
         (dense_layer(module_input_name="token_embeddings"), "to a sentence's vector only"),
         (("Dense", {"in_features": 9, "out_features": 3}, dense_layer()[2]), "another layer"),
+        (("Dense", None, dense_layer()[2]), r"2_Dense/config\.json: expected an object in braces"),
+        (dense_layer(module_output_name=["x"]), "to a sentence's vector only"),
         (("LayerNorm", {}, {"x": torch.ones(1)}), r"does not hold norm\.weight and norm\.bias"),
     ],
 )
