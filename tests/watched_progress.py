@@ -11,14 +11,8 @@ import pytest
 from pelacli import console
 
 
-def watch(
-    monkeypatch: pytest.MonkeyPatch, do: Callable[[float], object], description: str | None = None
-) -> None:
-    """Have a function called with every advance.
-
-    Args:
-        description: of the displays that are watched; None: all.
-    """
+def watch(monkeypatch: pytest.MonkeyPatch, do: Callable[[float], object], description: str) -> None:
+    """Have a function called with every advance of the displays with this description."""
 
     def nothing(*args, **how):
         pass
@@ -26,7 +20,7 @@ def watch(
     @contextlib.contextmanager
     def progress(shown, total=None, unit=None):
         def advance(n=1, **fields):
-            if description is None or shown.startswith(description):
+            if shown.startswith(description):
                 do(n)
 
         yield SimpleNamespace(

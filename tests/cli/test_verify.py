@@ -167,8 +167,8 @@ def test_run_does_a_damaged_step_again_and_says_so(here, capsys):
         console.verbosity.said.clear()
         damage(folder / WEIGHTS)
         [step] = pipeline.run(recipe).steps
-        assert not step["skipped"]
+        assert not step.skipped
         assert "decompose is done again" in capsys.readouterr().err
         assert (folder / WEIGHTS).read_bytes() == whole
     [step] = pipeline.run(recipe).steps
-    assert step["skipped"]
+    assert step.skipped

@@ -66,7 +66,7 @@ def test_a_step_that_is_done_is_tidied(recipe, killed_at_the_end):
     draft.mkdir()
     os.utime(draft, (0, 0))  # from before this process
     [_, step] = pipeline.run(recipe).steps
-    assert step["skipped"]
+    assert step.skipped
     assert sorted(p.name for p in killed_at_the_end.parent.iterdir()) == ["decompose", "pretrain"]
 
 

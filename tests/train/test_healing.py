@@ -279,7 +279,7 @@ def test_a_healing_that_was_stopped_and_resumed_gives_bitwise_the_same_weights(
         if sum(steps) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    watch(monkeypatch, note)
+    watch(monkeypatch, note, "pretrain")
     with pytest.raises(PelaError, match="stopped at step 3 of 8; continue with --resume"):
         pretrain.run(step_of(made, "pretrain"))
     pretrain.run(step_of(made, "pretrain"), resume=True)
