@@ -146,16 +146,14 @@ class Progress:
     def __init__(
         self, description: str = "", total: float | None = None, unit: Unit = Unit.PIECES
     ) -> None:
-        self._what, self._part = description, ""
+        self._what = description
         self.figures = ""
         self._pace: Pace | None = None
         self._then = ""
         self.begin("", total, unit)
 
     def begin(self, part: str, total: float | None, unit: Unit = Unit.PIECES) -> None:
-        """Begin a part of the work, whose pace the parts before say nothing of. When it is done,
-        what comes next is not known."""
-        self._part = part
+        """Begin a part of the work, whose pace the parts before say nothing of."""
         self.description = short_line(f"{self._what}: {part}" if part else self._what)
         self.total, self.unit = total, unit
         self.done = self._before = 0.0
@@ -192,8 +190,6 @@ class Progress:
                 for name, value in figures.items()
             )
             self.figures = printable(text)
-        if self._part and self.total and self.done >= self.total:
-            self.begin("", None)
         left = self._pace and self._pace.left(self.done, time.monotonic())
         if left:
             self._pace = None
@@ -246,10 +242,12 @@ def progress(
 
 
 @contextmanager
-def file_progress(description: str) -> Iterator[None]:
+def file_progress(
+    description: str, total: float | None = None, unit: Unit = Unit.PIECES
+) -> Iterator[Progress]:
     """`progress` of work on a model's files, of which `pelacli.system.bytes_done` hears."""
-    with progress(description) as shown, bytes_done.watched_by(shown):
-        yield
+    with progress(description, total, unit) as shown, bytes_done.watched_by(shown):
+        yield shown
 
 
 @contextmanager

@@ -14,7 +14,6 @@ import pytest
 from pelacli import console
 from pelacli.cli import waiting
 from pelacli.system import bytes_done
-from pelacli.system.amounts import Unit
 
 
 class Terminal(io.StringIO):
@@ -137,15 +136,16 @@ def test_work_of_unknown_length_says_nothing(monkeypatch):
 
 def test_a_part_of_a_wait_has_an_estimate_of_its_own_and_after_it_none_is_made_up():
     plain = console.Progress("opening a model")
-    plain.begin("reading", 4e9, Unit.BYTES)
-    plain.advance(1e9)
-    plain._began -= 60.0
-    assert plain.line() == "opening a model: reading: 1.0 of 4.0 GB, about 3 min left"
-    plain.begin("hashing", 4e9, Unit.BYTES)
-    plain.advance(1e9)
-    assert plain.line() == "opening a model: hashing: 1.0 of 4.0 GB, about 0 s left"
-    plain.advance(3e9)
-    assert plain.line() == "opening a model: 0 s so far"
+    with bytes_done.watched_by(plain):
+        with bytes_done.part("reading", 4e9):
+            bytes_done.done(1e9)
+            plain._began -= 60.0
+            assert plain.line() == "opening a model: reading: 1.0 of 4.0 GB, about 3 min left"
+        with bytes_done.part("hashing", 4e9):
+            bytes_done.done(1e9)
+            assert plain.line() == "opening a model: hashing: 1.0 of 4.0 GB, about 0 s left"
+            bytes_done.done(3e9)
+        assert plain.line() == "opening a model: 0 s so far"
     plain.begin("fetching", None)
     plain.reach(39, 39)  # the first of several files: more may come
     assert plain.line() == "opening a model: fetching: 0 s so far"
@@ -171,9 +171,9 @@ def test_what_is_not_known_before_turns_from_a_spinner_into_a_bar(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with console.file_progress("opening a model"):
         wait_for(stream, "opening a model")
-        bytes_done.begin("reading", 4e9)
-        bytes_done.done(1e9)
-        wait_for(stream, "━")
+        with bytes_done.part("reading", 4e9):
+            bytes_done.done(1e9)
+            wait_for(stream, "━")
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
     assert re.search(r"[⠀-⣿] opening a model 0 s", shown)
     assert re.search(r"opening a model: reading ━.* 1.0 of 4.0 GB 0 s 0 s left", shown)

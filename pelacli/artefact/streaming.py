@@ -40,9 +40,9 @@ def write_weights(
     split = split_torch_state_dict_into_shards(
         {name: tensor.to("meta") for name, tensor in shapes.items()}
     )
-    bytes_done.begin("writing", sum(tensor.nbytes for tensor in shapes.values()))
-    for file, names in split.filename_to_tensors.items():
-        _write_file({name: shapes[name] for name in names}, read, folder / file)
+    with bytes_done.part("writing", sum(tensor.nbytes for tensor in shapes.values())):
+        for file, names in split.filename_to_tensors.items():
+            _write_file({name: shapes[name] for name in names}, read, folder / file)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         text = json.dumps(index, indent=2)

@@ -14,6 +14,7 @@ from pelacli.artefact import saving
 from pelacli.errors import RequestError
 from pelacli.exports import calls
 from pelacli.exports.calls import Call
+from pelacli.exports.order import Order
 from pelacli.exports.tracing import faults_of
 from pelacli.lowrank.find import low_rank_layers
 from pelacli.lowrank.linear import LowRankLinear
@@ -23,7 +24,6 @@ from pelacli.models import pooling
 from pelacli.models.hf import stated_layers
 from pelacli.models.opened import OpenModel
 from pelacli.models.weight_files import ties
-from pelacli.system.turns import Reach
 
 SUFFIX = ""
 PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "bf16")
@@ -51,15 +51,9 @@ def prepare(opened: OpenModel) -> None:
     fold(opened.module)
 
 
-def write(
-    opened: OpenModel,
-    call: Call,
-    example: dict[str, Tensor],
-    at: Path,
-    opset: int | None,
-    reach: Reach,
-) -> None:
+def write(order: Order, at: Path) -> None:
     """See `pelacli.exports.targets.Target`."""
+    opened = order.opened
     at.mkdir()
     saving.write_weights(replace(opened, stored={}), ties(opened.module), at)
     config = low_rank_config.with_layers(opened.config, opened.library, {}, {})

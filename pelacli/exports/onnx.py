@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from pelacli.exports import calls
-from pelacli.exports.calls import Call
+from pelacli.exports.order import Order
 from pelacli.exports.tracing import faults_of, quiet, trace
 from pelacli.models.opened import OpenModel
 from pelacli.system import extras
-from pelacli.system.turns import Reach
 
 SUFFIX = ".onnx"
 PRECISIONS: tuple[str, ...] = (
@@ -38,31 +37,24 @@ def prepare(opened: OpenModel) -> None:
     """The graph is of the module as it is."""
 
 
-def write(
-    opened: OpenModel,
-    call: Call,
-    example: dict[str, Tensor],
-    at: Path,
-    opset: int | None,
-    reach: Reach,
-) -> None:
+def write(order: Order, at: Path) -> None:
     """See `pelacli.exports.targets.Target`. Weights of more than 2 GiB lie beside the file, as
     ONNX has it, under its name with ".data" behind it."""
     for package in _PACKAGES:
         extras.require(package, "--to onnx")
-    program = trace(opened, call, example)
-    reach(_TRACED, 1)
+    program = trace(order.opened, order.call, order.example)
+    order.reach(_TRACED, 1)
     with torch.no_grad():
-        outputs = list(call(**example))
-    with faults_of(opened, "torch.onnx"), quiet():
+        outputs = list(order.call(**order.example))
+    with faults_of(order.opened, "torch.onnx"), quiet():
         graph = torch.onnx.export(
-            program, dynamo=True, verbose=False, opset_version=opset, output_names=outputs
+            program, dynamo=True, verbose=False, opset_version=order.opset, output_names=outputs
         )
         assert graph is not None
         _name_dimensions(graph.model.graph)
         size = sum(t.nbytes for t in program.state_dict.values())
         graph.save(at, external_data=size > _ONE_FILE)
-    reach(_WRITTEN, 1)
+    order.reach(_WRITTEN, 1)
 
 
 def _name_dimensions(graph: Any) -> None:

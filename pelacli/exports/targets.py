@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pelacli.errors import RequestError
 from pelacli.exports.calls import Call
+from pelacli.exports.order import Order
 from pelacli.messages import did_you_mean
 from pelacli.models.opened import OpenModel
-from pelacli.system.turns import Reach
 
 
 class Target(Protocol):
@@ -45,21 +45,8 @@ class Target(Protocol):
     def prepare(self, opened: OpenModel) -> None:
         """Change the module, which is in float32, before it gets the precision that is written."""
 
-    def write(
-        self,
-        opened: OpenModel,
-        call: Call,
-        example: dict[str, Tensor],
-        at: Path,
-        opset: int | None,
-        reach: Reach,
-    ) -> None:
-        """Write the model. Its module may be changed.
-
-        Args:
-            example: inputs to trace the model with, of no user's data: they may stay in the file.
-            reach: is given the share of the export's time that is over, and 1, where a target
-                knows it.
+    def write(self, order: Order, at: Path) -> None:
+        """Write the model.
 
         Raises:
             RequestError: the model does something that can't be written in this form.

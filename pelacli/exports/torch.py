@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from pelacli.exports import calls
-from pelacli.exports.calls import Call
+from pelacli.exports.order import Order
 from pelacli.exports.tracing import faults_of, quiet, trace
 from pelacli.models.opened import OpenModel
-from pelacli.system.turns import Reach
 
 SUFFIX = ".pt2"
 PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "bf16")
@@ -36,20 +35,13 @@ def prepare(opened: OpenModel) -> None:
     """The graph is of the module as it is."""
 
 
-def write(
-    opened: OpenModel,
-    call: Call,
-    example: dict[str, Tensor],
-    at: Path,
-    opset: int | None,
-    reach: Reach,
-) -> None:
+def write(order: Order, at: Path) -> None:
     """See `pelacli.exports.targets.Target`."""
-    program = trace(opened, call, example)
-    reach(_TRACED, 1)
-    with faults_of(opened, "torch.export"), quiet():
+    program = trace(order.opened, order.call, order.example)
+    order.reach(_TRACED, 1)
+    with faults_of(order.opened, "torch.export"), quiet():
         torch.export.save(program, at)
-    reach(_WRITTEN, 1)
+    order.reach(_WRITTEN, 1)
 
 
 def run(at: Path, batches: list[dict[str, Tensor]], opened: OpenModel) -> list[dict[str, Tensor]]:

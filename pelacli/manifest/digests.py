@@ -33,8 +33,8 @@ def digest_json(content: Any) -> str:
 def digest_files(files: Iterable[Path]) -> str:
     """SHA-256 of each file, in their order, as `of_several` joins them."""
     files = list(files)
-    bytes_done.begin("hashing", bytes_of(files))
-    return of_several(map(digest_file, files))
+    with bytes_done.part("hashing", bytes_of(files)):
+        return of_several(map(digest_file, files))
 
 
 def bytes_of(files: Iterable[Path]) -> int:

@@ -38,11 +38,11 @@ def files_of(directory: Path) -> dict[str, FileRecord]:
     names = sorted(own_files.names_below(directory), key=PurePath)  # a folder's files together
     files = {name: directory / name for name in names if name != document.FILE}
     files = {name: file for name, file in files.items() if file.is_file()}
-    bytes_done.begin("hashing", digests.bytes_of(files.values()))
-    return {
-        name: FileRecord(size=file.stat().st_size, sha256=digests.digest_file(file))
-        for name, file in files.items()
-    }
+    with bytes_done.part("hashing", digests.bytes_of(files.values())):
+        return {
+            name: FileRecord(size=file.stat().st_size, sha256=digests.digest_file(file))
+            for name, file in files.items()
+        }
 
 
 def digest(manifest: Manifest) -> str | None:
@@ -70,12 +70,12 @@ def damages(
         files: name → record of those that are looked at.
         sizes_only: read no content.
     """
-    if not sizes_only:
-        bytes_done.begin("checking", sum(record.size for record in files.values()))
-    for name, record in files.items():
-        what = _damage(directory, name, record, sizes_only)
-        if what is not None:
-            yield Damage(name, what)
+    size = 0 if sizes_only else sum(record.size for record in files.values())
+    with bytes_done.part("checking", size):
+        for name, record in files.items():
+            what = _damage(directory, name, record, sizes_only)
+            if what is not None:
+                yield Damage(name, what)
 
 
 def _damage(directory: Path, name: str, record: FileRecord, sizes_only: bool) -> str | None:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from pelacli.factorize.batches import pieces, samples_in
+from pelacli.system.amounts import Reach
 from pelacli.system.devices import move_batch
-from pelacli.system.turns import Clock, Reach, Timing, in_turns, seconds_of
+from pelacli.system.turns import Clock, Timing, in_turns, seconds_of
 
 # Names of `pelacli.system.precisions.NAMES` → types
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

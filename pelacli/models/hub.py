@@ -148,9 +148,8 @@ def _download(repo: str, patterns: Sequence[str], ignored: Sequence[str]) -> Pat
 
     name, _, revision = repo.partition("@")
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    bytes_done.begin("fetching", None)
     try:
-        with no_bars():
+        with no_bars(), bytes_done.part("fetching", None):
             return Path(
                 snapshot_download(
                     name,

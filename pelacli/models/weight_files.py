@@ -105,16 +105,15 @@ def stored_tensors(files: Sequence[Path]) -> Iterator[StoredTensor]:
     """
     from safetensors import safe_open
 
-    bytes_done.begin("reading", bytes_of(file for file in files if file.is_file()))
-    for file in files:
-        with _damage_named(file), safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
-                # A copy: mapped memory is aligned as the file happens to be, and products of
-                # differently aligned matrices differ in the last bit.
-                tensor = tensors.get_tensor(name).clone()
-                bytes_done.done(tensor.nbytes)
-                yield StoredTensor(file, name, tensor)
-    bytes_done.end()  # headers were not counted
+    with bytes_done.part("reading", bytes_of(file for file in files if file.is_file())):
+        for file in files:
+            with _damage_named(file), safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
+                    # A copy: mapped memory is aligned as the file happens to be, and products of
+                    # differently aligned matrices differ in the last bit.
+                    tensor = tensors.get_tensor(name).clone()
+                    bytes_done.done(tensor.nbytes)
+                    yield StoredTensor(file, name, tensor)
 
 
 def ties(module: nn.Module) -> dict[str, str]:

@@ -18,11 +18,12 @@ from pelacli.errors import PelaError, RequestError
 from pelacli.exports import samples, targets
 from pelacli.exports.agreement import BOUNDS, largest_difference
 from pelacli.exports.calls import Call
+from pelacli.exports.order import Order
 from pelacli.exports.targets import Target
 from pelacli.measure.latency import DTYPES
 from pelacli.models.opened import OpenModel
 from pelacli.steps.latency import own_precision
-from pelacli.system import bytes_done, drafts
+from pelacli.system import drafts
 from pelacli.system.amounts import Unit
 from pelacli.version import __version__
 
@@ -149,10 +150,9 @@ def export(opened: OpenModel, request: Request) -> Exported:
     example = _inputs(call, samples.plain(opened, call)[0], kind)
     with (
         drafts.draft(request.path) as at,
-        console.progress(f"exporting {opened.ref}", 1.0, Unit.SHARE) as bar,
-        bytes_done.watched_by(bar),
+        console.file_progress(f"exporting {opened.ref}", 1.0, Unit.SHARE) as bar,
     ):
-        target.write(opened, call, example, at, request.opset, bar.reach)
+        target.write(Order(opened, call, example, request.opset, bar.reach), at)
         outputs = target.run(at, [_inputs(call, batch, kind) for batch in batches], opened)
         compared = [_compared(*one) for one in zip(batches, expected, outputs, strict=True)]
         result = Exported(

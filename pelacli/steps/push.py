@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pelacli.artefact import card, locating
-from pelacli.console import info, progress, warn
+from pelacli.console import file_progress, info, warn
 from pelacli.errors import PelaError, RequestError
 from pelacli.manifest import digests, document, evaluations, integrity
 from pelacli.manifest.document import Manifest
@@ -89,7 +89,7 @@ def _shown(description: str, size: int) -> Iterator[None]:
     """Show how far an upload is. The client tells nobody: what leaves the machine is looked at, so
     that it is true as far as nothing else is sent, and what the hub has already takes no time."""
     first = _sent()
-    with progress(description) as bar, bytes_done.watched_by(bar), hub_progress.no_bars():
+    with file_progress(description), hub_progress.no_bars():
         if first is None:
             yield
         else:

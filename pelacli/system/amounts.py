@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
+
+Reach = Callable[[float, float], object]  # (how much is done, of how much)
 
 
 class Unit(Enum):

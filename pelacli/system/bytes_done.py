@@ -38,23 +38,26 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
         _watchers.remove(watcher)
 
 
-def begin(part: str, total: float | None) -> None:
-    """A part of the work begins, such as "reading", on so many bytes; None where it is not known
-    yet."""
+@contextmanager
+def part(name: str, total: float | None) -> Iterator[None]:
+    """A part of the work, such as "reading", on so many bytes; None where it is not known yet. What
+    comes after it is not known."""
+    _begin(name, total)
+    try:
+        yield
+    finally:
+        _begin("", None)
+
+
+def _begin(name: str, total: float | None) -> None:
     for watcher in _watchers:
-        watcher.begin(part, total, Unit.BYTES)
+        watcher.begin(name, total, Unit.BYTES)
 
 
 def done(count: float) -> None:
     """So many more bytes are done."""
     for watcher in _watchers:
         watcher.advance(count)
-
-
-def end() -> None:
-    """The part is over, whether all bytes were counted or not; what comes next is not known."""
-    for watcher in _watchers:
-        watcher.begin("", None, Unit.BYTES)
 
 
 def reach(so_far: float, total: float) -> None:
@@ -64,14 +67,13 @@ def reach(so_far: float, total: float) -> None:
 
 
 @contextmanager
-def looked_at(part: str, total: float, so_far: Callable[[], float]) -> Iterator[None]:
-    """A part of the work that a library does in one call: while active, a thread looks now and then
-    how far it is.
+def looked_at(name: str, total: float, so_far: Callable[[], float]) -> Iterator[None]:
+    """A `part` that a library does in one call: while active, a thread looks now and then how far
+    it is.
 
     Args:
         so_far: gives the bytes that are done.
     """
-    begin(part, total)
     if not _watchers:
         yield
         return
@@ -82,13 +84,13 @@ def looked_at(part: str, total: float, so_far: Callable[[], float]) -> Iterator[
             reach(min(so_far(), total), total)
 
     thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        end()
+    with part(name, total):
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 def on_disk(folder: Path) -> float:

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pelacli.system.amounts import Reach
+
 Clock = Callable[[], float]
-Reach = Callable[[float, float], object]  # (how much is done, of how much)
 
 _LEAST, _MOST = 5, 500  # rounds
 

@@ -73,10 +73,10 @@ def test_opening_and_writing_an_artefact(artefact, tmp_path, watcher):
     opened = pelacli.load(artefact)
     parts = watcher.whole()
     assert parts["checking"] >= size(artefact)
-    assert [part for part, *_ in watcher.parts] == ["checking", "reading", ""]
+    assert [part for part, *_ in watcher.parts] == ["checking", "", "reading", ""]
     watcher.parts.clear()
     pelacli.save(opened, tmp_path / "again")
-    assert [part for part, *_ in watcher.parts] == ["writing", "", "hashing"]
+    assert [part for part, *_ in watcher.parts] == ["writing", "", "hashing", ""]
     weights = sum(tensor.nbytes for tensor in opened.state_dict().values())
     assert watcher.parts[0][1] == weights
     assert watcher.whole()["hashing"] > weights
@@ -89,15 +89,15 @@ def test_fetching_counts_what_came_or_was_put_together_and_prints_nothing(watche
         bar(desc="Reconstructing", total=0, unit="B", name="its own", disable=True),
         bar(range(3), desc="Fetching 3 files"),
     )
-    bytes_done.begin("fetching", None)
-    for each in (came, together):
-        each.total += 100
-    came.update(40)
-    together.update(30)
-    assert watcher.parts == [["fetching", 100, 40]]
-    assert list(files) == [0, 1, 2]
-    together.update(70)
-    assert watcher.parts == [["fetching", 100, 100]]
+    with bytes_done.part("fetching", None):
+        for each in (came, together):
+            each.total += 100
+        came.update(40)
+        together.update(30)
+        assert watcher.parts == [["fetching", 100, 40]]
+        assert list(files) == [0, 1, 2]
+        together.update(70)
+        assert watcher.parts == [["fetching", 100, 100]]
     assert capsys.readouterr() == ("", "")
 
 

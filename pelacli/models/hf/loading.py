@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ def _read(
     Args:
         tensors: in place of what the directory holds.
     """
-    with quiet(), _watched(directory):
+    with quiet(), _watched(files_of(directory, config)):
         try:
             module, info = cls.from_pretrained(
                 directory if tensors is None else None,
@@ -161,15 +161,14 @@ def _read(
 
 
 @contextlib.contextmanager
-def _watched(directory: Path) -> Iterator[None]:
-    """While active, `bytes_done` hears of each tensor that transformers loads: what makes its
-    progress bars is asked for one, and counts instead."""
-    size = bytes_of(directory.glob("*.safetensors"))
+def _watched(files: Iterable[Path]) -> Iterator[None]:
+    """While active, `bytes_done` hears of each tensor that transformers loads out of the files:
+    what makes its progress bars is asked for one, and counts instead."""
+    size = bytes_of(files)
 
     def counted(factory: Any, args: Any, how: Any) -> Any:
         if how.get("desc") != _LOADING or not args or not hasattr(args[0], "__len__"):
             return factory(*args, **how)
-        bytes_done.begin("reading", size)
         return _counting(args[0], size)
 
     before = transformers.logging.set_tqdm_hook(counted)
@@ -180,9 +179,10 @@ def _watched(directory: Path) -> Iterator[None]:
 
 
 def _counting(items: Collection[Any], size: int) -> Iterator[Any]:
-    for number, item in enumerate(items, 1):
-        yield item
-        bytes_done.done(size * number // len(items) - size * (number - 1) // len(items))
+    with bytes_done.part("reading", size):
+        for number, item in enumerate(items, 1):
+            yield item
+            bytes_done.reach(size * number / len(items), size)
 
 
 def _is_computed(module: Any, name: str) -> bool:

@@ -123,31 +123,36 @@ def _from_file(order: _Order, file: Path, own_classes: bool) -> nn.Module:
     stored = shapes(file)
     if not stored:
         raise RequestError(f"{file}: holds no tensors; take the file that holds the weights")
-    attempts = list(wrapped_names.attempts(stored))
     numbers = sum(math.prod(shape) for shape in stored.values())
-    bytes_done.begin("reading", numbers * torch.float32.itemsize)  # which timm makes of them
-    try:
-        module = _loaded(_of_file(order, file, stored, own_classes), file)
-        # timm takes some wrappers off without a word.
-        removed = attempts[0] if attempts and not stored.keys() & module.state_dict() else None
-    except _MisfitError as first:
-        for removed in attempts:
-            try:
-                module = _loaded(_unwrapped(order, file, stored, own_classes, removed), file)
-                break
-            except _MisfitError:
-                continue
-        else:
-            raise first.misfit.refusal(file, _architecture(order)) from None
-        module.pretrained_cfg.pop("state_dict", None)  # type: ignore[operator,union-attr]
+    with bytes_done.part("reading", numbers * torch.float32.itemsize):  # which timm makes of them
+        module, removed = _filled(order, file, stored, own_classes)
     if removed:
         removed.say(file)
-    bytes_done.end()  # what timm leaves out was not counted
     names = removed.names if removed else {name: name for name in stored}
     refuse_other_types([file], module, lambda name: [names.get(name, name)])
     # timm makes float32 of everything.
     precision.like(module, {names.get(name, name): kind for name, kind in types(file).items()})
     return module
+
+
+def _filled(
+    order: _Order, file: Path, stored: Mapping[str, tuple[int, ...]], own_classes: bool
+) -> tuple[nn.Module, wrapped_names.Unwrapping | None]:
+    """(the filled model, what was taken off the file's names)."""
+    attempts = list(wrapped_names.attempts(stored))
+    try:
+        module = _loaded(_of_file(order, file, stored, own_classes), file)
+        # timm takes some wrappers off without a word.
+        return module, attempts[0] if attempts and not stored.keys() & module.state_dict() else None
+    except _MisfitError as first:
+        for removed in attempts:
+            try:
+                module = _loaded(_unwrapped(order, file, stored, own_classes, removed), file)
+            except _MisfitError:
+                continue
+            module.pretrained_cfg.pop("state_dict", None)  # type: ignore[operator,union-attr]
+            return module, removed
+        raise first.misfit.refusal(file, _architecture(order)) from None
 
 
 def _from_pickle(order: _Order, file: Path) -> nn.Module:
