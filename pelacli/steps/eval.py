@@ -25,11 +25,9 @@ from pelacli.models import examples, heads
 from pelacli.models.opened import OpenModel
 from pelacli.models.prediction import predict
 from pelacli.recipe.evaluation import Evaluation, NamedModel
+from pelacli.steps.latency import side_by_side
 from pelacli.system import by_first, devices, memory, processes
-from pelacli.system.amounts import Unit
 from pelacli.system.turns import Timing
-
-_SECONDS = 2.0  # of timing, per model
 
 
 @dataclass
@@ -304,12 +302,10 @@ def _time(
     """
     batch = examples.example(models[0]) if data is None else next(iter(data.samples))["inputs"]
     modules = [opened.module for opened in models]
-    with console.progress("timing", 1.0, Unit.SHARE) as bar:
-        if not whole:
+    if not whole:
+        with console.progress("choosing how many samples are timed"):
             batch = latency.first_samples(modules[0], batch, predict, device=device)
-        timings = latency.side_by_side(
-            modules, batch, predict, seconds=_SECONDS, device=device, reach=bar.reach
-        )
+    timings = side_by_side("timing", modules, batch, device)
     threads = torch.get_num_threads()
     return timings, Timed(
         batch_size=samples_in(batch),

@@ -23,6 +23,7 @@ from pelacli.models.prediction import predict
 from pelacli.report.latencies import Conditions, Speed, Speeds, TimingRequest
 from pelacli.system import devices
 from pelacli.system.amounts import Unit
+from pelacli.system.turns import Timing
 from pelacli.train.compilation import compiled_blocks
 
 SECONDS = 2.0  # of timing, per model and batch size
@@ -60,14 +61,21 @@ def time_model(opened: OpenModel, request: TimingRequest) -> Speeds:
 
 
 def _speed(modules: Sequence[nn.Module], batch: Any, size: int, device: torch.device) -> Speed:
-    with console.progress(f"timing batches of {size}", 1.0, Unit.SHARE) as bar:
-        timings = latency.side_by_side(
-            modules, batch, predict, seconds=SECONDS, device=device, reach=bar.reach
-        )
+    timings = side_by_side(f"timing batches of {size}", modules, batch, device)
     peaks = [latency.peak_bytes(module, batch, predict, device) for module in modules]
     if len(modules) == 1:
         return Speed(size, timings[0], peak=peaks[0])
     return Speed(size, timings[0], timings[1], *peaks)
+
+
+def side_by_side(
+    description: str, modules: Sequence[nn.Module], batch: Any, device: torch.device
+) -> list[Timing]:
+    """`pelacli.measure.latency.side_by_side`, with a progress display of this description."""
+    with console.progress(description, 1.0, Unit.SHARE) as bar:
+        return latency.side_by_side(
+            modules, batch, predict, seconds=SECONDS, device=device, reach=bar.reach
+        )
 
 
 def conditions_of(device: torch.device, precision: str, compile: bool) -> Conditions:

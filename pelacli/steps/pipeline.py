@@ -127,7 +127,8 @@ def is_done(step: Step[Any]) -> bool:
     last = history[-1]
     if last.fingerprint != fingerprint(step, last.inputs):
         return False  # other settings: the weights, which may be large, need not be read
-    damage = integrity.first_damage(step.output, manifest)
+    with console.file_progress(f"checking {step.output}"):
+        damage = integrity.first_damage(step.output, manifest)
     if damage is not None:
         console.warn_once(
             f"damage in {step.output}",
@@ -135,7 +136,8 @@ def is_done(step: Step[Any]) -> bool:
         )
         return False
     try:
-        return lookup.input_digest(step) in (None, last.inputs)
+        with console.file_progress(f"checking what {step.name} reads"):
+            return lookup.input_digest(step) in (None, last.inputs)
     except OSError:
         return False  # the step itself will say so
 

@@ -70,7 +70,9 @@ def run(ref: str, repo: str, *, private: bool = False, revision: str | None = No
     _check_name(repo)
     located = locating.whole(ref)
     path = located.path
-    verify.refuse_damaged([verify.verify(path, located.name)])
+    with file_progress(f"verifying {located.name}"):
+        verified = verify.verify(path, located.name)
+    verify.refuse_damaged([verified])
     manifest = document.read(path)
     names = _files(path, manifest)
     with _client(repo) as api:

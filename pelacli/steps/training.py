@@ -61,7 +61,8 @@ def _train(
     step: Step[Train], model: Artefact, data: Splits, objective: Objective, resume: bool
 ) -> Outcome:
     settings, module = step.settings, model.module
-    inputs = loading.input_digest(step.source, model.opened)
+    with console.file_progress(f"checking {step.source}"):
+        inputs = loading.input_digest(step.source, model.opened)
     precision.in_float32(model.opened)
     if settings.drop_path is not None:
         regularisation.set_drop_path(module, settings.drop_path, settings.drop_path_rule)

@@ -277,7 +277,7 @@ def world(tmp_path_factory, decomposed, checkpoint) -> Path:
 
 @pytest.fixture
 def there(world, monkeypatch) -> Path:
-    monkeypatch.setattr("pelacli.steps.eval._SECONDS", 0.01)
+    monkeypatch.setattr("pelacli.steps.latency.SECONDS", 0.01)
     monkeypatch.chdir(world)
     return world
 

@@ -46,7 +46,7 @@ def test_report_by_whole_has_a_line_per_model(pela, artefact):
 
 
 def test_the_json_of_eval_is_a_list_of_one_model_too(pela, artefact, monkeypatch):
-    monkeypatch.setattr("pelacli.steps.eval._SECONDS", 0.02)
+    monkeypatch.setattr("pelacli.steps.latency.SECONDS", 0.02)
     keys = {"artefact", "params", "bytes", "flops", "metrics", "latency_ms", "timed"}
     [alone] = document(pela("eval", "a", "--json"))
     assert set(alone) == keys

@@ -36,7 +36,7 @@ steps = 2
 
 @pytest.fixture
 def recipe(here, monkeypatch):
-    monkeypatch.setattr("pelacli.steps.eval._SECONDS", 0.02)  # of timing
+    monkeypatch.setattr("pelacli.steps.latency.SECONDS", 0.02)  # of timing
     generator = torch.Generator().manual_seed(0)
     for split, count in {"train": 12, "validation": 4}.items():
         for shade, name in enumerate(("dark", "light")):

@@ -308,7 +308,7 @@ def test_a_file_that_is_no_page_of_ours_is_left_as_it_was(pela, artefact):
 
 
 def test_figures_of_eval_come_into_the_page(pela, artefact, monkeypatch):
-    monkeypatch.setattr("pelacli.steps.eval._SECONDS", 0.02)
+    monkeypatch.setattr("pelacli.steps.latency.SECONDS", 0.02)
     ask = ("eval", "a", "--against", "test_vit", "--weights", "random")
     assert pela(*ask)[0] == 0
     assert pela("report", "a", "--html", "page.html")[0] == 0

@@ -28,7 +28,7 @@ def test_the_header_of_a_recipe_copies_it_and_runs_it(name):
              for n in sorted(shipped.STAND_INS)],
 )  # fmt: skip
 def test_a_recipe_runs_by_the_command_of_its_header(pela, here, monkeypatch, name):
-    monkeypatch.setattr("pelacli.steps.eval._SECONDS", 0.02)  # of timing
+    monkeypatch.setattr("pelacli.steps.latency.SECONDS", 0.02)  # of timing
     stand_in = shipped.STAND_INS[name]
     stand_in.make()
     commands = shipped.commands(name)
