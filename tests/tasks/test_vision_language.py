@@ -367,6 +367,7 @@ scope = "layers"
 policy = "uniform"
 
 [pretrain]
+dropout = true  # as the recipe albef has it
 epochs = 4
 lr = 2e-3
 min_lr = 1e-5
