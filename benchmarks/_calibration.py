@@ -10,9 +10,9 @@ import torch
 from _common import seconds
 from torch import Tensor, nn
 
-from pelacli.factorize import calibration, engine
+from pelacli.factorize import calibration, engine, measured_damage
 from pelacli.factorize import refit as factorize_refit
-from pelacli.factorize.batches import cut
+from pelacli.factorize.batches import cut, samples_in
 from pelacli.lowrank import find
 from pelacli.lowrank.calls import evaluating
 from pelacli.models import opening, prediction
@@ -89,11 +89,26 @@ def _run(
             module, layers, batches, prediction.predict, head=head
         )
 
+    def damage() -> None:
+        some = measured_damage.first(batches, sum(map(samples_in, batches)))
+        measured_damage.measure(
+            module,
+            layers,
+            solutions,
+            found["moments"],
+            some,
+            prediction.predict,
+            seed=0,
+            head=head,
+        )
+
     def refit() -> None:
         factorize_refit.correct(module, layers, plan.ranks(), found["moments"], batches, walk)
 
     first = seconds(forward)
     one_shot = seconds(collect)
+    solutions = engine.solve(layers, found["moments"])
+    one_shot += seconds(damage)
     plan = planner.plan(
         engine.spectra(layers, engine.solve(layers, {}, keep=engine.Keep.NOTHING), {}),
         Budget("uniform", Fraction(1, 2), scope="layers"),

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pelacli.factorize.calibration import frozen
 from pelacli.factorize.moments import Moments, narrow_in
 from pelacli.factorize.observation import ObservedLinear
+from pelacli.factorize.passes import frozen
 from pelacli.lowrank.calls import LinearCalls, evaluating
 from pelacli.lowrank.layer import Layer
 from pelacli.models.token_head import TokenHead

@@ -20,12 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pelacli.factorize import calibration, engine, refit
+from pelacli.factorize import calibration, engine, measured_damage, refit
+from pelacli.factorize.batches import samples_in
 from pelacli.factorize.moments import Moments, narrow_in
+from pelacli.factorize.passes import Passes
 from pelacli.lowrank.calls import LinearCalls
 from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.replace import Parts
-from pelacli.measure.held_back import HeldBack
+from pelacli.measure.held_back import Distance, HeldBack
 from pelacli.models.prediction import predict
 from pelacli.models.token_head import TokenHead
 from pelacli.ranks import planner
@@ -33,6 +35,7 @@ from pelacli.ranks.budget import Budget
 from pelacli.ranks.forms import Choice
 from pelacli.ranks.plan import Plan
 from pelacli.ranks.spectrum import Spectrum
+from pelacli.steps import scaled_spectra
 
 
 @dataclass
@@ -40,12 +43,15 @@ class Case:
     """A model and its calibration samples; what several policies need is measured once.
 
     Attributes:
+        batches: that factors are fitted to.
+        held_back: further ones, by which it is chosen between plans.
         form: of the layers that pela's own policies make.
     """
 
     module: nn.Module
     layers: Sequence[Layer]
     batches: Sequence[Any]
+    held_back: Sequence[Any]
     seed: int
     head: TokenHead | None = None
     form: Choice = "factors"
@@ -54,19 +60,41 @@ class Case:
     @cached_property
     def felt(self) -> Mapping[str, Moments]:
         """Centred inputs, weighted by token, and output-gradients."""
-        return self._collect(calibration.Passes(seed=self.seed))
+        return self._collect(Passes(seed=self.seed))
+
+    @cached_property
+    def scaled(self) -> Sequence[Spectrum]:
+        """The spectra of `felt`, scaled by the damage that is measured where that helps."""
+        spectra = self.spectra("felt")
+        damage = measured_damage.measure(
+            self.module,
+            self.layers,
+            self._cuts["felt"],
+            self.felt,
+            measured_damage.first(self.batches, sum(map(samples_in, self.batches))),
+            predict,
+            seed=self.seed,
+            head=self.head,
+        )
+        scaled = measured_damage.scaled(spectra, measured_damage.scales(spectra, damage))
+        held_back = HeldBack(self.module, self.held_back, self.run, self.head)
+
+        def one_shot(plan: Plan) -> Distance:
+            return held_back.distance(self.factors("felt", plan))
+
+        return scaled if scaled_spectra.helps(spectra, scaled, one_shot) else spectra
 
     @cached_property
     def two_sided(self) -> Mapping[str, Moments]:
         """Centred inputs and output-gradients."""
-        return self._collect(calibration.Passes(seed=self.seed, floor=1.0))
+        return self._collect(Passes(seed=self.seed, floor=1.0))
 
     @cached_property
     def inputs(self) -> Mapping[str, Moments]:
         """Centred inputs alone."""
-        return self._collect(calibration.Passes(gradients=False))
+        return self._collect(Passes(gradients=False))
 
-    def _collect(self, passes: calibration.Passes) -> Mapping[str, Moments]:
+    def _collect(self, passes: Passes) -> Mapping[str, Moments]:
         return calibration.collect(
             self.module, self.layers, self.batches, predict, passes, head=self.head
         )
@@ -242,9 +270,15 @@ def two_sided(case: Case, ratio: Fraction) -> dict[str, Parts]:
     return case.factors("two_sided", _plan(case.spectra("two_sided"), "energy", ratio, case.form))
 
 
-def felt(case: Case, ratio: Fraction) -> dict[str, Parts]:
-    """Ours, step 4: and tokens weighted by how strongly they are felt. All of pela's one shot."""
+def weighted(case: Case, ratio: Fraction) -> dict[str, Parts]:
+    """Ours, step 4: and tokens weighted by how strongly they are felt."""
     return case.factors("felt", _plan(case.spectra("felt"), "energy", ratio, case.form))
+
+
+def felt(case: Case, ratio: Fraction) -> dict[str, Parts]:
+    """Ours, step 5: and layers compared by the damage that is measured of their cuts. All of pela's
+    one shot."""
+    return case.factors("felt", _plan(case.scaled, "energy", ratio, case.form))
 
 
 def kfac_svd(case: Case, ratio: Fraction) -> dict[str, Parts]:
@@ -270,18 +304,18 @@ def kfac_lems(case: Case, ratio: Fraction) -> dict[str, Parts]:
 
 
 def refitted(case: Case, ratio: Fraction) -> dict[str, Parts]:
-    """Ours, step 5: and layers cut front to back for the inputs they really get."""
+    """Ours, step 6: and layers cut front to back for the inputs they really get."""
     return _corrected(case, ratio, payback=0.0)
 
 
 def pela(case: Case, ratio: Fraction) -> dict[str, Parts]:
-    """Ours, step 6: and the residual stream's loss paid back. What `pela decompose` does, but for
+    """Ours, step 7: and the residual stream's loss paid back. What `pela decompose` does, but for
     the firmer ridge that it tries too where tokens are few."""
     return _corrected(case, ratio)
 
 
 def _corrected(case: Case, ratio: Fraction, payback: float = refit.PAYBACK) -> dict[str, Parts]:
-    plan = _plan(case.spectra("felt"), "energy", ratio, case.form)
+    plan = _plan(case.scaled, "energy", ratio, case.form)
     refitted = refit.correct(
         case.module,
         case.layers,
@@ -308,6 +342,7 @@ POLICIES: dict[str, tuple[Policy, bool]] = {
     "whitened-mean": (whitened_mean, True),
     "two-sided-uniform": (two_sided_uniform, True),
     "two-sided": (two_sided, True),
+    "weighted": (weighted, True),
     "felt": (felt, True),
     "refitted": (refitted, True),
     "pela": (pela, True),
@@ -319,4 +354,4 @@ OF_TEXTS: dict[str, tuple[Policy, bool]] = {
 }
 ALL = POLICIES | OF_TEXTS
 # Pela's own, whose plans can spend what pivots save.
-OF_ANY_FORM = ("two-sided", "felt", "refitted", "pela")
+OF_ANY_FORM = ("two-sided", "weighted", "felt", "refitted", "pela")

@@ -37,6 +37,7 @@ from _subjects import Subject, Texts, dataset, subject_of
 from rich.console import Console
 
 from pelacli.errors import RequestError
+from pelacli.factorize.batches import hold_back, with_held_back
 from pelacli.lowrank import find
 from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.replace import Parts, tensors
@@ -157,8 +158,10 @@ def run(subject: Subject | Texts, args: argparse.Namespace) -> list[Row]:
     begin = time.perf_counter()
     for i, (seed, number, name, ratio, form) in enumerate(cells):
         if case is None or case.seed != seed:
-            batches = subject.calibration(args.samples, seed)
-            case = Case(opened.module, layers, batches, seed, subject.head)
+            samples = hold_back(subject.calibration(with_held_back(args.samples), seed))
+            case = Case(
+                opened.module, layers, samples.fitted, samples.held_back, seed, subject.head
+            )
         case.form = form
         row = cell(subject, case, layers, name, ratio)
         row |= {

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -19,19 +20,14 @@ import torch
 from torch import Tensor
 
 from pelacli.errors import RequestError
+from pelacli.factorize import measured_damage
 from pelacli.factorize.batches import samples_in
-from pelacli.factorize.calibration import (
-    Passes,
-    SummedMoments,
-    check_finite,
-    draws_of,
-    frozen,
-    levels,
-    propagate,
-    watch,
-)
-from pelacli.factorize.moments import narrow_in
-from pelacli.factorize.observation import LayerSums, ObservedCall
+from pelacli.factorize.calibration import MomentSums, SummedMoments, check_finite, levels
+from pelacli.factorize.engine import Solution
+from pelacli.factorize.measured_damage import Damage
+from pelacli.factorize.moments import Moments
+from pelacli.factorize.observation import LayerSums
+from pelacli.factorize.passes import Observer, Passes, draws_of, frozen, propagate
 from pelacli.factorize.sections import Sections
 from pelacli.factorize.sensitivity import Head
 from pelacli.lowrank.calls import evaluating
@@ -90,15 +86,55 @@ def collect(
             if done in shelf:
                 advance(samples)
             else:
+                observer = MomentSums(sections.layers[section], passes)
                 with sections.at_work(section):
-                    sums = _section(sections, section, batches, shelf, passes, head, advance)
-                _put_sums(sections.layers[section], sums, shelf)
-                shelf.put(done, levels(sections.layers[section], sums, samples * passes.draws))
+                    _section(sections, section, batches, shelf, passes, head, advance, observer)
+                _put_sums(sections.layers[section], observer.sums, shelf)
+                found = levels(sections.layers[section], observer.sums, samples * passes.draws)
+                shelf.put(done, found)
             known |= shelf.get(done)
             for number in range(len(batches)):
                 shelf.drop(_gradients(section + 1, number))
     stored = _StoredSums(shelf, list(known))
     return SummedMoments(sections.all_layers, stored, known, samples, passes.draws)
+
+
+def damage(
+    sections: Sections,
+    solutions: Mapping[str, Solution],
+    moments: Mapping[str, Moments],
+    batches: Sequence[Any],
+    shelf: Shelf,
+    *,
+    seed: int,
+    head: Head | None = None,
+    advance: Callable[[int], None] = lambda samples: None,
+) -> dict[str, Damage]:
+    """What each layer's cut does over the first of the batches of `collect`, as
+    `measured_damage.measure` finds it.
+
+    Args:
+        shelf: as `collect` has left it.
+    """
+    passes = measured_damage.passes_of(seed)
+    found: dict[str, Damage] = {}
+    with frozen(sections.module), evaluating(sections.module):
+        for section in reversed(range(len(sections))):
+            done = f"damage-{section}"
+            if done in shelf:
+                advance(sum(map(samples_in, batches)))
+            else:
+                layers = [layer for layer in sections.layers[section] if layer.name in moments]
+                cuts = measured_damage.Cuts(layers, solutions, moments)
+                with sections.at_work(section):
+                    _section(
+                        sections, section, batches, shelf, passes, head, advance, cuts, "damage-"
+                    )
+                shelf.put(done, {name: asdict(known) for name, known in cuts.damage.items()})
+            found |= {name: Damage(**known) for name, known in shelf.get(done).items()}
+            for number in range(len(batches)):
+                shelf.drop("damage-" + _gradients(section + 1, number))
+    return found
 
 
 @torch.no_grad()
@@ -178,13 +214,16 @@ def _section(
     passes: Passes,
     head: Head | None,
     advance: Callable[[int], None],
-) -> dict[str, LayerSums]:
-    """Sums of one section's layers; the gradients at its input go to the shelf."""
-    layers = sections.layers[section]
-    sums = {layer.name: LayerSums(narrow_in(layer.shape)) for layer in layers}
+    observer: Observer,
+    prefix: str = "",
+) -> None:
+    """Let the batches go through one section, forward and back, under an observer's eyes.
+
+    Args:
+        prefix: of the gradients on the shelf, which those at the section's input join.
+    """
     for number, batch in enumerate(batches):
-        calls: list[ObservedCall] = []
-        seen = watch(layers, sums, calls, number, batch, passes.gradients)
+        seen = observer.watch(number, batch)
         given = shelf.get(states(section, number)) if section else None
         arriving: list[Tensor] = []
         if given is not None and passes.gradients:
@@ -197,16 +236,15 @@ def _section(
             with torch.set_grad_enabled(passes.gradients):
                 with seen:
                     output = forward()
-                known = shelf.get(_gradients(section + 1, number)) if output.requires_grad else []
+                behind = prefix + _gradients(section + 1, number)
+                known = shelf.get(behind) if output.requires_grad else []
                 for left, gradient in zip(reversed(range(len(known))), known, strict=True):
                     gradient = gradient.to(output.device)
                     torch.autograd.backward(output, gradient, retain_graph=left > 0)
         if given is not None:
-            shelf.put(_gradients(section, number), arriving)
-        for call in calls:
-            call.finish(passes.floor)
+            shelf.put(prefix + _gradients(section, number), arriving)
+        observer.finish()
         advance(samples_in(batch))
-    return sums
 
 
 def _put_sums(layers: Sequence[Layer], sums: Mapping[str, LayerSums], shelf: Shelf) -> None:

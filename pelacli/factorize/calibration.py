@@ -17,44 +17,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pelacli.errors import RequestError
 from pelacli.factorize.moments import Moments, narrow_in
-from pelacli.factorize.observation import FLOOR, LayerSums, ObservedCall, ObservedLinear
-from pelacli.factorize.sensitivity import Head, projection, sampled_tokens
+from pelacli.factorize.observation import LayerSums, ObservedCall
+from pelacli.factorize.passes import Passes, observe, observed
+from pelacli.factorize.sensitivity import Head
 from pelacli.factorize.spilled_sums import SpilledSums
-from pelacli.lowrank.calls import LinearCalls, evaluating
+from pelacli.lowrank.calls import LinearCalls
 from pelacli.lowrank.layer import Layer
-from pelacli.lowrank.padding import padding_mask, unpadded
+from pelacli.lowrank.padding import padding_mask
 from pelacli.system import devices, processes
-
-# Backward passes per batch: each lowers the noise of the draws, at a price above a forward pass.
-DRAWS = 2
-
-
-@dataclass(frozen=True)
-class Passes:
-    """How calibration passes over the samples.
-
-    Attributes:
-        gradients: also collect output-gradient moments; else only inputs count.
-        draws: of what is propagated back for each batch: see `pelacli.factorize.sensitivity`.
-        floor: the least weight of a token in its inputs' moments, where the mean is 1; at 1 all
-            tokens weigh the same.
-        seed: of the random signs, or of the sampled tokens.
-    """
-
-    gradients: bool = True
-    draws: int = DRAWS
-    floor: float = FLOOR
-    seed: int = 0
 
 
 def collect(
@@ -86,40 +62,45 @@ def collect(
     """
     passes = passes or Passes()
     layers = [layer for layer in layers if layer.reason is None]
-    sums = {layer.name: LayerSums(narrow_in(layer.shape)) for layer in layers}
-    rank, size = processes.rank_and_size()
-    samples = 0
-    with frozen(module):
-        for number, batch in enumerate(batches):
-            calls: list[ObservedCall] = []
-            seen = watch(layers, sums, calls, number, batch, passes.gradients)
-            if head is None:
-                output = partial(predict, module, batch)
-            else:
-                output = partial(head.hidden, batch)
-            generator = draws_of(passes, number * size + rank)
-            count = propagate(module, batch, output, head, seen, passes, generator)
-            for call in calls:
-                call.finish(passes.floor)
-            samples += count
-            advance(count)
-    samples = processes.total(samples)
+    observer = MomentSums(layers, passes)
+    samples = observe(module, batches, predict, passes, observer, head=head, advance=advance)
     if not samples:
         raise RequestError("calibration: there are no samples; give at least one batch")
+    sums = observer.sums
     _add_others(sums)
     known = levels(layers, sums, samples * passes.draws)
     _check_finite(SummedMoments(layers, sums, known, samples, passes.draws))
     return SummedMoments(layers, SpilledSums(sums), known, samples, passes.draws)
 
 
-def draws_of(passes: Passes, number: int) -> torch.Generator:
-    """What the draws of one batch come from: the same, whichever process the batch falls to.
+class MomentSums:
+    """The observer that sums up the moments of layers.
 
-    Args:
-        number: of the batch among those of all processes.
+    Attributes:
+        sums: layer → what its calls have added.
     """
-    # torch's generator takes 32 bits of a seed; the golden ratio's spread the batches over them.
-    return torch.Generator().manual_seed((passes.seed + number * 0x9E3779B1) % 2**32)
+
+    def __init__(self, layers: Sequence[Layer], passes: Passes) -> None:
+        self.sums = {layer.name: LayerSums(narrow_in(layer.shape)) for layer in layers}
+        self._layers, self._passes = layers, passes
+        self._calls: list[ObservedCall] = []
+
+    def watch(self, number: int, batch: Any) -> LinearCalls:
+        """See `Observer`."""
+        self._calls = []
+        mask = padding_mask(batch)
+        mask = None if mask is None else mask.bool()
+
+        def call_of(layer: Layer, weight: Tensor) -> ObservedCall:
+            self._calls.append(ObservedCall(self.sums[layer.name], number, mask))
+            return self._calls[-1]
+
+        return observed(self._layers, call_of, self._passes.gradients)
+
+    def finish(self) -> None:
+        """See `Observer`."""
+        for call in self._calls:
+            call.finish(self._passes.floor)
 
 
 def _add_others(sums: Mapping[str, LayerSums]) -> None:
@@ -135,74 +116,6 @@ def _add_others(sums: Mapping[str, LayerSums]) -> None:
             first.add(other)
         whole = {key: value for key, value in vars(first).items() if key != "weights"}
         vars(known).update(whole if device is None else devices.move_batch(whole, device))
-
-
-def watch(
-    layers: Sequence[Layer],
-    sums: Mapping[str, LayerSums],
-    calls: list[ObservedCall],
-    number: int,
-    batch: Any,
-    gradients: bool,
-) -> LinearCalls:
-    """In the pass of one batch, send each call of a layer through `ObservedLinear`, and list it."""
-    mask = padding_mask(batch)
-    mask = None if mask is None else mask.bool()
-
-    def apply(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        calls.append(ObservedCall(sums[layer.name], number, mask))
-        if gradients and not x.requires_grad:
-            # All weights are frozen, so the first layers on the way must ask for gradients.
-            x = x.detach().requires_grad_()
-        y: Tensor = ObservedLinear.apply(x, weight, bias, calls[-1])
-        return y
-
-    return LinearCalls(layers, apply)
-
-
-def propagate(
-    module: nn.Module,
-    batch: Any,
-    forward: Callable[[], Tensor],
-    head: Head | None,
-    watch: LinearCalls,
-    passes: Passes,
-    generator: torch.Generator,
-) -> int:
-    """One forward pass, and a backward pass for each draw. Gives the number of samples.
-
-    Args:
-        forward: gives the module's output for the batch, or a language model's states.
-    """
-    mask = padding_mask(batch)
-    with evaluating(module), torch.set_grad_enabled(passes.gradients):
-        with watch:
-            output = forward()
-        rows = unpadded(output, mask)
-        if head is not None:
-            with watch:
-                draws = passes.draws if passes.gradients else 0
-                gradients = sampled_tokens(head, rows.flatten(0, -2), draws, generator)
-        for number in range(passes.draws) if output.requires_grad else ():
-            again = number + 1 < passes.draws
-            if head is None:
-                torch.autograd.backward(projection(rows, generator), retain_graph=again)
-            else:
-                gradient = gradients[number].view_as(rows)
-                torch.autograd.backward(rows, gradient, retain_graph=again)
-    return len(output)
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """No parameter wants gradients for the time of the block."""
-    flags = [parameter.requires_grad for parameter in module.parameters()]
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, flag in zip(module.parameters(), flags, strict=True):
-            parameter.requires_grad_(flag)
 
 
 class SummedMoments(Mapping[str, Moments]):

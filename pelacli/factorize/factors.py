@@ -119,14 +119,25 @@ def _balance(narrow: Tensor, wide: Tensor) -> Tensor:
     return scale.sqrt().to(narrow.dtype)
 
 
+def components(rows: Tensor, L: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(rows [k, n], inner [n, k]) of eigenvectors [k, n] in rows, mapped back from the metric.
+
+    Where in < out, W′ is W inner rows, else rowsᵀ innerᵀ W. Of all n vectors, inner rows is 1.
+
+    Args:
+        L: root of the narrower side's moment; None: identity.
+    """
+    inner = rows.T
+    if L is None:
+        return rows, inner
+    return torch.linalg.solve_triangular(L, rows, upper=False, left=False), L @ inner
+
+
 def _mapped_back(
     weight: Tensor, rows: Tensor, L: Tensor | None, store: torch.dtype
 ) -> tuple[Tensor, Tensor, bool]:
     """(narrow [k, n], wide [m, k], transposed) of leading eigenvectors [k, n] in rows."""
-    inner = rows.T
-    if L is not None:
-        rows = torch.linalg.solve_triangular(L, rows, upper=False, left=False)
-        inner = L @ inner
+    rows, inner = components(rows, L)
     m, k = max(weight.shape), len(rows)
     if narrow_in((weight.shape[0], weight.shape[1])):
         wide = weight.new_empty(m, k, dtype=store)

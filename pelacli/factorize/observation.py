@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -181,6 +181,18 @@ class LayerSums:
         return Moments(absorbed, *sides, *levels, tokens, self.weights)
 
 
+class SeenCall(Protocol):
+    """One call of a layer, as `ObservedLinear` shows it to whoever looks on."""
+
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        """x: [..., in], y: [..., out] without bias."""
+        ...
+
+    def backward(self, g: Tensor, gx: Tensor) -> None:
+        """g: [..., out] gradient at the output, gx: [..., in] = g W."""
+        ...
+
+
 @dataclass
 class ObservedCall:
     """One call of a layer: what went through it, and how sensitive the output is to its tokens."""
@@ -219,9 +231,7 @@ class ObservedLinear(torch.autograd.Function):
     """A linear map that shows its call what passes through it, forward and backward."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: ObservedCall
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: SeenCall) -> Tensor:
         y = F.linear(x, weight)
         ctx.save_for_backward(weight)
         ctx.call = call

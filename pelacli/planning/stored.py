@@ -54,6 +54,8 @@ class About(BaseModel):
         sample_tokens: tokens of text that these samples have, without padding; None without text.
         sensitivity: what the energies were measured by: "weights", "projections" of the output or
             "sampled tokens" of a language model (`pelacli.factorize.sensitivity`).
+        scales: layer → what its energies were multiplied by, so that they are the damage that was
+            measured (`pelacli.factorize.measured_damage`); empty where it was not.
         section: the keys that were set in the recipe's [decompose].
     """
 
@@ -70,6 +72,7 @@ class About(BaseModel):
     samples: int = Field(0, ge=0)
     sample_tokens: int | None = Field(None, ge=0)
     sensitivity: str | None = None  # unknown in files of the first version
+    scales: dict[str, float] = Field(default_factory=dict)
     section: dict[str, Any] = Field(default_factory=dict)
 
     @property

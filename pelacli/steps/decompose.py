@@ -241,6 +241,7 @@ def storable(solved: SolvedModel, inputs: str, step: Step[Decompose]) -> Spectra
         samples=solved.samples,
         sample_tokens=solved.sample_tokens,
         sensitivity=solved.sensitivity,
+        scales=dict(solved.scales),
         section=step.settings.model_dump(mode="json", exclude_unset=True),
     )
     return Spectra(solved.spectra, about)

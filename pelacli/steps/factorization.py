@@ -21,6 +21,7 @@ from pelacli.factorize.batches import cut, hold_back, join, samples_in, share, t
 from pelacli.factorize.blockwise import collect
 from pelacli.factorize.engine import Keep
 from pelacli.factorize.moments import Moments
+from pelacli.factorize.passes import Passes
 from pelacli.measure.held_back import HeldBack
 from pelacli.models import filling
 from pelacli.models.blocks import blocks
@@ -29,6 +30,7 @@ from pelacli.models.prediction import predict
 from pelacli.models.token_head import TokenHead, token_head
 from pelacli.steps.blockwise import Blockwise, Choice, blockwise
 from pelacli.steps.dense import DenseModel
+from pelacli.steps.scaled_spectra import with_measured_damage
 from pelacli.steps.solved import Run, ShowProgress, SolvedModel, states_of
 from pelacli.system import memory, processes
 
@@ -87,10 +89,12 @@ def solve(
         moments = _moments(dense, counted, head, seed, show_progress, run, parts, then)
     if moments:
         _warn_of_few_tokens(dense, moments, count)
+        if keep is Keep.NOTHING:  # the cuts whose damage is measured are made of vectors
+            keep = Keep.PLANNED
     with show_progress("reading spectra", len(dense.free)) as bar:
         solutions = engine.solve(dense.free, moments, keep=keep, advance=bar.advance)
     spectra = engine.spectra(dense.free, solutions, moments)
-    return SolvedModel(
+    solved = SolvedModel(
         dense=dense,
         batches=fitted,
         samples=count,
@@ -102,12 +106,14 @@ def solve(
         moments=moments,
         solutions=solutions,
         spectra=description.at_counted_tokens(spectra, dense.cost),
+        scales={},
         corrects=correct and bool(fitted),
         show_progress=show_progress,
         run=run,
         blockwise=parts,
         counts=shared.counts,
     )
+    return with_measured_damage(solved, seed)
 
 
 def _check_memory(
@@ -199,7 +205,7 @@ def _moments(
     parts: Blockwise | None,
     then: str,
 ) -> Mapping[str, Moments]:
-    passes = calibration.Passes(seed=seed)
+    passes = Passes(seed=seed)
     times = 1 if parts is None else len(parts.sections)
     with show_progress("calibrating", times * sum(map(samples_in, batches))) as bar:
         # Block by block, all batches go through the whole model before the first is counted.

@@ -86,6 +86,8 @@ class SolvedModel:
         moments: layer → its moments over the samples.
         solutions: layer → what solving it gave.
         spectra: of the layers that may be factorised.
+        scales: layer → what its energies were multiplied by; see
+            `pelacli.factorize.measured_damage`.
         corrects: whether layers are refitted to the inputs that the compressed model gives them.
         run: runs the model on a batch.
         blockwise: its blocks, where it is calibrated and corrected one after the other.
@@ -101,6 +103,7 @@ class SolvedModel:
     moments: Mapping[str, Moments]
     solutions: Mapping[str, Solution]
     spectra: Sequence[Spectrum]
+    scales: Mapping[str, float]
     corrects: bool
     show_progress: ShowProgress
     run: Run
@@ -143,6 +146,12 @@ class SolvedModel:
         rejected = best.distance
         del best, factors
         return Fit(self._factors(plan, {}), False, before, rejected=rejected)
+
+    def one_shot(self, plan: Plan) -> Distance:
+        """How far the plan's layers of one shot are from the dense model, on the held-back samples,
+        of which there must be some."""
+        assert self.held_back is not None
+        return self._distance(self.held_back, self._factors(plan, {}))
 
     def _ridges(self, plan: Plan) -> list[float]:
         """The ridges that the correction is tried with."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from pelacli.errors import RequestError
 from pelacli.factorize import calibration, engine
+from pelacli.factorize.passes import Passes, draws_of
 from pelacli.lowrank import find, replace
 from pelacli.ranks import planner
 from pelacli.ranks.budget import Budget
@@ -51,7 +52,7 @@ def by_hand(net, samples, seed=0, batch=16, projections=2):
     found = {name: ([], [], []) for name in "abc"}
     net = copy.deepcopy(net)
     for number, x in enumerate(samples.split(batch)):
-        generator = calibration.draws_of(calibration.Passes(seed=seed), number)
+        generator = draws_of(Passes(seed=seed), number)
         outputs, h = {}, x
         for name in "abc":
             layer = getattr(net, name)
@@ -102,9 +103,7 @@ def test_a_layer_without_a_bias_keeps_the_mean_in_its_moments(net, samples):
     """There is nothing that could take it up: C is E[x xᵀ]."""
     net.a.bias = net.b.bias = None
     layers = find.find_layers(net)
-    got = calibration.collect(
-        net, layers, samples.split(16), predict, calibration.Passes(floor=1.0)
-    )
+    got = calibration.collect(net, layers, samples.split(16), predict, Passes(floor=1.0))
     with torch.no_grad():
         a = samples.double().flatten(0, 1)
         b = torch.tanh(net.a(samples)).double().flatten(0, 1)
@@ -155,16 +154,16 @@ def test_tokens_weigh_by_how_strongly_they_are_felt(net, samples):
     first.load_state_dict(net.state_dict())
     layers = [la for la in find.find_layers(first) if la.name != "c"]
     batches = samples.split(16)
-    felt = calibration.collect(first, layers, batches, predict, calibration.Passes(floor=0.0))
+    felt = calibration.collect(first, layers, batches, predict, Passes(floor=0.0))
     alone = calibration.collect(
-        first, layers, [x[:, :1] for x in batches], predict, calibration.Passes(floor=0.0)
+        first, layers, [x[:, :1] for x in batches], predict, Passes(floor=0.0)
     )
     for name, m in felt.items():
         assert torch.allclose(m.mean, alone[name].mean, atol=1e-5)
         for side in ("near", "far"):
             a, b = getattr(m, side), getattr(alone[name], side)
             assert torch.allclose(a, b, rtol=1e-3, atol=1e-5 * float(b.norm()))
-    even = calibration.collect(first, layers, batches, predict, calibration.Passes(floor=1.0))
+    even = calibration.collect(first, layers, batches, predict, Passes(floor=1.0))
     assert torch.allclose(even["a"].mean, samples.mean((0, 1)).double(), atol=1e-5)
 
 
@@ -194,9 +193,7 @@ def test_a_layer_off_the_way_counts_as_if_felt_like_the_others(net, samples):
 def test_inputs_alone_do_not_depend_on_how_they_are_batched(net, samples):
     layers = find.find_layers(net)
     one, many = (
-        calibration.collect(
-            net, layers, samples.split(n), predict, calibration.Passes(gradients=False)
-        )
+        calibration.collect(net, layers, samples.split(n), predict, Passes(gradients=False))
         for n in (48, 7)
     )
     for name in one:
@@ -251,7 +248,7 @@ def test_transformers_conv1d_is_seen():
     layers = find.find_layers(net)
     assert [(la.kind, la.shape) for la in layers] == [("conv1d", (8, 5)), ("conv1d", (5, 8))]
     x = torch.randn(32, 5)
-    got = calibration.collect(net, layers, [x], predict, calibration.Passes(floor=1.0))
+    got = calibration.collect(net, layers, [x], predict, Passes(floor=1.0))
     assert torch.allclose(got["0"].near, torch.cov(x.T, correction=0).double(), atol=1e-4)
 
 
@@ -266,7 +263,7 @@ def test_what_can_not_be_calibrated_on(net, samples):
 
 def test_inputs_alone_are_the_covariance_times_the_tokens(net, samples):
     layers = find.find_layers(net)
-    got = calibration.collect(net, layers, [samples], predict, calibration.Passes(gradients=False))
+    got = calibration.collect(net, layers, [samples], predict, Passes(gradients=False))
     hands = by_hand(net, samples)
     x, b = hands["a"][0], hands["b"][0]
     assert torch.allclose(got["a"].near, 5 * torch.cov(x.T, correction=0), rtol=1e-3, atol=1e-4)
@@ -312,7 +309,7 @@ def test_a_layer_that_never_runs_is_missing(samples):
 def test_the_signs_come_from_the_seed(net, samples):
     layers = find.find_layers(net)
     one, same, other = (
-        calibration.collect(net, layers, [samples], predict, calibration.Passes(seed=s))["b"].near
+        calibration.collect(net, layers, [samples], predict, Passes(seed=s))["b"].near
         for s in (3, 3, 4)
     )
     assert torch.equal(one, same)

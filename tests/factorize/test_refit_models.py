@@ -12,6 +12,7 @@ from calibrated_models import BART, CLIP, FALCON, SMALL, T5, opened, samples
 
 from pelacli.factorize import calibration, engine, refit
 from pelacli.factorize.lockstep import lockstep
+from pelacli.factorize.passes import Passes
 from pelacli.lowrank import find, replace
 from pelacli.models import prediction
 from pelacli.ranks import planner
@@ -47,7 +48,7 @@ def test_correction_in_the_order_in_which_layers_run(name, args, left):
             ran.append(calls[0].layer.name)
             for call in calls:
                 call.apply = partial(torch.nn.functional.linear, weight=call.weight, bias=call.bias)
-    passes = calibration.Passes(draws=8)  # of few samples, whose draws would decide else
+    passes = Passes(draws=8)  # of few samples, whose draws would decide else
     moments = calibration.collect(model.module, layers, batches, prediction.predict, passes)
     cuts = engine.solve(layers, moments)
     plan = planner.plan(

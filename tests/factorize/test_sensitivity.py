@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pelacli.factorize import calibration, sensitivity
+from pelacli.factorize.passes import Passes, draws_of
 from pelacli.factorize.sensitivity import CHUNK, sampled_tokens
 from pelacli.lowrank import find
 
@@ -58,11 +59,11 @@ def test_over_many_draws_the_gradients_have_the_fisher_moment(model):
 def test_the_moments_of_a_language_model_are_those_of_its_sampled_tokens(model):
     batches = [{"input_ids": torch.randint(11, (4, 7))} for _ in range(2)]
     layers = [la for la in find.find_layers(model) if la.name == "body"]
-    passes = calibration.Passes(draws=1, floor=1.0, seed=5)
+    passes = Passes(draws=1, floor=1.0, seed=5)
     got = calibration.collect(model, layers, batches, None, passes, head=model)["body"]
     G = torch.zeros(6, 6)
     for number, batch in enumerate(batches):
-        generator = calibration.draws_of(passes, number)
+        generator = draws_of(passes, number)
         y = model.body(model.embed(batch["input_ids"])).detach().flatten(0, 1).requires_grad_()
         states = torch.tanh(y)
         (gradient,) = sampled_tokens(model, states.detach(), 1, generator)
@@ -77,7 +78,7 @@ def test_padding_feels_nothing(model):
     layers = [la for la in find.find_layers(model) if la.name == "body"]
 
     def collect(batch):
-        passes = calibration.Passes(draws=1)
+        passes = Passes(draws=1)
         return calibration.collect(model, layers, [batch], None, passes, head=model)["body"]
 
     padded = collect({"input_ids": ids, "attention_mask": mask.long()})
@@ -124,7 +125,7 @@ def test_projections_count_each_output_by_its_spread():
 
 def test_inputs_alone_are_observed_in_the_head_too(model):
     batch = {"input_ids": torch.randint(11, (4, 7))}
-    passes = calibration.Passes(gradients=False)
+    passes = Passes(gradients=False)
     moments = calibration.collect(model, find.find_layers(model), [batch], None, passes, head=model)
     assert moments["out"].tokens == moments["body"].tokens == 7
     assert moments["out"].near is None or moments["out"].far is None

@@ -93,6 +93,7 @@ class Counting(nn.Module):
 
     def __init__(self, width=8):
         super().__init__()
+        torch.manual_seed(0)
         self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(3)])
         self.most = 0
 
@@ -104,7 +105,6 @@ class Counting(nn.Module):
 
 
 def factorised(batches, form):
-    torch.manual_seed(0)
     model = Counting()
     before = threading.active_count()
     pelacli.decompose(
