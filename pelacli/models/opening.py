@@ -20,6 +20,8 @@ from pelacli.models.request import Request
 from pelacli.models.wrapping import Origin, describe
 from pelacli.recipe.aliases import ALIASES, SHAPES
 
+_STATISTICS = ("running_mean", "running_var")
+
 
 def resolve_alias(ref: str) -> str:
     """The full name behind a short one; any other name as it is."""
@@ -83,13 +85,14 @@ def open(
 
 
 def _refuse_non_finite(opened: OpenModel) -> None:
-    """Refuse NaN and infinity in what a checkpoint holds; masks are of minus infinity rightly."""
+    """Refuse NaN and infinity in what a checkpoint holds. Masks and bounds are infinite rightly, so
+    of buffers only the statistics of batch normalisation must be finite."""
     for name, tensor in opened.module.state_dict(keep_vars=True).items():
         if tensor.is_meta:  # of a lazily opened model: looked at when it is read
             continue
         finite = torch.isfinite(tensor)
-        if not isinstance(tensor, torch.nn.Parameter):
-            finite |= torch.isneginf(tensor)
+        if not isinstance(tensor, torch.nn.Parameter) and not name.endswith(_STATISTICS):
+            finite |= torch.isinf(tensor)
         if not finite.all():
             raise RequestError(
                 f"{opened.ref}: {name} holds values that are not finite; the checkpoint is "

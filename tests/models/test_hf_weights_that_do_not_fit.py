@@ -316,9 +316,10 @@ def test_a_counter_that_no_training_changes_may_be_missing(capsys, here):
     with pytest.raises(RequestError, match=r"lacks \S+running_mean"):
         opening.open("m")
     name = next(n for n in net.state_dict() if n.endswith("running_var"))
-    save(net, filled(float("nan"), name))
-    with pytest.raises(RequestError, match="running_var holds values that are not finite"):
-        opening.open("m")
+    for wrong in (float("nan"), float("inf"), float("-inf")):
+        save(net, filled(wrong, name))
+        with pytest.raises(RequestError, match="running_var holds values that are not finite"):
+            opening.open("m")
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
