@@ -184,7 +184,8 @@ def _limit(seconds: int) -> Iterator[None]:
 def _promises(call: Call, root: Path, limit: int) -> Iterator[str]:
     if call.code not in (0, 1, 2, 3):
         yield f"exit code {call.code}"
-    if call.code == 1 and "memory" not in call.err:
+    faults = ("memory", "the hub can't be reached")  # of the machine
+    if call.code == 1 and not any(fault in call.err for fault in faults):
         yield "exit code 1: no fault of the machine"
     if "Traceback" in call.err or "Traceback" in call.out:
         yield "a traceback"
