@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ from pelacli.lowrank.calls import evaluating
 from pelacli.lowrank.layer import Layer
 from pelacli.lowrank.replace import Parts
 from pelacli.system.shelf import Shelf
+
+SomeObserver = TypeVar("SomeObserver", bound=Observer)
 
 
 class _StoredSums(Mapping[str, LayerSums]):
@@ -78,23 +80,19 @@ def collect(
         raise RequestError("calibration: there are no samples; give at least one batch")
     samples = sum(map(samples_in, batches))
     known: dict[str, float | None] = {}
+
+    def keep(layers: Sequence[Layer], observer: MomentSums) -> dict[str, float | None]:
+        _put_sums(layers, observer.sums, shelf)
+        return levels(layers, observer.sums, samples * passes.draws)
+
     with frozen(sections.module), evaluating(sections.module):
         sections.prepare(batches)
         _forward(sections, batches, shelf)
-        for section in reversed(range(len(sections))):
-            done = f"section-{section}"
-            if done in shelf:
-                advance(samples)
-            else:
-                observer = MomentSums(sections.layers[section], passes)
-                with sections.at_work(section):
-                    _section(sections, section, batches, shelf, passes, head, advance, observer)
-                _put_sums(sections.layers[section], observer.sums, shelf)
-                found = levels(sections.layers[section], observer.sums, samples * passes.draws)
-                shelf.put(done, found)
-            known |= shelf.get(done)
-            for number in range(len(batches)):
-                shelf.drop(_gradients(section + 1, number))
+        for found in _from_the_back(
+            sections, batches, shelf, passes, head, advance, "section",
+            lambda layers: MomentSums(layers, passes), keep,
+        ):  # fmt: skip
+            known |= found
     stored = _StoredSums(shelf, list(known))
     return SummedMoments(sections.all_layers, stored, known, samples, passes.draws)
 
@@ -118,22 +116,18 @@ def damage(
     """
     passes = measured_damage.passes_of(seed)
     found: dict[str, Damage] = {}
+
+    def cuts(layers: Sequence[Layer]) -> measured_damage.Cuts:
+        return measured_damage.Cuts([la for la in layers if la.name in moments], solutions, moments)
+
+    def keep(layers: Sequence[Layer], observer: measured_damage.Cuts) -> dict[str, Any]:
+        return {name: asdict(known) for name, known in observer.damage.items()}
+
     with frozen(sections.module), evaluating(sections.module):
-        for section in reversed(range(len(sections))):
-            done = f"damage-{section}"
-            if done in shelf:
-                advance(sum(map(samples_in, batches)))
-            else:
-                layers = [layer for layer in sections.layers[section] if layer.name in moments]
-                cuts = measured_damage.Cuts(layers, solutions, moments)
-                with sections.at_work(section):
-                    _section(
-                        sections, section, batches, shelf, passes, head, advance, cuts, "damage-"
-                    )
-                shelf.put(done, {name: asdict(known) for name, known in cuts.damage.items()})
-            found |= {name: Damage(**known) for name, known in shelf.get(done).items()}
-            for number in range(len(batches)):
-                shelf.drop("damage-" + _gradients(section + 1, number))
+        for kept in _from_the_back(
+            sections, batches, shelf, passes, head, advance, "damage", cuts, keep
+        ):
+            found |= {name: Damage(**known) for name, known in kept.items()}
     return found
 
 
@@ -184,9 +178,10 @@ def states(section: int, number: int) -> str:
     return f"states-{section}-{number}"
 
 
-def _gradients(section: int, number: int) -> str:
-    """On the shelf: those at what a section gets, one for each draw."""
-    return f"gradients-{section}-{number}"
+def _gradients(section: int, number: int, what: str) -> str:
+    """On the shelf: those at what a section gets, one for each draw; of each thing that is found
+    its own."""
+    return f"gradients-{section}-{number}-{what}"
 
 
 def _sums(layer: str) -> str:
@@ -206,6 +201,42 @@ def _forward(sections: Sections, batches: Sequence[Any], shelf: Shelf) -> None:
                 shelf.put(states(section + 1, number), sections.run(section, number, batch, given))
 
 
+def _from_the_back(
+    sections: Sections,
+    batches: Sequence[Any],
+    shelf: Shelf,
+    passes: Passes,
+    head: Head | None,
+    advance: Callable[[int], None],
+    what: str,
+    observer_of: Callable[[Sequence[Layer]], SomeObserver],
+    keep: Callable[[Sequence[Layer], SomeObserver], Any],
+) -> Iterator[Any]:
+    """Let the batches go through one section after the other, from the last to the first.
+
+    Args:
+        what: is found; the name of what is on the shelf of it.
+        observer_of: the layers of a section → who looks on at them.
+        keep: (these layers, this observer) → what the shelf keeps of it.
+
+    Yields:
+        What was kept of each section, now or in an earlier call.
+    """
+    for section in reversed(range(len(sections))):
+        done = f"{what}-{section}"
+        if done in shelf:
+            advance(sum(map(samples_in, batches)))
+        else:
+            layers = sections.layers[section]
+            observer = observer_of(layers)
+            with sections.at_work(section):
+                _section(sections, section, batches, shelf, passes, head, advance, observer, what)
+            shelf.put(done, keep(layers, observer))
+        yield shelf.get(done)
+        for number in range(len(batches)):
+            shelf.drop(_gradients(section + 1, number, what))
+
+
 def _section(
     sections: Sections,
     section: int,
@@ -215,13 +246,10 @@ def _section(
     head: Head | None,
     advance: Callable[[int], None],
     observer: Observer,
-    prefix: str = "",
+    what: str,
 ) -> None:
-    """Let the batches go through one section, forward and back, under an observer's eyes.
-
-    Args:
-        prefix: of the gradients on the shelf, which those at the section's input join.
-    """
+    """Let the batches go through one section, forward and back, under an observer's eyes. The
+    gradients at its input go to the shelf."""
     for number, batch in enumerate(batches):
         seen = observer.watch(number, batch)
         given = shelf.get(states(section, number)) if section else None
@@ -236,13 +264,13 @@ def _section(
             with torch.set_grad_enabled(passes.gradients):
                 with seen:
                     output = forward()
-                behind = prefix + _gradients(section + 1, number)
+                behind = _gradients(section + 1, number, what)
                 known = shelf.get(behind) if output.requires_grad else []
                 for left, gradient in zip(reversed(range(len(known))), known, strict=True):
                     gradient = gradient.to(output.device)
                     torch.autograd.backward(output, gradient, retain_graph=left > 0)
         if given is not None:
-            shelf.put(prefix + _gradients(section, number), arriving)
+            shelf.put(_gradients(section, number, what), arriving)
         observer.finish()
         advance(samples_in(batch))
 

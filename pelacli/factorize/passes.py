@@ -72,7 +72,7 @@ def observe(
 ) -> int:
     """Let the batches go through the module, forward and back, under an observer's eyes.
 
-    The arguments are those of `collect`.
+    The arguments are those of `pelacli.factorize.calibration.collect`.
 
     Returns:
         How many samples there were, in all processes.

@@ -89,7 +89,9 @@ def solve(
         moments = _moments(dense, counted, head, seed, show_progress, run, parts, then)
     if moments:
         _warn_of_few_tokens(dense, moments, count)
-        if keep is Keep.NOTHING:  # the cuts whose damage is measured are made of vectors
+        if (
+            samples.held_back and keep is Keep.NOTHING
+        ):  # the cuts whose damage is measured are made of vectors
             keep = Keep.PLANNED
     with show_progress("reading spectra", len(dense.free)) as bar:
         solutions = engine.solve(dense.free, moments, keep=keep, advance=bar.advance)
